@@ -1,16 +1,19 @@
-"""Do prepare and training stream a data set ten times as large as their memory limit?
+"""Test that prepare and training stream a data set ten times as large as their memory limit.
 
     make large                                     # 600 MB, with 6 GB of prepared data
     python -m benchmarks.large --limit 500 --times 10 --folder DIR
+    python -m benchmarks.large --variables 40 --particles 200            # wide rows
+    python -m benchmarks.large --variables 6 --full-digits --steps 400   # large files
 
-Files of random jets are written (they compress well, so they are several times smaller than what is
-made of them), prepared, and trained on for one epoch. Both programs run in a control group of their
-own with a memory limit, so that the kernel ends them if they need more. Its counters tell what
-they took: memory that no file backs (anonymous), which the kernel cannot take back here, and the
-page cache of the files, which fills the rest of the limit. A limit on the address space
-(`ulimit -v`) would count mapped files too, and show nothing.
+The benchmark writes files of random jets, prepares them, and trains on them for one epoch. The
+numbers have few digits, so that the files are several times smaller than the prepared data; with
+--full-digits the files are large too. Both programs run in a control group with a memory limit, so
+that the kernel kills them if they need more. Its counters give their use: anonymous memory, which
+no file backs and which the kernel cannot reclaim, and the page cache of the files, which fills the
+rest of the limit. A limit on the address space (`ulimit -v`) would count mapped files too.
 
-Needs root (or rights on a control group) on Linux, and free disk of 1.3 times the prepared data.
+Needs root (or rights on a control group) on Linux, and free disk of 1.3 times the prepared data
+(twice with --full-digits).
 """
 
 from __future__ import annotations
@@ -38,13 +41,12 @@ from common.project import ROOT
 from common.storage import space
 
 CONFIG = ROOT / "data/jec_pfn_open.yaml"
-VARIABLES = 12
-"""Numbers of each particle: 5 kB a jet, so that few jets make a large data set."""
 NETWORK = ROOT / "networks/pfn_regressor_open.py"
 SMALL = ("num_conv_layers", "1", "conv_dim", "8", "num_fc_layers", "1", "fc_dim", "8")
 """Options of the network: feeding is tried here, and a small network leaves it the most time."""
 JETS = 20_000  # of one file
-PARTICLES = (80, 120)  # of one jet
+BASKET = 5_000  # jets
+BATCH = 500
 POLL = 0.02  # seconds between two looks at the counters
 DEADLINE = 3600.0
 CGROUPS = Path("/sys/fs/cgroup")
@@ -56,6 +58,23 @@ with open(sys.argv[1], "w") as file:
     file.write(str(os.getpid()))
 os.execv(sys.argv[2], sys.argv[2:])
 """
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rows:
+    """What one jet is."""
+
+    variables: int = 12
+    """Numbers of each particle: 5 kB a jet, so that few jets make a large data set."""
+    particles: int = 100
+    """In the mean; jets have up to a fifth more or less. It is also the length of the inputs."""
+    full_digits: bool = False
+    """Numbers with all digits, which do not compress."""
+
+    def __str__(self) -> str:
+        """Return it in words."""
+        digits = ", full digits" if self.full_digits else ""
+        return f"{self.variables} variables of {self.particles} particles{digits}"
 
 
 class MemoryGroup:
@@ -123,7 +142,7 @@ class MemoryGroup:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Use:
-    """What a program took below the limit (bytes, seconds)."""
+    """Memory (bytes) and time (seconds) of a program below the limit."""
 
     anonymous: int
     peak: int
@@ -133,7 +152,7 @@ class Use:
 
 
 def run_limited(command: Sequence[str], limit: int, log: Path) -> Use:
-    """Run a command below a memory limit. Raises JecError where it takes too long."""
+    """Run a command below a memory limit. Raises JecError if it takes too long."""
     group = MemoryGroup(limit)
     started = time.monotonic()
     most = 0
@@ -162,20 +181,20 @@ def run_limited(command: Sequence[str], limit: int, log: Path) -> Use:
         group.remove()
 
 
-def write_file(path: Path, jets: int, seed: int) -> None:
-    """A ROOT file of jets with the branches of CONFIG, at random.
-
-    Values have few digits, so that the file is small.
-    """
+def write_file(path: Path, jets: int, seed: int, kind: Rows) -> None:
+    """A ROOT file of jets with the branches of CONFIG, at random."""
     import awkward as ak
     import uproot
 
     rng = np.random.default_rng(seed)
-    counts = rng.integers(*PARTICLES, jets)
+    counts = rng.integers(int(0.8 * kind.particles), int(1.2 * kind.particles) + 1, jets)
     particles = {}
     for name in ("pT", "dEta", "dPhi", "dTheta", "dR"):
-        values = rng.integers(1, 9, counts.sum()).astype(np.float32) / 8
-        particles[name] = ak.unflatten(values, counts)
+        if kind.full_digits:
+            values = rng.uniform(0.1, 1, counts.sum())
+        else:
+            values = rng.integers(1, 9, counts.sum()) / 8
+        particles[name] = ak.unflatten(values.astype(np.float32), counts)
     scalars = {}
     for name in ("jetPt", "genJetPt"):
         scalars[name] = rng.integers(30, 500, jets).astype(np.float32)
@@ -189,18 +208,20 @@ def write_file(path: Path, jets: int, seed: int) -> None:
             name: column.type if name == "PF" else column.dtype for name, column in columns.items()
         }
         tree = file.mktree("AK4jets/jetTree", types)
-        for start in range(0, jets, 5_000):
-            tree.extend({name: column[start : start + 5_000] for name, column in columns.items()})
+        for start in range(0, jets, BASKET):
+            tree.extend({name: column[start : start + BASKET] for name, column in columns.items()})
 
 
-def write_config(path: Path) -> None:
-    """CONFIG with VARIABLES for each particle, multiples of those that it has."""
+def write_config(path: Path, kind: Rows) -> None:
+    """CONFIG with more variables for each particle, multiples of those that it has."""
     options = yaml.safe_load(CONFIG.read_text())
     names = options["inputs"]["pf_features"]["vars"]
-    for number in range(VARIABLES - len(names)):
+    for number in range(kind.variables - len(names)):
         name = f"PF_multiple{number}"
         options["new_variables"][name] = f"PF_dEta * {number + 2}"
         names.append(name)
+    for group in ("pf_features", "pf_mask"):
+        options["inputs"][group]["length"] = kind.particles
     path.write_text(yaml.safe_dump(options))
 
 
@@ -210,50 +231,63 @@ def size_of(folder: Path) -> int:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Streamed:
-    """What `stream` did."""
+class StreamResult:
+    """The result of `stream`."""
 
     root: int
     """Bytes of the ROOT files."""
     prepared: int
     """Bytes of the prepared data."""
     jets: int
+    trained: int
+    """Jets of the epoch."""
     prepare: Use
     train: Use
 
 
-def stream(folder: Path, limit: int, least: int) -> Streamed:
+def stream(folder: Path, limit: int, least: int, kind: Rows, steps: int | None) -> StreamResult:
     """Write files whose prepared data have at least so many bytes; prepare and train below a limit.
 
-    Raises JecError where one of both fails.
+    steps: batches of the epoch, by default all. Raises JecError where one of both fails.
     """
     data = folder / "data"
     data.mkdir(parents=True)
-    write_config(folder / "data.yaml")
-    write_file(data / "val.root", 2_000, seed=0)
+    write_config(folder / "data.yaml", kind)
+    write_file(data / "val.root", 2_000, 0, kind)
     val = _prepare(data / "val.root", folder, None, "--validation")
     per_jet = size_of(val) / 2_000
     files = int(np.ceil(least / (per_jet * JETS)))
-    space.require(folder, int(1.3 * files * per_jet * JETS), "this data set")
-    write_file(data / "train-000.root", JETS, seed=1)
+    needed = (2 if kind.full_digits else 1.3) * files * per_jet * JETS
+    space.require(folder, int(needed), "this data set")
+    write_file(data / "train-000.root", JETS, 1, kind)
     for number in range(1, files):  # the same jets under other names: what is tried is the size
         shutil.copyfile(data / "train-000.root", data / f"train-{number:03}.root")
     uses = []
     train = _prepare(data / "train-*.root", folder, (limit, uses))
     command = [sys.executable, "-m", "weaver.train", "--data-train", str(train)]
     command += ["--data-val", str(val), "--data-config", str(folder / "data.yaml")]
-    command += ["--network-config", str(NETWORK), "--num-epochs", "1", "--batch-size", "500"]
+    command += ["--network-config", str(NETWORK), "--num-epochs", "1"]
+    command += ["--batch-size", str(BATCH)]
+    if steps is not None:
+        command += ["--steps-per-epoch", str(steps)]
     for name, value in zip(SMALL[::2], SMALL[1::2], strict=True):
         command += ["--network-option", name, value]
     command += ["--model-prefix", str(folder / "model"), "--regression-mode"]
-    uses.append(_checked(run_limited(command, limit, folder / "train.log"), folder / "train.log"))
+    uses.append(_check_use(run_limited(command, limit, folder / "train.log"), folder / "train.log"))
     jets = json.loads((train / "dataset.json").read_text())["num_jets"]
-    return Streamed(
-        root=size_of(data), prepared=size_of(train), jets=jets, prepare=uses[0], train=uses[1]
+    return StreamResult(
+        root=size_of(data),
+        prepared=size_of(train),
+        jets=jets,
+        trained=jets if steps is None else min(steps * BATCH, jets),
+        prepare=uses[0],
+        train=uses[1],
     )
 
 
-def _prepare(files: Path, folder: Path, limited: tuple[int, list[Use]] | None, *flags: str) -> Path:
+def _prepare(
+    files: Path, folder: Path, limit_and_uses: tuple[int, list[Use]] | None, *flags: str
+) -> Path:
     """Prepare files with the command; the folder that it names."""
     command = [sys.executable, "-m", "weaver.prepare", *flags]
     command += [
@@ -265,16 +299,16 @@ def _prepare(files: Path, folder: Path, limited: tuple[int, list[Use]] | None, *
         str(folder),
     ]
     log = folder / "prepare.log"
-    if limited:
-        limit, uses = limited
-        uses.append(_checked(run_limited(command, limit, log), log))
+    if limit_and_uses:
+        limit, uses = limit_and_uses
+        uses.append(_check_use(run_limited(command, limit, log), log))
     else:
         with log.open("w") as file:
             subprocess.run(command, cwd=ROOT, check=True, stdout=file, stderr=subprocess.STDOUT)
     return Path(log.read_text().splitlines()[-1])
 
 
-def _checked(use: Use, log: Path) -> Use:
+def _check_use(use: Use, log: Path) -> Use:
     if use.exit_code != 0:
         raise JecError(
             f"exit code {use.exit_code}, {use.kills} processes ended by the kernel at the limit,"
@@ -285,8 +319,8 @@ def _checked(use: Use, log: Path) -> Use:
 
 
 @contextlib.contextmanager
-def _work_folder(asked: Path | None) -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="jec-large-", dir=asked))
+def _work_folder(parent: Path | None) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="jec-large-", dir=parent))
     try:
         yield folder
     finally:
@@ -302,24 +336,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--limit", type=int, default=600, help="memory limit in MB")
     parser.add_argument("--times", type=float, default=10, help="prepared data over the limit")
+    parser.add_argument("--variables", type=int, default=Rows.variables, help="of each particle")
+    parser.add_argument("--particles", type=int, default=Rows.particles, help="of each jet, mean")
+    parser.add_argument(
+        "--full-digits", action="store_true", help="numbers with all digits: large files"
+    )
+    parser.add_argument("--steps", type=int, help="batches of the epoch (default: all)")
     parser.add_argument("--folder", type=Path, help="make the data in a new folder below this one")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
     arguments = parser.parse_args(argv)
 
     def body() -> None:
         limit = arguments.limit * 10**6
+        kind = Rows(
+            variables=arguments.variables,
+            particles=arguments.particles,
+            full_digits=arguments.full_digits,
+        )
         with _work_folder(arguments.folder) as folder:
-            streamed = stream(folder, limit, int(limit * arguments.times))
-        write(streamed, limit, arguments.results)
+            least = int(limit * arguments.times)
+            streamed = stream(folder, limit, least, kind, arguments.steps)
+        write(streamed, limit, kind, arguments.results)
 
     return run_main(body)
 
 
-def write(streamed: Streamed, limit: int, results: Path) -> None:
+def write(streamed: StreamResult, limit: int, kind: Rows, results: Path) -> None:
     """Write the results of a limit (bytes) into a folder."""
     report = Report("large", "A data set larger than the memory limit", results)
     rows = []
-    for name, use in (("prepare", streamed.prepare), ("an epoch of training", streamed.train)):
+    training = f"training on {streamed.trained:,} jets"
+    for name, use in (("prepare", streamed.prepare), (training, streamed.train)):
         rows.append(
             [
                 name,
@@ -330,7 +377,7 @@ def write(streamed: Streamed, limit: int, results: Path) -> None:
             ]
         )
     report.section(
-        f"limit of {limit / 1e6:.0f} MB",
+        f"limit of {limit / 1e6:.0f} MB: {kind}",
         columns=["program", "anonymous, MB", "peak with page cache, MB", "kills", "s"],
         rows=rows,
         notes=[

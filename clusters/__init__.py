@@ -1,1 +1,1 @@
-"""Backends that run manifests: one protocol, Kubernetes and this machine."""
+"""Backends that run manifests: one protocol, implemented on Kubernetes and on this machine."""

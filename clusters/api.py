@@ -1,9 +1,9 @@
-"""The API server through the published `kubernetes` client: configuration, kinds, requests.
+"""Access to the API server through the published `kubernetes` client.
 
-A request that was answered with 429 or 5xx, or whose connection broke, is sent again after a
-growing pause, until the deadline of the wait that it belongs to. Given up earlier: the first
-contact, so that a wrong address does not take a search's deadline to show, and a webhook that stays
-away. A Status of Kubernetes is an answer, whatever its code: then the server was reached.
+A request that was answered with 429 or 5xx, or whose connection broke, is repeated with growing
+pauses until the deadline of its wait. Two cases end earlier: a server that never answered, so that
+a wrong address shows soon, and a webhook that stays unavailable. A Status object of Kubernetes
+counts as an answer of the server, whatever its code.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from common.progress import clock
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 KUBECONFIG = "~/.kube/config"
-# overload, a server that restarts, a webhook that is briefly away
-PASSING = {429, 500, 502, 503, 504}
-# an address that never answered within a minute is wrong, or needs a VPN
+# overload, a restarting server, a webhook that is briefly unavailable
+TRANSIENT_CODES = {429, 500, 502, 503, 504}
+# an address that does not answer within a minute is wrong, or needs a VPN
 FIRST_CONTACT_SECONDS = 60.0
-# a controller that restarts or is updated is back by then
+# longer than a restart or an update of a controller takes
 WEBHOOK_SECONDS = 1800.0
 LONGEST_PAUSE_SECONDS = 15.0
 REQUEST_SECONDS = (10.0, 60.0)  # connect, read: a request over a dead connection must not hang
@@ -48,7 +48,7 @@ class NoCluster(InputError):
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A custom resource, and the controller that serves it."""
+    """A custom resource and the controller that serves it."""
 
     name: str
     group: str
@@ -58,7 +58,7 @@ class Kind:
 
     @property
     def api_version(self) -> str:
-        """Group and version, as manifests have them."""
+        """Group and version, as in manifests."""
         return f"{self.group}/{self.version}"
 
 
@@ -73,21 +73,24 @@ WORKFLOW = Kind("Workflow", "argoproj.io", "v1alpha1", "workflows", "Argo Workfl
 
 @dataclasses.dataclass(frozen=True)
 class Connection:
-    """A configured client and what its configuration says."""
+    """A client with its configuration."""
 
     client: client.ApiClient
     namespace: str | None
-    """The namespace that the configuration names."""
+    """Namespace of the configuration; None if it names none."""
     inside: bool
-    """Whether we are a pod of the cluster."""
+    """Whether this process runs in a pod of the cluster."""
     source: str
-    """The configuration's name, for error messages."""
+    """Name of the configuration, for error messages."""
 
 
 def connect() -> Connection:
-    """Connect by the service account of the pod we run in, or else by the kubeconfig.
+    """Connect with the service account of this pod, or else with the kubeconfig.
 
-    The kubeconfig comes first where KUBECONFIG is set. Raises InputError without either.
+    The kubeconfig comes first if KUBECONFIG is set.
+
+    Raises:
+        NoCluster: If there is neither.
     """
     in_pod = "KUBERNETES_SERVICE_HOST" in os.environ and (SERVICE_ACCOUNT / "token").exists()
     try:
@@ -121,7 +124,7 @@ def _from_pod() -> Connection:
 
 def _from_kubeconfig() -> Connection:
     settings = client.Configuration()
-    # the client itself reads the variable at its import only
+    # the client reads the variable only when it is imported
     files = os.environ.get("KUBECONFIG") or KUBECONFIG
     config.load_kube_config(files, client_configuration=settings, persist_config=False)
     _, active = config.list_kube_config_contexts(files)
@@ -138,13 +141,18 @@ def _client(settings: client.Configuration) -> client.ApiClient:
     return client.ApiClient(settings)
 
 
-def namespace_of(connection: Connection, asked: str | None) -> str:
-    """The namespace to work in. None and 'auto' mean the one that the configuration names.
+def namespace_of(connection: Connection, name: str | None) -> str:
+    """Return the namespace to work in.
 
-    Raises InputError if that names none.
+    Args:
+        connection: The connection.
+        name: A namespace; None or 'auto' for that of the configuration.
+
+    Raises:
+        InputError: If the configuration names no namespace either.
     """
-    if asked and asked != "auto":
-        return asked
+    if name and name != "auto":
+        return name
     if connection.namespace:
         return connection.namespace
     raise InputError(
@@ -160,28 +168,32 @@ class Api:
     """
 
     def __init__(self, connection: Connection, namespace: str, *, pause: float = 1.0) -> None:
-        """Use a connection in one namespace; `pause` (s) lies between two attempts."""
+        """Use a connection in one namespace; `pause` is the time between two attempts (s)."""
         self.namespace = namespace
         self._pause = pause
         self._client = connection.client
         self._custom = client.CustomObjectsApi(connection.client)
         self._core = client.CoreV1Api(connection.client)
         self._apps = client.AppsV1Api(connection.client)
-        self._reached = False
+        self._has_answered = False
 
     # Custom resources
     # --------------------------------------------------------------------------------------------
 
     def create(self, kind: Kind, manifest: Manifest, wait: Wait) -> Manifest | None:
-        """Create an object and return it as the server stored it.
+        """Create an object.
 
-        Returns None if one of this name exists. Raises ClusterError if it is refused.
+        Returns:
+            The object as the server stored it; None if one of this name exists.
+
+        Raises:
+            ClusterError: If the server refuses it.
         """
         try:
-            created: Manifest = self.call(
+            new_object: Manifest = self.call(
                 wait, self._custom.create_namespaced_custom_object, *self._at(kind), manifest
             )
-            return created
+            return new_object
         except ApiException as error:
             if error.status == 409:
                 return None
@@ -190,7 +202,11 @@ class Api:
             ) from error
 
     def get(self, kind: Kind, name: str, wait: Wait) -> Manifest | None:
-        """The object, or None if there is none of this name."""
+        """Return the object of this name; None if there is none.
+
+        Raises:
+            ClusterError: If it may not be read.
+        """
         try:
             thing: Manifest = self.call(
                 wait, self._custom.get_namespaced_custom_object, *self._at(kind), name
@@ -202,27 +218,35 @@ class Api:
             raise ClusterError(self._refusal(error, "get", kind, name)) from error
 
     def replace(self, kind: Kind, manifest: Manifest, wait: Wait) -> Manifest | None:
-        """Replace an object and return it as stored.
+        """Replace an object.
 
-        Returns None if it has changed since it was read, or is gone.
+        Returns:
+            The object as the server stored it; None if it has changed since it was read, or is
+            gone.
+
+        Raises:
+            ClusterError: If the server refuses it.
         """
         name = manifest["metadata"]["name"]
         try:
-            stored: Manifest = self.call(
+            new_object: Manifest = self.call(
                 wait, self._custom.replace_namespaced_custom_object, *self._at(kind), name, manifest
             )
-            return stored
+            return new_object
         except ApiException as error:
             if error.status in (404, 409):
                 return None
             raise ClusterError(self._refusal(error, "update", kind, name)) from error
 
     def delete(self, kind: Kind, name: str, wait: Wait) -> bool:
-        """Ask for the removal of an object; False if it was gone already.
+        """Request the deletion of an object; return False if it does not exist.
 
-        Its dependents go in the background, after it. While an Experiment is deleted in the
-        foreground, Katib makes the deleted jobs and the suggestion anew, in rounds of 33 s (seen
-        with Katib 0.19.0).
+        Kubernetes deletes the dependents later, in the background. During a foreground deletion of
+        an Experiment, Katib creates the deleted jobs and the suggestion again, in rounds of 33 s
+        (seen with Katib 0.19.0).
+
+        Raises:
+            ClusterError: If the server refuses it.
         """
         options = client.V1DeleteOptions(propagation_policy="Background")
         try:
@@ -240,7 +264,11 @@ class Api:
         return True
 
     def list_objects(self, kind: Kind, selector: str, wait: Wait) -> list[Manifest]:
-        """All objects with these labels; none where the cluster does not serve the kind."""
+        """Return all objects with these labels; none if the cluster does not serve the kind.
+
+        Raises:
+            ClusterError: If they may not be listed.
+        """
         try:
             answer = self.call(
                 wait,
@@ -255,30 +283,29 @@ class Api:
         objects: list[Manifest] = answer["items"]
         return objects
 
-    # Pods: only for explanations, so a failure to read them never ends a wait
+    # Pods: read only to explain waits, so that failures to read them never end a wait
     # --------------------------------------
 
     def pods(self, selector: str, wait: Wait) -> list[Manifest] | None:
-        """Pods with these labels; None if they cannot be read now."""
-        answer = self._glimpse(
+        """Return the pods with these labels; None if they cannot be read."""
+        answer = self._try_read(
             wait, "pods", self._core.list_namespaced_pod, self.namespace, label_selector=selector
         )
         return None if answer is None else self._plain(answer.items)
 
     def pod(self, name: str, wait: Wait) -> Manifest | None:
-        """The pod of this name; None if there is none, or it cannot be read."""
-        answer = self._glimpse(wait, "pods", self._core.read_namespaced_pod, name, self.namespace)
+        """Return the pod of this name; None if there is none, or it cannot be read."""
+        answer = self._try_read(wait, "pods", self._core.read_namespaced_pod, name, self.namespace)
         return None if answer is None else self._plain([answer])[0]
 
     def events(self, name: str, wait: Wait) -> list[Manifest]:
-        """Events about the object of this name, oldest first; none if they cannot be read."""
+        """Return the events about the object of this name, oldest first; none if unreadable."""
         return self._events(f"involvedObject.name={name}", wait)
 
     def events_of(self, kind: str, prefix: str, wait: Wait) -> list[Manifest]:
-        """Events about objects of a kind whose name is `prefix` and one word, oldest first.
+        """Return events about objects of a kind whose name is `prefix` and one word, oldest first.
 
-        'NAME-predictor-' finds those of ReplicaSet NAME-predictor-5d8f9c. Empty if they cannot be
-        read.
+        'NAME-predictor-' matches those of ReplicaSet NAME-predictor-5d8f9c. Empty if unreadable.
         """
         name = re.compile(re.escape(prefix) + "[a-z0-9]+")
         return [
@@ -288,7 +315,7 @@ class Api:
         ]
 
     def _events(self, selector: str, wait: Wait) -> list[Manifest]:
-        answer = self._glimpse(
+        answer = self._try_read(
             wait,
             "events",
             self._core.list_namespaced_event,
@@ -298,8 +325,8 @@ class Api:
         return sorted([] if answer is None else self._plain(answer.items), key=event_time)
 
     def deployment(self, name: str, wait: Wait) -> Manifest | None:
-        """A Deployment; None if there is none of this name or it cannot be read."""
-        answer = self._glimpse(
+        """Return a Deployment; None if there is none of this name, or it cannot be read."""
+        answer = self._try_read(
             wait, "deployments", self._apps.read_namespaced_deployment, name, self.namespace
         )
         if answer is None:
@@ -308,8 +335,8 @@ class Api:
         return deployment
 
     def quotas(self, wait: Wait) -> list[Manifest] | None:
-        """The ResourceQuotas of the namespace; None if they cannot be read."""
-        answer = self._glimpse(
+        """Return the ResourceQuotas of the namespace; None if they cannot be read."""
+        answer = self._try_read(
             wait, "resourcequotas", self._core.list_namespaced_resource_quota, self.namespace
         )
         return None if answer is None else self._plain(answer.items)
@@ -317,11 +344,16 @@ class Api:
     def log(
         self, pod: str, container: str, wait: Wait, *, lines: int, previous: bool = False
     ) -> list[str]:
-        """The last lines that a container wrote; empty if they cannot be read.
+        """Return the last lines that a container wrote; empty if they cannot be read.
 
-        `previous` asks for those before the container's last restart.
+        Args:
+            pod: Name of the pod.
+            container: Name of the container.
+            wait: The wait that the request belongs to.
+            lines: Number of lines.
+            previous: Read the log of the container before its last restart.
         """
-        answer = self._glimpse(
+        answer = self._try_read(
             wait,
             "pods/log",
             self._core.read_namespaced_pod_log,
@@ -338,7 +370,7 @@ class Api:
         return text.splitlines()[-lines:]
 
     def _plain(self, models: list[Any]) -> list[Manifest]:
-        """The client's models as the dicts that the server sent."""
+        """Convert models of the client to the dicts that the server sent."""
         dicts: list[Manifest] = self._client.sanitize_for_serialization(models)
         return dicts
 
@@ -346,30 +378,33 @@ class Api:
     # --------------------------------------------------------------------------------------------
 
     def call(self, wait: Wait, request: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """The answer to a request, which is sent again after a failure that may pass.
+        """Send a request, and repeat it after errors that may pass.
 
-        Raises ApiException for a failure that will not pass (4xx), DeadlineError at the wait's
-        deadline, UnreachableError if the server was never reached, or if a webhook that it has to
-        ask stays away.
+        Raises:
+            ApiException: If the server refuses the request (4xx).
+            DeadlineError: At the deadline of the wait.
+            UnreachableError: If the server never answered, or a webhook that it needs stays
+                unavailable.
         """
         pause = self._pause
-        started = time.monotonic()
+        start = time.monotonic()
         webhook_since = 0.0
         failures = 0
-        obstacles = {"API server"}  # there may be one of the request before
+        obstacles = {"API server"}  # an earlier request may have set it
         while True:
             try:
                 answer = request(*arguments, _request_timeout=self._timeout(wait), **options)
             except (ApiException, urllib3.exceptions.HTTPError) as error:
-                # an answer of Kubernetes, not of a proxy before it
-                self._reached = self._reached or bool(_status_of(error))
-                if isinstance(error, ApiException) and error.status not in PASSING:
-                    self._reached = True
+                # only Kubernetes itself sends a Status, a proxy does not
+                self._has_answered = self._has_answered or bool(_status_of(error))
+                if isinstance(error, ApiException) and error.status not in TRANSIENT_CODES:
+                    self._has_answered = True
                     self._clear(obstacles, wait)
                     raise
-                self._check_first_contact(error, started)
-                if not isinstance(error, ApiException) and wait.left() <= 0 and failures:
-                    # the deadline cut this request: what held up those before it is the reason
+                self._check_first_contact(error, start)
+                if not isinstance(error, ApiException) and wait.seconds_left() <= 0 and failures:
+                    # the deadline cut this request short; the reason is the error of earlier
+                    # requests
                     wait.sleep(pause)
                 failures += 1
                 webhook = silent_webhook(complaint(error))
@@ -386,7 +421,7 @@ class Api:
                 wait.sleep(max(pause, _retry_after(error)))
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
             else:
-                self._reached = True
+                self._has_answered = True
                 self._clear(obstacles, wait)
                 return answer
 
@@ -395,16 +430,16 @@ class Api:
             wait.obstacle(topic, "")
 
     def _check_webhook(self, error: Exception, webhook: tuple[str, str], since: float) -> None:
-        """Give up on a webhook that has been away for WEBHOOK_SECONDS."""
+        """Give up on a webhook that has been unavailable for WEBHOOK_SECONDS."""
         name, reason = webhook
         if time.monotonic() - since > WEBHOOK_SECONDS:
             raise UnreachableError(
                 f"{name} of the cluster has not answered for {clock(WEBHOOK_SECONDS)} ({reason});"
-                " nothing can be made without it. Ask the cluster's administrator for the"
-                " controller that it belongs to"
+                " no object can be created without it. Ask the cluster's"
+                " administrator to restart its controller"
             ) from error
 
-    def _glimpse(
+    def _try_read(
         self,
         wait: Wait,
         resource: str,
@@ -412,37 +447,37 @@ class Api:
         *arguments: Any,
         **options: Any,
     ) -> Any | None:
-        """The answer, or None after three tries. Reports why we cannot look."""
-        said = ""
+        """Return the answer; None, with a report, after a refusal or three attempts."""
+        message = ""
         for attempt in range(3):
             try:
                 answer = request(*arguments, _request_timeout=self._timeout(wait), **options)
                 wait.obstacle(f"reading {resource}", "")
                 return answer
             except ApiException as error:
-                said = complaint(error)
+                message = complaint(error)
                 if error.status == 403:
                     wait.tell(
                         f"forbidden {resource}",
                         f"reasons will be missing: not allowed to read {resource}"
                         f" ({complaint(error)})",
                     )
-                if error.status not in PASSING:
+                if error.status not in TRANSIENT_CODES:
                     return None
             except urllib3.exceptions.HTTPError as error:
-                said = complaint(error)
+                message = complaint(error)
             if attempt < 2:
-                time.sleep(min(self._pause, max(wait.left(), 0.0)))
-        wait.obstacle(f"reading {resource}", f"{said}; reasons may be missing")
+                time.sleep(min(self._pause, max(wait.seconds_left(), 0.0)))
+        wait.obstacle(f"reading {resource}", f"{message}; reasons may be missing")
         return None
 
     def _timeout(self, wait: Wait) -> tuple[float, float]:
         connect_seconds, read_seconds = REQUEST_SECONDS
-        left = max(wait.left(), 1.0)
-        return min(connect_seconds, left), min(read_seconds, left)
+        seconds_left = max(wait.seconds_left(), 1.0)
+        return min(connect_seconds, seconds_left), min(read_seconds, seconds_left)
 
-    def _check_first_contact(self, error: Exception, started: float) -> None:
-        if not self._reached and time.monotonic() - started > FIRST_CONTACT_SECONDS:
+    def _check_first_contact(self, error: Exception, start: float) -> None:
+        if not self._has_answered and time.monotonic() - start > FIRST_CONTACT_SECONDS:
             host = self._client.configuration.host
             raise UnreachableError(
                 f"the API server at {host} cannot be reached ({complaint(error)}); check the"
@@ -453,31 +488,31 @@ class Api:
         return kind.group, kind.version, self.namespace, kind.plural
 
     def _refusal(self, error: ApiException, verb: str, kind: Kind, name: str) -> str:
-        """The error message for a request that the server refused."""
+        """Return the error message for a request that the server refused."""
         thing = f"{kind.name} {name}".strip()
-        said = complaint(error)
+        message = complaint(error)
         if error.status == 401:
             return (
-                f"the API server does not accept our credentials ({said}); log in anew or renew the"
-                " token of the kubeconfig"
+                f"the API server does not accept our credentials ({message}); log in again or renew"
+                " the token of the kubeconfig"
             )
         if (
             error.status == 403
-            and "denied the request" not in said
-            and "exceeded quota" not in said
+            and "denied the request" not in message
+            and "exceeded quota" not in message
         ):
             return (
                 f"not allowed to {verb} {kind.plural}.{kind.group} in namespace '{self.namespace}':"
-                f" {said}"
+                f" {message}"
             )
         if error.status == 404:
-            installed = f"is {kind.owner} installed ({kind.api_version}), and the namespace right?"
-            return f"cannot {verb} {thing} in namespace '{self.namespace}': {said}; {installed}"
-        return f"the cluster refused to {verb} {thing}: {said}"
+            hint = f"is {kind.owner} installed ({kind.api_version}), and the namespace right?"
+            return f"cannot {verb} {thing} in namespace '{self.namespace}': {message}; {hint}"
+        return f"the cluster refused to {verb} {thing}: {message}"
 
 
 def _status_of(error: Exception) -> dict[str, Any]:
-    """The Status object with which Kubernetes answers; empty if the answer is none."""
+    """Return the Status object in an answer of Kubernetes; empty if there is none."""
     try:
         body = json.loads(getattr(error, "body", None) or "")
     except ValueError:
@@ -486,18 +521,18 @@ def _status_of(error: Exception) -> dict[str, Any]:
 
 
 def complaint(error: Exception) -> str:
-    """What went wrong with a request, in one line: the server's message or the connection's."""
+    """Return in one line why a request failed: the message of the server or of the connection."""
     if not isinstance(error, ApiException):
         reason = getattr(error, "reason", None) or error
         return f"{type(reason).__name__}: {reason}".split("\n")[0]
     try:
-        said = json.loads(error.body)["message"]
+        message = json.loads(error.body)["message"]
     except (TypeError, ValueError, KeyError):
-        said = str(error.reason or "no reason given").split("\n")[0]
-    return f"{error.status} {said}"
+        message = str(error.reason or "no reason given").split("\n")[0]
+    return f"{error.status} {message}"
 
 
 def _retry_after(error: Exception) -> float:
-    """Seconds that the server asks us to wait; 0 if it does not say."""
-    asked = (getattr(error, "headers", None) or {}).get("Retry-After", "")
-    return float(asked) if str(asked).isdigit() else 0.0
+    """Return how many seconds the server asks to wait; 0 if it does not say."""
+    seconds = (getattr(error, "headers", None) or {}).get("Retry-After", "")
+    return float(seconds) if str(seconds).isdigit() else 0.0

@@ -1,4 +1,4 @@
-"""Katib's rules, restated: its webhook's checks, its substitution of parameters, its metrics.
+"""Katib's rules, reimplemented: validation, substitution of parameters, collection of metrics.
 
 Sources: kubeflow/katib v0.19 (pkg/webhook/v1beta1/experiment/validator,
 pkg/controller.v1beta1/experiment/manifest, cmd/metricscollector/v1beta1/file-metricscollector,
@@ -28,25 +28,25 @@ TRIAL_NAME_REFERENCE = "${trialSpec.Name}"
 
 
 def observations(text: str, names: list[str]) -> dict[str, Observation]:
-    """What Katib's collector observes in a metrics file.
+    """Return what Katib's collector observes in a metrics file, by metric.
 
-    Minimum and maximum are over *all* lines of a metric, the latest value is that of the last line.
-    Each line begins with an RFC 3339 time. A value that is no finite number is left out. Where the
-    last one is no finite number, Katib's latest value is empty and its suggestions stall on it.
-    Such a metric is missing from the answer.
+    Each line begins with an RFC 3339 time. Minimum and maximum are over *all* lines of a metric,
+    and the latest value is that of its last line. Values that are not finite are ignored. If the
+    last value of a metric is not finite, Katib's latest value is empty and its algorithms stall on
+    it; the metric is then missing from the result.
     """
-    observed = {}
+    result = {}
     for name, numbers in _values_by_metric(text, names).items():
         if numbers[-1] is not None:
             finite = [number for number in numbers if number is not None]
-            observed[name] = Observation(min=min(finite), max=max(finite), latest=finite[-1])
-    return observed
+            result[name] = Observation(min=min(finite), max=max(finite), latest=finite[-1])
+    return result
 
 
 def values(text: str, name: str) -> list[float]:
-    """The finite numbers of one metric, in the order of its lines.
+    """Return the finite values of one metric, in the order of its lines.
 
-    A last line that is still being written is left out.
+    An incomplete last line is ignored.
     """
     whole = text[: text.rfind("\n") + 1]
     numbers = _values_by_metric(whole, [name]).get(name, [])
@@ -54,7 +54,7 @@ def values(text: str, name: str) -> list[float]:
 
 
 def _values_by_metric(text: str, names: list[str]) -> dict[str, list[float | None]]:
-    """Each metric's values by line; None where a value is no finite number."""
+    """Return the values of each metric by line; None where a value is not finite."""
     by_metric: dict[str, list[float | None]] = {}
     for line in text.splitlines():
         _, _, rest = line.partition(" ")
@@ -65,9 +65,9 @@ def _values_by_metric(text: str, names: list[str]) -> dict[str, list[float | Non
 
 
 def objective_value(manifest: Manifest, metrics: dict[str, Observation]) -> float | None:
-    """The objective as Katib takes it from a trial's metrics; None if it is not among them.
+    """Return the objective as Katib computes it from the metrics of a trial; None if it is missing.
 
-    The metric's strategy decides, which is min by default for minimize and max for maximize.
+    The strategy of the metric decides; the default is min for minimize and max for maximize.
     """
     objective = manifest["spec"]["objective"]
     observation = metrics.get(objective["objectiveMetricName"])
@@ -80,24 +80,25 @@ def objective_value(manifest: Manifest, metrics: dict[str, Observation]) -> floa
 
 
 def experiment_of(trial: str) -> str:
-    """The name of the experiment that a trial's name was made of.
+    """Return the name of the experiment from the name of a trial.
 
-    Katib appends '-' and eight characters that are never '-' (pkg/controller.v1beta1/suggestion/
-    suggestionclient/suggestionclient.go:177).
+    Katib appends '-' and eight characters that are never '-'
+    (pkg/controller.v1beta1/suggestion/suggestionclient/suggestionclient.go:177).
     """
     return trial.rpartition("-")[0]
 
 
 def metric_names(manifest: Manifest) -> list[str]:
-    """Names of the metrics that the experiment collects, the objective first."""
+    """Return the names of the metrics that the experiment collects, the objective first."""
     objective = manifest["spec"]["objective"]
     return [objective["objectiveMetricName"], *objective.get("additionalMetricNames", [])]
 
 
 def substitute(manifest: Manifest, assignments: dict[str, str], trial_name: str) -> Manifest:
-    """The object of a trial: its parameters substituted, named and labelled as Katib would.
+    """Return the object of a trial, with its parameters, name and labels set as Katib would.
 
-    `${trialParameters.x}` becomes the value of the parameter that x refers to, or the trial's name.
+    `${trialParameters.x}` becomes the value of the parameter that x refers to, or the name of the
+    trial.
     """
     template = manifest["spec"]["trialTemplate"]
     values = {}
@@ -114,9 +115,10 @@ def substitute(manifest: Manifest, assignments: dict[str, str], trial_name: str)
 
 
 def check_experiment(manifest: Manifest) -> None:
-    """Refuse what Katib's webhook refuses.
+    """Check an Experiment as Katib's webhook does.
 
-    Raises InputError with the path inside the object and what may stand there.
+    Raises:
+        InputError: If Katib would refuse it; the error names the field and valid values.
     """
     spec = manifest["spec"]
     name = manifest["metadata"]["name"]
@@ -133,13 +135,15 @@ def check_experiment(manifest: Manifest) -> None:
         f" {unknown('algorithm', algorithm, algorithms.katib_names())}",
     )
     parallel = spec.get("parallelTrialCount", 3)
-    most = spec.get("maxTrialCount", math.inf)
+    max_trials = spec.get("maxTrialCount", math.inf)
     require(
-        parallel <= most, f"spec.parallelTrialCount: {parallel} is more than maxTrialCount {most}"
+        parallel <= max_trials,
+        f"spec.parallelTrialCount: {parallel} is more than maxTrialCount {max_trials}",
     )
     failures = spec.get("maxFailedTrialCount", 0)
     require(
-        failures <= most, f"spec.maxFailedTrialCount: {failures} is more than maxTrialCount {most}"
+        failures <= max_trials,
+        f"spec.maxFailedTrialCount: {failures} is more than maxTrialCount {max_trials}",
     )
     early_stopping.settings(manifest)
     template = spec["trialTemplate"]
@@ -149,7 +153,7 @@ def check_experiment(manifest: Manifest) -> None:
     )
     require(
         "name" not in template["trialSpec"].get("metadata", {}),
-        "spec.trialTemplate.trialSpec.metadata.name: Katib names the trials",
+        "spec.trialTemplate.trialSpec.metadata.name: Katib names the trials; remove it",
     )
     _check_references(spec)
 
@@ -159,9 +163,9 @@ def _check_references(spec: Manifest) -> None:
     template = spec["trialTemplate"]
     references = {p["name"]: p["reference"] for p in template.get("trialParameters", [])}
     for name, reference in references.items():
-        known = reference in names or reference.startswith("${trialSpec.")
+        is_valid = reference in names or reference.startswith("${trialSpec.")
         require(
-            known,
+            is_valid,
             f"spec.trialTemplate.trialParameters.{name}: {unknown('parameter', reference, names)}",
         )
     for name in names:
@@ -170,11 +174,11 @@ def _check_references(spec: Manifest) -> None:
             f"spec.parameters.{name}: no trial receives it; add it to"
             " trialTemplate.trialParameters",
         )
-    for used in set(PARAMETER.findall(json.dumps(template["trialSpec"]))):
+    for name_in_spec in set(PARAMETER.findall(json.dumps(template["trialSpec"]))):
         require(
-            used in references,
-            f"spec.trialTemplate.trialSpec: ${{trialParameters.{used}}}:"
-            f" {unknown('trial parameter', used, references)}",
+            name_in_spec in references,
+            f"spec.trialTemplate.trialSpec: ${{trialParameters.{name_in_spec}}}:"
+            f" {unknown('trial parameter', name_in_spec, references)}",
         )
 
 

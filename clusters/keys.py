@@ -1,8 +1,8 @@
 """Check that a predictor will get its S3 keys.
 
-The Secret has them and names the endpoint, and the ServiceAccount names the Secret. Without these
-checks a wrong key shows only when KServe's storage initializer fails, minutes after everything else
-went well.
+The Secret must have them and name the endpoint, and the ServiceAccount must name the Secret.
+Without these checks a wrong key shows only when the storage initializer of KServe fails, minutes
+later, after everything else succeeded.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ OLD_GROUP = "serving.kubeflow.org/"
 
 
 class Finding(NamedTuple):
-    """state is 'ok', 'error' or 'not seen', as in the table of --check."""
+    """A result of a check; `state` is 'ok', 'error' or 'not seen', as in the table of --check."""
 
     state: str
     what: str
@@ -29,9 +29,13 @@ class Finding(NamedTuple):
 
 
 def findings(survey: Survey, *, secret: str, account: str, endpoint: str) -> Iterator[Finding]:
-    """Check the Secret and the account.
+    """Check the Secret and the ServiceAccount.
 
-    `endpoint` is the URL that the run uses, empty where it names none.
+    Args:
+        survey: Access to the cluster.
+        secret: Name of the Secret.
+        account: Name of the ServiceAccount.
+        endpoint: S3 URL of the run; empty if it names none.
     """
     yield from _secret(survey, secret, endpoint)
     yield _account(survey, account, secret)
@@ -60,32 +64,32 @@ def _secret(survey: Survey, name: str, endpoint: str) -> Iterator[Finding]:
 
 
 def _endpoint(what: str, annotations: dict[str, str], endpoint: str) -> Finding:
-    """Check the annotations from which KServe takes the endpoint (host and port) and the scheme."""
-    asked = urlsplit(endpoint).netloc
+    """Check the annotations from which KServe takes host, port and scheme of the endpoint."""
+    host = urlsplit(endpoint).netloc
     https = str(int(endpoint.startswith("https")))
     old = [key for key in annotations if key.startswith(OLD_GROUP)]
     if old:
         return Finding(
             "error",
             what,
-            f"annotation {old[0]} is of a group that KServe no longer reads",
+            f"annotation {old[0]} is in a group that KServe no longer reads",
             f"name it {ENDPOINT}",
         )
-    if asked and ENDPOINT not in annotations:
+    if host and ENDPOINT not in annotations:
         return Finding(
             "error",
             what,
             f"no annotation {ENDPOINT}: KServe would fetch the model from Amazon",
-            f"{ENDPOINT}: {asked}",
+            f"{ENDPOINT}: {host}",
         )
-    if asked and annotations[ENDPOINT] != asked:
+    if host and annotations[ENDPOINT] != host:
         return Finding(
             "error",
             what,
-            f"annotation {ENDPOINT} is {annotations[ENDPOINT]}, --s3-endpoint is {asked}",
+            f"annotation {ENDPOINT} is {annotations[ENDPOINT]}, --s3-endpoint is {host}",
             "make them agree",
         )
-    if asked and annotations.get(HTTPS) != https:
+    if host and annotations.get(HTTPS) != https:
         return Finding(
             "error", what, f"annotation {HTTPS} does not fit {endpoint}", f'write "{https}"'
         )
@@ -95,9 +99,9 @@ def _endpoint(what: str, annotations: dict[str, str], endpoint: str) -> Finding:
 
 
 def _account(survey: Survey, name: str, secret: str) -> Finding:
-    """Check that the predictor's account names the Secret.
+    """Check that the ServiceAccount of the predictor names the Secret.
 
-    KServe gives the storage initializer the keys of the Secrets that the account names.
+    KServe passes the keys of the Secrets that the account names to the storage initializer.
     """
     what = f"ServiceAccount {name}"
     secrets = survey.account_secrets(name)

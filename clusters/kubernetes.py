@@ -1,10 +1,10 @@
 """The Kubernetes backend: run manifests on a cluster with Katib, the training operator and KServe.
 
 Objects are sent through the published client and watched by polling. The watch API is not used: a
-list of trials and pods every few seconds shows everything, needs no resuming after a cut, and is
-never out of date. Every wait ends: done, failed with the reason of the pod that failed, or out of
-time with what it waited for. Nothing here catches KeyboardInterrupt. A step that is told to stop
-removes what it has started (`delete_experiment`, `delete_job`).
+list of trials and pods every few seconds shows everything, needs no resuming after a broken
+connection, and is never out of date. Each wait ends with success, with the reason of the pod that
+failed, or at its deadline with what it waited for. KeyboardInterrupt is never caught here. A step
+that is told to stop removes the objects that it created (`delete_experiment`, `delete_job`).
 """
 
 from __future__ import annotations
@@ -28,15 +28,9 @@ from clusters.waiting import Wait, ignore
 
 
 class KubernetesCluster:
-    """Implement clusters.protocol.Cluster on a cluster.
+    """The protocol clusters.protocol.Cluster, implemented on a cluster."""
 
-    `namespace` None or 'auto' means the pod's own, or the kubeconfig context's. `poll` is the time
-    between two looks, in seconds. `patience` is how long a pod may lack an image or a secret before
-    its wait is given up. `owner` owns Experiments and jobs until they have ended well, if it is in
-    the same namespace. Raises InputError if no cluster or no namespace is configured.
-    """
-
-    resumes = False  # an experiment that nobody watches would go on, and hold its GPUs
+    resumes = False  # an experiment that nobody watches would continue and occupy its GPUs
 
     def __init__(
         self,
@@ -46,10 +40,18 @@ class KubernetesCluster:
         poll: float = 5.0,
         patience: float = 600.0,
     ) -> None:
-        """Connect to the configured cluster. Raises NoCluster.
+        """Connect to the configured cluster.
 
-        `poll` (s) lies between two looks; `patience` (s) is how long a pod may wait for a reason
-        that does not pass by itself.
+        Args:
+            namespace: The namespace; None or 'auto' for that of the pod or of the kubeconfig
+                context.
+            owner: Owner of Experiments and jobs until they succeed, if it is in the same namespace.
+            poll: Seconds between two requests of the state.
+            patience: Seconds that a pod may lack an image or a secret before the wait is given up.
+
+        Raises:
+            NoCluster: If no cluster is configured.
+            InputError: If no namespace is configured.
         """
         connection = connect()
         self.namespace = namespace_of(connection, namespace)
@@ -67,7 +69,7 @@ class KubernetesCluster:
         """See clusters.protocol.Cluster."""
         run = kubernetes_experiment.ExperimentRun(
             self._objects,
-            self._objects.checked(manifest, EXPERIMENT),
+            self._objects.namespaced_copy(manifest, EXPERIMENT),
             patience=self._patience,
             deadline=deadline,
             report=report,
@@ -93,7 +95,7 @@ class KubernetesCluster:
         """See clusters.protocol.Cluster."""
         kubernetes_job.run_job(
             self._objects,
-            self._objects.checked(manifest, PYTORCHJOB),
+            self._objects.namespaced_copy(manifest, PYTORCHJOB),
             patience=self._patience,
             deadline=deadline,
             report=report,
@@ -111,7 +113,7 @@ class KubernetesCluster:
         """See clusters.protocol.Cluster."""
         kubernetes_job.run_jobs(
             self._objects,
-            [self._objects.checked(manifest, PYTORCHJOB) for manifest in manifests],
+            [self._objects.namespaced_copy(manifest, PYTORCHJOB) for manifest in manifests],
             parallel=parallel,
             ended=ended,
             patience=self._patience,
@@ -132,7 +134,7 @@ class KubernetesCluster:
         """See clusters.protocol.Cluster."""
         rollout = service_rollout.Rollout(
             self._objects,
-            self._objects.checked(manifest, INFERENCE_SERVICE),
+            self._objects.namespaced_copy(manifest, INFERENCE_SERVICE),
             inside=self._inside,
             check=check,
             backup=backup,
@@ -146,27 +148,32 @@ class KubernetesCluster:
     # --------------------------------------------------------------------------------------------
 
     def why_stopped(self, kfp_run: str, step: str, *, deadline: float) -> Stop:
-        """Why a step of a KFP run in this namespace ended without a word."""
+        """Return why a step of a KFP run in this namespace ended without a message of its own."""
         wait = Wait(f"a look at KFP run {kfp_run}", deadline, ignore)
         return workflow.why_stopped(self._api, kfp_run, step, wait)
 
     def delete_unfinished(self, run_id: str, *, deadline: float, report: Report) -> list[str]:
-        """Remove what a run has left unfinished: its Experiment, trials and jobs.
+        """Delete the experiments, trials and jobs of a run that have not ended.
 
-        What has succeeded or failed stays, and so do services. Returns 'Kind/name' of what was
-        removed. Raises DeadlineError with what is still there.
+        Objects that succeeded or failed stay, and so do services.
+
+        Returns:
+            'Kind/name' of each deleted object.
+
+        Raises:
+            DeadlineError: If objects remain at the deadline; it names them.
         """
         wait = Wait(f"removal of what run {run_id} left unfinished", deadline, report)
         removed = kubernetes_experiment.delete_unfinished(self._objects, run_id, wait)
         return removed + kubernetes_job.delete_unfinished(self._objects, run_id, wait)
 
     def find(self, run_id: str) -> list[str]:
-        """'Kind/name' of everything that `delete` would remove."""
+        """Return 'Kind/name' of all objects that `delete` would delete."""
         return self._objects.find_run(run_id)
 
     def delete(self, run_id: str, report: Report = ignore) -> list[str]:
         """See clusters.protocol.Cluster. Waits until the objects and their pods are gone.
 
-        `report` gets what is waited for, once that takes more than a few seconds.
+        `report` is called with what is waited for, if that takes more than a few seconds.
         """
         return self._objects.delete_run(run_id, report)

@@ -1,7 +1,4 @@
-"""A Katib Experiment on a cluster.
-
-Submit, adopt or extend it, watch its trials, explain what waits, and read the result.
-"""
+"""A Katib Experiment on a cluster: create, adopt or extend it, watch it, and read its result."""
 
 from __future__ import annotations
 
@@ -34,15 +31,15 @@ from clusters.waiting import Wait, ignore
 from common.errors import ClusterError
 from common.records import Trial
 
-SHOWN_TRIALS = 3  # failed trials whose last lines an error shows
-# what Katib allows to change in an experiment
+NUM_EXAMPLES = 3  # failed trials whose last log lines an error shows
+# fields that Katib allows to change in an experiment
 EDITABLE = ("parallelTrialCount", "maxTrialCount", "maxFailedTrialCount")
-OVERTAKEN = "the goal was reached"
-OBSERVATION_SECONDS = 20.0  # between a trial's end and its metrics; Katib takes about a second
+GOAL_REACHED = "the goal was reached"
+OBSERVATION_SECONDS = 20.0  # Katib takes about a second from the end of a trial to its metrics
 
 
 class ExperimentRun:
-    """One Experiment, from its submission to its end."""
+    """One Experiment, from its creation to its end."""
 
     def __init__(
         self,
@@ -53,13 +50,13 @@ class ExperimentRun:
         deadline: float,
         report: Report,
     ) -> None:
-        """Nothing is sent yet; the times are in seconds."""
+        """Prepare the run; nothing is sent yet. Times are in seconds."""
         self._objects = objects
         self._api = objects.api
         self._manifest = manifest
         self._name = name_of(manifest)
         self._report = report
-        self._observed_by: float | None = None
+        self._observation_deadline: float | None = None
         self._wait = Wait(f"experiment {self._name}", deadline, report)
         self._diagnostics = PodDiagnostics(
             self._api,
@@ -79,7 +76,7 @@ class ExperimentRun:
         )
 
     def run(self) -> ExperimentResult:
-        """Run the experiment to its end, or continue to watch the one of this run that exists."""
+        """Run the experiment to its end, or continue with the existing one of this run."""
         self._submit()
         while True:
             experiment = self._objects.existing(EXPERIMENT, self._name, self._wait)
@@ -89,13 +86,13 @@ class ExperimentRun:
             self._report_trials(experiment, trials)
             self._wait.tell("state", progress_line(experiment, trials, waiting))
             if is_true(experiment, "Failed"):
-                # Katib lets the other trials run on (seen with 0.19.0); their GPUs are for others.
+                # Katib does not stop the other trials (seen with 0.19.0), which occupy GPUs.
                 failure = self._failure(experiment, trials)
                 self._remove_unfinished(trials, "the search failed")
                 raise ClusterError(failure)
             has_succeeded = is_true(experiment, "Succeeded") and not _was_extended(experiment)
             if has_succeeded and not self._awaits_observation(trials):
-                result = self._result(experiment, self._remove_unfinished(trials, OVERTAKEN))
+                result = self._result(experiment, self._remove_unfinished(trials, GOAL_REACHED))
                 self._objects.release(EXPERIMENT, self._name, self._wait)
                 return result
             self._wait.sleep(self._objects.poll)
@@ -104,33 +101,33 @@ class ExperimentRun:
     # --------------------------------------------------------------------------------------------
 
     def _submit(self) -> None:
-        """Create the experiment, adopt the one of this run, or replace it if it has failed."""
-        if self._objects.settled(EXPERIMENT, self._name, self._wait) is None:
+        """Create the experiment, adopt the one of this run, or replace it if it failed."""
+        if self._objects.find(EXPERIMENT, self._name, self._wait) is None:
             # One of this name may have been deleted a moment ago, by `finish` or with its workflow.
             self._objects.wait_for_dependents(EXPERIMENT, self._name, self._wait, suggestion=True)
-        existing = self._objects.submit_owned(EXPERIMENT, self._manifest, self._wait)
+        existing = self._objects.submit_with_owner(EXPERIMENT, self._manifest, self._wait)
         if existing is None:
             return
         if is_true(existing, "Failed"):
-            # Katib cannot restart it; resuming a run means to try again
+            # Katib cannot restart it, so it is replaced
             self._report(f"experiment {self._name} failed before; it is removed and run again")
             self._objects.remove([(EXPERIMENT, self._name)], self._wait, to_make_again=True)
-            self._objects.submit_owned(EXPERIMENT, self._manifest, self._wait)
+            self._objects.submit_with_owner(EXPERIMENT, self._manifest, self._wait)
         else:
             self._extend(existing)
 
     def _extend(self, existing: Manifest) -> None:
-        """Let an existing experiment continue with the numbers of trials that are asked now."""
+        """Let an existing experiment continue with the numbers of trials of this manifest."""
         while changes := self._changes(existing):
             before = existing["spec"].get("maxTrialCount", 0)
             if not is_extensible(existing):
                 why = message_of(existing, "Succeeded")
                 raise ClusterError(
-                    f"experiment {self._name} has ended and takes no more trials ({why}); resume"
+                    f"experiment {self._name} has ended and accepts no more trials ({why}); resume"
                     f" the run with --max-trials {before}, and then give it more by --more-trials"
                 )
-            extended = {**existing, "spec": {**existing["spec"], **changes}}
-            if self._api.replace(EXPERIMENT, extended, self._wait):
+            new_experiment = {**existing, "spec": {**existing["spec"], **changes}}
+            if self._api.replace(EXPERIMENT, new_experiment, self._wait):
                 text = f"experiment {self._name} goes on"
                 if "maxTrialCount" in changes:
                     text += f" from {before} to {changes['maxTrialCount']} trials"
@@ -139,51 +136,59 @@ class ExperimentRun:
                 ]
                 self._wait.tell("submit", ", ".join([text, *others]))
                 return
-            # it was changed between our reading and writing
+            # it was changed between read and write
             existing = self._objects.existing(EXPERIMENT, self._name, self._wait)
 
     def _changes(self, existing: Manifest) -> dict[str, int]:
-        """What is asked now and differs from an existing experiment, of what Katib lets change.
+        """Return the editable fields of this manifest that differ from an existing experiment.
 
-        One that has ended changes only for more trials. Of one that runs, Katib refuses any change
-        that does not leave it another trial to make (katib v0.19.0
+        An experiment that has ended changes only to get more trials. For one that runs, Katib
+        refuses changes after which it could create no further trial (katib v0.19.0
         pkg/webhook/v1beta1/experiment/validator/validator.go:133).
         """
         spec = self._manifest["spec"]
-        asked, then = spec.get("maxTrialCount", 0), existing["spec"].get("maxTrialCount", 0)
-        if asked <= then:
-            made = existing.get("status", {}).get("trials", 0)
-            if is_true(existing, "Succeeded") or made >= then:
+        max_trials, old_max_trials = (
+            spec.get("maxTrialCount", 0),
+            existing["spec"].get("maxTrialCount", 0),
+        )
+        if max_trials <= old_max_trials:
+            num_trials = existing.get("status", {}).get("trials", 0)
+            if is_true(existing, "Succeeded") or num_trials >= old_max_trials:
                 return {}
-            asked = max(asked, made + 1)
-        numbers = {key: spec[key] for key in EDITABLE if key in spec} | {"maxTrialCount": asked}
+            max_trials = max(max_trials, num_trials + 1)
+        numbers = {key: spec[key] for key in EDITABLE if key in spec} | {
+            "maxTrialCount": max_trials
+        }
         return {key: value for key, value in numbers.items() if existing["spec"].get(key) != value}
 
     # Watch
     # --------------------------------------------------------------------------------------------
 
     def _read_trials(self) -> list[Trial]:
-        """The trials in the order of their creation.
+        """Return the trials in the order of their creation.
 
-        The failed ones carry the reason that their pods gave, which stays known when the pods go.
+        Failed trials get the reason from their pods, which is remembered when the pods are gone.
         """
         selector = f"{TRIALS_LABEL}={self._name}"
-        listed = self._api.list_objects(TRIAL, selector, self._wait)
-        listed.sort(
+        objects = self._api.list_objects(TRIAL, selector, self._wait)
+        objects.sort(
             key=lambda trial: (trial["metadata"].get("creationTimestamp", ""), name_of(trial))
         )
-        failed = [name_of(trial) for trial in listed if status_of(trial) == "Failed"]
-        self._diagnostics.look_back(failed)
+        failed_names = [name_of(trial) for trial in objects if status_of(trial) == "Failed"]
+        self._diagnostics.look_back(failed_names)
         trials = []
-        for trial in listed:
-            ending = self._diagnostics.ending(name_of(trial)) if name_of(trial) in failed else None
+        for trial in objects:
+            ending = (
+                self._diagnostics.ending(name_of(trial)) if name_of(trial) in failed_names else None
+            )
             trials.append(trial_of(trial, ending.reason() if ending else ""))
         return trials
 
     def _explain_trials(self, trials: list[Trial]) -> int:
         """Report why trials wait whose pods have not started.
 
-        Returns the number of them that Katib calls running.
+        Returns:
+            The number of such trials that Katib calls running.
         """
         active = [trial for trial in trials if trial.status in UNFINISHED]
         pods = self._diagnostics.look([trial.name for trial in active])
@@ -200,9 +205,9 @@ class ExperimentRun:
         return waiting
 
     def _explain_suggestions(self, experiment: Manifest, trials: list[Trial]) -> None:
-        """Report why the pod of the algorithm waits while no trial is under way.
+        """Report why the pod of the algorithm waits while no trial is active.
 
-        Without that pod Katib waits and says nothing.
+        Without that pod Katib waits and reports nothing.
         """
         if any(trial.status in UNFINISHED for trial in trials):
             self._suggestions.settle(self._name)
@@ -211,10 +216,10 @@ class ExperimentRun:
             self._suggestions.explain(self._name, pods[self._name], since)
 
     def _report_trials(self, experiment: Manifest, trials: list[Trial]) -> None:
-        """Report a new best trial, and each trial that failed with the last lines of its log."""
+        """Report a new best trial, and each failed trial with the last lines of its log."""
         if best := best_trial(experiment, trials):
-            chosen = ", ".join(f"{name} {value}" for name, value in best.parameters.items())
-            self._wait.tell("best", f"best so far: {best.name}: {chosen}")
+            parameters = ", ".join(f"{name} {value}" for name, value in best.parameters.items())
+            self._wait.tell("best", f"best so far: {best.name}: {parameters}")
         for trial in trials:
             if trial.status in FAILED:
                 lines = [f"trial {trial.name}: {trial.reason}"]
@@ -227,31 +232,31 @@ class ExperimentRun:
     # --------------------------------------------------------------------------------------------
 
     def _awaits_observation(self, trials: list[Trial]) -> bool:
-        """Whether a trial was stopped early a moment ago, and Katib will still observe its metrics.
+        """Return whether Katib has yet to observe the metrics of a trial that was stopped early.
 
         Katib marks a trial, and with its last one the experiment, before it reads the metrics (seen
         with 0.19.0). This wait ends after OBSERVATION_SECONDS.
         """
         if all(trial.metrics for trial in trials if trial.status == "EarlyStopped"):
             return False
-        if self._observed_by is None:
-            self._observed_by = time.monotonic() + OBSERVATION_SECONDS
-        return time.monotonic() < self._observed_by
+        if self._observation_deadline is None:
+            self._observation_deadline = time.monotonic() + OBSERVATION_SECONDS
+        return time.monotonic() < self._observation_deadline
 
     def _remove_unfinished(self, trials: list[Trial], reason: str) -> list[Trial]:
-        """Remove the trials that an experiment which has ended leaves running.
+        """Delete trials that still run after the end of their experiment; they get status Killed.
 
-        Katib lets them run on, and they would hold their GPUs.
+        Katib does not stop them, and they would occupy GPUs.
         """
-        kept = []
+        result = []
         for trial in trials:
             if trial.status in UNFINISHED:
                 self._api.delete(TRIAL, trial.name, self._wait)
                 self._wait.tell(f"killed {trial.name}", f"trial {trial.name} is removed: {reason}")
-                kept.append(dataclasses.replace(trial, status="Killed", reason=reason))
+                result.append(dataclasses.replace(trial, status="Killed", reason=reason))
             else:
-                kept.append(trial)
-        return kept
+                result.append(trial)
+        return result
 
     def _result(self, experiment: Manifest, trials: list[Trial]) -> ExperimentResult:
         optimal = optimal_trial(experiment, trials)
@@ -261,9 +266,9 @@ class ExperimentRun:
         return ExperimentResult(name=self._name, trials=trials, optimal=optimal.name)
 
     def _failure(self, experiment: Manifest, trials: list[Trial]) -> str:
-        """Katib's message, the number of failed trials and their reasons."""
-        failed = sum(trial.status in FAILED for trial in trials)
-        count = f"{failed} of {len(trials)} trials failed"
+        """Return Katib's message, the number of failed trials and their reasons."""
+        num_failed = sum(trial.status in FAILED for trial in trials)
+        count = f"{num_failed} of {len(trials)} trials failed"
         limit = experiment["spec"].get("maxFailedTrialCount")
         if limit is not None:
             count += f", the limit is {limit}"
@@ -271,32 +276,37 @@ class ExperimentRun:
         return "\n".join([head, *self._trial_reasons(trials)])
 
     def _trial_reasons(self, trials: list[Trial]) -> list[str]:
-        """The most common reasons, then the last lines of one trial for each of the first few."""
+        """Return the most common reasons, then the last log lines of example trials."""
         examples = {
             trial.reason: self._diagnostics.ending(trial.name)
             for trial in reversed(trials)
             if not trial.counts
         }
         endings = [ending.text() for ending in examples.values() if ending]
-        return [f"  {line}" for line in common_reasons(trials)] + endings[-SHOWN_TRIALS:]
+        return [f"  {line}" for line in common_reasons(trials)] + endings[-NUM_EXAMPLES:]
 
 
 def can_continue(objects: Objects, name: str) -> bool:
-    """Whether an experiment of this name exists and takes more trials than it has had."""
+    """Return whether an experiment of this name exists and accepts further trials."""
     wait = Wait(f"experiment {name}", REMOVAL_SECONDS, ignore)
-    experiment = objects.settled(EXPERIMENT, name, wait)
+    experiment = objects.find(EXPERIMENT, name, wait)
     return (
         experiment is not None and not is_true(experiment, "Failed") and is_extensible(experiment)
     )
 
 
 def delete_unfinished(objects: Objects, run_id: str, wait: Wait) -> list[str]:
-    """Remove a run's experiments that have not ended, and trials that outlived their experiment.
+    """Delete experiments of a run that have not ended, and trials that outlived theirs.
 
-    Waits until the experiments are gone. Returns 'Kind/name' of what was removed. Raises
-    DeadlineError.
+    Waits until the experiments are gone.
+
+    Returns:
+        'Kind/name' of each deleted object.
+
+    Raises:
+        DeadlineError: If experiments remain at the deadline.
     """
-    things, killed = [], []
+    things, deleted = [], []
     for experiment in objects.api.list_objects(EXPERIMENT, f"{RUN_LABEL}={run_id}", wait):
         name = name_of(experiment)
         if not _has_ended(experiment):
@@ -304,8 +314,8 @@ def delete_unfinished(objects: Objects, run_id: str, wait: Wait) -> list[str]:
             continue
         for trial in objects.api.list_objects(TRIAL, f"{TRIALS_LABEL}={name}", wait):
             if status_of(trial) in UNFINISHED and objects.api.delete(TRIAL, name_of(trial), wait):
-                killed.append(f"{TRIAL.name}/{name_of(trial)}")
-    return killed + objects.remove(things, wait)
+                deleted.append(f"{TRIAL.name}/{name_of(trial)}")
+    return deleted + objects.remove(things, wait)
 
 
 def _has_ended(experiment: Manifest) -> bool:
@@ -315,10 +325,7 @@ def _has_ended(experiment: Manifest) -> bool:
 
 
 def of_run(objects: Objects, run_id: str) -> dict[str, dict[str, str]]:
-    """The run's experiments that exist and have not failed, the newest first.
-
-    Name -> annotations.
-    """
+    """Return the annotations of a run's experiments that have not failed, by name, newest first."""
     wait = Wait(f"the experiments of run {run_id}", REMOVAL_SECONDS, ignore)
     experiments = objects.api.list_objects(EXPERIMENT, f"{RUN_LABEL}={run_id}", wait)
     experiments.sort(
@@ -334,9 +341,9 @@ def of_run(objects: Objects, run_id: str) -> dict[str, dict[str, str]]:
 
 
 def is_extensible(experiment: Manifest) -> bool:
-    """Whether Katib lets an experiment continue with more trials.
+    """Return whether Katib lets an experiment continue with more trials.
 
-    It does while the experiment runs, and if it ended because it had all of its trials.
+    It does so while the experiment runs, and if it ended because it had all of its trials.
     """
     if not is_true(experiment, "Succeeded"):
         return True
@@ -349,10 +356,10 @@ def _had_all_trials(experiment: Manifest) -> bool:
 
 
 def _was_extended(experiment: Manifest) -> bool:
-    """Whether an experiment that says it has succeeded was just extended, unseen by Katib as yet.
+    """Return whether a succeeded experiment was just extended, which Katib has not noticed yet.
 
-    Katib's own count decides, which is as old as its conditions. The trials that are listed a
-    moment later may include new ones.
+    The comparison uses Katib's own count, which is as old as its conditions. Trials listed a moment
+    later may include new ones.
     """
-    asked = experiment["spec"].get("maxTrialCount", 0)
-    return _had_all_trials(experiment) and experiment["status"].get("trials", 0) < asked
+    max_trials = experiment["spec"].get("maxTrialCount", 0)
+    return _had_all_trials(experiment) and experiment["status"].get("trials", 0) < max_trials

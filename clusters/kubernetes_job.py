@@ -1,4 +1,4 @@
-"""PyTorchJobs on a cluster: submit or adopt them, watch them, explain what waits, and their end."""
+"""PyTorchJobs on a cluster: create or adopt them, watch them, and explain waits and failures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REPLICA_WORDS = {"active": "running", "succeeded": "succeeded", "failed": "faile
 
 
 class JobRun:
-    """One PyTorchJob, from its submission to its end."""
+    """One PyTorchJob, from its creation to its end."""
 
     def __init__(
         self,
@@ -29,12 +29,12 @@ class JobRun:
         deadline: float,
         report: Report,
     ) -> None:
-        """Nothing is sent yet; the times are in seconds."""
+        """Prepare the run; nothing is sent yet. Times are in seconds."""
         self.name = name_of(manifest)
         self.reason = ""
-        """Why it failed, in one line; empty while it has not."""
+        """Why it failed, in one line; else empty."""
         self.error: ClusterError | None = None
-        """The same with the last lines of the pod that failed first."""
+        """The error with the last lines of the pod that failed first; None if it has not failed."""
         self.wait = Wait(f"job {self.name}", deadline, report)
         self._objects = objects
         self._manifest = manifest
@@ -48,26 +48,29 @@ class JobRun:
         )
 
     def submit(self) -> None:
-        """Create the job, or adopt one of this run and this spec that runs or has succeeded.
+        """Create the job, or adopt one of this run with this spec that runs or has succeeded.
 
-        Any other job of this name is removed and run again.
+        Any other job of this name is deleted and run again.
         """
         labels = self._manifest["metadata"]["labels"]
         labels[REVISION_LABEL] = digest(self._manifest["spec"])
-        if self._objects.settled(PYTORCHJOB, self.name, self.wait) is None:
-            # The pods of a job that was deleted a moment ago may still write to its folder.
+        if self._objects.find(PYTORCHJOB, self.name, self.wait) is None:
+            # Pods of a job that was deleted a moment ago may still write to its folder.
             self._objects.wait_for_dependents(PYTORCHJOB, self.name, self.wait, suggestion=False)
-        existing = self._objects.submit_owned(PYTORCHJOB, self._manifest, self.wait)
+        existing = self._objects.submit_with_owner(PYTORCHJOB, self._manifest, self.wait)
         stale = _staleness(existing, self._manifest) if existing else ""
         if stale:
             self._report(f"job {self.name} {stale} before; it is removed and run again")
             self._objects.remove([(PYTORCHJOB, self.name)], self.wait)
-            self._objects.submit_owned(PYTORCHJOB, self._manifest, self.wait)
+            self._objects.submit_with_owner(PYTORCHJOB, self._manifest, self.wait)
 
     def has_ended(self) -> bool:
-        """Look at the job once. One that failed has a reason and an error from then on.
+        """Request the state of the job once and return whether it has ended.
 
-        Raises ClusterError where it was deleted or can never start.
+        If it failed, `reason` and `error` are set.
+
+        Raises:
+            ClusterError: If it was deleted or can never start.
         """
         job = self._objects.existing(PYTORCHJOB, self.name, self.wait)
         pods = self._diagnostics.look([self.name])
@@ -92,7 +95,12 @@ class JobRun:
 def run_job(
     objects: Objects, manifest: Manifest, *, patience: float, deadline: float, report: Report
 ) -> None:
-    """Run a PyTorchJob to its end. Raises ClusterError if it failed, and DeadlineError."""
+    """Run a PyTorchJob to its end.
+
+    Raises:
+        ClusterError: If it failed.
+        DeadlineError: At the deadline.
+    """
     job = JobRun(objects, manifest, patience=patience, deadline=deadline, report=report)
     job.submit()
     while not job.has_ended():
@@ -140,22 +148,28 @@ def run_jobs(
 
 
 def delete_unfinished(objects: Objects, run_id: str, wait: Wait) -> list[str]:
-    """Remove a run's own jobs that have not ended; a trial's job goes with its trial.
+    """Delete the jobs of a run that have not ended, except those of trials, and wait for it.
 
-    Waits until they are gone. Returns 'Kind/name' of what was removed. Raises DeadlineError.
+    The job of a trial is deleted together with its trial.
+
+    Returns:
+        'Kind/name' of each deleted job.
+
+    Raises:
+        DeadlineError: If jobs remain at the deadline.
     """
     things = []
     for job in objects.api.list_objects(PYTORCHJOB, f"{RUN_LABEL}={run_id}", wait):
-        ended = is_true(job, "Succeeded") or is_true(job, "Failed")
-        if not ended and not belongs_to_trial(job):
+        is_over = is_true(job, "Succeeded") or is_true(job, "Failed")
+        if not is_over and not belongs_to_trial(job):
             things.append((PYTORCHJOB, name_of(job)))
     return objects.remove(things, wait)
 
 
 def _staleness(existing: Manifest, manifest: Manifest) -> str:
-    """Why an existing job does not stand for this manifest; empty if it does.
+    """Return why an existing job does not match this manifest; empty if it does.
 
-    A job without the revision label is adopted.
+    A job without the revision label matches.
     """
     if is_true(existing, "Failed"):
         return "failed"
@@ -165,26 +179,23 @@ def _staleness(existing: Manifest, manifest: Manifest) -> str:
 
 
 def _failure(job: Manifest, ending: Ending | None) -> ClusterError:
-    """The error of a failed job, with the last lines of the pod that failed first."""
+    """Return the error of a failed job, with the last lines of the pod that failed first."""
     name = name_of(job)
     message = message_of(job, "Failed")
     overdue = "active longer than specified deadline" in message
     error = DeadlineError if overdue else ClusterError
     if ending is None:
-        return error(
-            f"job {name} failed: {message} (its pods are gone, and nothing is known of their last"
-            " lines)"
-        )
+        return error(f"job {name} failed: {message} (its pods and their logs are gone)")
     return error(f"job {name} failed: {ending.reason()} ({message})\n{ending.text()}")
 
 
 def replicas_of(spec: Manifest) -> int:
-    """The number of pods that a PyTorchJob of this spec has."""
+    """Return the number of pods of a PyTorchJob with this spec."""
     return sum(replica.get("replicas", 1) for replica in spec["pytorchReplicaSpecs"].values())
 
 
 def replicas_line(job: Manifest) -> str:
-    """'Master: 1 running; Worker: 1 running, 1 succeeded', or that nothing has started."""
+    """Return the states of the replicas: 'Master: 1 running; Worker: 1 running, 1 succeeded'."""
     if is_true(job, "Suspended"):
         return "suspended, until a queue lets it start"
     roles = job.get("status", {}).get("replicaStatuses") or {}

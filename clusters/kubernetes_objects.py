@@ -1,4 +1,4 @@
-"""The objects of runs in one namespace of a cluster: submit, read and remove them."""
+"""The objects of runs in one namespace of a cluster: create, read and delete them."""
 
 from __future__ import annotations
 
@@ -13,41 +13,45 @@ from clusters.reasons import name_of
 from clusters.waiting import Wait, ignore
 from common.errors import ClusterError, InputError
 
-# on every pod of a PyTorchJob; a trial's job has the trial's name
+# label of each pod of a PyTorchJob; the job of a trial has the name of the trial
 JOB_LABEL = "training.kubeflow.org/job-name"
 TRIALS_LABEL = "katib.kubeflow.org/experiment"
-# on the pod of the algorithm; its value is the experiment's name
+# label of the pod of the algorithm; its value is the name of the experiment
 SUGGESTION_LABEL = "katib.kubeflow.org/suggestion"
 SERVICE_LABEL = "serving.kserve.io/inferenceservice"
-# digest of a job's or a service's spec; KServe copies it to the pods of that very spec
+# digest of the spec of a job or service; KServe copies it to the pods of this spec
 REVISION_LABEL = "jec/revision"
-REMOVAL_SECONDS = 300.0  # pods may take their grace period to go
-QUIET_SECONDS = 4.0  # of a removal: most are over by then
+REMOVAL_SECONDS = 300.0  # pods may take their whole grace period
+QUIET_SECONDS = 4.0  # most removals end within this time
 
 
 class Objects:
-    """Submit, read and remove the objects of one namespace.
-
-    `poll` is the time between two looks, in seconds. `owner` owns what is submitted by
-    `submit_owned`; one in another namespace is left out.
-    """
+    """Create, read and delete the objects of one namespace."""
 
     def __init__(self, api: Api, *, poll: float, owner: Owner | None = None) -> None:
-        """Objects get an ownerReference to `owner` where it is in the same namespace."""
+        """Use the objects of the API's namespace.
+
+        Args:
+            api: Access to the API server.
+            poll: Seconds between two requests of the state.
+            owner: Owner of the objects that `submit_with_owner` creates; ignored if it is in
+                another namespace.
+        """
         self.api = api
         self.namespace = api.namespace
         self.poll = poll
-        self._unowned = "this step is no pod of a workflow"
+        self._why_no_owner = "this step is not a pod of a workflow"
         if owner and owner.namespace != self.namespace:
-            self._unowned = f"the run's workflow is in namespace '{owner.namespace}'"
+            self._why_no_owner = f"the run's workflow is in namespace '{owner.namespace}'"
             owner = None
         self._owner = owner
 
-    def checked(self, manifest: Manifest, kind: Kind) -> Manifest:
-        """A copy for this namespace.
+    def namespaced_copy(self, manifest: Manifest, kind: Kind) -> Manifest:
+        """Return a copy of a manifest for this namespace.
 
-        Raises InputError if the manifest is not of this kind or names another namespace, and
-        KeyError if it carries no run id.
+        Raises:
+            InputError: If it is not of this kind, or names another namespace.
+            KeyError: If it has no run id.
         """
         is_a = f"{manifest.get('apiVersion')} {manifest.get('kind')}"
         if is_a != f"{kind.api_version} {kind.name}":
@@ -66,16 +70,17 @@ class Objects:
     # --------------------------------------------------------------------------------------------
 
     def submit(self, kind: Kind, manifest: Manifest, wait: Wait) -> Manifest | None:
-        """Create the object. If one of this run exists already, return it.
+        """Create an object; return the existing one if this run has created it before.
 
-        Raises ClusterError if the existing object belongs to another run.
+        Raises:
+            ClusterError: If an existing object of this name belongs to another run.
         """
         name = name_of(manifest)
         while True:
             if self.api.create(kind, manifest, wait):
                 wait.tell("submit", f"{kind.name} {name} created in namespace '{self.namespace}'")
                 return None
-            if existing := self.settled(kind, name, wait):
+            if existing := self.find(kind, name, wait):
                 self._check_same_run(kind, existing, run_id_of(manifest))
                 wait.tell(
                     "submit",
@@ -84,44 +89,47 @@ class Objects:
                 )
                 return existing
 
-    def submit_owned(self, kind: Kind, manifest: Manifest, wait: Wait) -> Manifest | None:
-        """Submit an object that the run's workflow owns until `release`.
+    def submit_with_owner(self, kind: Kind, manifest: Manifest, wait: Wait) -> Manifest | None:
+        """Create an object that the workflow of the run owns until `release`.
 
-        An object that exists may have been made by an earlier workflow of the run, which must not
-        take it along when it is removed: it belongs to the new one.
+        An existing object may belong to an earlier workflow of the run; the new workflow becomes
+        its owner, so that it is not deleted together with the earlier one.
+
+        Returns:
+            The existing object; None if it was created.
         """
         name = name_of(manifest)
-        owned = {**manifest, "metadata": {**manifest["metadata"]}}
+        new_object = {**manifest, "metadata": {**manifest["metadata"]}}
         if self._owner:
-            owned["metadata"]["ownerReferences"] = [self._owner.reference]
+            new_object["metadata"]["ownerReferences"] = [self._owner.reference]
         else:
             wait.tell(
                 "owner",
-                f"no workflow owns the {kind.name} {name} ({self._unowned}): if the run is deleted,"
-                f" `finish` or `pipeline.py --down {run_id_of(manifest)}` removes it",
+                f"no workflow owns the {kind.name} {name} ({self._why_no_owner}): if the run is"
+                f" deleted, `finish` or `pipeline.py --down {run_id_of(manifest)}` removes it",
             )
-        if self.submit(kind, owned, wait) is None:
+        if self.submit(kind, new_object, wait) is None:
             return None
         self._set_owner(kind, name, self._owner, wait)
         return self.existing(kind, name, wait)
 
     def release(self, kind: Kind, name: str, wait: Wait) -> None:
-        """Keep an object that has ended well when its workflow goes: KFP removes that after a day.
+        """Remove the owner of an object that succeeded, so that it outlives its workflow.
 
-        A refusal is reported, as the work is done.
+        KFP deletes workflows after a day. A refusal is only reported, because the work is done.
         """
         self._set_owner(kind, name, None, wait)
 
     def _set_owner(self, kind: Kind, name: str, owner: Owner | None, wait: Wait) -> None:
-        """Make a workflow, or none, the only workflow that owns an object."""
+        """Make `owner` the only workflow that owns an object, or none if it is None."""
         while thing := self.api.get(kind, name, wait):
             references = thing["metadata"].get("ownerReferences") or []
-            changed = [reference for reference in references if not is_workflow(reference)]
+            new_references = [reference for reference in references if not is_workflow(reference)]
             if owner:
-                changed.append(owner.reference)
-            if changed == references:
+                new_references.append(owner.reference)
+            if new_references == references:
                 return
-            metadata = {**thing["metadata"], "ownerReferences": changed}
+            metadata = {**thing["metadata"], "ownerReferences": new_references}
             try:
                 if self.api.replace(kind, {**thing, "metadata": metadata}, wait):
                     return
@@ -132,10 +140,10 @@ class Objects:
                     f" {error}",
                 )
                 return
-            wait.sleep(self.poll)  # it was changed between our reading and writing
+            wait.sleep(self.poll)  # it was changed between read and write
 
-    def settled(self, kind: Kind, name: str, wait: Wait) -> Manifest | None:
-        """The object as it is, None if there is none. Waits while it is being deleted."""
+    def find(self, kind: Kind, name: str, wait: Wait) -> Manifest | None:
+        """Return an object, None if there is none. Waits while it is being deleted."""
         while True:
             thing = self.api.get(kind, name, wait)
             if thing is None or not thing["metadata"].get("deletionTimestamp"):
@@ -145,7 +153,11 @@ class Objects:
             wait.sleep(self.poll)
 
     def existing(self, kind: Kind, name: str, wait: Wait) -> Manifest:
-        """The object as it is. Raises ClusterError if somebody has deleted it."""
+        """Return an object that must exist.
+
+        Raises:
+            ClusterError: If it was deleted.
+        """
         thing = self.api.get(kind, name, wait)
         if thing is None or thing["metadata"].get("deletionTimestamp"):
             raise ClusterError(f"{kind.name} {name} was deleted by somebody while we waited for it")
@@ -172,31 +184,36 @@ class Objects:
         *,
         to_make_again: bool = False,
     ) -> list[str]:
-        """Delete objects and wait until they and what runs for them are gone.
+        """Delete objects and wait until they and their dependents are gone.
 
-        `to_make_again`: wait for the pod of an Experiment's algorithm as well, which takes its
-        30 s to end. A new Experiment of the same name would take over the assignments and the
-        trial names of the deleted one (seen with Katib 0.19.0). Returns 'Kind/name' of those that
-        existed.
+        Args:
+            things: Kind and name of each object.
+            wait: The wait that the removal belongs to; a new one by default.
+            to_make_again: Also wait for the pod of an Experiment's algorithm, which takes 30 s to
+                end. A new Experiment of the same name would otherwise get the assignments and the
+                trial names of the deleted one (seen with Katib 0.19.0).
+
+        Returns:
+            'Kind/name' of the objects that existed.
         """
         names = ", ".join(f"{kind.name} {name}" for kind, name in things)
         wait = wait or Wait(f"removal of {names}", REMOVAL_SECONDS, ignore)
-        removed = [(kind, name) for kind, name in things if self.api.delete(kind, name, wait)]
-        left = self._still_there(removed, wait)
-        while left:
+        deleted = [(kind, name) for kind, name in things if self.api.delete(kind, name, wait)]
+        remaining = self._still_there(deleted, wait)
+        while remaining:
             wait.sleep(self.poll)
-            left = self._still_there(left, wait)
+            remaining = self._still_there(remaining, wait)
         for kind, name in things:
             self.wait_for_dependents(kind, name, wait, suggestion=to_make_again)
-        return [f"{kind.name}/{name}" for kind, name in removed]
+        return [f"{kind.name}/{name}" for kind, name in deleted]
 
     def wait_for_dependents(self, kind: Kind, name: str, wait: Wait, *, suggestion: bool) -> None:
-        """Wait until nothing is left of what an object's controller made for it."""
+        """Wait until all objects that a controller created for an object are gone."""
         while self._dependents(kind, name, wait, suggestion=suggestion):
             wait.sleep(self.poll)
 
     def _dependents(self, kind: Kind, name: str, wait: Wait, *, suggestion: bool) -> bool:
-        """Whether anything that an object's controller made for it still exists."""
+        """Return whether an object that a controller created for this one still exists."""
         selectors = {
             EXPERIMENT.name: [f"{TRIALS_LABEL}={name}"],
             PYTORCHJOB.name: [f"{JOB_LABEL}={name}"],
@@ -204,24 +221,26 @@ class Objects:
         }[kind.name]
         if suggestion and kind.name == EXPERIMENT.name:
             selectors.append(f"{SUGGESTION_LABEL}={name}")
-        left = []
+        remaining = []
         if kind.name == EXPERIMENT.name:
             for dependent in (TRIAL, PYTORCHJOB):
                 for thing in self.api.list_objects(dependent, selectors[0], wait):
-                    left.append(f"{dependent.name} {name_of(thing)}")
+                    remaining.append(f"{dependent.name} {name_of(thing)}")
         for selector in selectors:
             for pod in self.api.pods(selector, wait) or []:
-                # an algorithm's pod carries the trials' label as well
+                # the pod of an algorithm also has the label of trials
                 if suggestion or not (_is_algorithm(pod) and _is_going(pod)):
-                    left.append(f"Pod {name_of(pod)}")
-        left = list(dict.fromkeys(left))  # the algorithm's pod carries both labels
+                    remaining.append(f"Pod {name_of(pod)}")
+        remaining = list(dict.fromkeys(remaining))  # the pod of the algorithm has both labels
         topic = f"{kind.name} {name}"
-        shown = ", ".join(left[:3]) + (f" and {len(left) - 3} more" if len(left) > 3 else "")
-        wait.obstacle(topic, f"deleted, but {shown} of it still there" if left else "")
-        return bool(left)
+        examples = ", ".join(remaining[:3]) + (
+            f" and {len(remaining) - 3} more" if len(remaining) > 3 else ""
+        )
+        wait.obstacle(topic, f"deleted, but still there: {examples}" if remaining else "")
+        return bool(remaining)
 
     def _still_there(self, things: list[tuple[Kind, str]], wait: Wait) -> list[tuple[Kind, str]]:
-        left = []
+        remaining = []
         for kind, name in things:
             thing = self.api.get(kind, name, wait)
             if thing is not None:
@@ -229,43 +248,46 @@ class Objects:
                 wait.obstacle(
                     f"{kind.name} {name}", f"still there, waiting for its finalizers: {finalizers}"
                 )
-                left.append((kind, name))
-        return left
+                remaining.append((kind, name))
+        return remaining
 
     def find_run(self, run_id: str) -> list[str]:
-        """'Kind/name' of everything that `delete_run` would remove."""
+        """Return 'Kind/name' of all objects that `delete_run` would delete."""
         wait = Wait(f"a look at run {run_id}", REMOVAL_SECONDS, ignore)
         return [f"{kind.name}/{name}" for kind, name in self._of_run(run_id, wait)]
 
     def delete_run(self, run_id: str, report: Report = ignore) -> list[str]:
-        """Remove every Experiment, PyTorchJob and InferenceService of a run.
+        """Delete the Experiments, PyTorchJobs and InferenceServices of a run.
 
-        Waits until they and their pods are gone, but for an algorithm's pod that is on its way.
-        `report` gets what is waited for, once that takes long. Returns 'Kind/name' of what was
-        removed.
+        Waits until they and their pods are gone, except for the pod of an algorithm that is already
+        ending. `report` is called with what is waited for, if it takes long.
+
+        Returns:
+            'Kind/name' of each deleted object.
         """
         wait = Wait(f"removal of run {run_id}", REMOVAL_SECONDS, report, quiet=QUIET_SECONDS)
-        removed = self.remove(self._of_run(run_id, wait), wait)
-        # an object may be gone while its pods take their grace period, and hold their GPUs
-        while pods := self._pods_left(run_id, wait):
+        deleted = self.remove(self._of_run(run_id, wait), wait)
+        # pods may outlive their object during their grace period, and occupy GPUs
+        while pods := self._remaining_pods(run_id, wait):
             for pod in pods:
                 wait.obstacle(f"Pod {name_of(pod)}", "still there")
             wait.sleep(self.poll)
-        return removed
+        return deleted
 
-    def _pods_left(self, run_id: str, wait: Wait) -> list[Manifest]:
-        """The pods of a run that are worth a wait.
+    def _remaining_pods(self, run_id: str, wait: Wait) -> list[Manifest]:
+        """Return the pods of a run that a removal waits for.
 
-        That of an algorithm ignores SIGTERM, takes its 30 s to end (seen with Katib 0.19.0), and
-        holds nothing that others wait for.
+        The pod of an algorithm is not among them: it ignores SIGTERM, takes 30 s to end (seen with
+        Katib 0.19.0), and occupies nothing that others need.
         """
         pods = self.api.pods(f"{RUN_LABEL}={run_id},{STEP_LABEL}", wait) or []
         return [pod for pod in pods if not (_is_algorithm(pod) and _is_going(pod))]
 
     def _of_run(self, run_id: str, wait: Wait) -> list[tuple[Kind, str]]:
-        """The objects of a run in the order of their removal.
+        """Return the objects of a run in the order of their deletion.
 
-        The experiment goes before the jobs, or Katib would make its trials' jobs anew.
+        The experiment comes before the jobs, because Katib would create the jobs of its trials
+        again.
         """
         things = []
         for kind in (EXPERIMENT, PYTORCHJOB, INFERENCE_SERVICE):
@@ -276,7 +298,7 @@ class Objects:
 
 
 def digest(spec: Manifest) -> str:
-    """The value of REVISION_LABEL for a spec."""
+    """Return the value of REVISION_LABEL for a spec."""
     return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -285,14 +307,14 @@ def _is_algorithm(pod: Manifest) -> bool:
 
 
 def _is_going(pod: Manifest) -> bool:
-    """Whether a pod is being deleted, and holds no GPU meanwhile."""
+    """Return whether a pod is being deleted and occupies no GPU meanwhile."""
     limits = [one.get("resources", {}).get("limits") or {} for one in pod["spec"]["containers"]]
-    # devices alone have a domain in their name, as in nvidia.com/gpu
+    # only devices have a domain in their name, like nvidia.com/gpu
     devices = [name for resources in limits for name in resources if "/" in name]
     return bool(pod["metadata"].get("deletionTimestamp")) and not devices
 
 
 def belongs_to_trial(thing: Manifest) -> bool:
-    """Whether a Katib Trial owns the object."""
+    """Return whether a Katib Trial owns the object."""
     owners = thing["metadata"].get("ownerReferences") or []
     return any(owner.get("kind") == TRIAL.name for owner in owners)

@@ -1,9 +1,9 @@
 """The local backend: run the manifests of a cluster on one machine.
 
-An Experiment runs through Optuna, a PyTorchJob as processes, an InferenceService as a real Triton
-process over the same repository. A manifest that is wrong fails here as it would on a cluster.
+An Experiment runs through Optuna, a PyTorchJob as processes, and an InferenceService as a real
+Triton process over the same repository. A wrong manifest fails here as on a cluster.
 
-Layout below `workdir`, which is the folder of local runs:
+Layout below `workdir`, the folder of local runs:
 
     <run-id>/local/search/   study.db (Optuna), <trial>/master-0.log and metrics.log
     <run-id>/local/jobs/     <job name>/master-0.log
@@ -40,11 +40,11 @@ from common import storage
 from common.errors import ClusterError, DeadlineError, JecError
 from common.storage import space
 
-POLL = 0.1  # seconds between two looks at the jobs of `run_jobs`
+POLL = 0.1  # seconds between two checks of the jobs of `run_jobs`
 
 
 class Servers(Protocol):
-    """Start and end model servers on this machine (serving.triton)."""
+    """Starts and stops model servers on this machine (serving.triton)."""
 
     def start(
         self,
@@ -58,32 +58,38 @@ class Servers(Protocol):
     ) -> Any:
         """Start a server and wait until the model is ready.
 
-        owner: pid of the process with which the server ends. Returns an object with pid, url and
-        kind.
+        `owner` is the pid of the process with which the server ends.
+
+        Returns:
+            An object with pid, url and kind.
         """
 
     def is_running(self, pid: int) -> bool:
-        """Whether that server runs."""
+        """Return whether the server runs."""
 
     def stop(self, pid: int) -> bool:
-        """End that server and its children.
+        """Stop the server and its children.
 
-        Returns False if it is gone, or if the pid is another process' now.
+        Returns:
+            False if it is gone, or if the pid belongs to another process now.
         """
 
 
 class LocalCluster:
-    """Implement clusters.protocol.Cluster on one machine.
-
-    `root` is the folder with the code (the working folder of an image).
-    """
+    """The protocol clusters.protocol.Cluster, implemented on one machine."""
 
     resumes = True
 
     def __init__(
         self, workdir: Path | str, root: Path | str | None = None, servers: Servers | None = None
     ) -> None:
-        """Keep logs and records in `workdir`; run commands in `root`; serve with `servers`."""
+        """Use folders and model servers of this machine.
+
+        Args:
+            workdir: Folder for logs and records.
+            root: Folder with the code, in which commands run (the working folder of an image).
+            servers: Starts model servers; only `deploy` needs it.
+        """
         self.workdir = Path(workdir).resolve()
         self.root = Path(root) if root else Path(__file__).resolve().parent.parent
         self.servers = servers
@@ -105,21 +111,21 @@ class LocalCluster:
         return any(self.workdir.glob(f"*/local/search/{name}/study.db"))
 
     def experiments(self, run_id: str) -> dict[str, dict[str, str]]:
-        """See clusters.protocol.Cluster. One that has failed is here run again, in its folder.
+        """See clusters.protocol.Cluster. A failed experiment is included, as it runs again here.
 
-        No annotations are kept: what changes holds for the trials that follow.
+        There are no annotations: changed parameters hold for all further trials.
         """
         studies = list((self.workdir / run_id / "local" / "search").glob("*/study.db"))
         studies.sort(key=lambda study: study.stat().st_mtime, reverse=True)
         return {study.parent.name: {} for study in studies}
 
     def run_job(self, manifest: Manifest, *, deadline: float, report: Report) -> None:
-        """See clusters.protocol.Cluster. What the Master prints is reported line by line."""
+        """See clusters.protocol.Cluster. Output of the Master is reported line by line."""
         name = manifest["metadata"]["name"]
         job = self._job(manifest, threads=cores())
         deadline = min(deadline, _own_deadline(manifest))
         job.start()
-        with _following(job.log(), report):
+        with _follow_log(job.log(), report):
             code = wait(job, deadline=deadline)
         if code is None:
             raise DeadlineError(
@@ -137,7 +143,7 @@ class LocalCluster:
         deadline: float,
         report: Report,
     ) -> None:
-        """See clusters.protocol.Cluster. At most one job a core runs. Leaves no process behind."""
+        """See clusters.protocol.Cluster. At most one job per core runs. No process remains."""
         end = time.monotonic() + deadline
         parallel = max(1, min(parallel, cores(), len(manifests)))
         waiting = list(manifests)
@@ -177,8 +183,8 @@ class LocalCluster:
     ) -> Service:
         """See clusters.protocol.Cluster.
 
-        An older process of the same service is ended first, and is not brought back where the
-        check fails. The server outlives this process. It ends with the one that runs the run.
+        An earlier server of the same service is stopped first, and is not restored if the check
+        fails. The server outlives this process and ends with the process that runs the run.
         """
         name = manifest["metadata"]["name"]
         folder = self._folder(manifest, "services") / name
@@ -196,15 +202,21 @@ class LocalCluster:
         try:
             check(service)
         except JecError as error:
-            story = f"the server's log ({log}) ends:\n{tail(log)}"
-            error.args = (f"{error}\n{story}", *error.args[1:])
+            log_end = f"the server's log ({log}) ends:\n{tail(log)}"
+            error.args = (f"{error}\n{log_end}", *error.args[1:])
             raise
         return service
 
     def restart_service(self, folder: Path, repository: str, *, deadline: float) -> Service:
-        """Start the server that a service's folder names again, at the same address.
+        """Start the server of a service again, at the same address.
 
-        Raises as `deploy`.
+        Args:
+            folder: Folder of the service.
+            repository: Model repository to serve.
+            deadline: Seconds until the model must be ready.
+
+        Raises:
+            ClusterError: If it cannot be started.
         """
         url = json.loads((folder / "service.json").read_text())["url"]
         self.end_service(folder)
@@ -215,9 +227,9 @@ class LocalCluster:
     def _start_server(
         self, folder: Path, repository: str, deadline: float, http_port: int = 0
     ) -> Any:
-        """Start the server of a service's folder, and note it there.
+        """Start the server of a service and record it in the folder of the service.
 
-        It ends with the process that runs the run; where there is none, it outlives all.
+        It ends with the process that runs the run; if there is none, it keeps running.
         """
         server = self._servers.start(
             repository,
@@ -231,7 +243,7 @@ class LocalCluster:
             str(folder / "service.json"),
             {
                 "pid": server.pid,
-                "started": run_lock.started(server.pid),
+                "started": run_lock.start_time(server.pid),
                 "url": server.url,
                 "kind": server.kind,
             },
@@ -241,9 +253,7 @@ class LocalCluster:
     @property
     def _servers(self) -> Servers:
         if self.servers is None:
-            raise ClusterError(
-                "this backend was made without model servers; pass servers=serving.triton"
-            )
+            raise ClusterError("this backend has no model servers; pass servers=serving.triton")
         return self.servers
 
     def delete_experiment(self, name: str) -> None:
@@ -259,7 +269,7 @@ class LocalCluster:
     def delete(self, run_id: str) -> list[str]:
         """See clusters.protocol.Cluster. Results in the run's storage stay."""
         local = self.workdir / run_id / "local"
-        removed = []
+        deleted = []
         for place, kind in (
             ("services", "InferenceService"),
             ("jobs", "PyTorchJob"),
@@ -269,17 +279,17 @@ class LocalCluster:
                 continue
             for folder in sorted((local / place).glob("*")):
                 if folder.is_symlink():
-                    folder.unlink()  # what it leads to is none of the run's
-                    removed.append(f"{kind}/{folder.name}")
+                    folder.unlink()  # its target does not belong to the run
+                    deleted.append(f"{kind}/{folder.name}")
                     continue
                 if place == "services":
                     self.end_service(folder)
                 shutil.rmtree(folder, ignore_errors=True)
-                removed.append(f"{kind}/{folder.name}")
-        return removed
+                deleted.append(f"{kind}/{folder.name}")
+        return deleted
 
     def end_service(self, folder: Path) -> None:
-        """End the server that a service's folder names; no error if it is gone."""
+        """Stop the server that the folder of a service names; no error if it is gone."""
         record = folder / "service.json"
         if record.exists() and self.servers:
             pid = self._server_of(folder)
@@ -288,9 +298,9 @@ class LocalCluster:
             record.unlink()
 
     def _server_of(self, folder: Path) -> int | None:
-        """The pid of the server that a service's folder names; None if it is not of this run.
+        """Return the pid of the server of a service; None if the process is not of this run.
 
-        A record may be old, or made up: the process must have begun when the record says, and have
+        The record may be old or forged: the process must have the start time of the record, and
         this run in its environment.
         """
         try:
@@ -299,8 +309,8 @@ class LocalCluster:
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
         if not orphans.is_alive(pid):
-            return pid  # its children may be left, which know it as their group's leader
-        if began is not None and began != run_lock.started(pid):
+            return pid  # its children may still run, in the process group with this number
+        if began is not None and began != run_lock.start_time(pid):
             return None
         run_id = folder.parents[2].name
         return pid if orphans.may_be_of(pid, run_id, self.workdir) else None
@@ -311,31 +321,31 @@ class LocalCluster:
         return folder
 
     def _job(self, manifest: Manifest, *, threads: int) -> Replicas:
-        """The processes of a job, not started, with an empty folder for their logs."""
+        """Return the processes of a job, not started, with an empty folder for their logs."""
         folder = self._folder(manifest, "jobs") / manifest["metadata"]["name"]
         shutil.rmtree(folder, ignore_errors=True)
         return Replicas(manifest, folder=folder, root=self.root, threads=threads)
 
 
 def _is_inside(path: Path, folder: Path) -> bool:
-    """Whether a path, with its links followed, lies below a folder."""
+    """Return whether a path, with its links resolved, lies below a folder."""
     return path.resolve().is_relative_to(folder.resolve()) and not folder.is_symlink()
 
 
 def _own_deadline(manifest: Manifest) -> float:
-    """Seconds that a job may take by its own manifest."""
+    """Return the seconds that a job may take by its own manifest."""
     return float(manifest["spec"].get("runPolicy", {}).get("activeDeadlineSeconds", math.inf))
 
 
 @contextlib.contextmanager
-def _following(log: Path, report: Report) -> Iterator[None]:
+def _follow_log(log: Path, report: Report) -> Iterator[None]:
     """Report the lines of a log while the block runs, and the rest of them at its end."""
-    done = threading.Event()
+    is_over = threading.Event()
 
     def follow() -> None:
         with log.open(errors="replace") as file:
             while True:
-                last = done.is_set()
+                last = is_over.is_set()
                 for line in file:
                     report(line.rsplit("\r", 1)[-1].rstrip())
                 if last:
@@ -347,5 +357,5 @@ def _following(log: Path, report: Report) -> Iterator[None]:
     try:
         yield
     finally:
-        done.set()
+        is_over.set()
         thread.join()

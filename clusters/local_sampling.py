@@ -1,7 +1,7 @@
 """Katib's algorithms on one machine: draw the parameters of each trial with Optuna.
 
-The values that random, sobol and grid draw for a trial depend on the seed and the trial's number
-alone. Interruptions and the number of trials that run at a time do not change them.
+The values that random, sobol and grid draw for a trial depend only on the seed and the number of
+the trial, not on interruptions or on the number of parallel trials.
 """
 
 from __future__ import annotations
@@ -21,21 +21,22 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
     from optuna.samplers import BaseSampler
 
-# Katib's tpe draws only its first batch at random. Optuna's default of 10 would be half of a search
-# of 20 trials.
+# As Katib's tpe, which draws only its first batch at random. Optuna's default of 10 would be half
+# of a search of 20 trials.
 STARTUP_TRIALS = 5
 SEEDS = 2**32  # Optuna's samplers take seeds below this
 
 
 class Sampling:
-    """The search space and the algorithm of one Experiment.
-
-    Raises InputError for an algorithm that this backend does not have, and for a grid over a range
-    without a step.
-    """
+    """The search space and the algorithm of one Experiment."""
 
     def __init__(self, spec: Manifest) -> None:
-        """Read the algorithm and its settings from the Experiment. Raises InputError."""
+        """Read the algorithm and its settings from the spec of the Experiment.
+
+        Raises:
+            InputError: If this backend does not have the algorithm, or a grid has a range without a
+                step.
+        """
         try:
             self.algorithm = algorithms.offered(spec["algorithm"]["algorithmName"])
         except InputError as error:
@@ -50,18 +51,17 @@ class Sampling:
         self.distributions = {
             parameter["name"]: _distribution(parameter) for parameter in self.parameters
         }
-        self.planned: list[dict[str, Any]] | None = None
+        self.points: list[dict[str, Any]] | None = None
         """The points of grid and sobol, in order; None for algorithms that learn from results."""
         if self.algorithm.plan == "grid":
-            self.planned = _grid_points(self.distributions)
+            self.points = _grid_points(self.distributions)
         elif self.algorithm.plan == "sequence":
-            self.planned = _sobol_points(self.distributions, self.seed, spec["maxTrialCount"])
+            self.points = _sobol_points(self.distributions, self.seed, spec["maxTrialCount"])
 
     def sampler(self, number: int) -> BaseSampler:
-        """Optuna's sampler for the trial of this number.
+        """Return Optuna's sampler for the trial of this number.
 
-        Each trial has a sampler of its own, so that what it draws does not depend on restarts
-        before it.
+        Each trial has its own sampler, so that its values do not depend on earlier restarts.
         """
         from optuna import samplers
 
@@ -71,12 +71,12 @@ class Sampling:
             if self.algorithm.random_start:
                 options["n_startup_trials"] = self.startup
             sampler: BaseSampler = getattr(samplers, self.algorithm.sampler)(seed=seed, **options)
-            if self.planned is None:
+            if self.points is None:
                 return sampler
-            return samplers.PartialFixedSampler(self.planned[number], sampler)
+            return samplers.PartialFixedSampler(self.points[number], sampler)
 
     def assignments(self, values: dict[str, Any]) -> dict[str, str]:
-        """The drawn values as the text that a trial's manifest receives."""
+        """Return the drawn values as text for the manifest of a trial."""
         return {
             parameter["name"]: _text(parameter, values[parameter["name"]])
             for parameter in self.parameters
@@ -84,7 +84,7 @@ class Sampling:
 
 
 def _distribution(parameter: Manifest) -> BaseDistribution:
-    """Optuna's distribution of a Katib parameter. Lists stay text, in the order given."""
+    """Return Optuna's distribution of a Katib parameter. Lists stay text, in their order."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     space = parameter["feasibleSpace"]
@@ -110,7 +110,7 @@ def _text(parameter: Manifest, value: Any) -> str:
 
 
 def _grid_points(distributions: dict[str, BaseDistribution]) -> list[dict[str, Any]]:
-    """All combinations of the parameters' values; the last parameter changes fastest."""
+    """Return all combinations of values; the last parameter changes fastest."""
     axes = [_grid_values(distribution) for distribution in distributions.values()]
     return [dict(zip(distributions, point, strict=True)) for point in itertools.product(*axes)]
 
@@ -129,7 +129,7 @@ def _grid_values(distribution: Any) -> list[Any]:
 def _sobol_points(
     distributions: dict[str, BaseDistribution], seed: int, count: int
 ) -> list[dict[str, Any]]:
-    """The first `count` points of a scrambled Sobol sequence over the search space."""
+    """Return the first `count` points of a scrambled Sobol sequence over the search space."""
     from scipy.stats import qmc
 
     with _quiet():  # it warns where the count is no power of two
@@ -144,7 +144,7 @@ def _sobol_points(
 
 
 def _value_at(distribution: Any, u: float) -> Any:
-    """The value at the quantile u in [0, 1) of a distribution."""
+    """Return the value at the quantile u in [0, 1) of a distribution."""
     from optuna.distributions import CategoricalDistribution, IntDistribution
 
     if isinstance(distribution, CategoricalDistribution):
@@ -176,7 +176,7 @@ def _float_at(distribution: FloatDistribution, u: float) -> float:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppress the warnings of Optuna and SciPy about what this module does on purpose."""
+    """Suppress warnings of Optuna and SciPy about what this module does on purpose."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

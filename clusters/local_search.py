@@ -1,11 +1,11 @@
 """Run a Katib Experiment on one machine.
 
-Optuna proposes trials, processes run them, and their metrics are read by Katib's rule.
+Optuna proposes trials, processes run them, and their metrics are read by Katib's rules.
 
 An interrupted search resumes from its study. Trials that were running start again with the same
-names and parameters, and resume from their own checkpoints. Of a search that failed, finished
-trials are kept, and those that failed for a reason that may pass are tried again. A search that has
-ended goes on when it is run again with a larger maxTrialCount.
+names and parameters and resume from their own checkpoints. After a failed search, finished trials
+are kept, and trials that failed for a reason that may pass run again. A search that has ended
+continues if it is run again with a larger maxTrialCount.
 """
 
 from __future__ import annotations
@@ -28,15 +28,25 @@ from common.records import Trial, TrialStatus
 
 POLL = 0.2  # seconds
 HEARTBEAT = 15.0  # seconds between two lines about trials that are still running
-DEFAULT_TRIALS = 30  # where maxTrialCount is left out; Katib would go on for ever
+DEFAULT_TRIALS = 30  # without maxTrialCount, with which Katib would never end
 DEFAULT_PARALLEL = 3  # Katib's own
 
 
 class LocalSearch:
-    """Run one Experiment manifest. Raises InputError for one that Katib would refuse."""
+    """Runs one Experiment."""
 
     def __init__(self, manifest: Manifest, *, folder: Path, root: Path, report: Report) -> None:
-        """Check the Experiment, and open the study of its folder. Raises InputError."""
+        """Check the Experiment and open the study in its folder.
+
+        Args:
+            manifest: The Experiment.
+            folder: Folder of all searches of the run.
+            root: Folder with the code, in which commands run.
+            report: Called with each line of progress.
+
+        Raises:
+            InputError: If Katib would refuse the Experiment.
+        """
         katib.check_experiment(manifest)
         self.manifest = _with_defaults(manifest)
         self.spec: Manifest = self.manifest["spec"]
@@ -49,19 +59,21 @@ class LocalSearch:
         self.study = Study(self.manifest, self.folder, report)
         self.running: list[RunningTrial] = []
         self.maximum: int = self.spec["maxTrialCount"]
-        if self.sampling.planned is not None:
-            self.maximum = min(self.maximum, len(self.sampling.planned) - self.study.dropped)
+        if self.sampling.points is not None:
+            self.maximum = min(self.maximum, len(self.sampling.points) - self.study.num_dropped)
         self.parallel = self._parallel()
         self._last_line = time.monotonic()
-        self._best_reported = ""
+        self._best_name = ""
 
     def run(self, deadline: float) -> ExperimentResult:
-        """Run until all trials are done or the goal is met.
+        """Run until all trials have ended or the goal is reached. No process remains.
 
-        Raises ClusterError and DeadlineError. Leaves no process behind.
+        Raises:
+            ClusterError: If too many trials failed, or none succeeded.
+            DeadlineError: After `deadline` seconds.
         """
         end = time.monotonic() + deadline
-        if self._finished():
+        if self._is_finished():
             return self._result()
         self.report(
             f"live: optuna-dashboard sqlite:///{self.folder / 'study.db'} (pip install"
@@ -69,7 +81,7 @@ class LocalSearch:
         )
         try:
             self._restart_interrupted()
-            while not self._finished():
+            while not self._is_finished():
                 if time.monotonic() > end:
                     raise DeadlineError(
                         f"experiment {self.name}: {self._progress()} when its {clock(deadline)}"
@@ -81,7 +93,7 @@ class LocalSearch:
                 time.sleep(POLL)
         finally:
             stop(*(process for trial in self.running for process in trial.job.processes.values()))
-        # the goal has been reached without them
+        # the goal was reached without these
         for trial in self.running:
             self._end(trial, "Killed", "the goal was reached")
         return self._result()
@@ -89,23 +101,23 @@ class LocalSearch:
     # ------------------------------------------------------------------------------------- trials
 
     def _parallel(self) -> int:
-        """How many trials run at a time: at most one a core."""
-        asked: int = self.spec["parallelTrialCount"]
-        parallel = max(1, min(asked, cores(), self.maximum))
-        if parallel < asked:
+        """Return how many trials run at a time: at most one per core."""
+        requested: int = self.spec["parallelTrialCount"]
+        parallel = max(1, min(requested, cores(), self.maximum))
+        if parallel < requested:
             self.report(
-                f"{asked} trials at a time asked; {parallel} at a time here ({cores()} cores,"
+                f"{requested} parallel trials are requested; here {parallel} run ({cores()} cores,"
                 f" {self.maximum} trials)"
             )
         return parallel
 
     def _restart_interrupted(self) -> None:
-        for proposal in self.study.interrupted():
-            self.report(f"{proposal.name}: taken up again")
+        for proposal in self.study.interrupted_trials():
+            self.report(f"{proposal.name}: resumed")
             self._start(proposal)
 
     def _fill(self) -> None:
-        """Start trials until as many run as may."""
+        """Start trials up to the number of parallel trials."""
         while len(self.running) < self.parallel and self.study.count() < self.maximum:
             self._start(self.study.propose(self.sampling))
 
@@ -119,11 +131,11 @@ class LocalSearch:
             report=self._say,
         )
         self.running.append(trial)
-        chosen = ", ".join(f"{key} {value}" for key, value in proposal.parameters.items())
-        self._say(f"{proposal.name} started: {chosen}")
+        parameters = ", ".join(f"{key} {value}" for key, value in proposal.parameters.items())
+        self._say(f"{proposal.name} started: {parameters}")
 
     def _collect(self) -> None:
-        """Record the trials that have ended, and end those that shall go no further."""
+        """Record trials that have ended, and stop those that early stopping or deadlines end."""
         for trial in list(self.running):
             exit_code = trial.job.poll()
             values = self._record_values(trial)
@@ -147,11 +159,11 @@ class LocalSearch:
             self._say(self._progress())
 
     def _record_values(self, trial: RunningTrial) -> list[float]:
-        """The objective's values so far, in order. New ones are added to the study."""
+        """Return the values of the objective so far, in order; add new ones to the study."""
         values = trial.values()
-        for index in range(trial.recorded, len(values)):
+        for index in range(trial.num_recorded, len(values)):
             self.study.record_value(trial.number, index + 1, values[index])
-        trial.recorded = len(values)
+        trial.num_recorded = len(values)
         return values
 
     def _end(
@@ -165,9 +177,13 @@ class LocalSearch:
 
     # ---------------------------------------------------------------------------------------- end
 
-    def _finished(self) -> bool:
-        """Whether the search is over. Raises ClusterError if too many of its trials failed."""
-        trials = self.study.ended()
+    def _is_finished(self) -> bool:
+        """Return whether the search is over.
+
+        Raises:
+            ClusterError: If too many trials failed.
+        """
+        trials = self.study.ended_trials()
         if too_many_failed(self.spec, trials):
             raise ClusterError(
                 f"experiment {self.name} failed: {self.spec['maxFailedTrialCount']} failed trials"
@@ -184,7 +200,7 @@ class LocalSearch:
         return value <= goal if self.spec["objective"]["type"] == "minimize" else value >= goal
 
     def _result(self) -> ExperimentResult:
-        trials = self.study.ended()
+        trials = self.study.ended_trials()
         best = best_trial(self.manifest, trials)
         if best is None:
             raise ClusterError(f"experiment {self.name}: no trial succeeded\n{_reasons(trials)}")
@@ -193,16 +209,16 @@ class LocalSearch:
     # ----------------------------------------------------------------------------------- progress
 
     def _progress(self) -> str:
-        """One line of progress, in the words of the Kubernetes backend."""
+        """Return one line of progress, worded as on Kubernetes."""
         running = [
             Trial(name=trial.name, status="Running", parameters={}, metrics={})
             for trial in self.running
         ]
         spec = {**self.spec, "maxTrialCount": self.maximum}
-        return progress_line({"spec": spec}, [*self.study.ended(), *running])
+        return progress_line({"spec": spec}, [*self.study.ended_trials(), *running])
 
     def _heartbeat(self) -> None:
-        """Report the running trials' losses after a while without a line."""
+        """Report the losses of running trials if no line was reported for a while."""
         if time.monotonic() - self._last_line <= HEARTBEAT:
             return
         objective = self.spec["objective"]["objectiveMetricName"]
@@ -211,26 +227,26 @@ class LocalSearch:
             value = trial.objective_value()
             state = "no value yet" if value is None else f"{objective} {value:.5f}"
             states.append(f"{trial.name[len(self.name) + 1 :]}: {state}")
-        self._say(f"running {'; '.join(states)}{self._time_left()}")
+        self._say(f"running {'; '.join(states)}{self._remaining_time()}")
 
-    def _time_left(self) -> str:
-        """An estimate from the mean duration of the ended trials; empty before the first."""
-        ended = [trial for trial in self.study.ended() if trial.finished]
-        if not ended:
+    def _remaining_time(self) -> str:
+        """Estimate the remaining time from the mean duration of trials; empty before the first."""
+        ended_trials = [trial for trial in self.study.ended_trials() if trial.finished]
+        if not ended_trials:
             return ""
-        mean = sum(_duration(trial) for trial in ended) / len(ended)
-        spent = sum(min(time.monotonic() - trial.started, mean) for trial in self.running)
-        left = (mean * (self.maximum - len(ended)) - spent) / self.parallel
-        # nothing is known of a trial that takes longer than the mean of the others
-        return f"; about {clock(left)} left" if left > POLL else ""
+        mean = sum(_duration(trial) for trial in ended_trials) / len(ended_trials)
+        elapsed = sum(min(time.monotonic() - trial.started, mean) for trial in self.running)
+        estimate = (mean * (self.maximum - len(ended_trials)) - elapsed) / self.parallel
+        # no estimate for trials that take longer than the mean of the others
+        return f"; about {clock(estimate)} left" if estimate > POLL else ""
 
     def _report_best(self) -> None:
         """Report a new best trial with its parameters."""
-        best = best_trial(self.manifest, self.study.ended())
-        if best and best.name != self._best_reported:
-            self._best_reported = best.name
-            chosen = ", ".join(f"{name} {value}" for name, value in best.parameters.items())
-            self._say(f"best so far: {best.name}: {chosen}")
+        best = best_trial(self.manifest, self.study.ended_trials())
+        if best and best.name != self._best_name:
+            self._best_name = best.name
+            parameters = ", ".join(f"{name} {value}" for name, value in best.parameters.items())
+            self._say(f"best so far: {best.name}: {parameters}")
 
     def _say(self, line: str) -> None:
         self._last_line = time.monotonic()
@@ -238,7 +254,7 @@ class LocalSearch:
 
 
 def _with_defaults(manifest: Manifest) -> Manifest:
-    """The manifest with the counts that it leaves out."""
+    """Return the manifest with defaults for counts that it leaves out."""
     spec = {
         "maxTrialCount": DEFAULT_TRIALS,
         "parallelTrialCount": DEFAULT_PARALLEL,
@@ -249,7 +265,7 @@ def _with_defaults(manifest: Manifest) -> Manifest:
 
 
 def _reasons(trials: list[Trial]) -> str:
-    """The three most common reasons, each with how often it came and its last line."""
+    """Return the three most common reasons, each with its count and its last line."""
     last_lines: collections.Counter[str] = collections.Counter()
     for trial in trials:
         if trial.reason and not trial.counts:
@@ -258,7 +274,7 @@ def _reasons(trials: list[Trial]) -> str:
 
 
 def _duration(trial: Trial) -> float:
-    """Seconds from the start of a trial that has ended to its end."""
-    started = datetime.datetime.fromisoformat(trial.started)
-    finished = datetime.datetime.fromisoformat(trial.finished)
-    return (finished - started).total_seconds()
+    """Return the duration of a trial that has ended (s)."""
+    start = datetime.datetime.fromisoformat(trial.started)
+    end = datetime.datetime.fromisoformat(trial.finished)
+    return (end - start).total_seconds()

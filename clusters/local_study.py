@@ -1,8 +1,8 @@
 """The record of a local search: an Optuna study in a SQLite file.
 
-Each trial of the study has two records as user attributes. `made` is written when the trial is
-proposed, `ended` when it has ended. The file outlives the process, so an interrupted search
-resumes: finished trials count, the others start again with the same names and parameters.
+Each trial of the study has two records as user attributes: `made` is written when the trial is
+proposed, `ended` when it has ended. The file outlives the process, so that an interrupted search
+resumes: finished trials count, and the others start again with the same names and parameters.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """A trial as it was proposed. A restart repeats it with the same name and parameters."""
+    """A proposed trial. A restart repeats it with the same name and parameters."""
 
     number: int
     """Number of the trial in Optuna's study."""
@@ -35,10 +35,13 @@ class Proposal:
     rule: early_stopping.StopRule | None
 
 
-def set_damaged_aside(file: Path, report: Report) -> int:
-    """Rename a record of a search that is no whole SQLite file; return how many ever were renamed.
+def rename_damaged_study(file: Path, report: Report) -> int:
+    """Rename the file of a study that is not a valid SQLite file, and report it.
 
-    The report is told that the search begins anew.
+    The search then starts again without its earlier trials.
+
+    Returns:
+        How many files of this study have ever been renamed.
     """
     if file.exists() and (problem := _damage(file)):
         number = 1 + len(list(file.parent.glob(f"{file.name}.damaged-*")))
@@ -47,22 +50,22 @@ def set_damaged_aside(file: Path, report: Report) -> int:
         for name in ("-journal", "-wal", "-shm"):
             file.with_name(file.name + name).unlink(missing_ok=True)
         report(
-            f"{file} is damaged ({problem}) and was renamed to {aside.name}: the search begins"
-            " anew; the folders of its earlier trials stay"
+            f"{file} is damaged ({problem}) and was renamed to {aside.name}: the search starts"
+            " again; the folders of its earlier trials stay"
         )
     return len(list(file.parent.glob(f"{file.name}.damaged-*")))
 
 
 def _damage(file: Path) -> str:
-    """What is wrong with an SQLite file; empty for nothing."""
+    """Return what is wrong with an SQLite file; empty if nothing."""
     if not file.stat().st_size:
         return "it is empty"
     try:
         with contextlib.closing(sqlite3.connect(file, timeout=30)) as connection:
-            connection.text_factory = bytes  # damaged text may be no UTF-8
+            connection.text_factory = bytes  # damaged text may not be UTF-8
             (answer,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
-        # a program that holds a lock on it, such as a dashboard, is no damage
+        # a file that another program has locked, such as a dashboard, is not damaged
         return "" if "locked" in str(error) else str(error)
     return "" if answer == b"ok" else answer.decode(errors="replace")
 
@@ -70,37 +73,37 @@ def _damage(file: Path) -> str:
 class Study:
     """The trials of one Experiment.
 
-    A search that failed is run again in a study of its own. Finished trials are kept. A trial that
-    failed for a reason that may pass is tried again under its name, and so resumes from its
-    checkpoint. One that would fail again is left out: others are drawn in its place.
+    A search that failed continues in a new study in the same file. Finished trials are kept. A
+    trial that failed for a reason that may pass runs again under its name, and so resumes from its
+    checkpoint. A trial that would fail again is replaced by a new one.
     """
 
     def __init__(self, manifest: Manifest, folder: Path, report: Report) -> None:
-        """Open or make the study; a damaged one is set aside with a report."""
+        """Open or create the study; a damaged file is renamed and reported."""
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._manifest = manifest
         file = folder / "study.db"
-        self._damaged = set_damaged_aside(file, report)
+        self._num_damaged = rename_damaged_study(file, report)
         self._storage = optuna.storages.RDBStorage(f"sqlite:///{file}")
-        self.dropped = 0
-        """Trials of failed attempts that are left out, because they would fail again."""
+        self.num_dropped = 0
+        """Number of trials of failed attempts that are replaced, as they would fail again."""
         self._study = self._open(report)
 
     def close(self) -> None:
-        """Close the file. Optuna keeps two descriptors open until Python's garbage collection."""
+        """Close the file, which Optuna would keep open until Python's garbage collection."""
         self._storage.remove_session()
         self._storage.engine.dispose()
 
     def _open(self, report: Report) -> optuna.Study:
-        """The first attempt that has not failed, new where all have."""
+        """Return the first attempt that has not failed; create one if all have."""
         import optuna
 
         name = self._manifest["metadata"]["name"]
-        # trials of a lost record have folders, which no other trial may go on from
-        attempt = 1 + self._damaged
-        failed: optuna.Study | None = None
+        # Folders of trials in a damaged record remain, and no other trial may resume from them.
+        attempt = 1 + self._num_damaged
+        failed_study: optuna.Study | None = None
         while True:
             study = optuna.create_study(
                 storage=self._storage,
@@ -108,34 +111,37 @@ class Study:
                 direction=self._manifest["spec"]["objective"]["type"],
                 load_if_exists=True,
             )
-            if failed is not None:
-                self.dropped += self._carry_over(failed, study, report)
+            if failed_study is not None:
+                self.num_dropped += self._carry_over(failed_study, study, report)
             if not has_failed(self._manifest["spec"], _ended_trials(study)):
                 return study
-            failed = study
+            failed_study = study
             attempt += 1
 
-    def _carry_over(self, failed: optuna.Study, study: optuna.Study, report: Report) -> int:
-        """Add to a new attempt what a failed one leaves; return how many trials are left out.
+    def _carry_over(self, failed_study: optuna.Study, study: optuna.Study, report: Report) -> int:
+        """Copy the trials of a failed attempt to a new one; return how many are not repeated.
 
-        What was added before, as by an attempt that was killed meanwhile, is not added again.
+        Trials that are present already are not added again, since an earlier process may have been
+        killed during this step.
         """
         import optuna
         from optuna.trial import TrialState
 
-        present = {trial.user_attrs.get("made", {}).get("name") for trial in study.get_trials()}
-        is_new = not present
-        kept = again = dropped = 0
-        for trial in failed.get_trials(deepcopy=False):
+        present_names = {
+            trial.user_attrs.get("made", {}).get("name") for trial in study.get_trials()
+        }
+        is_new = not present_names
+        num_kept = num_repeated = num_dropped = 0
+        for trial in failed_study.get_trials(deepcopy=False):
             if "made" not in trial.user_attrs:
                 continue
-            ended = trial.user_attrs.get("ended", {})
-            if ended.get("status") in FAILED and not ended.get("transient"):
-                dropped += 1
+            end_record = trial.user_attrs.get("ended", {})
+            if end_record.get("status") in FAILED and not end_record.get("transient"):
+                num_dropped += 1
                 continue
-            is_finished = trial.state.is_finished() and ended.get("status") not in FAILED
-            kept, again = kept + is_finished, again + (not is_finished)
-            if trial.user_attrs["made"]["name"] in present:
+            is_finished = trial.state.is_finished() and end_record.get("status") not in FAILED
+            num_kept, num_repeated = num_kept + is_finished, num_repeated + (not is_finished)
+            if trial.user_attrs["made"]["name"] in present_names:
                 continue
             attributes = dict(trial.user_attrs)
             if not is_finished:
@@ -152,49 +158,48 @@ class Study:
             )
         if is_new:
             report(
-                f"experiment {self._manifest['metadata']['name']} failed before: {kept} finished"
-                f" trials are kept, {again} that failed for a reason that may pass or were under"
-                f" way are tried again, {dropped} that would fail again are left out, and others"
-                " are drawn in their place"
+                f"experiment {self._manifest['metadata']['name']} failed before: {num_kept}"
+                f" finished trials are kept, {num_repeated} that failed for a reason that may pass"
+                f" or were running run again, {num_dropped} that would fail again are replaced"
             )
-        return dropped
+        return num_dropped
 
-    def ended(self) -> list[Trial]:
-        """The trials that have ended."""
+    def ended_trials(self) -> list[Trial]:
+        """Return the trials that have ended."""
         return _ended_trials(self._study)
 
-    def interrupted(self) -> list[Proposal]:
-        """The trials that were proposed and have not ended."""
+    def interrupted_trials(self) -> list[Proposal]:
+        """Return the trials that were proposed and have not ended."""
         return [
             _proposal(trial.number, trial.user_attrs["made"])
-            for trial in self._made()
+            for trial in self._proposed_trials()
             if not trial.state.is_finished()
         ]
 
     def count(self) -> int:
-        """How many trials have been proposed."""
-        return len(self._made())
+        """Return how many trials have been proposed."""
+        return len(self._proposed_trials())
 
     def propose(self, sampling: Sampling) -> Proposal:
-        """Add a trial with the next parameters of the algorithm."""
+        """Add a trial with the next parameters of the algorithm, and return it."""
         number = self.count()
-        # those that are left out have had their points
-        self._study.sampler = sampling.sampler(number + self.dropped)
+        # trials that are not repeated have used up their points
+        self._study.sampler = sampling.sampler(number + self.num_dropped)
         trial = self._study.ask(sampling.distributions)
-        # As in Katib, the rule follows from what has succeeded when the trial is made, and is part
-        # of the trial.
-        rule = early_stopping.rule_for(self._manifest, self._succeeded_values())
-        made = {
+        # As in Katib, the rule depends on the trials that have succeeded by now, and is stored with
+        # the trial.
+        rule = early_stopping.rule_for(self._manifest, self._successful_values())
+        proposal_record = {
             "name": f"{self._study.study_name}-{number:03d}",
             "parameters": sampling.assignments(trial.params),
             "started": _now(),
             "rule": dataclasses.asdict(rule) if rule else None,
         }
-        self._write_record(trial.number, "made", made)
-        return _proposal(trial.number, made)
+        self._write_record(trial.number, "made", proposal_record)
+        return _proposal(trial.number, proposal_record)
 
     def record_value(self, number: int, step: int, value: float) -> None:
-        """Add a value of the objective, so that a dashboard shows it live. Steps begin at 1."""
+        """Add a value of the objective, for dashboards. Steps begin at 1."""
         self._storage.set_trial_intermediate_value(self._trial_id(number), step, value)
 
     def record_end(
@@ -206,22 +211,31 @@ class Study:
         *,
         transient: bool = False,
     ) -> None:
-        """Record how a trial ended; `transient`: it failed for a reason that may pass.
+        """Record how a trial ended.
 
         Optuna calls a trial that was stopped early pruned. Its sampler learns from pruned trials,
         as Katib's does.
+
+        Args:
+            number: Number of the trial in the study.
+            status: Its status.
+            reason: Why it did not succeed; empty if it did.
+            metrics: Its metrics.
+            transient: Whether it failed for a reason that may pass.
         """
         from optuna.trial import TrialState
 
-        observed = {name: dataclasses.asdict(seen) for name, seen in metrics.items()}
-        ended = {
+        metrics_record = {
+            name: dataclasses.asdict(observation) for name, observation in metrics.items()
+        }
+        end_record = {
             "status": status,
             "reason": reason,
-            "metrics": observed,
+            "metrics": metrics_record,
             "finished": _now(),
             "transient": transient,
         }
-        self._write_record(number, "ended", ended)
+        self._write_record(number, "ended", end_record)
         if status == "Succeeded":
             self._study.tell(number, katib.objective_value(self._manifest, metrics))
         elif status == "EarlyStopped":
@@ -229,25 +243,25 @@ class Study:
         else:
             self._study.tell(number, state=TrialState.FAIL)
 
-    def _made(self) -> list[optuna.trial.FrozenTrial]:
-        """The trials with a `made` record.
+    def _proposed_trials(self) -> list[optuna.trial.FrozenTrial]:
+        """Return the trials with a `made` record.
 
         A trial whose process was killed while its parameters were drawn has none and never counts.
         """
         trials = self._study.get_trials(deepcopy=False)
         return [trial for trial in trials if "made" in trial.user_attrs]
 
-    def _succeeded_values(self) -> list[list[float]]:
-        """The objective's values, in order, of each trial that has succeeded."""
-        succeeded = []
+    def _successful_values(self) -> list[list[float]]:
+        """Return the values of the objective, in order, of each successful trial."""
+        values_of_trials = []
         for trial in self._study.get_trials(deepcopy=False):
             if trial.user_attrs.get("ended", {}).get("status") == "Succeeded":
                 values = trial.intermediate_values
-                succeeded.append([values[step] for step in sorted(values)])
-        return succeeded
+                values_of_trials.append([values[step] for step in sorted(values)])
+        return values_of_trials
 
     def _write_record(self, number: int, key: str, record: dict[str, Any]) -> None:
-        """Write one record in one transaction, so that it is there whole or not at all."""
+        """Write one record in one transaction, so that it is complete or missing."""
         self._storage.set_trial_user_attr(self._trial_id(number), key, record)
 
     def _trial_id(self, number: int) -> int:
@@ -256,20 +270,20 @@ class Study:
 
 
 def failed_count(trials: list[Trial]) -> int:
-    """How many of the trials failed."""
+    """Return how many of the trials failed."""
     return sum(trial.status in FAILED for trial in trials)
 
 
 def too_many_failed(spec: Manifest, trials: list[Trial]) -> bool:
-    """Katib fails the experiment at, not above, maxFailedTrialCount."""
-    failed = failed_count(trials)
-    return failed > 0 and failed >= spec["maxFailedTrialCount"]
+    """Return whether Katib fails the experiment: at, not above, maxFailedTrialCount."""
+    num_failed = failed_count(trials)
+    return num_failed > 0 and num_failed >= spec["maxFailedTrialCount"]
 
 
 def has_failed(spec: Manifest, trials: list[Trial]) -> bool:
-    """An experiment whose trials have all failed has failed as well."""
-    failed = failed_count(trials)
-    return too_many_failed(spec, trials) or (failed > 0 and failed >= spec["maxTrialCount"])
+    """Return whether the experiment has failed, which it also has if all its trials have."""
+    num_failed = failed_count(trials)
+    return too_many_failed(spec, trials) or (num_failed > 0 and num_failed >= spec["maxTrialCount"])
 
 
 def _ended_trials(study: optuna.Study) -> list[Trial]:
@@ -277,22 +291,25 @@ def _ended_trials(study: optuna.Study) -> list[Trial]:
     for trial in study.get_trials(deepcopy=False):
         if not trial.state.is_finished() or "ended" not in trial.user_attrs:
             continue
-        made = dict(trial.user_attrs["made"])
-        made.pop("rule", None)
-        ended = dict(trial.user_attrs["ended"])
-        ended.pop("transient", None)
-        metrics = {name: Observation(**seen) for name, seen in ended.pop("metrics").items()}
-        trials.append(Trial(**made, **ended, metrics=metrics))
+        proposal_record = dict(trial.user_attrs["made"])
+        proposal_record.pop("rule", None)
+        end_record = dict(trial.user_attrs["ended"])
+        end_record.pop("transient", None)
+        metrics = {
+            name: Observation(**observation)
+            for name, observation in end_record.pop("metrics").items()
+        }
+        trials.append(Trial(**proposal_record, **end_record, metrics=metrics))
     return trials
 
 
-def _proposal(number: int, made: dict[str, Any]) -> Proposal:
+def _proposal(number: int, record: dict[str, Any]) -> Proposal:
     # a study of an earlier version has no rules
-    rule = made.get("rule")
+    rule = record.get("rule")
     return Proposal(
         number=number,
-        name=made["name"],
-        parameters=made["parameters"],
+        name=record["name"],
+        parameters=record["parameters"],
         rule=early_stopping.StopRule(**rule) if rule else None,
     )
 

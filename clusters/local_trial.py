@@ -14,7 +14,7 @@ from common.records import Observation, TrialStatus
 
 
 class RunningTrial:
-    """Start the processes of a proposed trial in `<folder>/<trial>`, and answer how they are."""
+    """A running trial: its processes in `<folder>/<trial>`, and its metrics."""
 
     def __init__(
         self,
@@ -26,12 +26,12 @@ class RunningTrial:
         threads: int,
         report: Report = lambda line: None,
     ) -> None:
-        """Start the trial's processes, each with `threads` threads."""
+        """Start the processes of the trial, each with `threads` threads."""
         self.number = proposal.number
         self.name = proposal.name
         self.rule = proposal.rule
-        self.recorded = 0
-        """How many values of the objective the study has."""
+        self.num_recorded = 0
+        """Number of values of the objective that the study has."""
         self._manifest = manifest
         self._objective: str = manifest["spec"]["objective"]["objectiveMetricName"]
         self._metrics = folder / self.name / "metrics.log"
@@ -43,42 +43,42 @@ class RunningTrial:
             root=root,
             threads=threads,
             rewrites={path_in_pod: str(self._metrics)} if path_in_pod else {},
-            on_restart=self._restarted,
+            on_restart=self._on_restart,
         )
         self._report = report
-        # a trial that resumes writes the epochs it already had again
+        # a trial that resumes writes its earlier epochs again
         self._metrics.unlink(missing_ok=True)
         self.job.start()
         self.started = time.monotonic()
 
-    def _restarted(self, reason: str) -> None:
+    def _on_restart(self, reason: str) -> None:
         self._metrics.unlink(missing_ok=True)
         self._report(f"{self.name}: {reason}; it resumes from its checkpoint")
 
     @property
     def deadline(self) -> float:
-        """Seconds that the trial's own job may take."""
+        """Seconds that the job of the trial may take."""
         run_policy = self.job.manifest["spec"].get("runPolicy", {})
         return float(run_policy.get("activeDeadlineSeconds", math.inf))
 
     def is_overdue(self) -> bool:
-        """Whether its deadline has passed."""
+        """Return whether the deadline has passed."""
         return time.monotonic() - self.started > self.deadline
 
     def values(self) -> list[float]:
-        """The objective's values so far, in order."""
+        """Return the values of the objective so far, in order."""
         return katib.values(self._metrics_text(), self._objective)
 
     def observations(self) -> dict[str, Observation]:
-        """What Katib's collector would observe in the metrics file now."""
+        """Return what Katib's collector would observe in the metrics file now."""
         return katib.observations(self._metrics_text(), katib.metric_names(self._manifest))
 
     def objective_value(self) -> float | None:
-        """The objective by Katib's strategy; None before the first metric."""
+        """Return the objective by Katib's strategy; None before the first metric."""
         return katib.objective_value(self._manifest, self.observations())
 
     def outcome(self, exit_code: int) -> tuple[TrialStatus, str]:
-        """Status and reason of a trial whose processes have ended by themselves."""
+        """Return status and reason of a trial whose processes have ended by themselves."""
         if exit_code != 0:
             return "Failed", self.job.reason()
         if self.objective_value() is None:

@@ -1,4 +1,4 @@
-"""Parts that several manifests need: the pods of a PyTorchJob, S3's environment, labels."""
+"""Parts of several manifests: pods of a PyTorchJob, environment for S3, labels."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from clusters.protocol import RUN_LABEL, STEP_LABEL, USER_LABEL, Manifest
 from common.storage.xrootd_login import SECRET_FOLDER
 
 NO_SIDECAR = {"sidecar.istio.io/inject": "false"}
-"""With an Istio sidecar a job never completes and its workers cannot connect.
+"""Label and annotation against an Istio sidecar.
 
-Old versions read the annotation, new ones the label.
+With a sidecar a job never completes and its workers cannot connect. Old versions of Istio read the
+annotation, new ones the label.
 """
 
 CREDENTIALS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
 UID = 1000
-"""User and group of the images, as whom every container of our pods runs."""
+"""User and group of the images; all containers of our pods run as this user."""
 
 POD_SECURITY: Manifest = {
-    # By the pod, not by its containers: Katib's collector must be the trial's user, or the trial
-    # cannot write the file by which both tell each other its end (seen with Katib 0.19.0).
+    # Set for the pod, not for its containers: Katib's collector must run as the user of the trial,
+    # otherwise the trial cannot write the file that tells the collector its end (seen with Katib
+    # 0.19.0).
     "runAsNonRoot": True,
     "runAsUser": UID,
     "runAsGroup": UID,
@@ -33,21 +35,21 @@ CONTAINER_SECURITY: Manifest = {
     "allowPrivilegeEscalation": False,
     "capabilities": {"drop": ["ALL"]},
 }
-"""With POD_SECURITY it is what the Pod Security level `restricted` asks for."""
+"""Together with POD_SECURITY this meets the Pod Security level `restricted`."""
 
 RESTARTS = 3
-"""How often a pod of a job may be started again.
+"""How often a pod of a job may restart.
 
-A preempted or evicted pod is made anew and counts from 0. A failure that would repeat leaves a
-marker, which ends the restarted pod at once.
+A preempted or evicted pod is replaced by a new one, which counts from 0. After a failure that would
+repeat, a marker file ends the restarted pod at once.
 """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What each pod of a job requests, as Kubernetes quantities.
+    """Resources of each pod of a job, as Kubernetes quantities.
 
-    Requests equal limits: a pod that trains is never evicted for bursting.
+    Requests equal limits, so that a training pod is never evicted for exceeding its requests.
     """
 
     cpus: int | str
@@ -59,7 +61,7 @@ class Resources:
     """Ephemeral storage; empty leaves it to the namespace's defaults."""
 
     def as_dict(self) -> dict[str, dict[str, str]]:
-        """Return requests and limits, as a container has them."""
+        """Return requests and limits, as in a container."""
         amounts = {"cpu": str(self.cpus), "memory": self.memory}
         if self.disk:
             amounts["ephemeral-storage"] = self.disk
@@ -70,7 +72,7 @@ class Resources:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HostFolder:
-    """A folder of the node, as a pod sees it."""
+    """A folder of the node that is mounted into a pod."""
 
     name: str
     path: str
@@ -90,9 +92,9 @@ os.chmod("{tickets}/krb5cc", 0o600)
 class Ticket:
     """A Kerberos ticket: one key of a Secret, copied to `/tickets/krb5cc` before the pod starts.
 
-    EOS takes a ticket only from a file that belongs to the user and that nobody else may read
-    (eosxd's SecurityChecker); the files of a Secret belong to root. The copy is made by an init
-    container, which is no child of the shell that Katib wraps around a trial.
+    EOS accepts a ticket only from a file that belongs to the user and that nobody else may read
+    (eosxd's SecurityChecker), but files of a Secret belong to root. An init container makes the
+    copy, because the shell that Katib wraps around a trial must have only one child.
     """
 
     secret: str
@@ -100,11 +102,11 @@ class Ticket:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Variables by which Kerberos finds the ticket."""
+        """Variables with which Kerberos finds the ticket."""
         return {"KRB5CCNAME": f"FILE:{TICKETS}/krb5cc"}
 
     def volumes(self) -> list[Manifest]:
-        """The Secret, and the memory in which the ticket is kept."""
+        """Return the Secret, and the memory in which the copy is stored."""
         secret = {
             "name": "kerberos-secret",
             "secret": {"secretName": self.secret, "defaultMode": 0o444},
@@ -115,11 +117,11 @@ class Ticket:
         ]
 
     def mounts(self) -> list[Manifest]:
-        """Where the ticket is mounted."""
+        """Return the mount of the ticket."""
         return [{"name": "kerberos-ticket", "mountPath": TICKETS}]
 
     def init_container(self, image: str) -> Manifest:
-        """The container that copies the ticket, as the user of the program that reads EOS."""
+        """Return the container that copies the ticket, as the user of the program."""
         return {
             "name": "ticket",
             "image": image,
@@ -138,12 +140,12 @@ class Ticket:
 
 
 XROOTD_FOLDER = "/secrets/xrootd"
-"""Where a pod sees the Secret of --xrootd-secret, whose keys are files there."""
+"""Folder of a pod with the keys of the Secret of --xrootd-secret as files."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PodSettings:
-    """Where a pod may run, and which folders and tickets it sees. Every field is optional."""
+    """Where a pod may run, and its folders and tickets. Every field is optional."""
 
     node_selector: dict[str, str] = dataclasses.field(default_factory=dict)
     tolerations: list[dict[str, str]] = dataclasses.field(default_factory=list)
@@ -151,15 +153,15 @@ class PodSettings:
     folders: tuple[HostFolder, ...] = ()
     ticket: Ticket | None = None
     xrootd_secret: str = ""
-    """Name of the Secret with an X509 proxy or a token; the pod starts without it, too."""
+    """Name of the Secret with an X509 proxy or a token; optional."""
 
     def environment(self) -> dict[str, str]:
-        """What tells the pod's programs where the ticket and the Secret are."""
+        """Return the variables with the places of the ticket and the Secret."""
         variables = self.ticket.environment if self.ticket else {}
         return variables | ({SECRET_FOLDER: XROOTD_FOLDER} if self.xrootd_secret else {})
 
     def pod_fields(self) -> Manifest:
-        """Fields of a pod's spec; empty ones are left out."""
+        """Return fields of the spec of a pod; empty ones are left out."""
         fields = {
             "nodeSelector": dict(self.node_selector),
             "tolerations": list(self.tolerations),
@@ -168,10 +170,10 @@ class PodSettings:
         return {name: value for name, value in fields.items() if value}
 
     def volumes(self) -> list[Manifest]:
-        """Host folders as they are, whatever they are (type ''), the ticket's, the Secret's.
+        """Return volumes of host folders (of any type), of the ticket and of the Secret.
 
-        Files of a Secret belong to root, and the program copies them: so anybody in the pod may
-        read them.
+        Files of a Secret belong to root, and the program copies them, so that all users of the pod
+        may read them.
         """
         volumes: list[Manifest] = [
             {"name": one.name, "hostPath": {"path": one.path, "type": ""}} for one in self.folders
@@ -182,9 +184,10 @@ class PodSettings:
         return volumes + (self.ticket.volumes() if self.ticket else [])
 
     def mounts(self) -> list[Manifest]:
-        """Where the volumes are mounted.
+        """Return the mounts of the volumes.
 
-        With HostToContainer, as EOS mounts its instances below the folder only at first use.
+        Host folders use HostToContainer, because EOS mounts its instances below the folder at their
+        first use.
         """
         mounts: list[Manifest] = [
             {"name": one.name, "mountPath": one.mount, "mountPropagation": "HostToContainer"}
@@ -196,19 +199,19 @@ class PodSettings:
         return mounts + (self.ticket.mounts() if self.ticket else [])
 
     def init_containers(self, image: str) -> Manifest:
-        """The pod's entry `initContainers`; empty where no ticket is needed."""
+        """Return the entry `initContainers` of a pod; empty without a ticket."""
         return {"initContainers": [self.ticket.init_container(image)]} if self.ticket else {}
 
 
 def labels(run_id: str, step: str, user: str = "unknown") -> dict[str, str]:
-    """The labels of all objects and pods of a run, by which `--status` and `--down` find them."""
+    """Return the labels of all objects of a run, with which --status and --down find them."""
     return {RUN_LABEL: run_id, STEP_LABEL: step, USER_LABEL: user}
 
 
 def s3_environment(endpoint: str | None, secret: str) -> list[Manifest]:
-    """Environment entries for S3: the keys by reference to the Secret, the endpoint as it is.
+    """Return environment variables for S3: keys by reference to the Secret, and the endpoint.
 
-    TensorBoard reads S3_ENDPOINT.
+    S3_ENDPOINT is for TensorBoard.
     """
     keys = secret_environment(secret, CREDENTIALS)
     plain = {
@@ -221,7 +224,7 @@ def s3_environment(endpoint: str | None, secret: str) -> list[Manifest]:
 
 
 def secret_environment(secret: str, keys: Sequence[str]) -> list[Manifest]:
-    """Environment entries by reference to keys of a Secret, which are also the variables' names."""
+    """Return variables that refer to keys of a Secret of the same names."""
     return [
         {"name": key, "valueFrom": {"secretKeyRef": {"name": secret, "key": key, "optional": True}}}
         for key in keys
@@ -229,7 +232,7 @@ def secret_environment(secret: str, keys: Sequence[str]) -> list[Manifest]:
 
 
 def environment(values: dict[str, str]) -> list[Manifest]:
-    """Return environment variables as a container has them."""
+    """Return environment variables as in a container."""
     return [{"name": name, "value": value} for name, value in values.items()]
 
 
@@ -244,11 +247,16 @@ def pod_fields(
     service_account: str = "",
     restricted: bool = True,
 ) -> Manifest:
-    """The part of a pod's spec beside its containers: where it runs, as whom, and its volumes.
+    """Return the spec of a pod without its containers: where it runs, as which user, its volumes.
 
-    Every pod of a run is made with it, the predictor of the InferenceService included. `image` is
-    that of the containers which prepare the pod; `shared_memory` is the size of /dev/shm. Without
-    `restricted` the pod runs as its image's user.
+    All pods of a run use it, also the predictor of the InferenceService.
+
+    Args:
+        settings: Where the pod runs, and its folders and tickets.
+        image: Image of the init containers.
+        shared_memory: Size of /dev/shm.
+        service_account: Name of the ServiceAccount.
+        restricted: Meet the Pod Security level `restricted`; otherwise run as the image's user.
     """
     fields = settings.pod_fields()
     if restricted:
@@ -257,7 +265,7 @@ def pod_fields(
         fields["serviceAccountName"] = service_account
     volumes = settings.volumes()
     if shared_memory:
-        # Docker's 64 MB are too small for NCCL and data loading; these count within the memory
+        # Docker's 64 MB are too small for NCCL and data loading. It counts towards the memory
         # limit.
         medium = {"medium": "Memory", "sizeLimit": shared_memory}
         volumes.insert(0, {"name": "shared-memory", "emptyDir": medium})
@@ -274,9 +282,14 @@ def container_fields(
     shared_memory: bool = False,
     restricted: bool = True,
 ) -> Manifest:
-    """The part of a container beside its image and command: environment, resources, mounts.
+    """Return the fields of a container besides image and command: environment, resources, mounts.
 
-    Without `restricted` it has the capabilities of its runtime.
+    Args:
+        settings: Folders and tickets of the pod.
+        env: Environment variables.
+        resources: Resources.
+        shared_memory: Mount the pod's /dev/shm.
+        restricted: Meet the Pod Security level `restricted`.
     """
     fields: Manifest = {}
     env = [*env, *environment(settings.environment())]
@@ -302,10 +315,10 @@ def pod_template(
     resources: Resources,
     settings: PodSettings = NO_SETTINGS,
 ) -> Manifest:
-    """The pod of a PyTorchJob's replica: one container named 'pytorch', without a sidecar.
+    """Return the pod of a PyTorchJob's replica: one container named 'pytorch', without a sidecar.
 
-    `program` is a command with its arguments. The training operator refuses a container of another
-    name.
+    The training operator refuses containers of other names. `program` is the command with its
+    arguments.
     """
     container = {"name": "pytorch", "image": image, **shell_command(program)}
     container |= container_fields(settings, env=env, resources=resources, shared_memory=True)
@@ -319,20 +332,26 @@ def pod_template(
 def pytorch_job_spec(
     pod: Manifest, *, replicas: int, gpus: int, deadline: int, sidecars: int = 0
 ) -> Manifest:
-    """The spec of a PyTorchJob of a Master and `replicas - 1` Workers that all run the same pod.
+    """Return the spec of a PyTorchJob of a Master and `replicas - 1` Workers with the same pod.
 
-    `deadline` is in seconds; `sidecars` is how many containers a controller adds to the Master.
     OnFailure restarts a pod that died (preemption, a lost node), and it resumes from its
-    checkpoint. A failure that would repeat leaves a marker that ends the restarted pod at once.
-    Only running pods are cleaned up, so that logs stay.
+    checkpoint. After a failure that would repeat, a marker file ends the restarted pod at once.
+    Only running pods are deleted at the end, so that logs stay.
+
+    Args:
+        pod: Template of the pods.
+        replicas: Number of pods.
+        gpus: GPUs of each pod.
+        deadline: Seconds that the job may take.
+        sidecars: Number of containers that a controller adds to the Master.
     """
     replica = {"restartPolicy": "OnFailure", "template": pod}
     specs = {"Master": {"replicas": 1, **replica}}
     if replicas > 1:
         specs["Worker"] = {"replicas": replicas - 1, **replica}
     # The operator sums the restarts of all containers of a job's running pods, and ends the job
-    # once they reach the limit (trainer v1.9.3 pkg/core/job.go:95-132). Where one container dies,
-    # the others of its pod and of the other replicas die with it.
+    # once they reach the limit (trainer v1.9.3 pkg/core/job.go:95-132). If one container dies, the
+    # others of its pod and of the other replicas die with it.
     backoff_limit = RESTARTS * (replicas + sidecars) + 1
     spec: Manifest = {
         "runPolicy": {
@@ -348,7 +367,7 @@ def pytorch_job_spec(
 
 
 def python_command(module: str, *, gpus: int) -> list[str]:
-    """`python -m module`, or torchrun where a pod has several GPUs.
+    """Return `python -m module`, or torchrun if a pod has several GPUs.
 
     torchrun reads the PET_* variables that the training operator sets.
     """
@@ -356,13 +375,13 @@ def python_command(module: str, *, gpus: int) -> list[str]:
 
 
 def server_of(service: Manifest) -> Manifest:
-    """The container of an InferenceService's predictor, whichever form that has."""
+    """Return the container of an InferenceService's predictor, in either of its forms."""
     predictor = service["spec"]["predictor"]
     server: Manifest = predictor["model" if "model" in predictor else "triton"]
     return server
 
 
 def storage_uri(service: Manifest) -> str:
-    """The model repository that an InferenceService serves."""
+    """Return the address of the model repository that an InferenceService serves."""
     uri: str = server_of(service)["storageUri"]
     return uri

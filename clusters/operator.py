@@ -1,4 +1,4 @@
-"""What an operator asks a cluster about one run: its objects, their state, their logs, removal."""
+"""State of one run on a cluster: its objects, their logs, and their removal."""
 
 from __future__ import annotations
 
@@ -40,32 +40,35 @@ from clusters.trials import UNFINISHED, progress_line, trial_of
 from clusters.waiting import Wait, ignore
 from clusters.workflow import KFP_RUN_LABEL
 
-SECONDS = 60.0  # for one look at everything of a run
-# containers whose logs are a run's, the most useful one first
-OWN = ("pytorch", "kserve-container", "main", "storage-initializer")
+SECONDS = 60.0  # for reading all objects of a run
+# containers whose logs belong to a run, the most useful first
+LOG_CONTAINERS = ("pytorch", "kserve-container", "main", "storage-initializer")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One object of a run, and how it is in one line."""
+    """One object of a run, with its state in one line."""
 
     kind: str
     name: str
-    told: str
+    state: str
     step: str = ""
-    """The step that made it; empty for a step's own pod."""
+    """Step that created it; empty for the pod of a step itself."""
 
 
 class Operator:
-    """One namespace of the cluster that the environment names.
-
-    Raises InputError where it names none.
-    """
+    """Access to the runs in one namespace of the configured cluster."""
 
     def __init__(self, namespace: str | None = None, *, poll: float = 5.0) -> None:
-        """Connect to the configured cluster; `poll` (s) lies between two looks.
+        """Connect to the configured cluster.
 
-        Raises NoCluster.
+        Args:
+            namespace: The namespace; None or 'auto' for that of the configuration.
+            poll: Seconds between two requests of the state.
+
+        Raises:
+            NoCluster: If no cluster is configured.
+            InputError: If no namespace is configured.
         """
         connection = connect()
         self.namespace = namespace_of(connection, namespace)
@@ -73,17 +76,20 @@ class Operator:
         self._poll = poll
 
     def find(self, run_id: str) -> list[str]:
-        """'Kind/name' of everything that `delete` would remove."""
+        """Return 'Kind/name' of all objects that `delete` would delete."""
         return KubernetesCluster(self.namespace, poll=self._poll).find(run_id)
 
     def delete(self, run_id: str, report: Report = ignore) -> list[str]:
-        """Remove it and wait until it is gone, pods as well; see KubernetesCluster.delete."""
+        """Delete the objects of a run and wait for it; see KubernetesCluster.delete."""
         return KubernetesCluster(self.namespace, poll=self._poll).delete(run_id, report)
 
     def run_of_service(self, name: str) -> str | None:
-        """The run whose model an InferenceService serves, empty if none; None without a service.
+        """Return the run whose model an InferenceService serves.
 
-        Raises ClusterError if it may not be read.
+        Empty if its labels name none; None without a service.
+
+        Raises:
+            ClusterError: If it may not be read.
         """
         wait = Wait(f"a look at InferenceService {name}", SECONDS, ignore)
         service = self._api.get(INFERENCE_SERVICE, name, wait)
@@ -92,7 +98,7 @@ class Operator:
         return str((service["metadata"].get("labels") or {}).get(RUN_LABEL, ""))
 
     def describe(self, run_id: str, kfp_run: str = "") -> list[Finding]:
-        """The run's experiment, jobs, service and the pods that do not run as they should."""
+        """Return the experiment, jobs and service of a run, and the pods with problems."""
         wait = self._look(run_id)
         selector = f"{RUN_LABEL}={run_id}"
         findings = []
@@ -100,7 +106,7 @@ class Operator:
             line = self._experiment_line(experiment, wait)
             findings.append(_finding("Experiment", experiment, line))
         for job in self._api.list_objects(PYTORCHJOB, selector, wait):
-            # a trial's job is not a finding of its own
+            # the job of a trial is not listed
             if not belongs_to_trial(job):
                 line = _job_line(job)
                 if not is_true(job, "Failed") and not is_true(job, "Succeeded"):
@@ -123,10 +129,10 @@ class Operator:
             return f"failed: {progress} ({message_of(experiment, 'Failed')})"
         if is_true(experiment, "Succeeded"):
             return f"succeeded: {progress}"
-        unfinished = [trial for trial in trials if trial.status in UNFINISHED]
-        # what creates the pods that are next: the trials' jobs, or the ReplicaSet of the algorithm
-        if unfinished:
-            creators = [self._api.events(trial.name, wait) for trial in unfinished]
+        active = [trial for trial in trials if trial.status in UNFINISHED]
+        # the next pods are created by the jobs of trials, or by the ReplicaSet of the algorithm
+        if active:
+            creators = [self._api.events(trial.name, wait) for trial in active]
         else:
             prefix = f"{name_of(experiment)}-{experiment['spec']['algorithm']['algorithmName']}-"
             creators = [self._api.events_of("ReplicaSet", prefix, wait)]
@@ -135,14 +141,14 @@ class Operator:
         return f"{state}: {progress}{next(filter(None, refusals), '')}"
 
     def _refusal(self, owner: Manifest, events: list[Manifest]) -> str:
-        """Why a pod of an object may not be created, after a semicolon; empty if it may."""
+        """Return, after a semicolon, why a pod of an object is not created; empty if it is."""
         refusal = refusal_of(events, owner["metadata"].get("creationTimestamp", ""))
         return f"; {refusal.text}" if refusal else ""
 
     def _pod_line(self, pod: Manifest, wait: Wait) -> str:
-        """Why a pod waits or how it died; empty for one that runs or has ended well."""
+        """Return why a pod waits or how it failed; empty if it runs or has succeeded."""
         reason = waiting_of(pod)
-        # a volume that cannot be mounted and a full namespace show in events only
+        # only events show a volume that cannot be mounted, and a full namespace
         if reason in (CREATING, NOT_SCHEDULED):
             reason = warning_of(self._api.events(name_of(pod), wait)) or reason
         if reason:
@@ -152,7 +158,7 @@ class Operator:
             return f"runs again, after {crash.container} ended: {crash.reason}"
         if crash is None:
             return ""
-        # a trial says why it failed in its last line
+        # the last log line of a trial says why it failed
         lines = []
         if crash.container:
             lines = self._api.log(
@@ -163,9 +169,13 @@ class Operator:
     def logs(
         self, run_id: str, part: str = "", *, kfp_run: str = "", lines: int = 200
     ) -> list[tuple[str, list[str]]]:
-        """The last lines of the run's pods, each as (pod and container, lines).
+        """Return the last log lines of the pods of a run, as pairs (pod and container, lines).
 
-        `part` limits them to one step, trial, job or pod.
+        Args:
+            run_id: The run.
+            part: Only this step, trial, job or pod.
+            kfp_run: The run of KFP, whose pods are included.
+            lines: Number of lines of each container.
         """
         wait = self._look(run_id)
         logs = []
@@ -182,7 +192,7 @@ class Operator:
         return logs
 
     def _pods(self, run_id: str, kfp_run: str, wait: Wait) -> list[Manifest]:
-        """Every pod of the run once: by its label, those of its services, those of its KFP run."""
+        """Return each pod of a run once: by its label, those of its services and of its KFP run."""
         selectors = [f"{RUN_LABEL}={run_id}"]
         services = self._api.list_objects(INFERENCE_SERVICE, f"{RUN_LABEL}={run_id}", wait)
         if services:
@@ -200,17 +210,17 @@ class Operator:
         return Wait(f"a look at run {run_id}", SECONDS, ignore)
 
 
-def _finding(kind: str, thing: Manifest, told: str) -> Finding:
+def _finding(kind: str, thing: Manifest, state: str) -> Finding:
     labels = thing["metadata"].get("labels") or {}
-    # a step's own pod does not carry the run's id: it belongs to one KFP run
+    # the pod of a step itself has no run id, because it belongs to a KFP run
     step = labels.get(STEP_LABEL, "") if RUN_LABEL in labels else ""
-    return Finding(kind=kind, name=name_of(thing), told=told, step=step)
+    return Finding(kind=kind, name=name_of(thing), state=state, step=step)
 
 
 def _containers(pod: Manifest) -> list[str]:
     containers = [*(pod["spec"].get("initContainers") or []), *pod["spec"].get("containers", [])]
     names = [container["name"] for container in containers]
-    return [name for name in OWN if name in names] or names
+    return [name for name in LOG_CONTAINERS if name in names] or names
 
 
 def _job_line(job: Manifest) -> str:
@@ -223,4 +233,4 @@ def _job_line(job: Manifest) -> str:
 def _service_line(service: Manifest) -> str:
     if is_true(service, "Ready"):
         return f"ready at {cluster_address(service)}"
-    return f"not ready: {untrue_conditions(service) or 'KServe has not looked at it yet'}"
+    return f"not ready: {untrue_conditions(service) or 'KServe has not processed it yet'}"

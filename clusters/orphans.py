@@ -1,9 +1,9 @@
-"""Find a run's orphaned processes by their environment variables.
+"""Find the orphaned processes of a run by their environment variables.
 
-A run's steps, trials, jobs and model servers carry JEC_RUN_ID and the folder of local runs in their
-environment, and what they start inherits both. Linux shows the environment of a process to its
-owner. So they are found even after a SIGKILL of all processes above them. The command that runs
-them is known by a file.
+Steps, trials, jobs and model servers of a run have JEC_RUN_ID and the folder of local runs in their
+environment, and their children inherit both. Linux shows the environment of a process to its owner,
+so that they can be found even after a SIGKILL of all their parents. The command that runs them is
+recorded in a file.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import psutil
 
 RUN_VARIABLE = "JEC_RUN_ID"
 FOLDER_VARIABLE = "JEC_LOCAL_DIR"
-GRACE = 20.0  # seconds for a step to end its own children in order
+GRACE = 20.0  # seconds in which a step can stop its own children
 
 
 def processes_of(run_id: str, folder: Path) -> dict[int, str]:
-    """Every living process of a run below this folder of local runs: pid -> command line."""
+    """Return pid and command line of each living process of a run below this folder."""
     command_lines = {}
     for process in psutil.process_iter():
-        # A process may end while it is looked at, and others' processes may not be read.
+        # A process may end meanwhile, and processes of other users are unreadable.
         with contextlib.suppress(psutil.Error, OSError):
             environment = process.environ()
             ours = environment.get(RUN_VARIABLE) == run_id
@@ -36,10 +36,10 @@ def processes_of(run_id: str, folder: Path) -> dict[int, str]:
 
 
 def may_be_of(pid: int, run_id: str, folder: Path) -> bool:
-    """Whether a process has nothing in its environment that speaks against this run.
+    """Return whether nothing in the environment of a process contradicts that it is of this run.
 
-    A backend that was used without a run (in a program of one's own) gives its processes no run.
-    False where the environment cannot be read, as of another user's process.
+    The local backend may be used in a program without a run; its processes then have no run id.
+    False if the environment is unreadable, as for processes of other users.
     """
     try:
         environment = psutil.Process(pid).environ()
@@ -50,7 +50,7 @@ def may_be_of(pid: int, run_id: str, folder: Path) -> bool:
 
 
 def end(pids: list[int], *, grace: float = GRACE) -> list[int]:
-    """End processes: SIGTERM, `grace` seconds for all, then SIGKILL. Returns those still alive."""
+    """Stop processes: SIGTERM, `grace` seconds for all, then SIGKILL. Return those still alive."""
     for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, 5.0)):
         for pid in pids:
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -64,7 +64,7 @@ def end(pids: list[int], *, grace: float = GRACE) -> list[int]:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process has not ended. A zombie, whose parent has not asked how it ended, has."""
+    """Return whether a process has not ended. A zombie has ended."""
     try:
         return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
     except (psutil.Error, ValueError, OverflowError):

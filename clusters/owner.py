@@ -1,8 +1,8 @@
-"""The Argo Workflow of a run, which owns what the run's steps make until it has ended well.
+"""The Argo Workflow of a run, which owns the objects that steps create until they succeed.
 
-Kubernetes' garbage collector deletes an object once its owner is gone. So a run that was deleted,
-or whose exit handler was lost, leaves nothing for long. It also deletes an object whose owner is in
-another namespace than the object, so that there nothing may be owned
+The garbage collector of Kubernetes deletes an object when its owner is gone. So a run that was
+deleted, or whose exit handler did not run, leaves no objects for long. It also deletes objects
+whose owner is in another namespace, so that owners must be in the namespace of the object
 (kubernetes.io/docs/concepts/architecture/garbage-collection).
 """
 
@@ -21,7 +21,7 @@ LOOK_SECONDS = 60.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Owner:
-    """A Workflow, and the namespace that it is in."""
+    """A Workflow and its namespace."""
 
     api_version: str
     name: str
@@ -30,9 +30,9 @@ class Owner:
 
     @property
     def reference(self) -> Manifest:
-        """The entry of an object's ownerReferences.
+        """Return the entry for an object's ownerReferences.
 
-        Without blockOwnerDeletion, which needs a right on the owner's finalizers.
+        It has no blockOwnerDeletion, which needs a right on the owner's finalizers.
         """
         return {
             "apiVersion": self.api_version,
@@ -43,13 +43,13 @@ class Owner:
 
 
 def is_workflow(reference: Manifest) -> bool:
-    """Whether an entry of ownerReferences names an Argo Workflow."""
+    """Return whether an entry of ownerReferences names an Argo Workflow."""
     group = reference.get("apiVersion", "").partition("/")[0]
     return reference.get("kind") == WORKFLOW.name and group == WORKFLOW.group
 
 
 def workflow_of(pod: Manifest) -> Owner | None:
-    """The Workflow that a pod belongs to; None if it belongs to none."""
+    """Return the Workflow that a pod belongs to; None if there is none."""
     for reference in pod["metadata"].get("ownerReferences") or []:
         if is_workflow(reference):
             return Owner(
@@ -62,13 +62,15 @@ def workflow_of(pod: Manifest) -> Owner | None:
 
 
 def workflow_of_this_pod(report: Report) -> Owner | None:
-    """The Workflow that this process' pod belongs to.
+    """Return the Workflow that the pod of this process belongs to.
 
-    None if this is no pod of a Workflow, or the pod may not be read. Raises InputError if no
-    cluster is configured.
+    None if this is not a pod of a Workflow, or the pod may not be read.
+
+    Raises:
+        InputError: If no cluster is configured.
     """
     place = api_module.SERVICE_ACCOUNT / "namespace"
-    # a host name ends after 63 characters, a pod's name after 253
+    # a host name is cut after 63 characters, while the name of a pod has up to 253
     name = os.environ.get(KFP_POD) or os.environ.get("HOSTNAME")
     if not name or not place.exists():
         return None

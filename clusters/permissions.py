@@ -1,8 +1,8 @@
 """The permissions that a run needs in its namespace, for `pipeline.py --check` and deploy/.
 
-The steps' pods send Experiments, PyTorchJobs and InferenceServices and read what becomes of them,
-by the ServiceAccount that Kubeflow Pipelines runs them as. Whoever types `--check`, `--status`,
-`--logs` and `--down` needs the same.
+The pods of steps create Experiments, PyTorchJobs and InferenceServices and read their state, with
+the ServiceAccount of Kubeflow Pipelines. Users of `--check`, `--status`, `--logs` and `--down` need
+the same permissions.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ class Permission:
     group: str
     """API group; empty for the core one."""
     resource: str
-    """Plural, with the subresource behind a slash."""
+    """Plural, with a subresource after a slash."""
     verbs: tuple[str, ...]
     why: str
     needed: bool = True
-    """False where a run ends well without it, and only says less."""
+    """False if a run succeeds without it and only explains less."""
 
     @property
     def name(self) -> str:
-        """As RBAC and kubectl write it: pytorchjobs.kubeflow.org, pods/log."""
+        """Name as in RBAC and kubectl: pytorchjobs.kubeflow.org, pods/log."""
         return f"{self.resource}.{self.group}" if self.group else self.resource
 
 
@@ -72,7 +72,7 @@ PERMISSIONS = (
         why="quota, images and volumes that hold something up",
         needed=False,
     ),
-    # Without these two a missing key shows only when KServe's storage initializer fails.
+    # Without these two, a missing key shows only when KServe's storage initializer fails.
     Permission(
         group="",
         resource="secrets",
@@ -101,8 +101,8 @@ PERMISSIONS = (
         why="whether an update of the service is through, where pods may not be listed",
         needed=False,
     ),
-    # Of Argo and KFP inside a step's own pod. Without them a run that is given another account
-    # than the namespace's own ends in its first pod (seen with KFP 2.15.0 and Argo 3.7.3).
+    # For Argo and KFP in the pod of a step. Without them a run with another account than the
+    # default of the namespace fails in its first pod (seen with KFP 2.15.0 and Argo 3.7.3).
     Permission(
         group="argoproj.io",
         resource="workflowtaskresults",
@@ -126,7 +126,7 @@ PERMISSIONS = (
 
 
 def rules() -> list[dict[str, list[str]]]:
-    """The table as the rules of a Role: one for each set of verbs of a group."""
+    """Return the permissions as the rules of a Role, one for each resource."""
     return [
         {
             "apiGroups": [permission.group],
@@ -138,5 +138,5 @@ def rules() -> list[dict[str, list[str]]]:
 
 
 def requests() -> Iterator[tuple[Permission, str]]:
-    """Each permission with each of its verbs: what a SelfSubjectAccessReview asks one by one."""
+    """Yield each permission with each of its verbs, one SelfSubjectAccessReview each."""
     return ((permission, verb) for permission in PERMISSIONS for verb in permission.verbs)

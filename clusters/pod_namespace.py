@@ -1,4 +1,4 @@
-"""The namespace of the pod that this program runs in, without a client of Kubernetes."""
+"""The namespace of the pod of this program, read without a Kubernetes client."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
 def own_namespace() -> str:
-    """The namespace of this pod; empty where this is no pod."""
+    """Return the namespace of this pod; empty outside of a pod."""
     place = SERVICE_ACCOUNT / "namespace"
     return place.read_text().strip() if place.exists() else ""

@@ -1,7 +1,7 @@
-"""Which pods a namespace refuses by the Pod Security level that its labels enforce.
+"""Pods that a namespace refuses, by the Pod Security level that its labels enforce.
 
-Restated from kubernetes v1.34 staging/src/k8s.io/pod-security-admission/policy: of all its rules
-those that a pod of a run, or of a controller for it, can break.
+Reimplements the rules of kubernetes v1.34 staging/src/k8s.io/pod-security-admission/policy that a
+pod of a run, or one that a controller adds, can violate.
 """
 
 from __future__ import annotations
@@ -9,19 +9,18 @@ from __future__ import annotations
 from clusters.protocol import Manifest
 
 ENFORCE = "pod-security.kubernetes.io/enforce"
-"""Label of a namespace with its level; without it the cluster's default holds, mostly privileged.
-"""
+"""Label of a namespace with its level. The default of the cluster is usually privileged."""
 PRIVILEGED, BASELINE, RESTRICTED = "privileged", "baseline", "restricted"
 
 
 def violations(spec: Manifest, level: str) -> list[str]:
-    """What a level refuses in the spec of a pod, in words; empty if it takes the pod."""
+    """Return the violations of a level in the spec of a pod, in words; empty if there are none."""
     if level not in (BASELINE, RESTRICTED):
         return []
-    refused = []
+    problems = []
     folders = [one["hostPath"]["path"] for one in spec.get("volumes") or [] if "hostPath" in one]
     if folders:
-        refused.append(f"folders of the node ({', '.join(folders)})")
+        problems.append(f"folders of the node ({', '.join(folders)})")
     pod_context = spec.get("securityContext") or {}
     for container in [*(spec.get("initContainers") or []), *spec["containers"]]:
         own = container.get("securityContext") or {}
@@ -31,12 +30,17 @@ def violations(spec: Manifest, level: str) -> list[str]:
         if level == RESTRICTED:
             missing += _missing(own, {**pod_context, **own})
         if missing:
-            refused.append(f"container {container['name']}: {', '.join(missing)}")
-    return refused
+            problems.append(f"container {container['name']}: {', '.join(missing)}")
+    return problems
 
 
 def _missing(own: Manifest, merged: Manifest) -> list[str]:
-    """What `restricted` misses in a container: by its own context, and by that of its pod, too."""
+    """Return the rules of `restricted` that a container violates.
+
+    Args:
+        own: The securityContext of the container.
+        merged: The same, with the fields of the pod's securityContext where it has none.
+    """
     holds = {
         "allowPrivilegeEscalation: false": own.get("allowPrivilegeEscalation") is False,
         "capabilities drop ALL": "ALL" in ((own.get("capabilities") or {}).get("drop") or []),

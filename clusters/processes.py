@@ -1,4 +1,4 @@
-"""Run the replicas of a PyTorchJob as processes of this machine, started and ended together."""
+"""Run the replicas of a PyTorchJob as processes of this machine, started and stopped together."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from common.errors import PASSING_FAILURE
 GRACE = 15.0  # seconds between SIGTERM and SIGKILL: enough to write a checkpoint
 TAIL = 12  # log lines shown of a process that failed
 PR_SET_PDEATHSIG = 1
-DEFAULT_BACKOFF_LIMIT = 6  # of a Kubernetes job that names none
+DEFAULT_BACKOFF_LIMIT = 6  # of Kubernetes
 
 
 def ends_with_parent() -> None:
-    """For `preexec_fn`: have the kernel send SIGTERM to this process when its parent dies.
+    """Make the kernel send SIGTERM to this process when its parent dies; for `preexec_fn`.
 
-    Only on Linux, and however the parent dies.
+    Works on Linux only, however the parent dies.
     """
     if _LIBC is not None:
         _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -38,7 +38,7 @@ _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def host_command(command: list[str]) -> list[str]:
-    """A container's command on this machine, with our own python whatever PATH says."""
+    """Return the command of a container for this machine, with our own python instead of PATH's."""
     if command[0] in ("python", "python3"):
         return [sys.executable, *command[1:]]
     if command[0] == "torchrun":
@@ -47,23 +47,23 @@ def host_command(command: list[str]) -> list[str]:
 
 
 def cores() -> int:
-    """Cores that this process may use, which in a batch slot are fewer than the machine has."""
+    """Return the number of cores that this process may use, which batch slots limit."""
     return len(os.sched_getaffinity(0))
 
 
-def stop(*started: subprocess.Popen[Any], grace: float = GRACE) -> None:
-    """End processes and their whole sessions: SIGTERM, `grace` seconds for all, then SIGKILL.
+def stop(*processes: subprocess.Popen[Any], grace: float = GRACE) -> None:
+    """Stop processes and their sessions: SIGTERM, `grace` seconds for all, then SIGKILL.
 
-    Also where the first process of a session is gone, as others of it may be left. No error if all
-    are gone.
+    Sessions whose first process is gone are included, since others of it may still run. No error if
+    all are gone.
     """
-    for process in started:
+    for process in processes:
         _signal(process, signal.SIGTERM)
     end = time.monotonic() + grace
-    for process in started:
+    for process in processes:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(max(0.0, end - time.monotonic()))
-    for process in started:
+    for process in processes:
         _signal(process, signal.SIGKILL)
         process.wait()
 
@@ -74,17 +74,17 @@ def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
 
 
 def tail(log: Path, lines: int = TAIL) -> str:
-    """The last lines of a log; empty if there is no log.
+    """Return the last lines of a log; empty if there is no log.
 
-    Of a line that a progress bar overwrote, only the last state is shown.
+    Of a line that a progress bar overwrote, only the last state counts.
     """
     if not log.exists():
         return ""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 64 * 1024))
         text = file.read().decode(errors="replace")
-    kept = [line.rsplit("\r", 1)[-1].rstrip() for line in text.splitlines()]
-    return "\n".join([line for line in kept if line][-lines:])
+    states = [line.rsplit("\r", 1)[-1].rstrip() for line in text.splitlines()]
+    return "\n".join([line for line in states if line][-lines:])
 
 
 def free_port() -> int:
@@ -96,12 +96,12 @@ def free_port() -> int:
 
 
 class Replicas:
-    """The Master and Worker processes of a PyTorchJob manifest.
+    """The Master and Worker processes of a PyTorchJob.
 
-    They have the environment that the training operator sets. Where one is killed, all start again,
-    as the manifest's restartPolicy and backoffLimit say, and resume from their checkpoint. One that
-    ends by itself with an exit code is not restarted, because that failure repeats. Requests for
-    GPUs and memory, and all volumes, have no effect here.
+    They get the environment that the training operator sets. If one is killed, all start again,
+    within the limits of restartPolicy and backoffLimit, and resume from their checkpoint. If one
+    exits with a code, it is not restarted, because it would fail again. Requests for GPUs and
+    memory, and volumes, have no effect.
     """
 
     def __init__(
@@ -114,7 +114,16 @@ class Replicas:
         rewrites: dict[str, str] | None = None,
         on_restart: Callable[[str], None] = lambda reason: None,
     ) -> None:
-        """`on_restart` is called with the reason before the replicas start again."""
+        """Prepare the processes; none is started.
+
+        Args:
+            manifest: The PyTorchJob.
+            folder: Folder for the logs.
+            root: Folder with the code, in which commands run.
+            threads: Threads of each process.
+            rewrites: Texts to replace in the command.
+            on_restart: Called with the reason before the replicas start again.
+        """
         self.manifest = manifest
         self.folder = folder
         self.root = root
@@ -129,7 +138,7 @@ class Replicas:
     def start(self) -> None:
         """Start all replicas.
 
-        Logs go to `<folder>/<role>-<index>.log`, appended to those of an earlier start.
+        Logs go to `<folder>/<role>-<index>.log` and are appended to.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         specs = self.manifest["spec"]["pytorchReplicaSpecs"]
@@ -146,15 +155,15 @@ class Replicas:
             )
 
     def poll(self) -> int | None:
-        """None while running, 0 when all ended well, else the exit code of the first that failed.
+        """Return None while running, 0 if all succeeded, else the exit code of the first failure.
 
-        When one has failed, the others are stopped.
+        After a failure the other replicas are stopped.
         """
         codes = {name: process.poll() for name, process in self.processes.items()}
         for name, code in codes.items():
             if code is None or code == 0:
                 continue
-            if was_killed(code) and not self._is_stopped and self.restarts < self._most_restarts:
+            if was_killed(code) and not self._is_stopped and self.restarts < self._max_restarts:
                 self._restart(name)
                 return None
             self.failed = name
@@ -163,12 +172,12 @@ class Replicas:
         return None if None in codes.values() else 0
 
     def stop(self) -> None:
-        """End all replicas and their children."""
+        """Stop all replicas and their children."""
         self._is_stopped = True
         stop(*self.processes.values())
 
     @property
-    def _most_restarts(self) -> int:
+    def _max_restarts(self) -> int:
         spec = self.manifest["spec"]
         policies = {
             replica.get("restartPolicy", "Never")
@@ -179,40 +188,40 @@ class Replicas:
         return int(spec.get("runPolicy", {}).get("backoffLimit", DEFAULT_BACKOFF_LIMIT))
 
     def _restart(self, name: str) -> None:
-        """Start all replicas again: those that are left wait for the killed one in vain."""
+        """Start all replicas again, because the others cannot continue without the killed one."""
         self.failed = name
-        how = self._how()
+        how = self._how_it_ended()
         stop(*self.processes.values())
         self.restarts += 1
         self.failed = ""
-        self._on_restart(f"{name} {how}: started again ({self.restarts} of {self._most_restarts})")
+        self._on_restart(f"{name} {how}: started again ({self.restarts} of {self._max_restarts})")
         self.processes = {}
         self.start()
 
-    def _how(self) -> str:
+    def _how_it_ended(self) -> str:
         code = self.processes[self.failed].returncode
         if code < 0:
             return f"was killed by {signal.Signals(-code).name}"
         return f"ended with exit code {code}"
 
     def log(self, name: str = "master-0") -> Path:
-        """Path of a replica's log."""
+        """Return the path of the log of a replica."""
         return self.folder / f"{name}.log"
 
     def reason(self) -> str:
-        """Exit code or signal, and the last log lines, of the replica that failed first."""
+        """Return exit code or signal, and last log lines, of the replica that failed first."""
         tries = f", after {self.restarts} restarts" if self.restarts else ""
         return (
-            f"{self.failed} {self._how()}{tries}; its log ({self.log(self.failed)})"
+            f"{self.failed} {self._how_it_ended()}{tries}; its log ({self.log(self.failed)})"
             f" ends:\n{tail(self.log(self.failed))}"
         )
 
     def _start_one(self, name: str, template: Manifest, rank_environment: dict[str, str]) -> None:
         container = template["spec"]["containers"][0]
-        # Without the pod's shell: a signal reaches the whole session, and the shell would pass it
-        # on to a program that has it already.
+        # Without the shell of the pod: a signal reaches the whole session, and the shell would send
+        # it to the program a second time.
         program = host_command(program_of(container))
-        command = [self._rewritten(part) for part in program]
+        command = [self._rewrite(part) for part in program]
         with self.log(name).open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 command,
@@ -221,21 +230,21 @@ class Replicas:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # so that one signal reaches the replica and all that it started
+                # so that one signal reaches the replica and all its children
                 start_new_session=True,
                 # It calls prctl and nothing else, which is safe in a forked process.
                 preexec_fn=ends_with_parent,  # noqa: PLW1509
             )
 
-    def _rewritten(self, text: str) -> str:
+    def _rewrite(self, text: str) -> str:
         for old, new in self.rewrites.items():
             text = text.replace(old, new)
         return text
 
     def _container_environment(self, container: Manifest) -> dict[str, str]:
-        """The container's variables.
+        """Return the environment variables of the container.
 
-        A Secret's keys come from this process' environment, where they have the same names.
+        Keys of Secrets come from variables of the same names of this process.
         """
         values = {
             entry["name"]: entry["value"] for entry in container.get("env", []) if "value" in entry
@@ -261,24 +270,21 @@ class Replicas:
 
 
 def was_killed(code: int) -> bool:
-    """Whether an exit code says that a process was told to stop, or killed, from outside.
+    """Return whether an exit code shows that a process was stopped or killed from outside.
 
-    A crash of its own (SIGSEGV, SIGABRT, SIGBUS) repeats.
+    Signals of its own crashes (SIGSEGV, SIGABRT, SIGBUS) do not count, since they would repeat.
     """
     numbers = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     return code in {-number for number in numbers} | {128 + number for number in numbers}
 
 
 def is_transient(code: int) -> bool:
-    """Whether what ended with this exit code may end well when it is tried again."""
+    """Return whether a process with this exit code may succeed if it runs again."""
     return was_killed(code) or code == PASSING_FAILURE
 
 
 def wait(replicas: Replicas, *, deadline: float, poll: float = 0.1) -> int | None:
-    """The exit code of `Replicas.poll`, or None when the deadline (seconds) has passed first.
-
-    Leaves nothing running.
-    """
+    """Return the result of `Replicas.poll`, or None at the deadline (s). Stops all processes."""
     end = time.monotonic() + deadline
     try:
         while (code := replicas.poll()) is None and time.monotonic() < end:

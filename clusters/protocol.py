@@ -1,10 +1,10 @@
-"""The protocol of the backends that run manifests, and the dataclasses of their answers.
+"""The protocol of backends that run manifests, and the dataclasses of their results.
 
-A backend takes Kubernetes objects as plain dicts and knows nothing of jets. Every wait has a
-deadline in seconds, reports its progress to a callback, and ends in one of three ways: the answer,
-ClusterError with the reason of what failed, or DeadlineError with what was waited for. An object
-that exists already under the same name and run id is adopted, not made anew, so that a step that
-was killed and started again continues.
+A backend takes Kubernetes objects as plain dicts and knows nothing about jets. Each wait has a
+deadline in seconds, reports its progress to a callback, and ends in one of three ways: with the
+result, with ClusterError and the reason of a failure, or with DeadlineError and what was waited
+for. If an object with the same name and run id exists already, the backend adopts it, so that a
+step that was killed and restarted continues.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from typing import Any, Protocol
 
 from common.records import Trial
 
-RUN_LABEL = "jec/run-id"  # on every object and every pod; `delete` finds things by it
+RUN_LABEL = "jec/run-id"  # label of all objects and pods of a run; `delete` finds them by it
 STEP_LABEL = "jec/step"
 USER_LABEL = "jec/user"
 KFP_POD = "KFP_POD_NAME"
-"""The variable that names a step's own pod. KFP sets it, and an exit handler follows the step."""
+"""Environment variable with the name of a step's own pod; KFP sets it."""
 
 Manifest = dict[str, Any]
 """A Kubernetes object, or a part of one."""
 
 Report = Callable[[str], None]
-"""Called with one readable line whenever something changed."""
+"""Called with one line of text for each change."""
 
 JobEnded = Callable[[str, str], None]
-"""Called with the name of a job that has ended, and why it failed; empty if it succeeded."""
+"""Called with the name of a job that has ended and the reason of its failure, empty if none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExperimentResult:
-    """All trials of an experiment that succeeded, and the name of the best one by its objective."""
+    """All trials of a successful experiment, and the name of the best one by its objective."""
 
     name: str
     trials: list[Trial]
@@ -42,7 +42,7 @@ class ExperimentResult:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Service:
-    """A deployed inference service that reported ready (which is not yet the golden answer)."""
+    """A deployed inference service that reported ready; its answers are not checked yet."""
 
     name: str
     url: str
@@ -50,26 +50,26 @@ class Service:
     kind: str
     """The server: 'kserve' on a cluster, 'triton' or 'kserve-server' on one machine."""
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """What the owner needs to end it (pid on one machine)."""
+    """What is needed to stop it (pid on one machine)."""
     certain: bool = True
-    """False where the former model may still answer, because its pods may not be seen."""
+    """False if the previous model may still answer, because its pods may not be listed."""
     is_running: Callable[[], bool] = lambda: True
-    """Whether its server has not ended by itself, as far as that is known."""
+    """Returns False if the server is known to have ended by itself."""
 
 
 Check = Callable[[Service], None]
-"""Called with a service that is ready; raises JecError where it does not serve as it should."""
+"""Called with a service that is ready; raises JecError if its answers are wrong."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stop:
-    """How a step ended that could not say so itself, in the words of status.json."""
+    """How a step ended that could not record it itself, in the words of status.json."""
 
     state: str
     """interrupted or failed."""
     reason: str
     task: str = ""
-    """The task of the pipeline that ended so, if it is not the step that was asked about."""
+    """Task of the pipeline that ended, if it is not the step of the question."""
 
 
 class Cluster(Protocol):
@@ -79,9 +79,9 @@ class Cluster(Protocol):
     """
 
     resumes: bool
-    """Whether an interrupted experiment resumes from what this backend keeps of it.
+    """Whether an interrupted experiment can resume from what this backend stores.
 
-    Where it does not, a launcher that is told to stop removes the experiment.
+    If not, a step that is told to stop removes the experiment.
     """
 
     def run_experiment(
@@ -89,24 +89,27 @@ class Cluster(Protocol):
     ) -> ExperimentResult:
         """Run a Katib Experiment to its end.
 
-        An experiment of this run that exists continues, with more trials where more are asked now.
-        Raises ClusterError if it failed (failed trials >= maxFailedTrialCount, or no trial
-        succeeded) and DeadlineError.
+        An experiment of this run that exists already continues, with more trials if the manifest
+        has more.
+
+        Raises:
+            ClusterError: If it failed (failed trials >= maxFailedTrialCount, or no trial
+                succeeded).
+            DeadlineError: At the deadline.
         """
 
     def can_continue(self, name: str) -> bool:
-        """Whether an experiment of this name exists and takes more trials than it has had."""
+        """Return whether an experiment of this name exists and accepts further trials."""
 
     def experiments(self, run_id: str) -> dict[str, dict[str, str]]:
-        """The run's experiments that exist and have not failed: name -> its annotations.
-
-        The newest comes first.
-        """
+        """Return the annotations of the run's experiments that have not failed, newest first."""
 
     def run_job(self, manifest: Manifest, *, deadline: float, report: Report) -> None:
         """Run a PyTorchJob to its end.
 
-        Raises ClusterError with the last log lines of the replica that failed, and DeadlineError.
+        Raises:
+            ClusterError: If it failed, with the last log lines of the failed replica.
+            DeadlineError: At the deadline.
         """
 
     def run_jobs(
@@ -118,11 +121,20 @@ class Cluster(Protocol):
         deadline: float,
         report: Report,
     ) -> None:
-        """Run several PyTorchJobs to their ends, `parallel` at a time, in their order.
+        """Run several PyTorchJobs to their ends, in their order.
 
-        `ended` is called for each; what it raises goes through. A job that failed is reported with
-        its last log lines, and the others go on. Raises ClusterError where a job was deleted or
-        can never start, and DeadlineError; `parallel` is at least 1.
+        A job that failed is reported with its last log lines, and the others continue.
+
+        Args:
+            manifests: The jobs.
+            parallel: How many run at a time, at least 1.
+            ended: Called for each job that has ended; its exceptions pass through.
+            deadline: Seconds until all must have ended.
+            report: Called with each line of progress.
+
+        Raises:
+            ClusterError: If a job was deleted or can never start.
+            DeadlineError: At the deadline.
         """
 
     def deploy(
@@ -130,31 +142,41 @@ class Cluster(Protocol):
     ) -> Service:
         """Create or update an InferenceService and wait until it is ready and `check` passes.
 
-        Where it does not come up, or `check` raises, a backend takes the new model back. `backup`
-        is the address of a file in which it keeps the service as it was before, so that a step
-        which was killed and started again can still put it back. `deadline` is for each service
-        that has to become ready.
+        If it does not become ready, or `check` raises, the backend restores the previous model.
 
-        Raises ClusterError, DeadlineError, and the error of `check` with what the service says.
+        Args:
+            manifest: The InferenceService.
+            check: Called with the service that is ready.
+            backup: Address of a file in which the backend stores the previous service, so that a
+                step that was killed and restarted can still restore it.
+            deadline: Seconds for each service that must become ready.
+            report: Called with each line of progress.
+
+        Raises:
+            ClusterError: If the service cannot become ready.
+            DeadlineError: At the deadline.
+            JecError: The error of `check`, with the state of the service.
         """
 
     def delete_experiment(self, name: str) -> None:
-        """Remove an Experiment and its trials; no error if it is gone already."""
+        """Delete an Experiment and its trials; no error if there is none."""
 
     def delete_job(self, name: str) -> None:
-        """Remove a PyTorchJob; no error if it is gone already."""
+        """Delete a PyTorchJob; no error if there is none."""
 
     def delete(self, run_id: str) -> list[str]:
-        """Remove everything that carries the label of the run.
+        """Delete all objects with the label of the run; no error if there are none.
 
-        Returns 'Kind/name' of what was removed. No error if nothing is left.
+        Returns:
+            'Kind/name' of each deleted object.
         """
 
 
 def run_id_of(manifest: Manifest) -> str:
-    """The run id that a manifest carries as a label.
+    """Return the run id from the labels of a manifest.
 
-    Raises KeyError for a manifest without one, which is a bug of its maker.
+    Raises:
+        KeyError: If it has none, which is a bug of the code that made it.
     """
     run_id: str = manifest["metadata"]["labels"][RUN_LABEL]
     return run_id

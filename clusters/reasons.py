@@ -1,6 +1,6 @@
-"""Why a pod waits or died, read from its status and events.
+"""Why a pod waits or failed, read from its status and events.
 
-Pure functions over the dicts that the API server gives.
+Pure functions of the dicts that the API server returns.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Iterable
 
 from clusters.protocol import Manifest
 
-# beside the pod's own container; they fail because it did, or because it has not started
+# containers beside the pod's own; they fail because it failed or has not started
 SIDECARS = {"istio-proxy", "metrics-logger-and-collector", "queue-proxy"}
-# a pod with one of these has no other container of its own, whatever else was injected
+# if a pod has one of these, all its other containers were injected
 MAIN = {"pytorch", "kserve-container", "main", "suggestion", "early-stopping"}
-# not reasons: on the way up, or down (see crash_of)
+# states of containers that start or restart, which are no reasons (see crash_of)
 STARTING = {"", "ContainerCreating", "PodInitializing", "CrashLoopBackOff"}
 IMAGE = {
     "ErrImagePull",
@@ -28,44 +28,43 @@ IMAGE = {
 BACK_OFF = re.compile(r'^Back-off pulling image "[^"]*"(: \w+)?(: |$)')
 CONFIG = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
 NOT_SCHEDULED, CREATING = "not scheduled yet", "its containers are being created"
-# A controller met its own older write (409) and tries again: harmless, and no reason.
+# A controller repeats a conflicting write (409): harmless, and no reason.
 CONFLICT = "the object has been modified"
-# of KServe: a service's conditions say the same, with reasons
+# events of KServe that only repeat the conditions of a service
 SUMMARIES = {"InferenceServiceNotReady"}
-# characters of a message from a pod or event: enough for a scheduler's sentence, short enough for a
-# line
+# characters of a message of a pod or event: long enough for a sentence of the scheduler
 LONGEST = 400
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Crash:
-    """The end of a container that should not have ended so."""
+    """The unsuccessful end of a container."""
 
     pod: str
     container: str
-    """Empty if the pod ended without a container to blame."""
+    """Empty if no container was the cause."""
     reason: str
-    """As 'exit code 1', 'OOMKilled (exit code 137)' or 'Evicted: <the message>'."""
+    """'exit code 1', 'OOMKilled (exit code 137)' or 'Evicted: <the message>'."""
     finished: str
     previous: bool
-    """Whether the container runs again since, so that the log to read is the previous one's."""
+    """Whether the container has restarted since, so that its log is the previous one."""
     restarts: int
     sidecar: bool = False
 
     @property
     def attempt(self) -> int:
-        """Which start of the container this was the end of, from 0."""
+        """Number of the attempt that ended, from 0."""
         return self.restarts - self.previous
 
 
 def short(text: str, limit: int = LONGEST) -> str:
-    """One line of at most `limit` characters."""
+    """Return text as one line of at most `limit` characters."""
     line = " ".join(str(text).split())
     return line if len(line) <= limit else line[: limit - 3] + "..."
 
 
 def last_line(text: str, limit: int = LONGEST) -> str:
-    """The last line of a text that is not blank, shortened.
+    """Return the last line of a text that is not blank, shortened.
 
     A termination message may hold the end of a whole log; the exception is its last line.
     """
@@ -74,63 +73,63 @@ def last_line(text: str, limit: int = LONGEST) -> str:
 
 
 def name_of(thing: Manifest) -> str:
-    """Name of an object."""
+    """Return the name of an object."""
     name: str = thing["metadata"]["name"]
     return name
 
 
 def phase_of(pod: Manifest) -> str:
-    """Phase of a pod; Pending before it has one."""
+    """Return the phase of a pod; Pending before it has one."""
     phase: str = pod.get("status", {}).get("phase", "Pending")
     return phase
 
 
 def condition(thing: Manifest, kind: str) -> Manifest | None:
-    """The condition of this type in a status, whatever its value; None if there is none."""
+    """Return the condition of this type, whatever its value; None if there is none."""
     conditions: list[Manifest] = thing.get("status", {}).get("conditions") or []
     return next((entry for entry in conditions if entry.get("type") == kind), None)
 
 
 def is_true(thing: Manifest, kind: str) -> bool:
-    """Whether a condition of an object is True."""
+    """Return whether a condition of an object is True."""
     entry = condition(thing, kind)
     return entry is not None and entry.get("status") == "True"
 
 
 def message_of(thing: Manifest, kind: str) -> str:
-    """The message of a condition in one line; empty if there is none."""
+    """Return the message of a condition in one line; empty if there is none."""
     return short((condition(thing, kind) or {}).get("message", ""))
 
 
 def reason_of(thing: Manifest, kind: str) -> str:
-    """The reason of a condition, one word; empty if there is none."""
+    """Return the reason of a condition, one word; empty if there is none."""
     return str((condition(thing, kind) or {}).get("reason", ""))
 
 
 def crash_of(pod: Manifest) -> Crash | None:
-    """The first of the pod's own containers that ended badly, now or before its last restart.
+    """Return the first of the pod's own containers that failed, now or before its last restart.
 
-    If none of them did, the first sidecar that ended badly while they ran or after them. Katib's
-    collector, for one, ends with 255 for as long as the training's container has not started.
-    None if none did.
+    If none of them failed, the first sidecar that failed while they ran or after them: Katib's
+    collector, for example, exits with 255 until the container of the training has started. None if
+    no container failed.
     """
     own = [status for status in _containers(pod) if not _is_sidecar(pod, status["name"])]
     beside = [status for status in _containers(pod) if _is_sidecar(pod, status["name"])]
     crashes = [crash for status in own if (crash := _container_crash(pod, status))]
     if not crashes:
-        started = max((_started(status) for status in own), default="")
+        last_start = max((_start_time(status) for status in own), default="")
         ends = [_container_crash(pod, status) for status in beside]
         crashes = [
             dataclasses.replace(crash, sidecar=True)
             for crash in ends
-            if crash and started <= crash.finished
+            if crash and last_start <= crash.finished
         ]
     first = min(crashes, key=lambda crash: crash.finished, default=None)
     status = pod.get("status", {})
     if phase_of(pod) != "Failed" or not status.get("reason"):
         return first
-    # The pod as a whole was ended (Evicted, Preempting, NodeLost, DeadlineExceeded): the containers
-    # only obeyed.
+    # The whole pod was ended (Evicted, Preempting, NodeLost, DeadlineExceeded), so that its
+    # containers were not the cause.
     message = f": {short(status['message'])}" if status.get("message") else ""
     if first:
         return dataclasses.replace(first, reason=status["reason"] + message)
@@ -150,7 +149,7 @@ def _containers(pod: Manifest) -> list[Manifest]:
 
 
 def _is_sidecar(pod: Manifest, name: str) -> bool:
-    """Whether a container was put beside the pod's own. Init containers that end are its own."""
+    """Return whether a container was injected. Init containers that end belong to the pod."""
     if name in SIDECARS:
         return True
     for container in pod.get("spec", {}).get("initContainers") or []:
@@ -160,8 +159,8 @@ def _is_sidecar(pod: Manifest, name: str) -> bool:
     return name in names and bool(names & MAIN) and name not in MAIN
 
 
-def _started(status: Manifest) -> str:
-    """When a container last started; 'never' comes after every time."""
+def _start_time(status: Manifest) -> str:
+    """Return when a container last started; 'never' sorts after all times."""
     for place, state in (
         ("state", "running"),
         ("state", "terminated"),
@@ -177,7 +176,7 @@ def _container_crash(pod: Manifest, status: Manifest) -> Crash | None:
     for place, previous in (("state", False), ("lastState", True)):
         end = (status.get(place) or {}).get("terminated")
         if end and end.get("exitCode", 0) == 0:
-            return None  # it ended well, whatever happened before
+            return None  # its last attempt succeeded
         if end:
             return Crash(
                 pod=name_of(pod),
@@ -201,10 +200,7 @@ def _exit_reason(end: Manifest) -> str:
 
 
 def crash_loops(pod: Manifest, restarts: int = 2) -> bool:
-    """Whether a container of the pod ended badly again and again.
-
-    It was restarted `restarts` times and is not ready since.
-    """
+    """Return whether a container failed, was restarted `restarts` times and is still not ready."""
     unwell = (
         status
         for status in _containers(pod)
@@ -214,9 +210,9 @@ def crash_loops(pod: Manifest, restarts: int = 2) -> bool:
 
 
 def waiting_of(pod: Manifest) -> str:
-    """Why a pod has not started yet; empty if it has.
+    """Return why a pod has not started yet; empty if it has.
 
-    CREATING may hide a volume that cannot be mounted, which only events show.
+    CREATING may mean a volume that cannot be mounted, which only events show.
     """
     if phase_of(pod) != "Pending":
         return ""
@@ -235,9 +231,9 @@ def waiting_of(pod: Manifest) -> str:
 
 
 def _image_missing(image: str, message: str) -> str:
-    """The same text for ErrImagePull and ImagePullBackOff, which alternate.
+    """Return the same text for ErrImagePull and ImagePullBackOff, which alternate.
 
-    The second one repeats the first one's message since Kubernetes 1.32, and has none before.
+    The second repeats the message of the first since Kubernetes 1.32, and has none before.
     """
     text = f"its image {image} cannot be pulled (check its name, and the pull secret of its"
     text += " registry)"
@@ -246,7 +242,7 @@ def _image_missing(image: str, message: str) -> str:
 
 
 def stuck(pod: Manifest) -> bool:
-    """Whether the pod waits for an image, a secret or a config map that does not exist."""
+    """Return whether a pod waits for an image, a secret or a config map that does not exist."""
     reasons = {
         ((status.get("state") or {}).get("waiting") or {}).get("reason")
         for status in _containers(pod)
@@ -255,16 +251,16 @@ def stuck(pod: Manifest) -> bool:
 
 
 def event_time(event: Manifest) -> str:
-    """When an event was last seen, as '2026-01-01T00:00:00Z' to the second; empty if unknown."""
+    """Return the time of an event, as '2026-01-01T00:00:00Z'; empty if unknown."""
     series = (event.get("series") or {}).get("lastObservedTime")
     time = event.get("lastTimestamp") or series or event.get("eventTime") or ""
     return f"{time[:19]}Z" if time else ""
 
 
 def warning_of(events: Iterable[Manifest]) -> str:
-    """The newest warning of events that are listed oldest first; empty if there is none.
+    """Return the newest warning of events that are listed oldest first; empty if there is none.
 
-    Warnings about a sidecar are left out: they do not say why the pod's own container waits.
+    Warnings about a sidecar do not count, since they do not say why the pod's own container waits.
     """
     warnings = [
         event
@@ -280,21 +276,21 @@ def warning_of(events: Iterable[Manifest]) -> str:
 
 
 def _container_of(event: Manifest) -> str:
-    """The container that an event of a pod is about; empty if it is about the whole pod."""
+    """Return the container of an event of a pod; empty if it is about the whole pod."""
     path = (event.get("involvedObject") or {}).get("fieldPath") or ""
     match = re.fullmatch(r"spec\.\w+\{(.+)\}", path)
     return match[1] if match else ""
 
 
 def ready(pod: Manifest) -> bool:
-    """Whether a pod runs and is ready."""
+    """Return whether a pod runs and is ready."""
     return phase_of(pod) == "Running" and is_true(pod, "Ready")
 
 
 def lives(pods: Iterable[Manifest]) -> frozenset[tuple[str, int]]:
-    """Each pod's uid with the number of its restarts.
+    """Return the uid and the number of restarts of each pod.
 
-    The answer is equal at two times if no container ended in between.
+    The result changes whenever a container restarts or a pod is replaced.
     """
     restarts = []
     for pod in pods:

@@ -1,9 +1,9 @@
-"""Why a pod may not be created: read from events, and from the answers of the API server.
+"""Why a pod is not created, read from events and from answers of the API server.
 
-A pod that is refused never exists, so only what should create it tells the reason. The training
-operator writes FailedCreatePod at the PyTorchJob (pkg/controller.v1/control/pod_control.go of
-v1.9.3). The controller of ReplicaSets writes FailedCreate at the ReplicaSet
-(pkg/controller/controller_utils.go of Kubernetes 1.34.4). Both repeat the API server's words.
+A refused pod never exists, so that only its creator reports the reason. The training operator
+writes FailedCreatePod at the PyTorchJob (pkg/controller.v1/control/pod_control.go of v1.9.3). The
+controller of ReplicaSets writes FailedCreate at the ReplicaSet (pkg/controller/controller_utils.go
+of Kubernetes 1.34.4). Both repeat the message of the API server.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from kubernetes.utils.quantity import parse_quantity
 from clusters.protocol import Manifest
 from clusters.reasons import event_time, short
 
-CREATED = {"SuccessfulCreate", "SuccessfulCreatePod"}
-REFUSED = {"FailedCreate", "FailedCreatePod"}
+CREATION_REASONS = {"SuccessfulCreate", "SuccessfulCreatePod"}
+REFUSAL_REASONS = {"FailedCreate", "FailedCreatePod"}
 LONGEST = 900  # characters: Pod Security lists each field of each container
-# what the controllers write before the API server's words, which hold the name of each new pod
+# text before the message of the API server, with the name of each new pod
 HEAD = re.compile(
     r"^(\(combined from similar events\): )?(Error creating: )?(pods \"[^\"]*\" is forbidden: )?"
 )
@@ -30,7 +30,7 @@ WEBHOOK = re.compile(
     re.DOTALL,
 )
 QUOTA = re.compile(r"exceeded quota: .*requested: (\S+), used: \S+, limited: (\S+)")
-# words of a refusal that no waiting changes, and who can change it
+# permanent refusals, and what can be done about each
 HOPELESS = (
     (
         re.compile(r"violates PodSecurity"),
@@ -46,35 +46,35 @@ HOPELESS = (
         "a quota of the namespace asks for it; ask its administrator",
     ),
     (re.compile(r"no PriorityClass with name"), "type another --priority-class"),
-    (re.compile(r"^Pod \"[^\"]*\" is invalid: "), "the API server will never take this pod"),
+    (re.compile(r"^Pod \"[^\"]*\" is invalid: "), "the API server will never accept this pod"),
 )
 TOO_LARGE = "one pod asks for more than the quota allows in all; ask for less, or for more quota"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Refusal:
-    """Why a pod may not be created."""
+    """Why a pod is not created."""
 
     text: str
-    """One sentence, the same for each attempt."""
+    """The reason in one sentence, the same for each attempt."""
     hopeless: bool
-    """Whether it will be refused for as long as nobody changes the namespace or the pod."""
+    """Whether it stays refused until somebody changes the namespace or the pod."""
     occurrence: str
-    """Another text after each further attempt."""
+    """Identifies the attempt."""
 
 
 def refusal_of(events: Iterable[Manifest], since: str = "") -> Refusal | None:
-    """The newest refusal of a pod in events that are listed oldest first.
+    """Return the newest refusal of a pod in events that are listed oldest first.
 
     None if there is none, or if a pod was created after it. Events before `since`, a time as in
-    `creationTimestamp`, are about an earlier object of the same name.
+    `creationTimestamp`, belong to an earlier object of the same name.
     """
     recent = [event for event in events if event_time(event) >= since]
-    refused = [event for event in recent if event.get("reason") in REFUSED]
-    created = [event for event in recent if event.get("reason") in CREATED]
-    if not refused or (created and event_time(created[-1]) >= event_time(refused[-1])):
+    refusals = [event for event in recent if event.get("reason") in REFUSAL_REASONS]
+    creations = [event for event in recent if event.get("reason") in CREATION_REASONS]
+    if not refusals or (creations and event_time(creations[-1]) >= event_time(refusals[-1])):
         return None
-    newest = refused[-1]
+    newest = refusals[-1]
     message = _without_pod_name(newest)
     webhook = silent_webhook(message)
     cure = _cure(message)
@@ -90,7 +90,7 @@ def refusal_of(events: Iterable[Manifest], since: str = "") -> Refusal | None:
 
 
 def silent_webhook(message: str) -> tuple[str, str] | None:
-    """The webhook that the API server could not ask, and why; None if a message names none."""
+    """Return the webhook that did not answer the API server, and why; None without one."""
     match = WEBHOOK.search(message)
     if not match:
         return None
@@ -99,14 +99,14 @@ def silent_webhook(message: str) -> tuple[str, str] | None:
 
 
 def _without_pod_name(event: Manifest) -> str:
-    """The API server's words, without the name that each new pod of a ReplicaSet gets."""
+    """Return the message of the API server without the changing names of new pods."""
     message = HEAD.sub("", short(event.get("message", ""), 4 * LONGEST))
     owner = (event.get("involvedObject") or {}).get("name", "")
     return re.sub(re.escape(owner) + r"-[a-z0-9]{5}\b", f"{owner}-...", message)
 
 
 def _cure(message: str) -> str:
-    """What can be done about a refusal that no waiting changes; empty for one that may pass."""
+    """Return what can be done about a permanent refusal; empty for one that may pass."""
     quota = QUOTA.search(message)
     if quota and _exceeds(quota[1], quota[2]):
         return TOO_LARGE
@@ -114,7 +114,7 @@ def _cure(message: str) -> str:
 
 
 def _exceeds(requested: str, limited: str) -> bool:
-    """Whether one request exceeds a limit by itself: 'cpu=2,pods=1' and 'cpu=1,pods=10'."""
+    """Return whether one request alone exceeds a limit: 'cpu=2,pods=1' and 'cpu=1,pods=10'."""
     limits = _amounts(limited)
     return any(amount > limits.get(name, amount) for name, amount in _amounts(requested).items())
 

@@ -1,4 +1,4 @@
-"""Images' references, and what their registries say of them."""
+"""References of images, and their digests in registries."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reference:
-    """An image's address: registry, repository, and the digest or else the tag."""
+    """Address of an image: registry, repository, and the digest or else the tag."""
 
     registry: str
     repository: str
@@ -39,9 +39,10 @@ class Reference:
 
     @classmethod
     def parse(cls, text: str) -> Reference | None:
-        """Parse an image's address.
+        """Parse the address of an image.
 
-        None for a name without a registry: what that means depends on the node that pulls it.
+        Returns:
+            The reference; None for a name without a registry, whose meaning depends on the node.
         """
         rest, _, digest = text.partition("@")
         registry, _, path = rest.partition("/")
@@ -57,9 +58,9 @@ class Reference:
 
 
 def digest_of(image: str, *, seconds: float = SECONDS) -> str | None:
-    """Return the digest of an image: from its reference, or else from its registry.
+    """Return the digest of an image from its reference, or else from its registry.
 
-    None where neither says it, as of a registry that is out of reach or wants a login.
+    None if neither has it, for example if the registry is unreachable or requires a log-in.
     """
     digest = image.partition("@")[2]
     if digest:
@@ -76,11 +77,17 @@ def digest_of(image: str, *, seconds: float = SECONDS) -> str | None:
 
 
 def ask_manifest(reference: Reference, *, seconds: float = SECONDS) -> requests.Response:
-    """Return the registry's answer to HEAD of the image's manifest, logged in where it asks for it.
+    """Send HEAD for the manifest of an image and return the answer; log in if required.
 
-    `seconds`: how long to wait for each of at most three answers.
-    Raises UnreachableError where no answer comes; KeyError or ValueError for a challenge or a token
-    of another form than the distribution specification's; OSError for an unreadable DOCKER_CONFIG.
+    Args:
+        reference: The image.
+        seconds: Timeout of each of at most three requests.
+
+    Raises:
+        UnreachableError: If there is no answer.
+        KeyError: If a challenge or token does not follow the distribution specification.
+        ValueError: As KeyError.
+        OSError: If DOCKER_CONFIG is unreadable.
     """
     local = re.match(r"(localhost|127\.)", reference.registry)
     path = f"/v2/{reference.repository}/manifests/{reference.digest or reference.tag}"
@@ -89,8 +96,8 @@ def ask_manifest(reference: Reference, *, seconds: float = SECONDS) -> requests.
     client.headers["Accept"] = ACCEPT
     answer = send(client, "HEAD", url, seconds=seconds)
 
-    # A registry refuses the first request with the place and the scope of the token that it wants:
-    # https://distribution.github.io/distribution/spec/auth/token/
+    # A registry refuses the first request with the address and the scope of the token that it
+    # needs: https://distribution.github.io/distribution/spec/auth/token/
     challenge = answer.headers.get("WWW-Authenticate", "")
     if answer.status_code != 401 or not challenge.lower().startswith("bearer"):
         return answer
@@ -107,11 +114,11 @@ def ask_manifest(reference: Reference, *, seconds: float = SECONDS) -> requests.
 
 
 def stored_login(registry: str) -> dict[str, str]:
-    """Return the header of a stored login; empty where nobody logged in, or a helper keeps it."""
+    """Return the header of a stored login; empty without one, or if a helper stores it."""
     file = Path(DOCKER_CONFIG).expanduser()
     auths = json.loads(file.read_text()).get("auths", {}) if file.exists() else {}
-    stored = auths.get(registry, {}).get("auth", "")
-    if not stored:
+    login = auths.get(registry, {}).get("auth", "")
+    if not login:
         return {}
-    # decoded and encoded again, so that what is no base64 fails here and not at the registry
-    return {"Authorization": f"Basic {base64.b64encode(base64.b64decode(stored)).decode()}"}
+    # decoded and encoded again, so that invalid base64 fails here and not at the registry
+    return {"Authorization": f"Basic {base64.b64encode(base64.b64decode(login)).decode()}"}

@@ -1,10 +1,10 @@
-"""One process runs a run: the lock of a run, and who holds it.
+"""The lock of a run, with which at most one process runs it, and its holder.
 
 The lock has two parts. On disk it is flock on `<run>/local/lock`, which the kernel releases however
-its owner ends, and `pipeline.json` beside it, which says who that is. Where the results lie in a
-storage that several machines share, an object `lock.json` in the run's folder there says the same.
-It is made by a conditional write. Its owner renews it, so that one that is not renewed any more
-belongs to a process that is gone.
+its holder ends, and `pipeline.json` beside it, which names the holder. If the results lie in a
+storage that several machines share, an object `lock.json` in the folder of the run names the holder
+as well. It is created by a conditional write. The holder renews it, so that a lock that is no
+longer renewed belongs to a process that has ended.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ import psutil
 from common import storage
 from common.errors import InputError, JecError
 
-OWNER = "pipeline.json"  # below <run>/local: which process runs it
-LOCK = "lock"  # beside it: held by that process
+OWNER = "pipeline.json"  # below <run>/local: the process that runs it
+LOCK = "lock"  # beside it: locked by that process
 REMOTE = "lock.json"  # below <run> in a remote storage
 RENEWAL_SECONDS = 20.0
 STALE_SECONDS = 120.0
-"""A machine's own processes are known; of another one's a lock that was not renewed is stale."""
+"""A lock of another machine is stale if it was not renewed for so long."""
 READ_BACK_SECONDS = 2.0
-"""Where two write at once without conditions, the later one has written by then."""
+"""If two processes write at once without conditions, both have finished after this time."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,25 +42,25 @@ class Holder:
     pid: int
     host: str = ""
     started: str = ""
-    """When the process began, as psutil says it: with the pid it names one process for good."""
+    """Start time of the process by psutil, which together with the pid identifies it."""
     renewed: float = 0.0
     """Unix time."""
     token: str = ""
 
     @classmethod
     def this_process(cls) -> Holder:
-        """Make the record of this process."""
+        """Return a record of this process."""
         return cls(
             pid=os.getpid(),
             host=socket.gethostname(),
-            started=started(os.getpid()),
+            started=start_time(os.getpid()),
             renewed=time.time(),
             token=secrets.token_hex(8),
         )
 
     @classmethod
     def from_json(cls, values: object) -> Holder | None:
-        """The holder of a record; None for what is none, such as a file that was cut."""
+        """Return the holder of a record; None if the record is invalid, as in a truncated file."""
         try:
             return cls(**values)  # type: ignore[arg-type]
         except TypeError:
@@ -73,37 +73,41 @@ class Holder:
 
     @property
     def lives(self) -> bool:
-        """Whether the process runs; of another machine: whether it renewed its lock of late."""
+        """Whether the process runs; on another machine: whether it recently renewed its lock."""
         if self.is_here:
-            return bool(self.started) and started(self.pid) == self.started
+            return bool(self.started) and start_time(self.pid) == self.started
         return time.time() - self.renewed < STALE_SECONDS
 
     def __str__(self) -> str:
-        """Say which process it is, on which machine, since when."""
+        """Return the process, its machine and its start time."""
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(_seconds(self.started)))
         return f"process {self.pid} on {self.host or socket.gethostname()}, which began at {since}"
 
 
 class RunLock:
-    """The lock of one run.
-
-    folder: <run>/local on this machine. remote: the run's folder in a remote storage, or empty.
-    """
+    """The lock of one run."""
 
     def __init__(self, run_id: str, folder: Path, remote: str = "") -> None:
-        """Use a file in `folder`, and an object below `remote` where results lie elsewhere."""
+        """Use a lock file, and an object in a remote storage.
+
+        Args:
+            run_id: The run.
+            folder: <run>/local on this machine.
+            remote: Folder of the run in a remote storage; empty without one.
+        """
         self.run_id = run_id
         self._folder = folder
         self._remote = storage.join(remote, REMOTE) if remote else ""
         self._holder = Holder.this_process()
         self._file = -1
         self._has_remote = False
-        self._released = threading.Event()
+        self._release_event = threading.Event()
 
     def take(self, report: Callable[[str], None]) -> None:
-        """Take the lock, also from an owner that is gone.
+        """Take the lock, also from a holder that has ended.
 
-        Raises InputError, which names the owner, where another process holds it.
+        Raises:
+            InputError: If another process holds it; the error names the process.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         before = read_owner(self._folder)
@@ -113,11 +117,11 @@ class RunLock:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise self._refusal(before) from None
-            # where machines share the disk, but not its locks
+            # machines may share a disk, but not its locks
             if before is not None and not before.is_here and before.lives:
                 raise self._refusal(before)
             if before is not None:
-                report(f"{before} ran {self.run_id} and is gone: its lock is taken over")
+                report(f"{before} ran {self.run_id} and has ended: its lock is taken over")
             self._write_owner()
             if self._remote:
                 self._take_remote(report)
@@ -127,8 +131,8 @@ class RunLock:
         threading.Thread(target=self._renew, daemon=True).start()
 
     def release(self) -> None:
-        """Give the lock back; no error if it is not held."""
-        self._released.set()
+        """Release the lock; no error if it is not held."""
+        self._release_event.set()
         if self._has_remote:
             self._has_remote = False
             try:
@@ -141,7 +145,7 @@ class RunLock:
             mine = read_owner(self._folder)
             if mine is not None and mine.token == self._holder.token:
                 owner_file.unlink(missing_ok=True)
-            # The file itself stays: another process may have it open, to lock it next.
+            # The file itself stays, since another process may have opened it to lock it next.
             os.close(self._file)
             self._file = -1
 
@@ -150,7 +154,7 @@ class RunLock:
         if before is not None:
             if before.lives:
                 raise self._refusal(before)
-            report(f"{before} ran {self.run_id} and is gone: {self._remote} is taken over")
+            report(f"{before} ran {self.run_id} and has ended: {self._remote} is taken over")
             storage.delete(self._remote)
         is_mine = storage.create(self._remote, self._content())
         if is_mine is None:
@@ -161,14 +165,14 @@ class RunLock:
             storage.write_bytes(self._remote, self._content())
             time.sleep(READ_BACK_SECONDS)
         after = _read_remote(self._remote)
-        # by the token alone: a write that was repeated after a lost answer finds itself
+        # Compared by the token, so that a write that was repeated after a lost answer counts.
         if after is None or after.token != self._holder.token:
             raise self._refusal(after)
         self._has_remote = True
 
     def _renew(self) -> None:
         """Renew the records until the lock is released."""
-        while not self._released.wait(RENEWAL_SECONDS):
+        while not self._release_event.wait(RENEWAL_SECONDS):
             try:
                 self._write_owner()
                 if self._has_remote:
@@ -192,7 +196,7 @@ class RunLock:
 
 
 def read_owner(folder: Path) -> Holder | None:
-    """Who is noted as the owner of the run with this local folder; None where nobody is."""
+    """Return the recorded owner of the run with this local folder; None without a record."""
     try:
         return Holder.from_json(json.loads((folder / OWNER).read_text()))
     except (OSError, ValueError):
@@ -200,10 +204,10 @@ def read_owner(folder: Path) -> Holder | None:
 
 
 def owner(folder: Path) -> int | None:
-    """The pid of the process that runs the run; None if it has ended.
+    """Return the pid of the process that runs the run; None if it has ended.
 
-    The record alone proves nothing: it may be old, copied with the run's folder, or made up. So the
-    process must have begun when the record says, and have this very lock open.
+    The record alone proves nothing, because it may be old, copied or forged. So the process must
+    have the start time of the record, and this lock file open.
     """
     holder = read_owner(folder)
     if holder is None or not holder.is_here or not holder.lives:
@@ -213,13 +217,13 @@ def owner(folder: Path) -> int | None:
 
 def _has_open(pid: int, path: Path) -> bool:
     try:
-        wanted = os.stat(path)
+        lock_status = os.stat(path)
         for name in os.listdir(f"/proc/{pid}/fd"):
             try:
                 status = os.stat(f"/proc/{pid}/fd/{name}")
             except OSError:
                 continue  # closed meanwhile
-            if (status.st_dev, status.st_ino) == (wanted.st_dev, wanted.st_ino):
+            if (status.st_dev, status.st_ino) == (lock_status.st_dev, lock_status.st_ino):
                 return True
     except OSError:
         return False
@@ -227,7 +231,7 @@ def _has_open(pid: int, path: Path) -> bool:
 
 
 def _read_remote(uri: str, token: str = "") -> Holder | None:
-    """The holder that an object names, or only one with this token."""
+    """Return the holder that an object names; with a token, only the holder with this token."""
     if not storage.exists(uri):
         return None
     try:
@@ -239,8 +243,8 @@ def _read_remote(uri: str, token: str = "") -> Holder | None:
     return holder
 
 
-def started(pid: int) -> str:
-    """When a process began; empty if there is none."""
+def start_time(pid: int) -> str:
+    """Return the start time of a process; empty if there is none."""
     try:
         return str(psutil.Process(pid).create_time())
     except (psutil.Error, ValueError, OverflowError):

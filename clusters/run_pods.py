@@ -1,4 +1,4 @@
-"""What the pods of a run ask for, where they run and what they see, by the run's configuration."""
+"""Resources, environment and placement of the pods of a run, from its configuration."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from common.run import Run
 
 
 def environment(run: Run, extra: Mapping[str, str]) -> list[Manifest]:
-    """Environment of every pod that trains, exports or evaluates, and the access to S3."""
+    """Return the environment of each pod that trains, exports or evaluates, with access to S3."""
     config = run.config
     env = manifests.environment(
         {
             **extra,
-            "PYTHONUNBUFFERED": "1",  # or the last lines of a killed pod are lost
-            # By itself OpenMP counts the node's cores and not those of the pod's limit.
+            "PYTHONUNBUFFERED": "1",  # otherwise the last lines of a killed pod are lost
+            # By default OpenMP counts the cores of the node, not those of the pod's limit.
             "OMP_NUM_THREADS": str(config.num_cpus),
         }
     )
@@ -30,9 +30,9 @@ def environment(run: Run, extra: Mapping[str, str]) -> list[Manifest]:
 
 
 def tracking_environment(run: Run) -> list[Manifest]:
-    """Environment of the pods that log to MLflow; empty for a run that is not tracked.
+    """Return the environment of pods that log to MLflow; empty for a run without tracking.
 
-    The login, and an address that --mlflow does not give, come from the Secret by reference.
+    The login, and the address if --mlflow has none, come from the Secret by reference.
     """
     config = run.config
     if not tracking.is_tracked(config):
@@ -47,7 +47,7 @@ def tracking_environment(run: Run) -> list[Manifest]:
 
 
 def resources(run: Run) -> manifests.Resources:
-    """What each pod of a trial asks for."""
+    """Return the resources of each pod of a trial."""
     config = run.config
     return manifests.Resources(
         cpus=config.num_cpus,
@@ -60,9 +60,9 @@ def resources(run: Run) -> manifests.Resources:
 
 
 def settings(run: Run, *, gpus: int = 0, reads_data: bool = True) -> manifests.PodSettings:
-    """Where the pods of a run may run and what they see of their nodes.
+    """Return where the pods of a run may run, and their folders and tickets.
 
-    The driver's folder is for pods with GPUs, EOS for those that read data.
+    The folder of the GPU driver is mounted into pods with GPUs, EOS into pods that read data.
     """
     config = run.config
     folders = []
@@ -74,7 +74,7 @@ def settings(run: Run, *, gpus: int = 0, reads_data: bool = True) -> manifests.P
     ticket = None
     if config.kerberos_secret != NONE and reads_data:
         secret, _, key = config.kerberos_secret.partition("/")
-        # The name that MIT Kerberos gives the ticket of uid 1000, as whom the pods run.
+        # The name of MIT Kerberos for the ticket of uid 1000, the user of the pods.
         ticket = manifests.Ticket(secret=secret, key=key or "krb5cc_1000")
     return manifests.PodSettings(
         node_selector=selector(config.node_selector),
@@ -95,7 +95,16 @@ def job(
     env: list[Manifest],
     deadline: float,
 ) -> Manifest:
-    """A PyTorchJob of one pod without a GPU that runs a program on the run: `python -m module`."""
+    """Return a PyTorchJob of one pod without a GPU that runs a module on the run.
+
+    Args:
+        run: The run.
+        step: Name of the step.
+        module: The module: `python -m module --run URI --name MODEL ...`.
+        args: Further arguments.
+        env: Environment variables.
+        deadline: Seconds that the job may take.
+    """
     config = run.config
     labels = manifests.labels(run.id, step, config.user)
     pod = manifests.pod_template(

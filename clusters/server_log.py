@@ -1,7 +1,7 @@
 """Why a model server ended, read from its log.
 
-Triton names the model that it cannot load in error lines of glog's form, prints tables of models
-and options after them, and unloads the other models: about 60 lines between the reason and the end
+Triton names the model that it cannot load in error lines of glog's format, then prints tables of
+models and options, and unloads the other models: about 60 lines between the reason and the end
 (seen with Triton 2.51).
 """
 
@@ -12,26 +12,26 @@ import re
 ERROR_LINE = re.compile(
     r"^(?:E\d{4} [^\]]*\]|\[libprotobuf ERROR [^\]]*\]|error:) *(.*)", re.MULTILINE
 )
-# Triton complains of CUDA wherever there is none.
+# Triton reports CUDA errors on every machine without a GPU.
 CUDA = "CudaDriverHelper"
 TABLE = ("|", "+-")
 LOAD_FAILURES = ("failed to load", "Poll failed")
 
 
 def error_lines(text: str) -> str:
-    """The error lines of a log: Triton's (severity E), its protobuf parser's, and our own."""
+    """Return the error lines of a log: of Triton (severity E), its protobuf parser, and our own."""
     lines = []
     for line in ERROR_LINE.findall(text):
         if CUDA not in line:
             # Triton writes "At: file(line): function" of the Python backend into the same line.
             lines.append(line.split("\\n\\nAt:")[0].strip('"'))
-    # These say what the lines before them say.
+    # These lines repeat the lines before them.
     loading = [line for line in lines if line.startswith("failed to load")]
     return "\n".join(dict.fromkeys(loading or lines))
 
 
 def load_failure(lines: list[str]) -> str:
-    """What Triton says of the first model that it cannot load, in one line; empty if nothing.
+    """Return Triton's error for the first model that it cannot load; empty without one.
 
     >>> load_failure(["E1129 09:25:10.741668 1 model.cc:642] failed to load 'x': no", "+----+"])
     "failed to load 'x': no"
@@ -44,10 +44,10 @@ def load_failure(lines: list[str]) -> str:
     return failures[0] if failures else ""
 
 
-def worth_reading(lines: list[str], count: int) -> list[str]:
-    """The error lines where they name a model that cannot be loaded, else the last `count` lines.
+def useful_lines(lines: list[str], count: int) -> list[str]:
+    """Return the error lines if a model cannot be loaded, else the last `count` lines.
 
-    After them Triton writes only what it unloads. Its tables of options say nothing.
+    After these errors Triton only reports what it unloads. Its tables of options are left out.
     """
     if not load_failure(lines):
         text = [line for line in lines if line.strip() and not line.startswith(TABLE)]

@@ -1,27 +1,31 @@
-"""How long the name of an InferenceService may be."""
+"""The maximum length of the name of an InferenceService."""
 
 from __future__ import annotations
 
 from common.errors import InputError
 
-# A label of a host name; KServe makes the host NAME-predictor-NAMESPACE.DOMAIN. What is longer
-# passes every webhook and is never reconciled (seen with KServe 0.15.2).
+# Of a label in a host name; KServe uses the host NAME-predictor-NAMESPACE.DOMAIN. Services with
+# longer names pass all webhooks but are never reconciled (seen with KServe 0.15.2).
 LONGEST_LABEL = 63
 
 
-def longest_allowed(namespace: str) -> int:
-    """How many characters the name of a service in this namespace may have."""
+def max_length(namespace: str) -> int:
+    """Return the maximum length of the name of a service in this namespace."""
     return LONGEST_LABEL - len(f"-predictor-{namespace}")
 
 
 def too_long(name: str, namespace: str) -> bool:
-    """Whether KServe could not make a host name of it."""
-    return len(name) > longest_allowed(namespace)
+    """Return whether the name is too long for the host name that KServe makes."""
+    return len(name) > max_length(namespace)
 
 
 def check(name: str, namespace: str) -> None:
-    """Raise InputError for a name that KServe would never make a service of."""
-    limit = longest_allowed(namespace)
+    """Check the length of the name of a service.
+
+    Raises:
+        InputError: If it is too long for KServe.
+    """
+    limit = max_length(namespace)
     if len(name) > limit:
         shorter = f"--service-name {name[: max(limit, 1)].rstrip('-')}"
         raise InputError(

@@ -1,11 +1,11 @@
-"""How a new model replaces the one that a service serves: tried beside it, checked, taken back.
+"""Replace the model of a service: test the new model, update the service, undo it on failure.
 
-1. Where a second pod fits into the namespace's quota, the new model is deployed as NAME-next and
-   checked there. A model that does not come up or answers wrongly never serves.
-2. The service itself is updated and checked. By surge the new pod comes up before the former one
-   goes; by recreate the former one goes first, which needs no room for a second pod.
-3. Where this fails, the service's former spec, labels and annotations are put back; they name the
-   former pods, which serve on if they are still there. A service that was new is removed.
+1. If a second pod fits into the quota of the namespace, the new model is deployed as NAME-next and
+checked there. A model that does not become ready or answers wrongly never serves. 2. The service
+itself is updated and checked. With surge the new pod starts before the former one ends; with
+recreate the former one ends first, which needs no room for a second pod. 3. If this fails, the
+former spec, labels and annotations of the service are restored; they match the former pods, which
+continue to serve if they still exist. A service that was new is deleted.
 """
 
 from __future__ import annotations
@@ -21,17 +21,16 @@ from clusters.manifests import server_of
 from clusters.protocol import RUN_LABEL, Check, Manifest, Report, Service
 from clusters.reasons import name_of
 from clusters.service_name import check as check_name
-from clusters.service_name import longest_allowed, too_long
+from clusters.service_name import max_length, too_long
 from clusters.waiting import Wait
 from common import storage
 from common.errors import InterruptedRun, JecError
 
 NEXT = "-next"
 RECREATE = "Recreate"
-# An autoscaler needs some minutes for a new node.
-NO_NODE_SECONDS = 300.0
+NO_NODE_SECONDS = 300.0  # an autoscaler needs some minutes for a new node
 TAKE_BACK_SECONDS = 120.0
-# What KServe's own container asks for while it fetches the model, by its default configuration
+# Resources of KServe's own container that fetches the model, in its default configuration
 # (kserve v0.15.2 config/configmap/inferenceservice.yaml: storageInitializer).
 INITIALIZER = {
     "requests": {"cpu": "100m", "memory": "100Mi"},
@@ -40,7 +39,7 @@ INITIALIZER = {
 
 
 class Rollout:
-    """One deploy, from the service as it was to the one that passed the check."""
+    """One deploy, from the existing service to the one that passed the check."""
 
     def __init__(
         self,
@@ -54,7 +53,7 @@ class Rollout:
         deadline: float,
         report: Report,
     ) -> None:
-        """Nothing is sent yet; times are in seconds; `backup` is for the present model."""
+        """Prepare the rollout; nothing is sent yet. Times are in seconds."""
         self._objects = objects
         self._manifest = manifest
         self._name = name_of(manifest)
@@ -70,24 +69,26 @@ class Rollout:
         manifest["metadata"]["labels"][REVISION_LABEL] = self._revision
 
     def run(self) -> Service:
-        """Deploy, check, and take back what does not serve as it should.
+        """Deploy and check the new model, and restore the former one if it fails.
 
-        Raises InputError for a name of which KServe would never make a service.
+        Raises:
+            InputError: If the name is too long for KServe.
+            JecError: If the new model failed, with what became of the former one.
         """
         check_name(self._name, self._objects.namespace)
         wait = Wait(f"service {self._name}", self._deadline, self._report)
-        existing = self._objects.settled(INFERENCE_SERVICE, self._name, wait)
+        existing = self._objects.find(INFERENCE_SERVICE, self._name, wait)
         former = self._former(existing)
         if existing and not self._is_ours(existing) and self._has_room(wait):
             self._try_beside()
         try:
             service = self._deploy(self._manifest)
         except InterruptedRun:
-            raise  # the step is started again, and goes on
+            raise  # the step is restarted and continues
         except JecError as error:
             _add(error, self._take_back(former))
             raise
-        # not deleted, which the storage may not allow
+        # emptied and not deleted, since the storage may not allow deletion
         storage.write_json(self._backup, {})
         return service
 
@@ -97,14 +98,14 @@ class Rollout:
         return revision == self._revision
 
     def _former(self, existing: Manifest | None) -> Manifest | None:
-        """The service as it was before this deploy; None if there was none.
+        """Return the service as it was before this deploy; None if there was none.
 
-        An earlier attempt that was killed has left it in the backup.
+        If an earlier attempt was killed, the backup has it.
         """
         if existing and self._is_ours(existing):
-            kept = storage.find_json(self._backup, {})
-            if kept.get("revision") == self._revision:
-                former: Manifest | None = kept["service"]
+            backup = storage.find_json(self._backup, {})
+            if backup.get("revision") == self._revision:
+                former: Manifest | None = backup["service"]
                 return former
         if existing is None:
             former = None
@@ -119,9 +120,9 @@ class Rollout:
         return former
 
     def _has_room(self, wait: Wait) -> bool:
-        """Whether a second pod fits; chooses the rollout by it, and says which.
+        """Choose and report the rollout; return whether a second pod fits.
 
-        --rollout comes before the quota.
+        --rollout takes precedence over the quota.
         """
         if self._strategy:
             surge = self._strategy != RECREATE
@@ -129,7 +130,7 @@ class Rollout:
         else:
             reason = no_room(self._objects.api.quotas(wait), pod_needs(self._manifest))
             surge = not reason
-            reason = reason or "no quota is in the way of a second pod"
+            reason = reason or "the quota allows a second pod"
         if surge:
             self._report(
                 f"service {self._name}: the new pod comes up before the former one goes, rollout by"
@@ -147,10 +148,10 @@ class Rollout:
         )
 
     def _try_beside(self) -> None:
-        """Deploy the new model as NAME-next, check it, and remove it again."""
+        """Deploy the new model as NAME-next, check it, and delete it again."""
         name = self._name + NEXT
         if too_long(name, self._objects.namespace):
-            limit = longest_allowed(self._objects.namespace)
+            limit = max_length(self._objects.namespace)
             self._report(
                 f"service {self._name}: the new model is not tried beside it first, because the"
                 f" name {name} has more than {limit} characters"
@@ -161,7 +162,7 @@ class Rollout:
         beside["spec"]["predictor"] |= {"minReplicas": 1, "maxReplicas": 1}
         removal = Wait(f"removal of {name}", TAKE_BACK_SECONDS, self._report)
         try:
-            # A rollout that nobody asked for may still change to recreate.
+            # Without --rollout the strategy may still change to recreate.
             self._deploy(beside, no_node_seconds=None if self._strategy else NO_NODE_SECONDS)
         except NoNodeError as error:
             self._objects.remove([(INFERENCE_SERVICE, name)], removal)
@@ -181,7 +182,7 @@ class Rollout:
             self._objects.remove([(INFERENCE_SERVICE, name)], removal)
 
     def _deploy(self, manifest: Manifest, no_node_seconds: float | None = None) -> Service:
-        """Bring one service up and check it. The error of the check tells what the service says."""
+        """Deploy one service and check it. An error of the check gets the state of the service."""
         deployment = Deployment(
             self._objects,
             manifest,
@@ -190,9 +191,9 @@ class Rollout:
             report=self._report,
             no_node_seconds=no_node_seconds,
         )
-        made = deployment.run()
-        service = kubernetes_service.described(
-            made, self._objects.namespace, inside=self._inside, certain=deployment.certain
+        ready_service = deployment.run()
+        service = kubernetes_service.service_record(
+            ready_service, self._objects.namespace, inside=self._inside, certain=deployment.certain
         )
         try:
             self._check(service)
@@ -204,7 +205,7 @@ class Rollout:
         return service
 
     def _take_back(self, former: Manifest | None) -> str:
-        """Put the service's former state back, and say so; also where that fails."""
+        """Restore the former service and return what was done; also if that fails."""
         wait = Wait(f"return of service {self._name}", TAKE_BACK_SECONDS, self._report)
         try:
             return self._put_back(former, wait)
@@ -216,7 +217,7 @@ class Rollout:
 
     def _put_back(self, former: Manifest | None, wait: Wait) -> str:
         while True:
-            existing = self._objects.settled(INFERENCE_SERVICE, self._name, wait)
+            existing = self._objects.find(INFERENCE_SERVICE, self._name, wait)
             if existing is None or not self._is_ours(existing):
                 return f"service {self._name} was not changed"
             if former is None:
@@ -228,11 +229,11 @@ class Rollout:
             spec = copy.deepcopy(former["spec"])
             strategy = self._manifest["spec"]["predictor"].get("deploymentStrategy", {})
             if strategy.get("type") == RECREATE:
-                # Without room for a second pod the bad one has to go first here, too. It is no
-                # part of the pods' template, so that the former pods still fit.
+                # Without room for a second pod the failed one must end first. The strategy is not
+                # part of the pods' template, so that the former pods still match.
                 spec["predictor"]["deploymentStrategy"] = strategy
-            restored = {**existing, "metadata": metadata, "spec": spec}
-            if self._objects.api.replace(INFERENCE_SERVICE, restored, wait):
+            old_service = {**existing, "metadata": metadata, "spec": spec}
+            if self._objects.api.replace(INFERENCE_SERVICE, old_service, wait):
                 run = former["labels"].get(RUN_LABEL, "no run of this pipeline")
                 return f"service {self._name} is as it was before: its model is that of {run}"
 
@@ -243,14 +244,16 @@ def _add(error: JecError, text: str) -> None:
 
 
 def pod_needs(service: Manifest) -> dict[str, float]:
-    """What a pod of the predictor asks for, by the names that a ResourceQuota uses."""
+    """Return the resources of a pod of the predictor, by the names of a ResourceQuota."""
     needs = {"pods": 1.0}
     resources = server_of(service)["resources"]
     for kind, amounts in resources.items():
         for resource, text in amounts.items():
-            asked = _amount(text)
-            at_first = INITIALIZER[kind].get(resource)
-            needs[f"{kind}.{resource}"] = max(asked, _amount(at_first) if at_first else 0.0)
+            amount = _amount(text)
+            initializer_amount = INITIALIZER[kind].get(resource)
+            needs[f"{kind}.{resource}"] = max(
+                amount, _amount(initializer_amount) if initializer_amount else 0.0
+            )
     # A quota may name these two without 'requests.'.
     for resource in ("cpu", "memory"):
         needs[resource] = needs[f"requests.{resource}"]
@@ -258,18 +261,18 @@ def pod_needs(service: Manifest) -> dict[str, float]:
 
 
 def no_room(quotas: list[Manifest] | None, needs: dict[str, float]) -> str:
-    """Which quota leaves no room for another pod; empty if all do, or if they may not be seen."""
+    """Return which quota has no room for another pod; empty if none or if unreadable."""
     for quota in quotas or []:
         status = quota.get("status") or {}
-        hards = status.get("hard") or quota.get("spec", {}).get("hard") or {}
-        used = status.get("used") or {}
-        for resource, hard in hards.items():
-            left = _amount(hard) - _amount(used.get(resource, "0"))
+        limits = status.get("hard") or quota.get("spec", {}).get("hard") or {}
+        usage = status.get("used") or {}
+        for resource, limit in limits.items():
+            free = _amount(limit) - _amount(usage.get(resource, "0"))
             need = needs.get(resource, 0.0)
-            if need > left and not math.isclose(need, left):
+            if need > free and not math.isclose(need, free):
                 return (
-                    f"quota {quota['metadata']['name']} allows {hard} of {resource}, of which"
-                    f" {used.get(resource, '0')} are in use"
+                    f"quota {quota['metadata']['name']} allows {limit} of {resource}, of which"
+                    f" {usage.get(resource, '0')} are in use"
                 )
     return ""
 

@@ -1,8 +1,8 @@
-"""Ask a cluster about itself before anything is created: versions, permissions, secrets, quota.
+"""Read the properties of a cluster before anything is created: versions, rights, secrets, quota.
 
-Every question is one or a few requests with a deadline of seconds. The answer is None for what we
-may not see, and `unseen` says why. A user's rights differ from cluster to cluster, and what cannot
-be looked at is no fault of the run.
+Each question takes one or a few requests with a deadline of seconds. The answer is None for what
+may not be read, and `unseen` has the reason. Rights differ between clusters, so that unreadable
+properties are not errors of the run.
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ from clusters.protocol import Manifest
 from clusters.waiting import Wait, ignore
 from common.errors import ClusterError, DeadlineError
 
-SECONDS = 20.0  # for one question; a cluster that takes longer to answer is overloaded
-# owner of a kind -> deployments that run it, by namespace and name, as the usual installations have
-# them
+SECONDS = 20.0  # for one question; a cluster that takes longer is overloaded
+# deployments (namespace, name) of each controller in the usual installations
 CONTROLLERS = {
     "Katib": (("kubeflow", "katib-controller"),),
     "the training operator": (("kubeflow", "training-operator"),),
@@ -34,32 +33,32 @@ CONTROLLERS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SecretKeys:
-    """A Secret's contents by key (kept in memory only, never printed) and its annotations."""
+    """The contents of a Secret by key, which are never printed, and its annotations."""
 
     contents: dict[str, bytes]
     annotations: dict[str, str]
 
     @property
     def values(self) -> dict[str, str]:
-        """The contents as texts."""
+        """The contents as text."""
         return {key: value.decode(errors="replace") for key, value in self.contents.items()}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Node:
-    """What a node offers to pods."""
+    """Labels and resources of a node."""
 
     labels: dict[str, str]
     allocatable: dict[str, str]
     schedulable: bool
-    """Whether it takes new pods; taints are not looked at."""
+    """Whether it accepts new pods; taints are ignored."""
 
 
 class Survey:
-    """Questions to one namespace of a cluster."""
+    """Questions about one namespace of a cluster."""
 
     def __init__(self, connection: Connection, namespace: str) -> None:
-        """Ask with one connection, in one namespace."""
+        """Use a connection in one namespace."""
         self.namespace = namespace
         self._client = connection.client
         self._api = Api(connection, namespace, pause=0.3)
@@ -69,7 +68,11 @@ class Survey:
         self.unseen: dict[str, str] = {}
 
     def version(self) -> str:
-        """The API server's version. Raises ClusterError if it does not answer."""
+        """Return the version of the API server.
+
+        Raises:
+            ClusterError: If it does not answer.
+        """
         try:
             version: str = self._ask(client.VersionApi(self._client).get_code).git_version
         except ApiException as error:
@@ -77,19 +80,23 @@ class Survey:
         return version
 
     def serves(self, kind: Kind) -> bool:
-        """Whether the cluster serves a kind."""
+        """Return whether the cluster serves a kind.
+
+        Raises:
+            ClusterError: If the question is refused.
+        """
         try:
-            listed = self._ask(self._custom.get_api_resources, kind.group, kind.version)
+            resources = self._ask(self._custom.get_api_resources, kind.group, kind.version)
         except ApiException as error:
             if error.status == 404:
                 return False
             raise ClusterError(f"cannot ask for {kind.api_version}: {complaint(error)}") from error
-        return any(resource.name == kind.plural for resource in listed.resources)
+        return any(resource.name == kind.plural for resource in resources.resources)
 
     def controller_version(self, owner: str) -> str | None:
-        """Image and tag of the controller that serves a kind; None where they cannot be seen."""
+        """Return image and tag of the controller of a kind; None if it may not be read."""
         for namespace, name in CONTROLLERS[owner]:
-            deployment = self._glimpse(
+            deployment = self._try_read(
                 f"{name} in {namespace}",
                 client.AppsV1Api(self._client).read_namespaced_deployment,
                 name,
@@ -100,8 +107,12 @@ class Survey:
                 return image.rsplit("/", 1)[-1]
         return None
 
-    def allowed(self, permission: Permission, verb: str) -> bool:
-        """Whether we may do this in the namespace (SelfSubjectAccessReview)."""
+    def is_allowed(self, permission: Permission, verb: str) -> bool:
+        """Return whether we have this right in the namespace (SelfSubjectAccessReview).
+
+        Raises:
+            ClusterError: If the question is refused.
+        """
         review = client.V1SelfSubjectAccessReview(
             spec=client.V1SelfSubjectAccessReviewSpec(
                 resource_attributes=self._attributes(permission, verb)
@@ -112,14 +123,14 @@ class Survey:
                 self._ask(self._reviews.create_self_subject_access_review, review).status.allowed
             )
         except ApiException as error:
-            raise ClusterError(f"cannot ask what we are allowed to: {complaint(error)}") from error
+            raise ClusterError(f"cannot ask for our rights: {complaint(error)}") from error
 
-    def account_allowed(
+    def account_is_allowed(
         self, account: str, permission: Permission, verb: str, home: str
     ) -> bool | None:
-        """Whether a ServiceAccount may do this in the namespace (LocalSubjectAccessReview).
+        """Return whether a ServiceAccount has a right here (LocalSubjectAccessReview).
 
-        `home` is the account's own namespace. None if we may not ask for others.
+        `home` is the namespace of the account. None if we may not ask about others.
         """
         user = f"system:serviceaccount:{home}:{account}"
         groups = [
@@ -133,7 +144,7 @@ class Survey:
         review = client.V1LocalSubjectAccessReview(
             metadata={"namespace": self.namespace}, spec=spec
         )
-        answer = self._glimpse(
+        answer = self._try_read(
             f"rights of ServiceAccount {account}",
             self._reviews.create_namespaced_local_subject_access_review,
             self.namespace,
@@ -152,8 +163,8 @@ class Survey:
         )
 
     def secret(self, name: str) -> SecretKeys | None:
-        """A Secret; None if there is none, or if it may not be read (then `unseen` says why)."""
-        secret = self._glimpse(
+        """Return a Secret; None if there is none, or if it may not be read (see `unseen`)."""
+        secret = self._try_read(
             f"Secret {name}", self._core.read_namespaced_secret, name, self.namespace
         )
         if secret is None:
@@ -164,11 +175,8 @@ class Survey:
         return SecretKeys(contents=contents, annotations=secret.metadata.annotations or {})
 
     def account_secrets(self, name: str) -> list[str] | None:
-        """Names of the Secrets of a ServiceAccount.
-
-        None if there is no such account, or if it may not be read.
-        """
-        account = self._glimpse(
+        """Return the names of a ServiceAccount's Secrets; None without it, or if unreadable."""
+        account = self._try_read(
             f"ServiceAccount {name}",
             self._core.read_namespaced_service_account,
             name,
@@ -177,33 +185,30 @@ class Survey:
         return None if account is None else [secret.name for secret in account.secrets or []]
 
     def quotas(self) -> list[tuple[str, dict[str, str], dict[str, str]]] | None:
-        """(name, hard, used) of each ResourceQuota of the namespace.
-
-        None if they may not be read.
-        """
-        listed = self._glimpse(
+        """Return (name, hard, used) of each ResourceQuota of the namespace; None if unreadable."""
+        quota_list = self._try_read(
             "ResourceQuotas", self._core.list_namespaced_resource_quota, self.namespace
         )
-        if listed is None:
+        if quota_list is None:
             return None
         quotas = []
-        for quota in listed.items:
+        for quota in quota_list.items:
             hard = (quota.status and quota.status.hard) or (quota.spec and quota.spec.hard) or {}
-            used = (quota.status and quota.status.used) or {}
-            quotas.append((quota.metadata.name, hard, used))
+            usage = (quota.status and quota.status.used) or {}
+            quotas.append((quota.metadata.name, hard, usage))
         return quotas
 
     def namespace_labels(self) -> dict[str, str] | None:
-        """Labels of the namespace; None if it is not seen."""
-        namespace = self._glimpse(
+        """Return the labels of the namespace; None if unreadable."""
+        namespace = self._try_read(
             f"Namespace {self.namespace}", self._core.read_namespace, self.namespace
         )
         return None if namespace is None else (namespace.metadata.labels or {})
 
     def nodes(self) -> list[Node] | None:
-        """The cluster's nodes; None if they may not be listed."""
-        listed = self._glimpse("Nodes", self._core.list_node)
-        if listed is None:
+        """Return the nodes of the cluster; None if they may not be listed."""
+        node_list = self._try_read("Nodes", self._core.list_node)
+        if node_list is None:
             return None
         return [
             Node(
@@ -211,24 +216,24 @@ class Survey:
                 allocatable=(node.status and node.status.allocatable) or {},
                 schedulable=not (node.spec and node.spec.unschedulable),
             )
-            for node in listed.items
+            for node in node_list.items
         ]
 
     def katib_config(self) -> Manifest | None:
-        """Katib's configuration, where the usual installation keeps it; None if it is not seen."""
+        """Return Katib's configuration from its usual place; None if unreadable."""
         name = "katib-config"
-        found = self._glimpse(
+        config_map = self._try_read(
             f"ConfigMap {name}", self._core.read_namespaced_config_map, name, "kubeflow"
         )
-        text = ((found and found.data) or {}).get(f"{name}.yaml")
+        text = ((config_map and config_map.data) or {}).get(f"{name}.yaml")
         if not text:
             return None
         config: Manifest = yaml.safe_load(text)
         return config
 
     def storage_container(self) -> Manifest | None:
-        """The container that fetches models for KServe; None if it is not seen."""
-        found = self._glimpse(
+        """Return the container that fetches models for KServe; None if unreadable."""
+        container = self._try_read(
             "ClusterStorageContainer default",
             self._custom.get_cluster_custom_object,
             "serving.kserve.io",
@@ -236,12 +241,12 @@ class Survey:
             "clusterstoragecontainers",
             "default",
         )
-        return None if found is None else found["spec"]["container"]
+        return None if container is None else container["spec"]["container"]
 
     def operator_arguments(self) -> list[str] | None:
-        """Arguments of the training operator; None if it is not seen."""
+        """Return the arguments of the training operator; None if unreadable."""
         namespace, name = CONTROLLERS["the training operator"][0]
-        deployment = self._glimpse(
+        deployment = self._try_read(
             f"{name} in {namespace}",
             client.AppsV1Api(self._client).read_namespaced_deployment,
             name,
@@ -252,13 +257,13 @@ class Survey:
         return list(deployment.spec.template.spec.containers[0].args or [])
 
     def runtime(self, name: str) -> Manifest | None:
-        """The spec of KServe's serving runtime of this name; None if it is not seen.
+        """Return the spec of a serving runtime of KServe; None if unreadable.
 
-        The namespace's own runtime comes before the cluster's.
+        A runtime of the namespace takes precedence over one of the cluster.
         """
         group = "serving.kserve.io"
         version = "v1alpha1"
-        own = self._glimpse(
+        own = self._try_read(
             f"ServingRuntime {name}",
             self._custom.get_namespaced_custom_object,
             group,
@@ -267,7 +272,7 @@ class Survey:
             "servingruntimes",
             name,
         )
-        runtime = own or self._glimpse(
+        runtime = own or self._try_read(
             f"ClusterServingRuntime {name}",
             self._custom.get_cluster_custom_object,
             group,
@@ -277,8 +282,8 @@ class Survey:
         )
         return None if runtime is None else runtime["spec"]
 
-    def would_take(self, kind: Kind, manifest: Manifest) -> str:
-        """Why the cluster, with its webhooks, would refuse an object; empty if it would take it.
+    def dry_run_refusal(self, kind: Kind, manifest: Manifest) -> str:
+        """Return why the cluster, with its webhooks, would refuse an object; else empty.
 
         Nothing is created.
         """
@@ -293,9 +298,9 @@ class Survey:
                 dry_run="All",
             )
         except ApiException as error:
-            # 409: it exists, and was taken before
+            # 409: it exists, so that it was accepted before
             return "" if error.status == 409 else complaint(error)
-        except DeadlineError as error:  # such as a webhook that is away
+        except DeadlineError as error:  # for example, a webhook is unavailable
             return " ".join(str(error).split())
         return ""
 
@@ -304,10 +309,10 @@ class Survey:
             Wait("the API server's answer", SECONDS, ignore), request, *arguments, **options
         )
 
-    def _glimpse(
+    def _try_read(
         self, what: str, request: Callable[..., Any], *arguments: Any, **options: Any
     ) -> Any | None:
-        """The answer; None if there is no such object, or if we may not see it."""
+        """Return the answer; None if there is no such object, or if it may not be read."""
         try:
             return self._ask(request, *arguments, **options)
         except ApiException as error:

@@ -18,14 +18,16 @@ from pathlib import Path
 from common.cli import Parser, run_main
 from common.errors import ClusterError, InputError
 
-KINIT_SECONDS = 60.0  # a KDC that does not answer within a minute is away; the Job tries again
+KINIT_SECONDS = 60.0  # a KDC that takes longer is unavailable; the Job tries again
 REQUEST_SECONDS = 30.0
 
 
 def new_ticket(keytab: Path, principal: str) -> bytes:
     """Request a ticket and return the content of its credential cache.
 
-    Raises InputError without keytab or kinit, ClusterError if it is refused.
+    Raises:
+        InputError: If there is no keytab or no kinit.
+        ClusterError: If the KDC refuses or does not answer.
     """
     if not keytab.is_file():
         raise InputError(
@@ -57,9 +59,13 @@ def new_ticket(keytab: Path, principal: str) -> bytes:
 
 
 def store(ticket: bytes, secret: str, key: str, namespace: str | None = None) -> str:
-    """Write the ticket into the Secret, which is made if there is none. Returns the namespace.
+    """Write the ticket into the Secret, which is created if it does not exist.
 
-    Raises ClusterError if that is refused.
+    Returns:
+        The namespace of the Secret.
+
+    Raises:
+        ClusterError: If the API server refuses it.
     """
     import urllib3
     from kubernetes import client
@@ -88,22 +94,27 @@ def store(ticket: bytes, secret: str, key: str, namespace: str | None = None) ->
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Renew the ticket that the command line names; return the exit code."""
+    """Renew the ticket that the command line names and return the exit code."""
     parser = Parser(prog="python -m clusters.ticket", description=__doc__)
     parser.add_argument(
         "--keytab", type=Path, required=True, metavar="FILE", help="keytab of the principal"
     )
     parser.add_argument(
-        "--principal", required=True, metavar="USER@REALM", help="whose ticket it is"
+        "--principal", required=True, metavar="USER@REALM", help="principal of the ticket"
     )
     parser.add_argument(
         "--secret", required=True, metavar="NAME", help="Secret that gets the ticket"
     )
     parser.add_argument(
-        "--key", default="krb5cc_1000", metavar="KEY", help="its key (default: krb5cc_1000)"
+        "--key",
+        default="krb5cc_1000",
+        metavar="KEY",
+        help="key of the Secret (default: krb5cc_1000)",
     )
     parser.add_argument(
-        "--namespace", metavar="NAME", help="default: the pod's own, or the kubeconfig's"
+        "--namespace",
+        metavar="NAME",
+        help="namespace of the Secret (default: that of the pod or of the kubeconfig)",
     )
     args = parser.parse_args(argv)
 

@@ -1,7 +1,4 @@
-"""Read Katib's Experiment and Trial objects: statuses, observations, the optimum, progress.
-
-The answers are the dataclasses of clusters.protocol.
-"""
+"""Read Katib's Experiment and Trial objects: status, observations, optimal trial, progress."""
 
 from __future__ import annotations
 
@@ -14,8 +11,7 @@ from clusters.protocol import Manifest
 from clusters.reasons import condition, is_true, name_of, reason_of, short
 from common.records import Observation, Trial, TrialStatus
 
-# Katib's own order of precedence: a trial that was killed may carry the condition of what it was
-# before.
+# Katib's order of precedence: a trial that was killed may still have its earlier condition.
 STATUSES: tuple[TrialStatus, ...] = (
     "Killed",
     "Failed",
@@ -26,7 +22,7 @@ STATUSES: tuple[TrialStatus, ...] = (
 )
 
 UNFINISHED: tuple[TrialStatus, ...] = ("Running", "Pending")
-# what Katib counts against maxFailedTrialCount
+# statuses that Katib counts against maxFailedTrialCount
 FAILED: tuple[TrialStatus, ...] = ("Failed", "MetricsUnavailable")
 WORDS: dict[TrialStatus, str] = {
     "Running": "running",
@@ -39,7 +35,7 @@ WORDS: dict[TrialStatus, str] = {
 
 
 def status_of(trial: Manifest) -> TrialStatus:
-    """The status of a Katib Trial by its conditions."""
+    """Return the status of a Katib Trial from its conditions."""
     for status in STATUSES:
         if is_true(trial, status):
             return status
@@ -50,9 +46,9 @@ def status_of(trial: Manifest) -> TrialStatus:
 
 
 def trial_of(trial: Manifest, pod_reason: str = "") -> Trial:
-    """The protocol's Trial of a Katib Trial.
+    """Convert a Katib Trial to a record.
 
-    `pod_reason` is what its pods gave as the reason, in place of Katib's general words.
+    `pod_reason` is the reason from its pods, which replaces Katib's general message.
     """
     spec = trial["spec"]
     state = trial.get("status", {})
@@ -70,7 +66,7 @@ def trial_of(trial: Manifest, pod_reason: str = "") -> Trial:
 
 
 def _reason(trial: Manifest, metrics: dict[str, Observation], pod_reason: str) -> str:
-    """Why a trial did not succeed; empty if it did, or has not ended."""
+    """Return why a trial did not succeed; empty if it did, or has not ended."""
     status = status_of(trial)
     objective = trial["spec"]["objective"]["objectiveMetricName"]
     if status in UNFINISHED:
@@ -85,19 +81,17 @@ def _reason(trial: Manifest, metrics: dict[str, Observation], pod_reason: str) -
 
 
 def observations(metrics: Sequence[Manifest]) -> dict[str, Observation]:
-    """The numbers of metrics as Katib keeps them (min, max and latest as text).
+    """Return the values of metrics that Katib stores as text (min, max and latest).
 
-    A metric with a value that is not finite is left out.
-
-    Katib writes `unavailable` for what it did not find and the empty string for what it could not
-    read (`loss=nan`).
+    A metric with a value that is not finite is left out. Katib writes `unavailable` for a missing
+    value and the empty string for one that it could not parse (`loss=nan`).
     """
-    observed = {}
+    result = {}
     for metric in metrics:
         values = {key: _number(metric.get(key)) for key in ("min", "max", "latest")}
         if all(math.isfinite(value) for value in values.values()):
-            observed[metric["name"]] = Observation(**values)
-    return observed
+            result[metric["name"]] = Observation(**values)
+    return result
 
 
 def _number(text: str | None) -> float:
@@ -108,17 +102,14 @@ def _number(text: str | None) -> float:
 
 
 def objective_value(experiment: Manifest, trial: Trial) -> float | None:
-    """The number that an experiment's objective takes from a trial.
-
-    None if the trial does not count.
-    """
+    """Return the value of a trial for the objective; None if the trial does not count."""
     if not trial.counts:
         return None
     return katib.objective_value(experiment, trial.metrics)
 
 
 def best_trial(experiment: Manifest, trials: Sequence[Trial]) -> Trial | None:
-    """The trial with the best objective, the first of equals; None if none counts."""
+    """Return the first trial with the best objective; None if none counts."""
     sign = 1 if experiment["spec"]["objective"]["type"] == "minimize" else -1
     best = None
     lowest = math.inf
@@ -131,39 +122,41 @@ def best_trial(experiment: Manifest, trials: Sequence[Trial]) -> Trial | None:
 
 
 def optimal_trial(experiment: Manifest, trials: Sequence[Trial]) -> Trial | None:
-    """Katib's optimal trial if it counts, else the best that does.
+    """Return Katib's optimal trial if it counts, else the best that does.
 
-    Katib calls a trial optimal whose objective is not a number (an empty value compares with
-    nothing), so its word is checked.
+    Katib may call a trial optimal whose objective is not a number, because an empty value compares
+    with nothing.
     """
-    named = (experiment.get("status", {}).get("currentOptimalTrial") or {}).get("bestTrialName")
+    optimal_name = (experiment.get("status", {}).get("currentOptimalTrial") or {}).get(
+        "bestTrialName"
+    )
     for trial in trials:
-        if trial.name == named and objective_value(experiment, trial) is not None:
+        if trial.name == optimal_name and objective_value(experiment, trial) is not None:
             return trial
     return best_trial(experiment, trials)
 
 
 def common_reasons(trials: Sequence[Trial], count: int = 3) -> list[str]:
-    """The most common reasons why trials did not succeed, as lines '5 x reason'."""
+    """Return the most common reasons why trials did not succeed, as lines '5 x reason'."""
     reasons = collections.Counter(trial.reason for trial in trials if trial.reason)
     return [f"{times} x {reason}" for reason, times in reasons.most_common(count)]
 
 
 def progress_line(experiment: Manifest, trials: Sequence[Trial], waiting: int = 0) -> str:
-    """As '12/30 trials, 3 running, 1 failed, best AvgLoss 0.0881 by NAME'.
+    """Return a line like '12/30 trials, 3 running, 1 failed, best AvgLoss 0.0881 by NAME'.
 
     `waiting` of the running trials have no running pod yet.
     """
     spec = experiment["spec"]
     counts = collections.Counter(trial.status for trial in trials)
-    # Katib calls a trial running as soon as its job exists. For the user it is pending until a pod
+    # Katib calls a trial running as soon as its job exists; for users it is pending until a pod
     # runs.
     counts["Running"] -= waiting
     counts["Pending"] += waiting
-    done = sum(trial.status not in UNFINISHED for trial in trials)
-    of = f"/{spec['maxTrialCount']}" if spec.get("maxTrialCount") else ""
+    num_ended = sum(trial.status not in UNFINISHED for trial in trials)
+    total = f"/{spec['maxTrialCount']}" if spec.get("maxTrialCount") else ""
     parts = [
-        f"{done}{of} trials",
+        f"{num_ended}{total} trials",
         *(f"{counts[status]} {word}" for status, word in WORDS.items() if counts[status] > 0),
     ]
     if best := best_trial(experiment, trials):

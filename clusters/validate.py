@@ -1,8 +1,9 @@
-"""Validate an object without a cluster, by the clients' typed models and the controllers' rules.
+"""Validate an object without a cluster, with the clients' typed models and the controllers' rules.
 
-Katib's and the training operator's webhooks look at the parts that they need, KServe's schema takes
-two frameworks at once, and inside a trialSpec everything is accepted. So unknown fields and wrong
-types are found by the clients' models, and the rules of the controllers are restated here.
+The webhooks of Katib and the training operator check only the parts that they need, KServe's schema
+accepts two frameworks at once, and inside a trialSpec everything is accepted. So unknown fields and
+wrong types are found with the models of the clients, and the rules of the controllers are
+reimplemented here.
 """
 
 from __future__ import annotations
@@ -46,12 +47,12 @@ WORDS = {"str": "text", "int": "a whole number", "bool": "true or false", "float
 
 
 def problems(manifest: Manifest) -> list[str]:
-    """What is wrong with an object, each as 'path: what'; empty if it would be taken."""
+    """Return the problems of an object, each as 'path: what'; empty if it is valid."""
     api_version = manifest.get("apiVersion", "")
     kind = manifest.get("kind", "")
     if (api_version, kind) not in MODELS:
-        known = ", ".join(" ".join(names) for names in MODELS)
-        return [f"apiVersion, kind: {api_version} {kind} is none of {known}"]
+        kinds = ", ".join(" ".join(names) for names in MODELS)
+        return [f"apiVersion, kind: {api_version} {kind} is none of {kinds}"]
     package, model = MODELS[api_version, kind]
     wrong_fields = list(_against_model(manifest, model, package, ""))
     # the rules rely on fields of the right type
@@ -62,9 +63,9 @@ def problems(manifest: Manifest) -> list[str]:
 
 
 def _against_model(value: Any, kind: str, package: str, path: str) -> Iterator[str]:
-    """Unknown fields and wrong types of a value that an OpenAPI model of the client's describes.
+    """Yield unknown fields and wrong types of a value that an OpenAPI model describes.
 
-    A model that it lacks checks nothing.
+    A value without a model is not checked.
     """
     if inner := re.fullmatch(r"list\[(.+)\]", kind):
         yield from _items(value, inner[1], package, path)
@@ -107,9 +108,9 @@ def _fields(value: Any, model: Any, package: str, path: str) -> Iterator[str]:
 
 
 def _model(name: str, package: str) -> Any | None:
-    """The model class of this name, the client's own or Kubernetes'.
+    """Return the model class of this name, of the client or of Kubernetes.
 
-    None where neither has it (a quantity, a newer type).
+    None if neither has it (a quantity, a newer type).
     """
     for module in (package, "kubernetes.client"):
         model = getattr(importlib.import_module(module), name, None)
@@ -131,9 +132,9 @@ def _metadata(manifest: Manifest) -> Iterator[str]:
 
 
 def _experiment(manifest: Manifest) -> Iterator[str]:
-    """Katib's own rules, and those of a trial's job, which Katib does not check.
+    """Yield violations of Katib's rules, and of those of a trial's job, which Katib does not check.
 
-    The job is that of the first point of the search space.
+    The job is made for the first point of the search space.
     """
     try:
         katib.check_experiment(manifest)
@@ -161,7 +162,7 @@ def _pods(job: Manifest) -> list[Manifest]:
 
 
 def _job(manifest: Manifest) -> Iterator[str]:
-    """The training operator's rules, and what is accepted although it cannot work."""
+    """Yield violations of the training operator's rules, and settings that cannot work."""
     specs = manifest["spec"].get("pytorchReplicaSpecs") or {}
     place = "spec.pytorchReplicaSpecs"
     for role in set(specs) - {"Master", "Worker"}:
@@ -178,7 +179,7 @@ def _pod(template: Manifest, place: str) -> Iterator[str]:
     containers = spec.get("containers", [])
     volumes = {volume["name"] for volume in spec.get("volumes", [])}
     if "pytorch" not in [container.get("name") for container in containers]:
-        yield f"{place}.spec.containers: the training operator wants one named 'pytorch'"
+        yield f"{place}.spec.containers: the training operator needs one named 'pytorch'"
     if all(
         metadata.get(where, {}).get("sidecar.istio.io/inject") != "false"
         for where in ("labels", "annotations")
@@ -198,22 +199,22 @@ def _pod(template: Manifest, place: str) -> Iterator[str]:
                 yield f"{where}.volumeMounts: {unknown('volume', mount['name'], volumes)}"
         for entry in container.get("env", []):
             if entry["name"] in CREDENTIALS and "value" in entry:
-                yield f"{where}.env: {entry['name']} in the open; take it from a Secret"
+                yield f"{where}.env: {entry['name']} as plain text; take it from a Secret"
 
 
 def _service(manifest: Manifest) -> Iterator[str]:
-    """Rules that KServe's schema does not hold, although it could not serve what breaks them."""
+    """Yield violations that KServe's schema accepts, although KServe could not serve them."""
     predictor = manifest["spec"].get("predictor", {})
-    used = [framework for framework in FRAMEWORKS if framework in predictor]
-    if len(used) != 1:
+    frameworks = [framework for framework in FRAMEWORKS if framework in predictor]
+    if len(frameworks) != 1:
         yield (
-            f"spec.predictor: wants exactly one of {', '.join(FRAMEWORKS)}; has"
-            f" {', '.join(used) or 'none'}"
+            f"spec.predictor: needs exactly one of {', '.join(FRAMEWORKS)}; has"
+            f" {', '.join(frameworks) or 'none'}"
         )
         return
-    server = predictor[used[0]]
-    place = f"spec.predictor.{used[0]}"
-    if used[0] == "model" and not server.get("modelFormat", {}).get("name"):
+    server = predictor[frameworks[0]]
+    place = f"spec.predictor.{frameworks[0]}"
+    if frameworks[0] == "model" and not server.get("modelFormat", {}).get("name"):
         yield f"{place}.modelFormat.name: missing"
     for name in ("storageUri", "resources"):
         if not server.get(name):

@@ -1,8 +1,8 @@
-"""The Workflow that Argo makes of a KFP run: why a step of it was stopped.
+"""The Argo Workflow of a KFP run, and why one of its steps was stopped.
 
 A step's pod is killed half a second after it was told to stop, whoever stopped it (seen with KFP
-2.15.0 and Argo 3.7.3), so that it cannot say why. The exit handler asks afterwards. A pod that
-could not be created says nothing at all: its reason is in a node of the Workflow.
+2.15.0 and Argo 3.7.3), so that it cannot record the reason. The exit handler reads it afterwards.
+For a pod that could not be created, the reason is in a node of the Workflow.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ KFP_RUN_LABEL = "pipeline/runid"  # on the pods of a KFP run
 MAIN = "main"  # the container with the step's own program; the others are Argo's
 STOPPED = "the step was stopped or evicted, or its pod was deleted, from outside"
 POD_DELETED = "pod deleted"
-"""Argo's message of a node whose pod is gone: deleted, drained or evicted, which it cannot tell
-apart (seen with Argo 3.7.3)."""
+"""Argo's message for a node whose pod is gone. It does not distinguish deletion, drain and eviction
+(seen with Argo 3.7.3)."""
 EVICTIONS = ("Evicted", "Preempted", "TaintManagerEviction")
-"""Reasons of the events of a pod that was removed by the kubelet, the scheduler or a taint. The
-eviction API writes none (seen with Kubernetes 1.34.4: Killing alone)."""
+"""Reasons in events of a pod that the kubelet, the scheduler or a taint removed. The eviction API
+writes no such event (seen with Kubernetes 1.34.4: only Killing)."""
 EXECUTOR = re.compile(r"executor(\(\d+\))?")
 DRIVER = "-driver"
 
 
 def why_stopped(api: Api, kfp_run: str, step: str, wait: Wait) -> Stop:
-    """Why the last attempt of a step of a KFP run, or the step after it, ended without a word."""
+    """Return why the last attempt of a step, or of the step after it, ended without a message."""
     pods = api.pods(f"{KFP_RUN_LABEL}={kfp_run}", wait) or []
     owner = next(filter(None, map(workflow_of, pods)), None)
     workflow = None
@@ -39,22 +39,22 @@ def why_stopped(api: Api, kfp_run: str, step: str, wait: Wait) -> Stop:
         if owner:
             workflow = api.get(WORKFLOW, owner.name, wait)
     except ClusterError as error:
-        # without this right only the reason is less exact
+        # without this right the reason is only less exact
         wait.tell("workflow", f"whether the run was terminated is not known: {error}")
     attempts = [pod for pod in pods if _labels(pod).get(STEP_LABEL) == step]
     attempts.sort(key=lambda pod: pod["metadata"].get("creationTimestamp", ""))
     stop = stop_of(workflow, attempts[-1] if attempts else None)
-    if stop.reason == STOPPED and (deleted := _deleted_pod(workflow or {}, step)):
-        # events stay for an hour after their pod
-        eviction = eviction_of(api.events(deleted, wait))
+    if stop.reason == STOPPED and (pod_name := _deleted_pod(workflow or {}, step)):
+        # events outlive their pod by an hour
+        eviction = eviction_of(api.events(pod_name, wait))
         return Stop(state="interrupted", reason=eviction or STOPPED)
     return stop
 
 
 def stop_of(workflow: Manifest | None, pod: Manifest | None) -> Stop:
-    """Why a step was stopped, by its run's Workflow and the last pod it had, if it is still there.
+    """Return why a step was stopped, from the Workflow of its run and its last pod, if it exists.
 
-    The Stop names another task where that one could not begin.
+    The Stop names another task if that one could not start.
     """
     if workflow and is_terminated(workflow):
         return Stop(state="interrupted", reason=TERMINATED)
@@ -72,30 +72,30 @@ def stop_of(workflow: Manifest | None, pod: Manifest | None) -> Stop:
         return Stop(state="interrupted", reason=f"the step's pod was evicted: {crash.reason}")
     if pod["metadata"].get("deletionTimestamp") or crash is None:
         return Stop(state="interrupted", reason=STOPPED)
-    return Stop(state="failed", reason=f"the step's pod ended without a word: {crash.reason}")
+    return Stop(state="failed", reason=f"the step's pod ended without a message: {crash.reason}")
 
 
 def is_terminated(workflow: Manifest) -> bool:
-    """Whether a user has ended the run.
+    """Return whether a user has ended the run.
 
-    KFP does so by a deadline of 0 s on its Workflow; Argo's own clients set `shutdown`.
+    KFP sets a deadline of 0 s on its Workflow; Argo's own clients set `shutdown`.
     """
     spec = workflow.get("spec", {})
     return spec.get("activeDeadlineSeconds") == 0 or bool(spec.get("shutdown"))
 
 
 def refusals(workflow: Manifest) -> dict[str, str]:
-    """Task -> why its pod, or that of its driver, could not be created or did not end well.
+    """Return why the pod of a task, or of its driver, could not be created or failed, by task.
 
-    In their order. Tasks are those of the pipeline, also `root`, `exit-handler-1`, `condition-2`.
-    A step whose own program has run is left out: its status.json says more.
+    They are in their order. Tasks are those of the pipeline, and also `root`, `exit-handler-1` and
+    `condition-2`. A step whose own program has run is left out, since its status.json says more.
     """
     nodes = [
         node
         for node in workflow.get("status", {}).get("nodes", {}).values()
         if node.get("type") == "Pod" and node.get("phase") in ("Error", "Failed")
     ]
-    told: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for node in sorted(nodes, key=lambda node: node.get("startedAt") or ""):
         # as in WORKFLOW.root.exit-handler-1.search.executor(0), or ...search-driver
         path = [part for part in node["name"].split(".") if not EXECUTOR.fullmatch(part)]
@@ -104,17 +104,18 @@ def refusals(workflow: Manifest) -> dict[str, str]:
             continue
         if path[-1].endswith(DRIVER):
             task = path[-1].removesuffix(DRIVER)
-            told.setdefault(task, f"the pod of its driver failed: {short(message)}")
+            reasons.setdefault(task, f"the pod of its driver failed: {short(message)}")
         elif node["phase"] == "Error":
-            # Argo calls a pod that has run Failed, whatever its end was
-            told.setdefault(path[-1], f"its pod could not be created: {short(message)}")
-    return told
+            # Argo uses Failed for pods that have run, and Error for others
+            reasons.setdefault(path[-1], f"its pod could not be created: {short(message)}")
+    return reasons
 
 
 def _deleted_pod(workflow: Manifest, step: str) -> str:
-    """The name of a step's pod that Argo missed; empty if it missed none.
+    """Return the name of a step's pod that Argo reports as deleted; empty if there is none.
 
-    argo v3.7.3 workflow/util/pod_name.go:50: a node's id without its template's name.
+    It is a node's id with the name of its template inserted (argo v3.7.3
+    workflow/util/pod_name.go:50).
     """
     for node in workflow.get("status", {}).get("nodes", {}).values():
         path = node["name"].split(".")
@@ -125,7 +126,7 @@ def _deleted_pod(workflow: Manifest, step: str) -> str:
 
 
 def eviction_of(events: list[Manifest]) -> str:
-    """Who evicted a pod, by its events; empty if none says so."""
+    """Return who evicted a pod, from its events; empty if none says so."""
     for event in events:
         if event.get("reason") in EVICTIONS:
             message = short(event.get("message", ""))
@@ -134,7 +135,7 @@ def eviction_of(events: list[Manifest]) -> str:
 
 
 def _with_main_only(pod: Manifest) -> Manifest:
-    """The pod without Argo's own containers, which end because the step's does."""
+    """Return the pod without Argo's own containers, which end because that of the step does."""
     status = pod.get("status", {})
     own = [one for one in status.get("containerStatuses") or [] if one.get("name") == MAIN]
     return {**pod, "status": {**status, "initContainerStatuses": [], "containerStatuses": own}}

@@ -1,1 +1,1 @@
-"""Measure an exported model on test jets, beside baselines, and judge it."""
+"""Measure an exported model and its baselines on the test jets, and apply the gate."""

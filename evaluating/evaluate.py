@@ -1,12 +1,12 @@
-"""Measure an exported model on the test jets, judge it, and report.
+"""Measure an exported model on the test jets, decide the gate, and write the report.
 
     python -m physics.evaluate --run runs/<run id> --name <model name> [--trial NAME]
         [--baseline runs/<earlier run id>] [--gate strict] [--min-improvement 0]
 
-It writes metrics.json, report.html and the figures into the run's folder. What is measured is what
-is deployed: <run>/model/<name>/1/model.onnx, run by ONNX Runtime. Not passing the gate is an
-answer, not an error: the exit code is 0, and metrics.json says `passed: false` with the reasons;
-the pipeline's condition reads it.
+It writes metrics.json, report.html and the figures into the run's folder. It measures the file that
+is deployed, <run>/model/<name>/1/model.onnx, with ONNX Runtime. A model that does not pass the gate
+is no error: the exit code is 0, and metrics.json says `passed: false` with the reasons, which the
+condition of the pipeline reads.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from common.measurements import GateSettings
 from common.records import MetricsRecord
 from evaluating import inputs, results
 from evaluating.inference import BATCH_SIZE, load_session, predict, predict_baseline
-from evaluating.measurement import Subject, measured
+from evaluating.measurement import Subject, measure
 from evaluating.mlflow_models import log_models
 from evaluating.permutation import importances
 from evaluating.requirements import check_observers
 from evaluating.trees import compare
 from physics.bootstrap import REPLICATES
 
-# With fewer draws the ends of a 95 % interval would rest on one or none.
-LEAST = {"replicates": 20, "batch_size": 1, "seed": 0}
-"""Option -> the least value that can be meant."""
+# The ends of a 95 % interval need at least 20 bootstrap draws.
+MIN_VALUES = {"replicates": 20, "batch_size": 1, "seed": 0}
+"""Smallest allowed value of these options."""
 
 LIMITS = (
     "min_improvement",
@@ -56,43 +56,56 @@ def evaluate(
     replicates: int = REPLICATES,
     batch_size: int = BATCH_SIZE,
 ) -> MetricsRecord:
-    """Measure model `name` of the run in the folder `run` (URI), and write what was measured there.
+    """Measure a model of a run on the run's test jets and write the results into its folder.
 
-    trial: the one that was exported ('auto': the search's best); its options and training curve go
-    into the report. baseline: an earlier run's folder (URI) whose model is measured on the same
-    jets, or 'none'. settings: what the gate asks for.
+    Args:
+        run: Folder of the run (path or URI).
+        name: Name of the model, as under <run>/model/.
+        trial: The exported trial, or 'auto' for the best of the search. The report shows its
+            options and its training curve.
+        baseline: Folder (path or URI) of an earlier run, whose model is measured on the same jets;
+            or 'none'.
+        settings: The mode and the limits of the gate.
+        replicates: Number of bootstrap draws.
+        batch_size: Jets per call of the model.
 
-    Raises InputError where the run, its model or its test data are missing or lack an observer, or
-    the baseline's are other jets.
+    Returns:
+        The content of metrics.json.
+
+    Raises:
+        InputError: If the run, its model or its test data are missing, if the data lack an
+            observer, or if the baseline was tested on other jets.
     """
     uri = storage.absolute(run)
     earlier = None if baseline == NONE else storage.absolute(baseline)
-    read = inputs.read_inputs(uri, trial)
+    records = inputs.read_records(uri, trial)
     test = inputs.open_test_set(uri)
     columns = test.observers()
     check_observers(columns, RunFolder(uri).data_config)
 
     session = load_session(uri, name)
-    answers = predict(session, test, batch_size)
-    of_baseline = predict_baseline(earlier, columns, batch_size) if earlier else None
-    trees = compare(read.run, columns, fraction=read.data_fraction, seed=settings.seed)
-    shuffled = importances(session, test, columns, answers.inference.jets_per_second, settings.seed)
-    metrics = measured(
+    predictions = predict(session, test, batch_size)
+    baseline_correction = predict_baseline(earlier, columns, batch_size) if earlier else None
+    trees = compare(records.run, columns, fraction=records.data_fraction, seed=settings.seed)
+    input_importances = importances(
+        session, test, columns, predictions.inference.jets_per_second, settings.seed
+    )
+    metrics = measure(
         Subject(run=uri, model=name, baseline=earlier),
-        read,
+        records,
         columns,
-        answers,
-        inputs.label_values(answers.labels, columns, test),
-        of_baseline,
+        predictions,
+        inputs.label_values(predictions.labels, columns, test),
+        baseline_correction,
         trees,
         settings,
         replicates,
     )
-    metrics = dataclasses.replace(metrics, importances=shuffled)
+    metrics = dataclasses.replace(metrics, importances=input_importances)
 
-    # The report shows the numbers of metrics.json, digit by digit.
-    metrics = results.rounded(metrics)
-    results.write(uri, read.documents(metrics))
+    # Rounded before both are written, so that report and metrics.json agree in all digits.
+    metrics = results.round_floats(metrics)
+    results.write(uri, records.documents(metrics))
     return metrics
 
 
@@ -136,7 +149,7 @@ def parser() -> Parser:
             help=f"{text} (default: %(default)s)",
         )
     command.add_argument(
-        "--seed", type=int, default=0, help="of the bootstrap (default %(default)s)"
+        "--seed", type=int, default=0, help="seed of the bootstrap (default %(default)s)"
     )
     command.add_argument(
         "--replicates", type=int, default=REPLICATES, help="bootstrap draws (default %(default)s)"
@@ -145,24 +158,24 @@ def parser() -> Parser:
         "--batch-size",
         type=int,
         default=BATCH_SIZE,
-        help="jets a call of the model (default %(default)s)",
+        help="jets per call of the model (default %(default)s)",
     )
     return command
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Evaluate the model that the command line names; return the exit code."""
+    """Evaluate the model that the command line names and return the exit code."""
     options = vars(parser().parse_args(argv))
 
     def body() -> None:
-        for name, lowest in LEAST.items():
+        for name, lowest in MIN_VALUES.items():
             require(
                 options[name] >= lowest, f"--{flag(name)} {options[name]}: give at least {lowest}"
             )
         for name in LIMITS:
             value = options[name]
             require(math.isfinite(value), f"--{flag(name)} {value}: give a number")
-            # A gain may be asked to be above any number, the other limits are sizes.
+            # The gain may be required to exceed any number; the other limits are sizes.
             require(
                 value >= 0 or name == "min_improvement", f"--{flag(name)} {value}: give 0 or more"
             )

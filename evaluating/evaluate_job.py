@@ -1,7 +1,6 @@
 """The PyTorchJob that measures an exported model on the test set.
 
-It runs in the image of the training, and on one node without a GPU: it reads the exported model
-through ONNX Runtime.
+It runs in the image of the training, on one node without a GPU, with ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ DEADLINE = 6 * 3600.0  # seconds; generous, for a large test set on few cores
 
 
 def evaluate_job(run: Run, trial: str) -> Manifest:
-    """Measures the exported model on the test set and writes metrics.json and report.html."""
+    """Return the job that measures the exported model and writes metrics.json and report.html."""
     config = run.config
     gates = [
         f"--gate={config.gate}",

@@ -1,4 +1,4 @@
-"""Ask an exported model for its answers to test jets, with ONNX Runtime."""
+"""Run an exported model on test jets with ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -30,43 +30,47 @@ from weaver.onnx.residual_features import FEATURES, residual_features
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-# A ParticleNet of 100 candidates then takes about 1 GB; larger batches are no faster on a CPU.
+# A ParticleNet of 100 candidates takes about 1 GB for it; larger batches are no faster on a CPU.
 BATCH_SIZE = 1000
 PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
-"""A GPU where this build of ONNX Runtime can use one, else the CPU."""
+"""Execution providers in order of preference: a GPU where this build has one, else the CPU."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Answers:
-    """What an exported model answered to the jets of a test set, and how fast."""
+class Predictions:
+    """The outputs of an exported model for the jets of a test set, and its speed."""
 
     output: NDArray[np.float32]
-    """(N, C): the median or only answer first, then the further quantiles."""
+    """Outputs of the model, (N, C): the median or only output first, then further quantiles."""
     columns: list[str]
-    """What the C columns are ('median', 'q16', 'q84'), as the model's own metadata say; empty where
-    they do not.
+    """Names of the C columns ('median', 'q16', 'q84') from the metadata of the model; empty if they
+    are not there.
     """
     inference: Inference
     valid_range: Mapping[str, Any] | None = None
-    """The range that the model is meant for, as its own metadata say; None where they do not."""
+    """Valid range of the model from its metadata; None if it is not there."""
     abs_eta: NDArray[np.float32] | None = None
-    """|jetEta| (N,), where it is among the inputs and the model has a residual correction."""
+    """|jetEta|, (N,); None for a model without a residual correction, which needs no jetEta."""
     labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """Label -> its expression, as the model's own metadata say; empty where they do not."""
+    """Expression of each label from the metadata of the model; empty if they are not there."""
     without_residual: NDArray[np.float64] | None = None
-    """(N, C): the answers before the model's residual correction; None where it has none."""
+    """Outputs before the residual correction, (N, C); None for a model without it."""
 
     @property
     def correction(self) -> NDArray[np.float32]:
-        """log(pT_gen / pT) as the model sees it: (N,)."""
+        """Return log(pT_gen / pT) as the model predicts it, (N,)."""
         return self.output[:, 0]
 
 
 def load_session(uri: str, name: str) -> InferenceSession:
-    """ONNX Runtime's session of model `name` in the run's folder `uri`.
+    """Load a model of a run into ONNX Runtime.
 
-    Raises InputError where there is none, naming those there are, and for another model than was
-    exported.
+    Args:
+        uri: Folder of the run.
+        name: Name of the model.
+
+    Raises:
+        InputError: If the run has no such model, or its file is not the one that was exported.
     """
     import onnxruntime
 
@@ -83,20 +87,21 @@ def load_session(uri: str, name: str) -> InferenceSession:
             " writes it"
         )
     options = onnxruntime.SessionOptions()
-    # As many threads as this process may use: by itself onnxruntime counts the machine's cores.
+    # By default onnxruntime starts a thread per core of the machine, not per core that this process
+    # may use.
     options.intra_op_num_threads = len(os.sched_getaffinity(0))
-    # ONNX Runtime warns about each provider that its build does not have.
+    # ONNX Runtime warns about each requested provider that its build lacks.
     available = onnxruntime.get_available_providers()
     providers = [provider for provider in PROVIDERS if provider in available]
-    # The model may lie on S3, and ONNX Runtime opens files.
+    # The model may be on S3, but ONNX Runtime opens local files only.
     with tempfile.TemporaryDirectory() as temporary:
         path = storage.download(place, Path(temporary) / "model.onnx")
         check_model(place, path.read_bytes())
         return onnxruntime.InferenceSession(str(path), options, providers=providers)
 
 
-class Answerer:
-    """Asks a model for its answers to jets of a test set."""
+class Predictor:
+    """Runs a model on jets of a test set."""
 
     def __init__(self, session: InferenceSession, test: inputs.TestSet) -> None:
         """Read the names of the inputs and the residual correction from the model's metadata."""
@@ -104,16 +109,19 @@ class Answerer:
         self.names = [entry.name for entry in session.get_inputs()]
         self.metadata: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
         self.residual = None
-        """The model's residual correction; None where it has none."""
+        """Residual correction of the model; None without one."""
         if "residual" in self.metadata:
             self.residual = from_json(json.loads(self.metadata["residual"]))
 
     def tensors(
         self, index: NDArray[np.int64], others: Mapping[str, NDArray[np.int64]] | None = None
     ) -> dict[str, Any]:
-        """What the model may ask for of the jets of these numbers, (n,).
+        """Return all tensors that the model may take as inputs, for the jets `index` (n,).
 
-        others: name of an input -> numbers of the jets whose input it is instead, (n,).
+        Args:
+            index: Indices of the jets, (n,).
+            others: For some inputs, indices (n,) of the jets from which this input is taken
+                instead.
         """
         batch = self.test.batch(index)
         tensors = dict(batch.inputs)
@@ -128,25 +136,26 @@ class Answerer:
         return tensors
 
     def run(self, tensors: Mapping[str, Any]) -> NDArray[np.float32]:
-        """The answers to these inputs: (n, C)."""
+        """Return the outputs for these inputs, (n, C)."""
         arrays = arrays_of(tensors, self.names)
-        answer: NDArray[np.float32] = np.asarray(self.session.run(None, arrays)[0])
-        return answer.reshape(len(answer), -1)
+        output: NDArray[np.float32] = np.asarray(self.session.run(None, arrays)[0])
+        return output.reshape(len(output), -1)
 
 
 def predict(
     session: InferenceSession, test: inputs.TestSet, batch_size: int = BATCH_SIZE
-) -> Answers:
-    """The model's answers for all jets of a test set, each asked once.
+) -> Predictions:
+    """Run the model on all jets of a test set.
 
-    Raises InputError if the model has inputs that the test set lacks, or gives another number of
-    answers than its metadata say.
+    Raises:
+        InputError: If the model has inputs that the test set lacks, or if its number of outputs
+            differs from its metadata.
     """
     import onnxruntime
 
-    answerer = Answerer(session, test)
-    # The export writes the names of the answer's columns into the model itself.
-    metadata = answerer.metadata
+    predictor = Predictor(session, test)
+    # The export writes the names of the output columns into the metadata of the model.
+    metadata = predictor.metadata
     columns = json.loads(metadata.get("output_columns", "[]"))
     batches = []
     before_residual = []
@@ -155,26 +164,28 @@ def predict(
     with Progress("evaluating", total=len(test), unit="jets") as progress:
         for start in range(0, len(test), batch_size):
             index = np.arange(start, min(start + batch_size, len(test)))
-            tensors = answerer.tensors(index)
-            # Reading the jets is no part of the model's speed.
-            started = time.perf_counter()
-            answer = answerer.run(tensors)
-            seconds += time.perf_counter() - started
-            batches.append(answer)
-            if answerer.residual is not None:
+            tensors = predictor.tensors(index)
+            # The time for reading jets does not count as time of the model.
+            start_time = time.perf_counter()
+            output_of_batch = predictor.run(tensors)
+            seconds += time.perf_counter() - start_time
+            batches.append(output_of_batch)
+            if predictor.residual is not None:
                 reference_pt, eta = tensors[FEATURES].T
-                before_residual.append(answerer.residual.remove(answer, reference_pt, eta))
+                before_residual.append(
+                    predictor.residual.remove(output_of_batch, reference_pt, eta)
+                )
                 abs_eta.append(np.abs(eta))
             progress.advance(len(index))
 
-    # Without jets there is no batch to tell the number of columns.
+    # Without jets there is no batch from which the number of columns could be taken.
     output = np.empty((0, max(len(columns), 1)), dtype=np.float32)
     if batches:
         output = np.concatenate(batches)
     if columns and len(columns) != output.shape[1]:
         raise InputError(
-            f"the model's metadata name the output columns {', '.join(columns)}, and it answers"
-            f" with {output.shape[1]}"
+            f"the metadata of the model list the output columns {', '.join(columns)}, but its"
+            f" output has {output.shape[1]}; repeat the export step"
         )
     speed = Inference(
         jets_per_second=len(test) / seconds if seconds else None,
@@ -184,7 +195,7 @@ def predict(
         processor=processor()[0],
         onnxruntime=onnxruntime.__version__,
     )
-    return Answers(
+    return Predictions(
         output=output,
         columns=columns,
         inference=speed,
@@ -196,13 +207,17 @@ def predict(
 
 
 def arrays_of(tensors: Mapping[str, Any], names: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """The tensors of these names as arrays. Raises InputError for a name that there is none of."""
+    """Return the tensors of these names as arrays.
+
+    Raises:
+        InputError: If there is no tensor of a name.
+    """
     arrays = {}
     for name in names:
         if name not in tensors:
             raise InputError(
-                f"{unknown('input', name, tensors)} (the model wants {', '.join(names)}); export it"
-                " with the run's own data config"
+                f"{unknown('input', name, tensors)} (inputs of the model: {', '.join(names)});"
+                " export the model with the data config of the run"
             )
         arrays[name] = np.asarray(tensors[name])
     return arrays
@@ -211,21 +226,31 @@ def arrays_of(tensors: Mapping[str, Any], names: Sequence[str]) -> dict[str, NDA
 def predict_baseline(
     uri: str, columns: inputs.Columns, batch_size: int = BATCH_SIZE
 ) -> NDArray[np.float32]:
-    """An earlier run's answers for the jets whose observers are `columns`: (N,).
+    """Return the correction log(pT_gen / pT) of an earlier run's model for the same jets, (N,).
 
-    They are those of its own exported model to its own inputs. Raises InputError where that run has
-    no model, or its test set does not hold the same jets in the same order.
+    The model gets the inputs of its own data config.
+
+    Args:
+        uri: Folder of the earlier run.
+        columns: Observers of the test jets of this run, (N,) each.
+        batch_size: Jets per call of the model.
+
+    Raises:
+        InputError: If the earlier run has no model, or its test set does not hold the same jets in
+            the same order.
     """
     metrics = MetricsRecord.find(RunFolder(uri).metrics)
     if metrics is None:
         raise InputError(
             f"--baseline {uri} has no metrics.json; give the folder of a run that was evaluated"
         )
-    # Its inputs are those of its own data config, which may differ from this run's.
+    # The inputs are those of its own data config, which may differ from that of this run.
     test = inputs.open_test_set(uri)
-    theirs = test.observers()
+    baseline_columns = test.observers()
     for name in NEEDED:
-        if name not in theirs or not np.array_equal(theirs[name], columns[name]):
+        if name not in baseline_columns or not np.array_equal(
+            baseline_columns[name], columns[name]
+        ):
             raise InputError(
                 f"--baseline {uri} was tested on other jets ({len(test):,}, here"
                 f" {len(columns[name]):,}; {name} differs): a gain is measured on the same jets."

@@ -1,4 +1,4 @@
-"""What an evaluation reads of a run's folder: its records, and its test jets."""
+"""Read the records and the test jets of a run for its evaluation."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
     from weaver.config.data_config import DataConfig
 
 Columns: TypeAlias = Mapping[str, NDArray[Any]]
-"""Observers of the test jets: name -> one number a jet, (N,)."""
+"""Observers of the test jets by name: one number a jet, (N,)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """The records of a run before its evaluation; all but the run itself may be missing."""
+class RunRecords:
+    """Records of a run before its evaluation; all but the run itself may be missing."""
 
     run: Run
     search: SearchRecord | None
     trial: str | None
-    """The trial that was exported; None where no search is recorded."""
+    """The exported trial; None where no search is recorded."""
     history: Sequence[EpochRecord]
     options: TrialOptions | None
     export: ExportRecord | None
@@ -47,12 +47,12 @@ class Inputs:
 
     @property
     def data_fraction(self) -> float:
-        """The share of the training jets that the exported trial was trained on."""
+        """Return the fraction of the training jets on which the exported trial was trained."""
         settings = (self.options.train_options if self.options else None) or {}
         return float(settings.get("data_fraction", self.run.config.data_fraction))
 
     def documents(self, metrics: MetricsRecord) -> Documents:
-        """What the report is made of."""
+        """Return the records that the report is made of."""
         return Documents(
             metrics=metrics,
             run=self.run,
@@ -64,11 +64,15 @@ class Inputs:
         )
 
 
-def read_inputs(uri: str, trial: str = AUTO) -> Inputs:
-    """The records of the run in the folder `uri`.
+def read_records(uri: str, trial: str = AUTO) -> RunRecords:
+    """Read the records of the run in the folder `uri`.
 
-    trial: the one that was exported, 'auto' for the search's best. Raises InputError without a
-    run.json, or where a record is not of its form.
+    Args:
+        uri: Folder of the run.
+        trial: The exported trial, or 'auto' for the best of the search.
+
+    Raises:
+        InputError: If there is no run.json, or a record does not have its form.
     """
     folder = RunFolder(uri)
     run = Run.load(uri)
@@ -76,7 +80,7 @@ def read_inputs(uri: str, trial: str = AUTO) -> Inputs:
     name: str | None = trial
     if trial == AUTO:
         name = search.optimal if search else None
-    return Inputs(
+    return RunRecords(
         run=run,
         search=search,
         trial=name,
@@ -88,15 +92,15 @@ def read_inputs(uri: str, trial: str = AUTO) -> Inputs:
 
 
 class Batch(Protocol):
-    """Some jets as a network takes them."""
+    """Some jets as inputs of a network."""
 
     @property
     def inputs(self) -> Mapping[str, Any]:
-        """Name -> tensor, (jets, ...)."""
+        """Tensors by name, (jets, ...)."""
 
     @property
     def observers(self) -> Mapping[str, Any]:
-        """Observer -> (jets,)."""
+        """Observers by name, (jets,)."""
 
 
 class TestSet(Protocol):
@@ -110,17 +114,17 @@ class TestSet(Protocol):
         """Return the number of jets."""
 
     def observers(self) -> Columns:
-        """The observers that the data config lists."""
+        """Return the observers that the data config lists."""
 
     def label(self, name: str) -> NDArray[Any]:
-        """One label of all jets, (N,) or (N, k)."""
+        """Return a label of all jets, (N,) or (N, k)."""
 
     def batch(self, index: NDArray[np.int64]) -> Batch:
-        """The jets of these numbers."""
+        """Return the jets with these indices."""
 
 
 def open_test_set(uri: str) -> TestSet:
-    """The test jets of the run in the folder `uri`, prepared before."""
+    """Open the prepared test jets of the run in the folder `uri`."""
     from weaver.config.data_config import DataConfig
     from weaver.feed.dataset import Dataset
 
@@ -129,10 +133,15 @@ def open_test_set(uri: str) -> TestSet:
 
 
 def label_values(labels: Mapping[str, str], columns: Columns, test: TestSet) -> Floats | None:
-    """A model's one label for the test jets, (N,); None where it cannot be told.
+    """Return the label of a model for the test jets, (N,); None if it cannot be computed.
 
-    It is what its expression gives for the observers, or what the test set holds under the same
-    expression.
+    It is computed from the observers if its expression uses nothing else. Otherwise the test set
+    must hold it under the same expression.
+
+    Args:
+        labels: Expression of each label of the model.
+        columns: Observers of the test jets, (N,) each.
+        test: The test jets.
     """
     if len(labels) != 1:
         return None

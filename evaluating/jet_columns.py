@@ -1,12 +1,12 @@
-"""The jet-level columns that evaluate needs, where the files have them.
+"""Jet-level columns for the evaluation, as far as the input files have them.
 
 Boosted trees, with which the report compares the network, take the properties of each jet and the
-shares of its pT by kind of particle. The response is shown against a pile-up column. Both are kept
-in prepared data of their own: the tensors of the data config, which are weaver-core's, do not
-change, and neither does the folder of its prepared data.
+fractions of its pT by kind of particle. The response is shown against a pile-up column. Both are
+stored in prepared data of their own, so that the tensors and the prepared data of the data config
+stay as weaver-core defines them.
 
-Only what a calibration may use is among the inputs: no generator truth (flavours, pile-up
-interactions), and nothing of the event but its pile-up density and vertices.
+The inputs are only what a calibration may use: no generator truth (flavours, pile-up interactions),
+and of the event only its pile-up density and number of vertices.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ JET = (
     "rhoCentralChargedPileUp",
     "PV_npvsGood",
 )
-"""Properties of a jet and of the pile-up around it, in the JetNtuple's names."""
+"""Properties of a jet and of the pile-up around it, named as in the JetNtuple."""
 
 OWN_PT = "PF_pT * (PF_fromAK4Jet == 1)"
 KINDS = {"ChargedHadron": 211, "NeutralHadron": 130, "Photon": 22, "Electron": 11, "Muon": 13}
 FRACTIONS = {}
-"""Share of the pT of the jet's own candidates by kind of particle: name -> expression.
+"""Expression for the fraction of the pT of the jet's own candidates, by kind of particle.
 
-CMS's energy fractions, by pT in place of energy.
+They correspond to the energy fractions of CMS, with pT in place of energy.
 """
 for _kind, _code in KINDS.items():
     FRACTIONS[f"fraction{_kind}"] = (
@@ -55,33 +55,35 @@ for _kind, _code in KINDS.items():
     )
 
 PILEUP = ("Pileup_nTrueInt", "rhoAll", "PV_npvsGood")
-"""Pile-up columns of the JetNtuple, the one that the report prefers first."""
+"""Pile-up columns of the JetNtuple, in the order in which the report prefers them."""
 
 GROUP = "jet"
-"""The one group of inputs of these columns: (N, C)."""
+"""Name of the single group of inputs with these columns, (N, C)."""
 
-NEEDED = ("jetPt", "jetEta")
-"""Without these two there is nothing to train trees on."""
+REQUIRED = ("jetPt", "jetEta")
+"""Columns without which no trees are trained."""
 
-ALIGNED = ("jetPt", "genJetPt")
-"""Observers by which these columns are known to be those of the same jets."""
+KEY_OBSERVERS = ("jetPt", "genJetPt")
+"""Observers with which the evaluation checks that these columns belong to the same jets."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JetColumns:
-    """Which of the columns files have, and the data config that decodes them."""
+    """The available columns as a data config that decodes them."""
 
     options: dict[str, Any]
-    """Of the data config, as YAML holds it; empty where there is nothing to decode."""
+    """Options of the data config, as in its YAML file; empty where there is nothing to decode."""
     reason: str = ""
-    """Why there is nothing to decode, as a sentence without its full stop."""
+    """Why there is nothing to decode, as a sentence without full stop; else empty."""
 
 
 def of_files(config: DataConfig, branches: Collection[str]) -> JetColumns:
-    """The columns that can be made of these branches.
+    """Return a data config of the jet-level columns that these branches allow.
 
-    config: the run's data config, whose selection, labels and new variables hold here too: a column
-    is the branch of its name, or the new variable of that name.
+    Args:
+        config: Data config of the run, whose selection, labels and new variables also hold here. A
+            column is the branch of its name, or the new variable of that name.
+        branches: Branches of the files.
     """
     if config.label_type != "custom" or len(config.label_names) != 1:
         return JetColumns(options={}, reason="the data config has no single label to regress")
@@ -96,20 +98,20 @@ def of_files(config: DataConfig, branches: Collection[str]) -> JetColumns:
         "inputs": {GROUP: {"length": None, "vars": [*JET, *FRACTIONS]}},
         "labels": config.options["labels"],
         "weights": config.options.get("weights"),
-        "observers": list(dict.fromkeys([*ALIGNED, *PILEUP])),
+        "observers": list(dict.fromkeys([*KEY_OBSERVERS, *PILEUP])),
     }
     options = {name: value for name, value in options.items() if value is not None}
-    every = DataConfig.from_options(options, "jet columns")
+    all_columns = DataConfig.from_options(options, "jet columns")
 
-    def can_be_made(name: str) -> bool:
-        return set(every.plan_for([name]).branches.values()) <= set(branches)
+    def is_available(name: str) -> bool:
+        return set(all_columns.plan_for([name]).branches.values()) <= set(branches)
 
-    inputs = [name for name in (*JET, *FRACTIONS) if can_be_made(name)]
-    missing = [name for name in (*NEEDED, *ALIGNED) if not can_be_made(name)]
+    inputs = [name for name in (*JET, *FRACTIONS) if is_available(name)]
+    missing = [name for name in (*REQUIRED, *KEY_OBSERVERS) if not is_available(name)]
     if missing:
         return JetColumns(options={}, reason=f"the files have no column {missing[0]}")
     options["inputs"] = {GROUP: {"length": None, "vars": inputs}}
-    options["observers"] = [name for name in options["observers"] if can_be_made(name)]
+    options["observers"] = [name for name in options["observers"] if is_available(name)]
     options["new_variables"] = {
         **{name: text for name, text in FRACTIONS.items() if name in inputs},
         **own,

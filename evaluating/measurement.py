@@ -1,4 +1,4 @@
-"""Measure a model's answers on the test jets, and judge them: the numbers of metrics.json."""
+"""Compute the content of metrics.json: all measurements on the test jets, and the gate."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from common import storage
 from common.measurements import EdgeStep, GateSettings
 from common.progress import Progress
 from common.records import MetricsRecord, plain
-from evaluating.inference import Answers
-from evaluating.inputs import Columns, Inputs
+from evaluating.inference import Predictions
+from evaluating.inputs import Columns, RunRecords
 from evaluating.jet_columns import PILEUP
 from evaluating.requirements import label_reason
-from evaluating.trees import Compared
+from evaluating.trees import TreesComparison
 from physics import range_edges, uncertainty
 from physics.bootstrap import LEVEL
 from physics.gate import judge
@@ -29,49 +29,59 @@ from reporting.headline import headline
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Subject:
-    """Which model is measured, and what it is compared with."""
+    """The model to measure, and the run with which it is compared."""
 
     run: str
-    """URI of the run's folder."""
+    """URI of the folder of the run."""
     model: str
     baseline: str | None
-    """URI of an earlier run's folder; None without one."""
+    """URI of the folder of an earlier run; None without one."""
 
 
-def measured(
+def measure(
     subject: Subject,
-    inputs: Inputs,
+    inputs: RunRecords,
     columns: Columns,
-    answers: Answers,
+    predictions: Predictions,
     label: Floats | None,
     baseline: NDArray[np.float32] | None,
-    trees: Compared,
+    trees: TreesComparison,
     settings: GateSettings,
     replicates: int,
 ) -> MetricsRecord:
-    """Everything measured on the test jets, with the gate's verdict.
+    """Measure a model on the test jets and decide the gate.
 
-    columns: name -> (N,); label: what the network learns, as `label_values` gives it; baseline: an
-    earlier model's answers for the same jets, (N,); trees: what boosted trees answered, and the
-    pile-up columns.
+    Args:
+        subject: The model, its run and its baseline.
+        inputs: Records of the run.
+        columns: Observers of the test jets, (N,) each.
+        predictions: Outputs of the model for these jets.
+        label: What the network learns, (N,), as `label_values` returns it.
+        baseline: Correction of an earlier model for the same jets, (N,).
+        trees: Predictions of boosted trees for the same jets, and pile-up columns.
+        settings: Mode and limits of the gate.
+        replicates: Number of bootstrap draws.
+
+    Returns:
+        The content of metrics.json, with floats not rounded yet.
     """
-    known = {**trees.pileup, **columns}
-    pileup = next((name for name in PILEUP if name in known), "")
+    all_columns = {**trees.pileup, **columns}
+    pileup = next((name for name in PILEUP if name in all_columns), "")
     with Progress("bootstrap", total=replicates + 1, unit="draws") as progress:
         sample = sample_of(
             columns,
-            answers.correction,
+            predictions.correction,
             baseline=baseline,
-            trees=trees.answers,
-            pileup=np.asarray(known[pileup]) if pileup else None,
+            trees=trees.predictions,
+            pileup=np.asarray(all_columns[pileup]) if pileup else None,
             replicates=replicates,
             seed=settings.seed,
             advance=progress.advance,
         )
-    widths = widths_of(columns, answers, replicates, settings.seed)
-    # The gate judges the numbers as they are, before they are rounded for the file.
+    widths = widths_of(columns, predictions, replicates, settings.seed)
+    # The gate judges exact numbers; they are rounded later, for the file.
     gate, reasons = judge(sample, settings, widths)
-    if reason := label_reason(answers.labels, label, columns):
+    if reason := label_reason(predictions.labels, label, columns):
         reasons.insert(0, reason)
 
     content = {
@@ -85,53 +95,53 @@ def measured(
         "config": dataclasses.asdict(settings),
         **record_of(sample),
         "gate": gate,
-        "inference": dataclasses.asdict(answers.inference),
+        "inference": dataclasses.asdict(predictions.inference),
         "trees": plain(trees.record),
-        "label": dict(answers.labels),
+        "label": dict(predictions.labels),
         "test_fingerprint": fingerprint(columns),
         "tails": tails(sample),
-        "edges": [dataclasses.asdict(step) for step in steps_of(columns, answers)],
+        "edges": [dataclasses.asdict(step) for step in steps_of(columns, predictions)],
     }
     if pileup:
         content["pileup"] = {"column": pileup, "slices": against_pileup(sample)}
     if widths:
         content["uncertainty"] = widths
-    if answers.without_residual is not None:
+    if predictions.without_residual is not None:
         with Progress(
             "bootstrap of the residual correction", total=replicates + 1, unit="draws"
         ) as progress:
             content["residual"] = residual_effect(
-                sample, answers.without_residual[:, 0], advance=progress.advance
+                sample, predictions.without_residual[:, 0], advance=progress.advance
             )
     metrics = MetricsRecord.from_json(content)
     return dataclasses.replace(metrics, headline=headline(metrics, inputs.search))
 
 
-def steps_of(columns: Columns, answers: Answers) -> list[EdgeStep]:
-    """The steps in response at the edges of the model's range; empty where it is not known."""
-    limits = answers.valid_range
+def steps_of(columns: Columns, predictions: Predictions) -> list[EdgeStep]:
+    """Return the steps in response at the edges of the valid range; empty without a range."""
+    limits = predictions.valid_range
     if limits is None:
         return []
     pt = np.asarray(columns["jetPt"], np.float64)
     valid = (pt >= limits["min_pt"]) & (pt <= limits["max_pt"])
     max_abs_eta = limits["max_abs_eta"]
-    if max_abs_eta is not None and answers.abs_eta is not None:
-        valid &= answers.abs_eta <= max_abs_eta
+    if max_abs_eta is not None and predictions.abs_eta is not None:
+        valid &= predictions.abs_eta <= max_abs_eta
     return range_edges.steps(
         range_edges.edges_of(limits["min_pt"], limits["max_pt"], max_abs_eta),
         pt=pt,
-        abs_eta=answers.abs_eta,
+        abs_eta=predictions.abs_eta,
         generated_pt=np.asarray(columns["genJetPt"], np.float64),
-        correction=np.asarray(answers.correction, np.float64),
+        correction=np.asarray(predictions.correction, np.float64),
         valid=valid,
         level=LEVEL,
     )
 
 
 def fingerprint(columns: Columns) -> str:
-    """Digest of the momenta of the test jets, which says whether two runs were tested on the same.
+    """Return a digest of the momenta of the test jets, equal for runs tested on the same jets.
 
-    columns: name -> (N,). Rounded, because files may hold them in other types.
+    The momenta (N,) are rounded, because files may store them in other types.
     """
     parts = []
     for name in NEEDED:
@@ -139,18 +149,21 @@ def fingerprint(columns: Columns) -> str:
     return storage.digest(b"".join(parts))
 
 
-def widths_of(columns: Columns, answers: Answers, replicates: int, seed: int) -> Record | None:
-    """What the quantiles of a network are worth (physics.uncertainty).
+def widths_of(
+    columns: Columns, predictions: Predictions, replicates: int, seed: int
+) -> Record | None:
+    """Measure the coverage of the quantiles that a network predicts (physics.uncertainty).
 
-    None for a network that does not say how sure it is of each jet; empty with too few jets.
+    Returns:
+        The measurements; empty with too few jets. None for a network without quantiles.
     """
-    if not uncertainty.bands(answers.columns):
+    if not uncertainty.bands(predictions.columns):
         return None
     with Progress("bootstrap of the uncertainties", total=replicates + 1, unit="draws") as progress:
         widths = uncertainty.measure(
             columns,
-            answers.output,
-            answers.columns,
+            predictions.output,
+            predictions.columns,
             replicates=replicates,
             seed=seed,
             advance=progress.advance,

@@ -1,7 +1,7 @@
-"""The exported models as MLflow models, registered with the verdict of the gate as tags.
+"""Register the exported models in MLflow, with the verdict of the gate as tags.
 
-A model has the flavours onnx and pyfunc, the signature of its ONNX file, and a golden jet as its
-example of an input. It belongs to the MLflow run of the pipeline's run.
+A model has the flavours onnx and pyfunc, the signature of its ONNX file, and a golden jet as input
+example. It belongs to the MLflow run of the pipeline's run.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from serving.golden import file_names
 
 SHA256 = "jec.sha256"
 PACKAGES = ("onnx", "onnxruntime", "numpy")
-"""What loads the model again, at the versions that it was measured with."""
-CONSEQUENCE = "the evaluation counts, and its model is not in MLflow's registry"
+"""Packages that load the model; MLflow records the versions with which it was measured."""
+CONSEQUENCE = "the evaluation is valid, but its model is not in the registry of MLflow"
 
 
 def log_models(uri: str, metrics: MetricsRecord) -> None:
-    """Log and register the models of the run in a folder, where this pod is to log.
+    """Log and register the models of a run in MLflow, if tracking is configured for this process.
 
-    A model that is registered already gets the tags of this evaluation. Whatever fails is a
-    warning.
+    A model that is registered already gets the tags of this evaluation. Errors of MLflow become
+    warnings.
     """
     with tracking.tolerated(_say, CONSEQUENCE):
         tracker = tracking.of_environment()
@@ -43,7 +43,7 @@ def log_models(uri: str, metrics: MetricsRecord) -> None:
 
 
 def _version_of(tracker: tracking.Tracker, model: ModelRecord) -> str:
-    """The version that this file of this run is registered as; empty for none."""
+    """Return the version under which this file of this run is registered; empty if it is not."""
     versions = tracker.client.search_model_versions(f"name = '{model.model}'")
     for version in versions:
         if version.run_id == tracker.parent and version.tags.get(SHA256) == model.sha256:
@@ -52,12 +52,12 @@ def _version_of(tracker: tracking.Tracker, model: ModelRecord) -> str:
 
 
 def _register(tracker: tracking.Tracker, folder: RunFolder, model: ModelRecord) -> str:
-    """Make the model an artifact of the run and a new version of the registered model."""
+    """Upload the model as an artifact of the run and register it as a new version."""
     client = tracker.client
     with tempfile.TemporaryDirectory() as work:
-        written = Path(work) / "model"
-        _write(folder, model.model, written, tracker.parent)
-        client.log_artifacts(tracker.parent, str(written), model.model)
+        target = Path(work) / "model"
+        _write(folder, model.model, target, tracker.parent)
+        client.log_artifacts(tracker.parent, str(target), model.model)
     if not client.search_registered_models(f"name = '{model.model}'"):
         client.create_registered_model(model.model)
     # The server opens no `runs:/...` of its own: its page would show no signature.
@@ -67,13 +67,13 @@ def _register(tracker: tracking.Tracker, folder: RunFolder, model: ModelRecord) 
         source=f"{artifacts}/{model.model}",
         run_id=tracker.parent,
         tags={SHA256: model.sha256},
-        await_creation_for=0,  # the files are there
+        await_creation_for=0,  # the files are uploaded already
     )
     return str(version.version)
 
 
 def _write(folder: RunFolder, name: str, target: Path, mlflow_run: str) -> None:
-    """Write an exported model in MLflow's form into the folder `target`."""
+    """Write an exported model in the format of MLflow into the folder `target`."""
     import mlflow.onnx
     import onnx
     from mlflow.models import Model
@@ -92,7 +92,7 @@ def _write(folder: RunFolder, name: str, target: Path, mlflow_run: str) -> None:
 
 
 def signature_of(graph: Any) -> Any:
-    """MLflow's signature of an ONNX model: names, types and shapes, with -1 for a free size."""
+    """Return the MLflow signature of an ONNX model: names, types and shapes, -1 for a free size."""
     from mlflow.models import ModelSignature
 
     return ModelSignature(
@@ -102,7 +102,7 @@ def signature_of(graph: Any) -> Any:
 
 
 def _schema(values: Any) -> Any:
-    """The inputs or the outputs of an ONNX graph in MLflow's form."""
+    """Return the inputs or outputs of an ONNX graph as a schema of MLflow."""
     from mlflow.types import ColSpec, Schema, TensorSpec
     from onnx.helper import tensor_dtype_to_np_dtype
 
@@ -118,7 +118,7 @@ def _schema(values: Any) -> Any:
 def _tags(
     run: Run, export: ExportRecord, model: ModelRecord, metrics: MetricsRecord
 ) -> dict[str, str]:
-    """What is known of a version: where it is from, and the verdict of the gate."""
+    """Return the tags of a version: its origin and the verdict of the gate."""
     tags = {
         SHA256: model.sha256,
         tracking.RUN_ID: run.id,

@@ -1,4 +1,4 @@
-"""What each group of inputs is worth to a model: shuffle it among the jets, and measure again.
+"""Importance of each group of inputs of a model: the gain lost when the group is shuffled.
 
 Inputs that describe the same particles (coordinates, features, mask) are shuffled together, so that
 each particle stays whole. Source: L. Breiman, Machine Learning 45 (2001) 5.
@@ -14,7 +14,7 @@ import numpy as np
 
 from common.measurements import Importances, InputImportance
 from common.progress import Progress
-from evaluating.inference import BATCH_SIZE, Answerer
+from evaluating.inference import BATCH_SIZE, Predictor
 from evaluating.inputs import Columns, TestSet
 from physics import groups
 from physics import response as r
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 SHUFFLINGS = 5
 SECONDS = 6.0
-"""All shufflings together take about so long; fewer jets are taken where the model is slow."""
-LEAST_JETS = 500
-"""Below, the gain of the shuffled jets says little; with fewer test jets nothing is measured."""
+"""Approximate time of all shufflings together; a slow model gets fewer jets."""
+MIN_JETS = 500
+"""Smallest number of jets; with fewer the gain after shuffling is dominated by fluctuations."""
 
 
 def importances(
@@ -37,72 +37,90 @@ def importances(
     jets_per_second: float | None,
     seed: int,
 ) -> Importances | None:
-    """What each group of the model's inputs is worth on the test jets above 30 GeV.
+    """Measure the importance of each group of inputs on the test jets above 30 GeV.
 
-    columns: observers, name -> (N,). jets_per_second: the model's speed. None with fewer than
-    LEAST_JETS jets, and where a model's answers have no width.
+    Args:
+        session: The model.
+        test: The test jets.
+        columns: Observers of the test jets, (N,) each.
+        jets_per_second: Speed of the model, which limits the number of jets.
+        seed: Seed of the shuffling.
+
+    Returns:
+        The loss of gain of each group; None with fewer than MIN_JETS jets, or where the response
+        has no width.
     """
-    one = groups.SUMMARY[-1]
+    bin_of_all = groups.SUMMARY[-1]
     usable = np.asarray(columns["jetPt"]) > 0
-    jets = np.flatnonzero(one.contains(columns["genJetPt"], columns["genJetEta"]) & usable)
+    jets = np.flatnonzero(bin_of_all.contains(columns["genJetPt"], columns["genJetEta"]) & usable)
     names = [entry.name for entry in session.get_inputs()]
-    together = grouped(names, test.data_config.input_shapes)
-    if len(jets) < LEAST_JETS or not together:
+    input_groups = group_inputs(names, test.data_config.input_shapes)
+    if len(jets) < MIN_JETS or not input_groups:
         return None
-    affordable = SECONDS * (jets_per_second or 0.0) / (SHUFFLINGS * len(together))
-    number = min(len(jets), max(LEAST_JETS, math.floor(affordable)))
+    affordable = SECONDS * (jets_per_second or 0.0) / (SHUFFLINGS * len(input_groups))
+    number = min(len(jets), max(MIN_JETS, math.floor(affordable)))
     jets = jets[np.arange(number) * len(jets) // number]  # evenly spread
     rng = np.random.default_rng(seed)
-    answerer = Answerer(session, test)
-    observed = {name: np.asarray(columns[name])[jets] for name in ("jetPt", "genJetPt")}
+    predictor = Predictor(session, test)
+    momenta = {name: np.asarray(columns[name])[jets] for name in ("jetPt", "genJetPt")}
 
-    total = number * (1 + SHUFFLINGS * len(together))
+    total = number * (1 + SHUFFLINGS * len(input_groups))
     with Progress("shuffling inputs", total=total, unit="jets") as progress:
 
-        def gain_with(shuffled: list[str], donors: np.ndarray) -> float:
-            """The gain where the inputs `shuffled` are those of the jets `donors`."""
+        def gain_with(shuffled_inputs: list[str], donors: np.ndarray) -> float:
+            """Return the gain when these inputs are taken from the jets `donors`."""
             parts = []
             for start in range(0, number, BATCH_SIZE):
                 own, other = jets[start : start + BATCH_SIZE], donors[start : start + BATCH_SIZE]
-                tensors = answerer.tensors(own, dict.fromkeys(shuffled, other))
-                parts.append(answerer.run(tensors)[:, 0])
+                tensors = predictor.tensors(own, dict.fromkeys(shuffled_inputs, other))
+                parts.append(predictor.run(tensors)[:, 0])
                 progress.advance(len(own))
-            return gain(observed, np.concatenate(parts))
+            return gain(momenta, np.concatenate(parts))
 
-        in_place = gain_with([], jets)
-        measured = []
-        for name, inputs in together.items():
-            lost = []
+        reference_gain = gain_with([], jets)
+        results = []
+        for name, inputs in input_groups.items():
+            losses = []
             for _ in range(SHUFFLINGS):
-                lost.append(in_place - gain_with(inputs, rng.permutation(jets)))
-            measured.append(InputImportance(name=name, inputs=inputs, gain_lost=lost))
-    if not np.isfinite([in_place, *(lost for one in measured for lost in one.gain_lost)]).all():
+                losses.append(reference_gain - gain_with(inputs, rng.permutation(jets)))
+            results.append(InputImportance(name=name, inputs=inputs, gain_lost=losses))
+    if not np.isfinite(
+        [reference_gain, *(loss for one in results for loss in one.gain_lost)]
+    ).all():
         return None
-    measured.sort(key=lambda one: one.mean, reverse=True)
-    return Importances(num_jets=number, gain=in_place, groups=measured)
+    results.sort(key=lambda one: one.mean, reverse=True)
+    return Importances(num_jets=number, gain=reference_gain, groups=results)
 
 
-def grouped(names: list[str], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[str]]:
-    """Name of a group -> the inputs that are shuffled together.
+def group_inputs(names: list[str], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, list[str]]:
+    """Return the inputs that are shuffled together, by the name of their group.
 
-    names: the model's inputs. shapes: those of the data config's groups, (-1, C, P) for particles.
-    Particles whose inputs have a name in common before the underscore, as pf_features and pf_mask,
-    are one group. Inputs that the data config does not have are left alone.
+    Inputs of particles with the same name before the last underscore, like pf_features and pf_mask,
+    form one group. Inputs that the data config does not have are not shuffled.
+
+    Args:
+        names: Inputs of the model.
+        shapes: Shapes of the data config's groups, (-1, C, P) for particles.
     """
-    together: dict[str, list[str]] = {}
+    input_groups: dict[str, list[str]] = {}
     for name in names:
         if name not in shapes:
             continue
         is_sequence = len(shapes[name]) > 2
         key = name.rsplit("_", 1)[0] if is_sequence else name
-        together.setdefault(f"{key} (particles)" if is_sequence else name, []).append(name)
-    return together
+        input_groups.setdefault(f"{key} (particles)" if is_sequence else name, []).append(name)
+    return input_groups
 
 
 def gain(columns: Mapping[str, Any], output: Floats) -> float:
-    """Gain of resolution over the standard JEC (per cent); output: log(pT_gen / pT), (N,).
+    """Return the gain in resolution over the standard JEC (per cent).
 
-    NaN where a response has no width, or no finite median.
+    Args:
+        columns: jetPt and genJetPt (GeV), (N,).
+        output: log(pT_gen / pT), (N,).
+
+    Returns:
+        The gain; NaN where a response has no width, or no finite median.
     """
     gen_pt = columns["genJetPt"]
     model = r.response(r.calibrated_pt(columns["jetPt"], output), gen_pt)

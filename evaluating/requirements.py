@@ -1,6 +1,6 @@
-"""What the evaluation asks of a data config: observers, and a label that corrects jetPt.
+"""Requirements of the evaluation on a data config: observers, and a label that corrects jetPt.
 
-prepare looks at both before any training, on machines without awkward as well.
+prepare checks both before any training, also on machines without awkward.
 """
 
 from __future__ import annotations
@@ -17,9 +17,14 @@ from physics.response import Floats
 
 
 def check_observers(observers: Collection[str], where: str) -> None:
-    """Refuse jets that the physics cannot measure.
+    """Check that the observers that the evaluation needs are there.
 
-    Raises InputError with the first observer that it needs and the data config `where` lacks.
+    Args:
+        observers: Observers of the data config.
+        where: Name of the data config, for the error.
+
+    Raises:
+        InputError: If an observer is missing.
     """
     for name in NEEDED:
         if name not in observers:
@@ -32,27 +37,32 @@ def check_observers(observers: Collection[str], where: str) -> None:
 def label_reason(
     labels: Mapping[str, str], values: Floats | None, columns: Mapping[str, NDArray[Any]]
 ) -> str:
-    """Why a model of these labels gives no correction of jetPt; empty if it does.
+    """Return why a model with these labels gives no correction of jetPt; empty if it does.
 
-    labels: label -> expression. values: the label of jets (N,), None where that is not known, so
-    that nothing can be said. columns: genJetPt and jetPt of the same jets (GeV), (N,).
+    Args:
+        labels: Expression of each label.
+        values: The label of jets, (N,); None where it is not known, which gives no reason.
+        columns: genJetPt and jetPt of the same jets (GeV), (N,).
     """
     if not labels:
         return ""
     if len(labels) > 1:
-        return f"the network has {len(labels)} labels, and one, np.log(genJetPt / jetPt), is needed"
+        return (
+            f"the network has {len(labels)} labels; train it with the one label"
+            " np.log(genJetPt / jetPt)"
+        )
     (text,) = labels.values()
     if values is None:
         return ""
     values = np.asarray(values, dtype=np.float64)
     with np.errstate(all="ignore"):
-        needed = np.log(np.asarray(columns["genJetPt"]) / np.asarray(columns["jetPt"]))
-    if values.shape == needed.shape:
-        known = np.isfinite(values) & np.isfinite(needed)
+        correction = np.log(np.asarray(columns["genJetPt"]) / np.asarray(columns["jetPt"]))
+    if values.shape == correction.shape:
+        finite = np.isfinite(values) & np.isfinite(correction)
         # Observers are in single precision.
-        if np.allclose(values[known], needed[known], rtol=0, atol=1e-4):
+        if np.allclose(values[finite], correction[finite], rtol=0, atol=1e-4):
             return ""
     return (
-        f"the label is {text}, so that the model gives no correction of jetPt, and none of the"
-        " numbers mean anything; train it with the label np.log(genJetPt / jetPt)"
+        f"the label is {text}, so that the model gives no correction of jetPt and none of its"
+        " numbers are meaningful; train it with the label np.log(genJetPt / jetPt)"
     )

@@ -1,4 +1,4 @@
-"""What an evaluation leaves: metrics.json, report.html, figures, and lines for the console."""
+"""Write the results of an evaluation: metrics.json, report.html, figures, and console output."""
 
 from __future__ import annotations
 
@@ -13,47 +13,50 @@ from reporting.model_card import complete_card
 from reporting.report import Documents, figures_of, render
 
 DIGITS = 7
-"""Significant digits in metrics.json: more than the intervals deserve, and readable."""
+"""Significant digits in metrics.json: more than the intervals need, but still readable."""
 
 
-def rounded(metrics: MetricsRecord) -> MetricsRecord:
-    """The same record with floats of DIGITS significant digits."""
+def round_floats(metrics: MetricsRecord) -> MetricsRecord:
+    """Return the record with floats rounded to DIGITS significant digits."""
 
-    def shortened(value: object) -> object:
+    def round_value(value: object) -> object:
         if isinstance(value, dict):
-            return {key: shortened(one) for key, one in value.items()}
+            return {key: round_value(one) for key, one in value.items()}
         if isinstance(value, list):
-            return [shortened(one) for one in value]
+            return [round_value(one) for one in value]
         if isinstance(value, float) and math.isfinite(value):
             return float(f"{value:.{DIGITS}g}")
         return value
 
-    content = {name: shortened(value) for name, value in metrics.as_json().items()}
+    content = {name: round_value(value) for name, value in metrics.as_json().items()}
     return MetricsRecord.from_json(content)
 
 
 def write(uri: str, documents: Documents) -> None:
-    """Write metrics.json, report.html and figures/<name>.pdf into a run's folder.
+    """Write metrics.json, report.html and figures/<name>.pdf into the folder of a run.
 
-    The model card there gets what was measured.
+    The measurements are also added to the model card there.
     """
     from reporting.drawing import pdf
 
     folder = RunFolder(uri)
     content = documents.metrics.as_json()
-    # Every limit of the gate is written: a default may change. Earlier runs have fewer limits.
+    # All limits are written, since defaults may change. Runs of earlier versions have fewer limits.
     content["config"] = dataclasses.asdict(documents.metrics.config)
     storage.write_json(folder.metrics, content)
     complete_card(folder, documents.metrics)
-    # Each figure is drawn once, for the page and for its file: drawing takes seconds.
+    # Drawing takes seconds, so that each figure is drawn once for the page and its file.
     figures = list(figures_of(documents))
     for drawing in figures:
         storage.write_bytes(folder.figure(drawing.name), pdf(drawing))
     storage.write_text(folder.report, render(documents, figures))
 
 
-def not_judged(gate: Gate) -> list[str]:
-    """What the gate could not judge; bins of closure are counted, since the report names them."""
+def unjudged_lines(gate: Gate) -> list[str]:
+    """Return a line on each check that the gate could not make.
+
+    Bins of closure are only counted, since the report lists them.
+    """
     lines = []
     bins = 0
     for missing in gate.unmeasured:
@@ -63,13 +66,13 @@ def not_judged(gate: Gate) -> list[str]:
             lines.append(f"not judged: {missing.text}")
     if bins:
         lines.append(
-            f"not judged: closure in {bins} groups of too few jets, which the report names"
+            f"not judged: closure in {bins} groups of too few jets, which the report lists"
         )
     return lines
 
 
 def verdict(metrics: MetricsRecord) -> list[str]:
-    """The outcome in a few lines for the console."""
+    """Return the outcome of the evaluation in a few lines for the console."""
     gain = metrics.gain.percent() if metrics.gain else "not measured"
     lines = [
         f"resolution gain over the standard JEC: {gain} "
@@ -84,7 +87,7 @@ def verdict(metrics: MetricsRecord) -> list[str]:
         lines.append(f"resolution gain over {baseline}: {metrics.gain_over_baseline.percent()}")
     lowest = metrics.closure.from_gev
     for one in metrics.closure.bins:
-        # The bins of pT stand in the report.
+        # The report has the bins of pT.
         if one.is_whole(lowest):
             bias = one.model.percent(100, 2)
             lines.append(f"closure, {one.region}, pT > {lowest:g} GeV: {bias}")
@@ -93,15 +96,15 @@ def verdict(metrics: MetricsRecord) -> list[str]:
             lines.append(f"flavour spread removed, {region}: {entry.reduction.percent()}")
     if metrics.uncertainty:
         band = metrics.uncertainty.bands[0]
-        covered = band.coverage.percent(100, sign="")
+        coverage = band.coverage.percent(100, sign="")
         lines.append(
-            f"jets between the model's {band.low} and {band.high}: {covered}, expected"
+            f"jets between the model's {band.low} and {band.high}: {coverage}, expected"
             f" {100 * band.nominal:g} %"
         )
     for cause, number in metrics.left_out.items():
         lines.append(f"left out: {number:,} jets ({cause})")
     if metrics.gate:
-        lines += not_judged(metrics.gate)
+        lines += unjudged_lines(metrics.gate)
     lines.append("gate passed" if metrics.passed else "gate not passed:")
     for reason in metrics.reasons:
         lines.append(f"  - {reason}")

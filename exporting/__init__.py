@@ -1,1 +1,1 @@
-"""Turn the best checkpoint into a Triton model repository."""
+"""Export the best checkpoint as a Triton model repository."""

@@ -1,4 +1,4 @@
-"""The models that an export may write, each with the jets that it must pass the gate on."""
+"""The models that an export may write, each with the jets for its parity gate."""
 
 from __future__ import annotations
 
@@ -22,29 +22,28 @@ if TYPE_CHECKING:
     from weaver.onnx.valid_range import ValidRange
 
 ModelInfo = Mapping[str, Any]
-"""The model_info of a network file: names, shapes and types of inputs, names of outputs."""
+"""model_info of a network file: names, shapes and types of inputs, names of outputs."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A model that must pass the gate."""
+    """A model that must pass the parity gate before it is written."""
 
     name: str
     model: torch.nn.Module
     info: ModelInfo
     data_config: DataConfig | None
-    """For the shapes of the inputs; None where `info` says them all."""
+    """Data config with the shapes of the inputs; None if `info` has them all."""
     jets: Golden
-    """Jets of all multiplicities, real ones among them, for the gate."""
+    """Jets of all multiplicities for the gate, real ones among them."""
     real: Mapping[str, np.ndarray]
-    """Inputs of real jets, for the golden requests: name -> (N, ...)."""
+    """Inputs of real jets for the golden requests, by name, (N, ...)."""
     expected: np.ndarray
-    """The right answers to `jets`, (N, C): the network's in PyTorch with the residual correction's
-    in numpy."""
+    """Expected outputs for `jets`, (N, C): network in PyTorch, residual correction in numpy."""
     range_columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Of the raw model: the inputs that say whether a jet is valid."""
+    """For the raw model: the inputs that decide whether a jet is valid."""
     explain: Callable[[], str] = str
-    """Called where the gate fails: a further explanation, empty by default."""
+    """Returns a further explanation if the gate fails; empty by default."""
 
 
 def feature_model(
@@ -54,9 +53,16 @@ def feature_model(
     residual: Residual | None,
     dataset: Dataset,
 ) -> Candidate:
-    """The network itself, which takes inputs prepared as weaver does it.
+    """Return the network itself, whose inputs are prepared as by weaver.
 
     With a residual correction it takes the residual features as well.
+
+    Args:
+        name: Name of the model.
+        network: The network.
+        network_info: Its model_info.
+        residual: The residual correction; None without one.
+        dataset: The validation jets.
     """
     from weaver.onnx import parity
     from weaver.onnx.residual_features import FEATURES, residual_features
@@ -68,7 +74,7 @@ def feature_model(
         inputs[FEATURES] = residual_features(dataset.data_config, batch)
     model, info = with_residual(network, network_info, residual)
 
-    # Value of each variable in a place without particle, {group: (C,)}.
+    # Value of each variable in padded positions, {group: (C,)}.
     padding = {}
     params = dataset.data_config.preprocess_params
     for group, variables in dataset.data_config.input_dicts.items():
@@ -95,11 +101,22 @@ def raw_model(
     dataset: Dataset,
     limits: ValidRange | None,
 ) -> Candidate:
-    """The network with the preprocessing in front, which takes the columns of the files.
+    """Return the network with its preprocessing, which takes the columns of the files.
 
-    The right answers to its jets are those of weaver's own preparation, the network and the
-    residual correction, where there is one. Raises InputError where the data config has no form in
-    a graph, or the files of the validation set can no longer be read.
+    Its expected outputs come from weaver's own preparation, the network, and the residual
+    correction.
+
+    Args:
+        name: Name of the model.
+        network: The network.
+        network_info: Its model_info.
+        residual: The residual correction; None without one.
+        dataset: The validation jets.
+        limits: Valid range of the model.
+
+    Raises:
+        InputError: If the data config cannot be expressed as a graph, or the files of the
+            validation set can no longer be read.
     """
     from weaver.config.reference import reference_expression
     from weaver.onnx import parity, raw_jets
@@ -141,8 +158,8 @@ def raw_model(
     expected = raw_jets.reference_answers(output, reference[""], valid)
 
     def explain() -> str:
-        """Say which input the preprocessing in the graph computes differently."""
-        explanation: str = raw_jets.preprocessing_apart(
+        """Return which input the preprocessing in the graph computes differently."""
+        explanation: str = raw_jets.describe_worst_input(
             with_preprocessing, raw_info["input_names"], jets.inputs, reference, config
         )
         return explanation
@@ -163,12 +180,12 @@ def raw_model(
 def with_residual(
     network: torch.nn.Module, info: ModelInfo, residual: Residual | None
 ) -> tuple[torch.nn.Module, ModelInfo]:
-    """The network and its description, with the residual correction as its last layer."""
-    from weaver.onnx.residual import Corrected, with_features
+    """Return the network and its model_info with the residual correction as last layer."""
+    from weaver.onnx.residual import CorrectedNetwork, with_features
 
     if residual is None:
         return network, info
-    return Corrected(network, residual).eval(), with_features(info)
+    return CorrectedNetwork(network, residual).eval(), with_features(info)
 
 
 def expected_output(
@@ -177,7 +194,7 @@ def expected_output(
     residual: Residual | None,
     inputs: Mapping[str, np.ndarray],
 ) -> np.ndarray:
-    """The network's answers (N, C) in PyTorch, with the residual correction's in numpy."""
+    """Return the outputs (N, C) of the network in PyTorch, with the residual in numpy."""
     from weaver.onnx.parity import torch_answers
     from weaver.onnx.residual_features import FEATURES
 

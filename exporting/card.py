@@ -1,4 +1,4 @@
-"""The model card as the export can write it: all but what is measured on the test jets."""
+"""Write the model card at the export: everything except measurements on the test jets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def card_of(
     request: Export, record: ExportRecord, metadata: Mapping[str, object], dataset: Dataset
 ) -> ModelCard:
-    """The card of the exported models. dataset: the validation jets."""
+    """Return the card of the exported models; `dataset` has the validation jets."""
     facts, notes = card.kept(request.folder.config)
     selection = dataset.data_config.selections["train"]
     models = [record.model]
@@ -61,6 +61,6 @@ def card_of(
 
 
 def write_card(folder: RunFolder, content: ModelCard) -> None:
-    """Write the card as JSON and to read, beside the model repository and not in it."""
+    """Write the card as JSON and as Markdown, beside the model repository and not in it."""
     content.save(folder.card)
     storage.write_text(folder.card_page, page(content))

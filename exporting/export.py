@@ -68,12 +68,17 @@ PACKAGES = ("torch", "onnx", "onnxruntime", "numpy")
 
 
 def export(request: Export) -> ExportRecord:
-    """Export a model, check it and put it in place; returns the record export.json.
+    """Export a model, check it and move it to its place.
 
-    Raises InputError, and GateError if the model does not pass.
+    Returns:
+        The record export.json.
+
+    Raises:
+        InputError: If the run, its trial or its validation jets are missing.
+        GateError: If the model does not pass the parity gate.
     """
     from weaver.feed.dataset import Dataset
-    from weaver.onnx.onnx_export import untrimmed
+    from weaver.onnx.onnx_export import without_trimming
     from weaver.predict import load_model
 
     run = request.folder
@@ -82,18 +87,16 @@ def export(request: Export) -> ExportRecord:
         entries = storage.entries(run.trials)
         names = {entry.uri[len(run.trials) + 1 :].split("/")[0] for entry in entries}
         raise InputError(f"{request.run}: {unknown('trial', request.trial, names)}")
-    trained, info, data_config = load_model(trial, run.config)
-    model = untrimmed(trained)  # the function that a graph can have
+    network, info, data_config = load_model(trial, run.config)
+    model = without_trimming(network)  # the function that a graph can have
     dataset = Dataset.open(run.data("val"), data_config)
     if not len(dataset):
-        raise InputError(
-            f"{run.data('val')} holds no jets, and the model cannot be checked without"
-        )
+        raise InputError(f"{run.data('val')} has no jets, but the model must be checked with some")
     with staging(request.run) as folder:
         try:
             record = build(request, folder, model, info, dataset)
         except GateError:
-            # What lies under model/ has passed; so an older model goes too.
+            # Models under model/ have passed, so that an older one is deleted as well.
             golden_files = (run.golden(request.name), run.golden(request.raw_name))
             for place in (run.models, run.residual, run.card, run.card_page, *golden_files):
                 storage.delete(place)
@@ -105,37 +108,38 @@ def export(request: Export) -> ExportRecord:
 def build(
     request: Export, folder: Path, model: torch.nn.Module, info: ModelInfo, dataset: Dataset
 ) -> ExportRecord:
-    """Make everything below `folder` as it will lie in the run's folder.
+    """Write all files of the export below `folder`, with the layout of the run's folder.
 
-    Raises GateError where a model fails the gate, and InputError where a raw model is required but
-    the data config has none.
+    Raises:
+        GateError: If a model fails the parity gate.
+        InputError: If a raw model is required but impossible with the data config.
     """
-    staged = RunFolder(str(folder))
+    staging_folder = RunFolder(str(folder))
     residual, no_residual = fit_residual(model, info, dataset)
     metadata = dict(provenance(request, dataset.data_config, info))
     if residual is not None:
-        # By which the evaluation measures the model without it.
+        # With it the evaluation measures the model without the correction.
         metadata["residual"] = json.dumps(residual.as_json())
-        storage.write_text(staged.residual, correctionlib_text(residual, request.name))
+        storage.write_text(staging_folder.residual, correctionlib_text(residual, request.name))
     limits = training_range(request.folder, dataset)
     if limits is not None:
         metadata["valid_range"] = json.dumps(limits.as_json())
     features = feature_model(request.name, model, info, residual, dataset)
     metadata |= signature(features.info, limits)
-    feature_record = write_model(request, staged, features, metadata)
+    feature_record = write_model(request, staging_folder, features, metadata)
 
     raw_record, raw_reason = None, None
     if request.raw_model != NONE:
         try:
             raw = raw_model(request.raw_name, model, info, residual, dataset, limits)
-            of_raw = {**metadata, "model": raw.name, **signature(raw.info, limits)}
+            raw_metadata = {**metadata, "model": raw.name, **signature(raw.info, limits)}
             if limits is not None:
-                of_raw["valid_range"] = json.dumps({**limits.as_json(), **raw.range_columns})
-            raw_record = write_model(request, staged, raw, of_raw)
+                raw_metadata["valid_range"] = json.dumps({**limits.as_json(), **raw.range_columns})
+            raw_record = write_model(request, staging_folder, raw, raw_metadata)
         except GateError:
             raise
         except JecError as error:
-            # By default a data config without a form in a graph costs the raw model only.
+            # By default only the raw model is left out if the data config has no form in a graph.
             if request.raw_model == "required":
                 raise
             raw_reason = str(error)
@@ -152,18 +156,18 @@ def build(
         versions=str(metadata["versions"]),
         valid_range=None if limits is None else ValidRangeRecord(**limits.as_json()),
     )
-    record.save(staged.export)
-    write_card(staged, card_of(request, record, metadata, dataset))
+    record.save(staging_folder.export)
+    write_card(staging_folder, card_of(request, record, metadata, dataset))
     return record
 
 
 def provenance(request: Export, data_config: DataConfig, info: ModelInfo) -> Mapping[str, object]:
-    """What an ONNX file must say about itself when somebody meets it in a year."""
+    """Return the metadata of an ONNX file: origin, versions, training, label and inputs."""
     run = storage.find_json(request.folder.run, {})
     options = storage.find_json(request.folder.options(request.trial), {})
     best_epoch = options.get("best_epoch", "unknown")
 
-    # Only the validation set has been looked at by the time of export.
+    # At the time of the export only validation metrics exist.
     metrics: Mapping[str, object] = {}
     for epoch in storage.find_json(request.folder.history(request.trial), []):
         if epoch.get("epoch") == best_epoch:
@@ -197,10 +201,10 @@ def provenance(request: Export, data_config: DataConfig, info: ModelInfo) -> Map
         "best_epoch": best_epoch,
         "best_metric": options.get("best_metric", "unknown"),
         "metrics": json.dumps(metrics),
-        # by which the evaluation knows the quantiles
+        # the evaluation reads the quantiles from it
         "output_columns": json.dumps(info.get("output_columns", [])),
         "label": json.dumps(labels),
-        # by which serving.calibrate knows the files and the jets that the model is for
+        # serving.calibrate checks files and jets with these
         "treename": data_config.treename or "",
         "trained_on": json.dumps(facts),
         "standardisation": json.dumps(data_config.preprocess_params),
@@ -226,40 +230,38 @@ def staging(run: str) -> Iterator[Path]:
 
 
 def publish(request: Export, folder: Path) -> None:
-    """Put what was built in place: golden files and residual.json first, models last.
+    """Move the files to their places: golden files and residual.json first, models last.
 
-    On a disk the models come in one rename.
+    On a disk the models are moved by one rename.
     """
-    run, built = request.folder, RunFolder(str(folder))
+    run, staging_folder = request.folder, RunFolder(str(folder))
     for name in (request.name, request.raw_name):
         storage.delete(run.golden(name))
     storage.delete(run.residual)
-    for place, page in ((built.card, run.card), (built.card_page, run.card_page)):
+    for place, page in ((staging_folder.card, run.card), (staging_folder.card_page, run.card_page)):
         storage.write_bytes(page, storage.read_bytes(place))
-    storage.upload(Path(built.goldens), run.goldens)
-    if Path(built.residual).exists():
-        storage.upload(Path(built.residual), run.residual)
+    storage.upload(Path(staging_folder.goldens), run.goldens)
+    if Path(staging_folder.residual).exists():
+        storage.upload(Path(staging_folder.residual), run.residual)
     if not storage.is_local(request.run):
         storage.delete(run.models)
-        for model in sorted(Path(built.models).iterdir()):
+        for model in sorted(Path(staging_folder.models).iterdir()):
             if model.is_dir():
                 storage.upload(model, run.model(model.name))
-        # The record comes last: where it is, all models are.
-        storage.upload(Path(built.export), run.export)
+        # The record comes last, so that it exists only with all models.
+        storage.upload(Path(staging_folder.export), run.export)
         return
     if os.path.lexists(run.models):
         os.rename(run.models, folder / "replaced")
-    durable.rename(built.models, run.models)
+    durable.rename(staging_folder.models, run.models)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Export as the command line says; returns the exit code."""
+    """Export as the command line says and return the exit code."""
     parser = Parser(prog="python -m exporting.export", description=__doc__)
     parser.add_argument("--run", required=True, help="the run's folder: a path, s3:// or root://")
     parser.add_argument("--trial", required=True, help="trial whose best checkpoint is exported")
-    parser.add_argument(
-        "--name", required=True, help="name of the model, which is that of the service"
-    )
+    parser.add_argument("--name", required=True, help="name of the model and of its service")
     parser.add_argument(
         "--opset",
         type=int,
@@ -270,32 +272,32 @@ def main(argv: list[str] | None = None) -> int:
         "--max-batch-size",
         type=int,
         default=AUTO_SIZE,
-        help="most jets in one execution; 0 measures memory (default)",
+        help="largest number of jets in one execution; 0 measures memory (default)",
     )
     parser.add_argument(
         "--memory-budget",
         default=BUDGET,
-        help="what a model may take for one execution, as 1Gi (default: %(default)s)",
+        help="memory of a model for one execution, like 1Gi (default: %(default)s)",
     )
     parser.add_argument(
         "--raw-model",
         default=RAW_MODELS[0],
         choices=RAW_MODELS,
-        help="a model for raw jets too (default: %(default)s)",
+        help="whether to export a model for raw jets as well (default: %(default)s)",
     )
     parser.add_argument(
         "--card",
         default=NONE,
         metavar="FILE",
-        help="what the model card is to say of the model: YAML, JSON or Markdown (default: the"
-        " run's own)",
+        help="facts and notes for the model card: YAML, JSON or Markdown (default: those of the"
+        " run)",
     )
     options = parser.parse_args(argv)
 
     def body() -> None:
-        given = vars(options).copy()
-        own_card = given.pop("card")
-        request = Export(**given | {"run": storage.absolute(options.run)})
+        arguments = vars(options).copy()
+        own_card = arguments.pop("card")
+        request = Export(**arguments | {"run": storage.absolute(options.run)})
         card.keep(own_card, request.folder.config)
         record = export(request)
         print(f"exported trial {request.trial} as {request.folder.model(request.name)}")

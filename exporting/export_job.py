@@ -15,7 +15,7 @@ DEADLINE = 6 * 3600.0  # seconds; generous, for a slow network and few cores
 
 
 def export_job(run: Run, trial: str) -> Manifest:
-    """Turns `<run>/trials/<trial>/best.pt` into a Triton model repository under `<run>/model`."""
+    """Return the job that exports `<run>/trials/<trial>/best.pt` to `<run>/model`."""
     return run_pods.job(
         run,
         step="export",

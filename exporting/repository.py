@@ -1,4 +1,4 @@
-"""One model of the Triton repository: its file, gate, batch size, configurations, golden files."""
+"""Write one model of the Triton repository: ONNX file, gate, configurations, golden files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from serving import golden
 from weaver.onnx.triton_config import LOCAL, LOCAL_INSTANCES, check_config, triton_config
 
 FACTS = ("valid_range", "label", "treename", "trained_on", "run_id")
-"""What config.pbtxt repeats of the metadata in model.onnx, for clients of a server."""
+"""Metadata of model.onnx that config.pbtxt repeats for clients of a server."""
 
 
 def write_model(
@@ -31,8 +31,14 @@ def write_model(
 ) -> ModelRecord:
     """Write one model with its golden files into a folder on this machine, if it passes the gate.
 
-    metadata: what the ONNX file says about itself. Raises GateError where ONNX Runtime answers
-    other than PyTorch.
+    Args:
+        request: Options of the export.
+        folder: The folder, with the layout of a run.
+        candidate: The model.
+        metadata: Metadata of the ONNX file.
+
+    Raises:
+        GateError: If ONNX Runtime and PyTorch give different outputs.
     """
     from weaver.onnx.onnx_export import export_onnx, free_axes
     from weaver.onnx.runtime import session
@@ -50,19 +56,19 @@ def write_model(
     parity = check_gate(candidate, onnx_path)
     if candidate.data_config and free_axes(candidate.info):
         check_other_lengths(candidate, onnx_path)
-    # What clients send: an input that the network ignores is not in the graph.
-    taken = [entry.name for entry in session(onnx_path).get_inputs()]
+    # The inputs of clients: those that the network ignores are not in the graph.
+    input_names = [entry.name for entry in session(onnx_path).get_inputs()]
 
     memory = None
     max_batch_size = request.max_batch_size
     if max_batch_size == AUTO_SIZE:
-        memory, max_batch_size = measure_batch_size(request, candidate, taken, onnx_path)
+        memory, max_batch_size = measure_batch_size(request, candidate, input_names, onnx_path)
     facts = {key: str(metadata[key]) for key in FACTS if metadata.get(key)}
     facts["sha256"] = storage.digest(onnx_path.read_bytes())
     write_configs(request, candidate.name, onnx_path, max_batch_size, facts)
-    write_golden(folder.golden(candidate.name), candidate, taken)
+    write_golden(folder.golden(candidate.name), candidate, input_names)
 
-    # The first axis is that of the jets.
+    # The first axis is the jets.
     shapes = candidate.info["input_shapes"]
     return ModelRecord(
         model=candidate.name,
@@ -70,15 +76,21 @@ def write_model(
         memory=memory,
         size_bytes=onnx_path.stat().st_size,
         sha256=facts["sha256"],
-        inputs={name: list(shapes[name][1:]) for name in taken},
+        inputs={name: list(shapes[name][1:]) for name in input_names},
         outputs=list(candidate.info["output_names"]),
         parity=parity,
-        rates=rates(onnx_path, {name: candidate.real[name] for name in taken}, max_batch_size),
+        rates=rates(
+            onnx_path, {name: candidate.real[name] for name in input_names}, max_batch_size
+        ),
     )
 
 
 def check_gate(candidate: Candidate, onnx_path: Path) -> ParityRecord:
-    """Compare ONNX Runtime's answers with PyTorch's. Raises GateError where they differ."""
+    """Compare the outputs of ONNX Runtime and PyTorch.
+
+    Raises:
+        GateError: If they differ.
+    """
     from weaver.onnx import parity
 
     total = parity.num_answers(candidate.jets)
@@ -106,7 +118,11 @@ def check_gate(candidate: Candidate, onnx_path: Path) -> ParityRecord:
 
 
 def check_other_lengths(candidate: Candidate, onnx_path: Path) -> None:
-    """Raise GateError where a model with free axes is wrong at another length than the golden's."""
+    """Check a model with free axes at other lengths than those of the golden jets.
+
+    Raises:
+        GateError: If its outputs are wrong.
+    """
     from weaver.onnx.free_axes import check_lengths
 
     try:
@@ -116,13 +132,13 @@ def check_other_lengths(candidate: Candidate, onnx_path: Path) -> None:
 
 
 def measure_batch_size(
-    request: Export, candidate: Candidate, taken: list[str], onnx_path: Path
+    request: Export, candidate: Candidate, input_names: list[str], onnx_path: Path
 ) -> tuple[MemoryRecord, int]:
-    """The memory of executions, and the most jets of one that stay within the memory budget."""
+    """Measure the memory of executions, and return it with the largest batch in the budget."""
     from weaver.onnx.memory import measure_memory
 
     shapes = {}
-    for name in taken:
+    for name in input_names:
         real = candidate.real[name]
         shapes[name] = (str(real.dtype), real.shape[1:])
     memory = measure_memory(onnx_path, shapes)
@@ -145,7 +161,7 @@ def write_configs(
 ) -> None:
     """Write config.pbtxt for the cluster, and the variant for one machine without a GPU.
 
-    facts: parameters that no backend reads; a client finds them at /v2/models/NAME/config.
+    `facts` are parameters that no backend reads; clients read them at /v2/models/NAME/config.
     """
     run = storage.find_json(request.folder.run, {})
     config = RunConfig.from_dict(run.get("config", {}))
@@ -154,8 +170,8 @@ def write_configs(
             onnx_path, name, max_batch_size=max_batch_size, device="gpu", parameters=facts
         )
     else:
-        # On a node with many cores ONNX Runtime would start a thread for each, and a container's
-        # limit would hold them all back.
+        # On a node with many cores ONNX Runtime would start a thread for each, and the limit of the
+        # container would slow them all down.
         threads = math.ceil(cpus("serving_cpus", config.serving_cpus))
         parameters = {**facts, "intra_op_thread_count": str(threads)}
         cluster = triton_config(
@@ -176,8 +192,8 @@ def write_configs(
         storage.write_text(str(place / path), text)
 
 
-def write_golden(folder: str, candidate: Candidate, taken: list[str]) -> None:
-    """Write requests of real jets, with the inputs that the graph has, and PyTorch's answers."""
+def write_golden(folder: str, candidate: Candidate, input_names: list[str]) -> None:
+    """Write requests of real jets, with the inputs of the graph, and the answers of PyTorch."""
     from weaver.onnx.parity import torch_answers
 
     names = candidate.info["input_names"]
@@ -197,5 +213,5 @@ def write_golden(folder: str, candidate: Candidate, taken: list[str]) -> None:
             by_name = {}
             for name, column in zip(outputs, columns, strict=True):
                 by_name[name] = column.astype(types.get(name, np.float32))
-        sent = {name: inputs[name] for name in taken}
-        golden.write(folder, sent, candidate.name, by_name)
+        graph_inputs = {name: inputs[name] for name in input_names}
+        golden.write(folder, graph_inputs, candidate.name, by_name)

@@ -1,4 +1,4 @@
-"""What to export, and how: the options of `python -m exporting.export`, checked."""
+"""The checked options of `python -m exporting.export`."""
 
 from __future__ import annotations
 
@@ -10,28 +10,32 @@ from common.config import quantity
 from common.errors import InputError, unknown
 from common.layout import RAW_SUFFIX, RunFolder
 
-AUTO_SIZE = 0  # --max-batch-size that means: measure
-# Memory of one model: two of them and the server fit in the 4 GiB that the service asks for.
+AUTO_SIZE = 0  # value of --max-batch-size that means: measure
+# Memory of one model: two of them and the server fit into the 4 GiB of the service.
 BUDGET = "1Gi"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Export:
-    """What to export, and how. Raises InputError for values that make no sense."""
+    """What to export, and how."""
 
     run: str
     """URI of the run's folder."""
     trial: str
     """Name of the trial whose best checkpoint is exported."""
     name: str
-    """Of the model: the folder in the repository and the service on a cluster, which must agree."""
+    """Name of the model, its folder in the repository and its service on a cluster."""
     opset: int
     max_batch_size: int = AUTO_SIZE
     memory_budget: str = BUDGET
     raw_model: str = RAW_MODELS[0]
 
     def __post_init__(self) -> None:
-        """Check the options. Raises InputError."""
+        """Check the options.
+
+        Raises:
+            InputError: If an option is invalid.
+        """
         if not re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", self.name):
             raise InputError(
                 f"'{self.name}' cannot name a service: use lower-case letters, digits and '-', a"
@@ -39,7 +43,7 @@ class Export:
             )
         if self.max_batch_size < AUTO_SIZE:
             raise InputError(
-                f"--max-batch-size must be at least 1, or {AUTO_SIZE} to measure it, found"
+                f"--max-batch-size must be at least 1, or {AUTO_SIZE} to measure it; it is"
                 f" {self.max_batch_size}"
             )
         if self.raw_model not in RAW_MODELS:

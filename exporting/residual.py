@@ -1,11 +1,11 @@
-"""The residual correction of a model: fitted on the validation jets, and written for others to use.
+"""The residual correction of a model: fit on the validation jets, and export for correctionlib.
 
-`fit_residual` needs nothing of the test set. It is not cross-fitted: no jet of the validation set
-trained the network, so a network that has learnt its training jets by heart is corrected as far as
-it is off for jets that it does not know.
+`fit_residual` uses nothing of the test set. The fit is not cross-validated: the network was not
+trained on validation jets, so that a network that overfits its training jets is corrected by its
+bias for unknown jets.
 
 residual.json is a correction of correctionlib, schema version 2: `residual(pt, eta)` is the factor
-r for the pT (GeV) that the network gives, before it.
+r for the pT (GeV) that the network gives before the correction.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from weaver.feed.dataset import Dataset
 
-# Of a large validation set; then a bin is known to 0.1 %, and ParticleNet takes a few minutes.
+# Of a large validation set. A bin is then known to 0.1 %, and ParticleNet takes a few minutes.
 MAX_JETS = 200_000
 BATCH_SIZE = 500
 TOLERANCE = 1e-6  # of r by correctionlib
@@ -44,7 +44,7 @@ Json = dict[str, Any]
 def fit_residual(
     network: torch.nn.Module, info: ModelInfo, dataset: Dataset
 ) -> tuple[Residual | None, str]:
-    """Fit the correction on the validation jets; without one, the reason is not empty."""
+    """Fit the correction on the validation jets; return it, or None and the reason."""
     import torch
 
     from weaver.config.reference import no_residual_because
@@ -81,28 +81,29 @@ def fit_residual(
 
 
 def residual_record(residual: Residual) -> ResidualRecord:
-    """What export.json says of the correction."""
+    """Return the record of the correction for export.json."""
     points = []
     for point in residual.points:
-        applied = residual.curves[point.region](np.array([point.log_pt]))
-        needed = math.exp(point.log_r)
+        log_factor = residual.curves[point.region](np.array([point.log_pt]))
+        factor = math.exp(point.log_r)
         points.append(
             ResidualPoint(
                 region=point.region,
                 pt=math.exp(point.log_pt),
                 num_jets=point.num_jets,
-                needed=needed,
-                error=needed * point.error,
-                applied=math.exp(float(applied[0])),
+                needed=factor,
+                error=factor * point.error,
+                applied=math.exp(float(log_factor[0])),
             )
         )
     return ResidualRecord(num_jets=residual.num_jets, points=points)
 
 
 def correctionlib_text(residual: Residual, model: str) -> str:
-    """The correction as correctionlib's JSON, checked with correctionlib.
+    """Return the correction as JSON of correctionlib, checked with correctionlib.
 
-    Raises GateError where correctionlib's r is another one than physics.residual's.
+    Raises:
+        GateError: If correctionlib computes another factor than physics.residual.
     """
     regions = [_pt_binning(residual.curves[region]) for region in r.REGIONS]
     edges: list[Any] = [0.0]
@@ -153,7 +154,7 @@ def correctionlib_text(residual: Residual, model: str) -> str:
 
 
 def _pt_binning(curve: Curve) -> Json:
-    """A region's curve as bins of pT: constant outside of the knots, a formula between two."""
+    """Return the curve of a region as bins of pT: constant outside the knots, formulas between."""
     first, last = curve(np.array([curve.knots[0], curve.knots[-1]])).tolist()
     pieces: list[Any] = [math.exp(first)]
     for knot, coefficients in zip(curve.knots, curve.pieces, strict=False):
@@ -177,7 +178,7 @@ def _pt_binning(curve: Curve) -> Json:
 
 
 def _check(text: str, residual: Residual) -> None:
-    """Compare correctionlib's values with ours, at and between all knots of each region."""
+    """Compare correctionlib with physics.residual at and between all knots of each region."""
     import correctionlib
 
     correction = correctionlib.CorrectionSet.from_string(text)[NAME]

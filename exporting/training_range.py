@@ -1,4 +1,4 @@
-"""What an exported model says of its inputs and outputs, and of the jets that it is meant for."""
+"""The valid range of an exported model, and the description of its inputs and outputs."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ MEANINGS = {
 
 
 def training_range(folder: RunFolder, validation: Dataset) -> ValidRange | None:
-    """The range of the jets that the model was trained on.
+    """Return the range of the jets that the model was trained on.
 
-    They are the training jets where those lie on this machine, and the validation jets, which the
-    same selection chose, where they would have to be fetched. None where the observers do not say
-    the pT that the label divides by.
+    It is computed from the training jets if they are on this machine, else from the validation
+    jets, which passed the same selection. None if the observers lack the pT that the label divides
+    by.
     """
     from weaver.config.reference import eta_group, reference_expression
-    from weaver.onnx.valid_range import selected_abs_eta, valid_range
+    from weaver.onnx.valid_range import selection_eta_limit, valid_range
     from weaver.read.jagged import evaluate
 
     config = validation.data_config
@@ -54,13 +54,13 @@ def training_range(folder: RunFolder, validation: Dataset) -> ValidRange | None:
     eta = None
     if eta_group(config) is not None:
         eta = np.zeros(1)
-        if selected_abs_eta(config) is None:
+        if selection_eta_limit(config) is None:
             eta = eta_of(dataset)
     return valid_range(config, pt[np.isfinite(pt)], eta, jets)
 
 
 def eta_of(dataset: Dataset) -> np.ndarray:
-    """JetEta (N,) of jets spread over a data set that has it among its inputs."""
+    """Return jetEta (N,) of jets spread over a data set that has it among its inputs."""
     from weaver.onnx.residual_features import residual_features
 
     batch = dataset.batch(spread(len(dataset), MAX_JETS))
@@ -68,13 +68,13 @@ def eta_of(dataset: Dataset) -> np.ndarray:
 
 
 def local_training_jets(folder: RunFolder, validation: Dataset) -> Dataset | None:
-    """The training jets, where they lie on this machine and can be read without a copy."""
+    """Return the training jets if they are on this machine and readable without a copy."""
     from weaver.feed.dataset import Dataset
-    from weaver.prepared.columns import referred
+    from weaver.prepared.columns import resolve_reference
 
     reference = folder.data("train")
-    named = storage.find_json(reference, {}).get("dataset", "")
-    prepared = referred(reference, named) if named else ""
+    place = storage.find_json(reference, {}).get("dataset", "")
+    prepared = resolve_reference(reference, place) if place else ""
     if not prepared or not storage.is_local(prepared) or not storage.exists(prepared):
         return None
     dataset = Dataset.open(reference, validation.data_config)
@@ -82,7 +82,7 @@ def local_training_jets(folder: RunFolder, validation: Dataset) -> Dataset | Non
 
 
 def signature(info: ModelInfo, limits: ValidRange | None) -> dict[str, str]:
-    """Names, shapes and meanings of a model's inputs and outputs, as text for the ONNX file."""
+    """Return names, shapes and meanings of inputs and outputs, as text for the ONNX file."""
     inputs = {}
     for name in info["input_names"]:
         inputs[name] = ["N", *(int(size) for size in info["input_shapes"][name][1:])]
@@ -92,8 +92,8 @@ def signature(info: ModelInfo, limits: ValidRange | None) -> dict[str, str]:
         if not meaning and name.startswith("calibrated_pt_"):
             meaning = f"quantile {name.removeprefix('calibrated_pt_')} of the calibrated pT (GeV)"
         outputs[name] = meaning
-    described = {"inputs": json.dumps(inputs), "outputs": json.dumps(outputs)}
+    texts = {"inputs": json.dumps(inputs), "outputs": json.dumps(outputs)}
     if limits is not None:
         eta = "" if limits.max_abs_eta is None else f", |jetEta| <= {limits.max_abs_eta:g}"
-        described["range"] = f"pT {limits.min_pt:g} to {limits.max_pt:g} GeV{eta}"
-    return described
+        texts["range"] = f"pT {limits.min_pt:g} to {limits.max_pt:g} GeV{eta}"
+    return texts

@@ -1,4 +1,4 @@
-"""Read the data with what the run's pods will have: their S3 keys, their login for XRootD."""
+"""Read data with the credentials of the run's pods: their S3 keys and XRootD login."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from operations.check_storage import credentials, pods_keys, secret_of
 from operations.table import Line, not_seen, ok
 
 NOWHERE = "/nonexistent"
-"""In place of a file of ours that no pod has."""
+"""Value of the variables that name login files which pods do not have."""
 
 
 @contextlib.contextmanager
 def as_the_pods(config: RunConfig) -> Iterator[list[Line]]:
-    """Within the block, addresses are read with the pods' credentials, where they may be seen.
+    """Use the pods' credentials for reading addresses within the block, if we may read them.
 
-    Gives lines about those that may not, whose addresses are read with our own.
+    Yields lines for the table. Where we may not read the pods' credentials, a line says so, and the
+    addresses are read with our own.
     """
     schemes = {scheme_of(text) for text in addresses(config)}
     lines: list[Line] = []
@@ -47,7 +48,7 @@ def as_the_pods(config: RunConfig) -> Iterator[list[Line]]:
 
 
 def addresses(config: RunConfig) -> Iterator[str]:
-    """Yield every address that the run reads."""
+    """Yield every address or path that the run reads."""
     yield from (config.data_config, config.network_config, config.search_space)
     for value in (config.data_train, config.data_val, config.data_test):
         yield from (parse_one(part).text for part in separated(value))
@@ -55,9 +56,9 @@ def addresses(config: RunConfig) -> Iterator[str]:
 
 @contextlib.contextmanager
 def xrootd_as_the_pods(config: RunConfig) -> Iterator[Line]:
-    """Within the block, XRootD sees the login of --xrootd-secret alone, and nothing of ours.
+    """Give XRootD the login of --xrootd-secret within the block, and hide our own logins.
 
-    Raises InputError where the Secret may not be seen, is not there, or lacks its keys.
+    Raises InputError if the Secret cannot be read, does not exist, or has none of the keys.
     """
     values: Mapping[str, bytes] = {}
     whose = "without a login (--xrootd-secret none)"
@@ -69,23 +70,23 @@ def xrootd_as_the_pods(config: RunConfig) -> Iterator[Line]:
             raise InputError(f"Secret {config.xrootd_secret} has no key {keys}; add one")
         whose = f"as Secret {config.xrootd_secret}"
 
-    hidden = dict.fromkeys([*xrootd_login.KEYS.values(), "XDG_RUNTIME_DIR"], NOWHERE)
-    removed = ["BEARER_TOKEN"]
+    hidden_variables = dict.fromkeys([*xrootd_login.KEYS.values(), "XDG_RUNTIME_DIR"], NOWHERE)
+    removed_variables = ["BEARER_TOKEN"]
     our_proxy = xrootd_login.default_proxy()
     if "token" in values or not our_proxy.exists():
-        # A token travels over TLS alone, and with a proxy that it cannot read the client gives up
-        # TLS (seen with XRootD 5.9).
-        del hidden["X509_USER_PROXY"]
-        removed.append("X509_USER_PROXY")
+        # A token is sent over TLS only, and the client gives up TLS if X509_USER_PROXY names a file
+        # that it cannot read (seen with XRootD's client 6.2).
+        del hidden_variables["X509_USER_PROXY"]
+        removed_variables.append("X509_USER_PROXY")
         if our_proxy.exists() and "x509up" not in values:
             whose += f"; unlike the pods, this machine has a proxy as well: {our_proxy}"
-    changed = (*hidden, *removed, xrootd_login.SECRET_FOLDER)
-    before = {name: os.environ.get(name) for name in changed}
+    changed_variables = (*hidden_variables, *removed_variables, xrootd_login.SECRET_FOLDER)
+    before = {name: os.environ.get(name) for name in changed_variables}
     with tempfile.TemporaryDirectory() as folder:
         for key, value in values.items():
             Path(folder, key).write_bytes(value)
-        os.environ.update(hidden)
-        for name in removed:
+        os.environ.update(hidden_variables)
+        for name in removed_variables:
             os.environ.pop(name, None)
         os.environ[xrootd_login.SECRET_FOLDER] = folder
         xrootd_login.forget()

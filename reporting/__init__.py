@@ -1,1 +1,1 @@
-"""Pages and figures: templates and drawing."""
+"""HTML pages, Markdown and figures made from the records of a run."""

@@ -1,4 +1,4 @@
-"""What report.html says of the baselines: the standard JEC, boosted trees, an earlier model."""
+"""Section of report.html that compares the model with other calibrations on the same jets."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ class BaselinesSection:
 
     bins: Table | None
     trees: str
-    """What the trees are, or why there are none; empty for a run of an earlier version."""
+    """How the trees were trained, or why there are none; empty for runs of earlier versions."""
     columns: str
-    """What the trees take; empty without trees."""
+    """Input columns of the trees; empty without trees."""
     missing: str
-    """What they would take, and the files do not have; empty where they have all."""
+    """Input columns that the files lack; empty where they have all of them."""
     baseline: str
-    """The earlier run that is compared; empty without one."""
+    """Earlier run that the model is compared with; empty without one."""
 
 
 def content(metrics: MetricsRecord) -> BaselinesSection:
-    """Return what the section shows of these metrics."""
+    """Return the content of the section for these metrics."""
     trees = metrics.trees
     text = columns = missing = ""
     if trees and trees.reason:
@@ -49,7 +49,7 @@ def content(metrics: MetricsRecord) -> BaselinesSection:
 
 
 def _bins(bins: Sequence[ResponseBin]) -> Table | None:
-    """Resolution of every calibration, and the model's gain over each."""
+    """Return the resolution of each calibration by bin, and the gain of the model over each."""
     if not bins:
         return None
     # The last bin holds all jets, so that it has every calibration that was measured.
@@ -77,6 +77,6 @@ def _bins(bins: Sequence[ResponseBin]) -> Table | None:
 
 
 def _plain(name: str) -> str:
-    """A calibration's name within a sentence: 'Standard JEC' becomes 'standard JEC'."""
+    """Return the label of a calibration as it reads within a sentence: "standard JEC"."""
     label = CALIBRATIONS[name].label
     return label[0].lower() + label[1:]

@@ -44,19 +44,19 @@ RESIDUAL_LABELS = {
 
 
 def closure(metrics: MetricsRecord, region: str) -> Drawing | None:
-    """Bias of the median response in a region's bins from 60 GeV up."""
-    lowest, allowed = metrics.closure.from_gev, 100 * metrics.config.max_closure
-    # The bin of all jets is a headline of the report.
+    """Draw the bias of the median response in the pT bins of a region above the closure limit."""
+    lowest, limit = metrics.closure.from_gev, 100 * metrics.config.max_closure
+    # The bin of all jets is shown at the top of the report.
     bins = [one for one in metrics.closure.bins if not one.is_whole(lowest)]
     bins = in_region(bins, region)
     if not bins:
         return None
     figure, (axes,) = panels()
     middles = np.array([middle(one) for one in bins])
-    for place, name in enumerate(_compared(bins)):
+    for place, name in enumerate(_calibrations_to_draw(bins)):
         biases = [one.by_calibration()[name] for one in bins]
         points(axes, middles * SHIFT**place, biases, 100, **calibration_look(name))
-    _bias_axis(axes, allowed)
+    _bias_axis(axes, limit)
     missing = missing_pt_bins(metrics, region, bins, lowest)
     hatch_pt(axes, missing)
     legend_above(axes, ncols=2)
@@ -64,7 +64,7 @@ def closure(metrics: MetricsRecord, region: str) -> Drawing | None:
     pt_axis(axes)
     caption = (
         f"Bias of the median response in the {region} from {lowest:g} GeV up. "
-        f"Band: ±{allowed:g} %, which the gate allows, or the standard JEC's own bias."
+        f"Band: ±{limit:g} %, which the gate allows, or the standard JEC's own bias."
         f"{too_few(missing)}"
     )
     farthest = max(bins, key=lambda one: abs(one.model.value))
@@ -74,7 +74,7 @@ def closure(metrics: MetricsRecord, region: str) -> Drawing | None:
 
 
 def eta(metrics: MetricsRecord) -> Drawing | None:
-    """Bias of the median response against eta."""
+    """Draw the bias of the median response against eta."""
     slices = metrics.eta
     if not slices:
         return None
@@ -100,14 +100,14 @@ def eta(metrics: MetricsRecord) -> Drawing | None:
 
 
 def residual(metrics: MetricsRecord, quantity: str) -> Drawing | None:
-    """Bias of the median response against another quantity of the jet or its event."""
+    """Draw the bias of the median response against another quantity of the jet or its event."""
     slices = metrics.residuals[quantity]
     if not slices:
         return None
     figure, (axes,) = panels()
     middles = [one.middle for one in slices]
     _draw_biases(axes, middles, slices, step=0.01 * (middles[-1] - middles[0]))
-    # A column of the user's may be called anything; only our own labels hold mathematics.
+    # Users may give a column any name, so that only the labels above are parsed as mathematics.
     label = RESIDUAL_LABELS.get(quantity, quantity)
     axes.set_xlabel(label, parse_math=quantity in RESIDUAL_LABELS)
     _finish(axes, metrics)
@@ -117,7 +117,7 @@ def residual(metrics: MetricsRecord, quantity: str) -> Drawing | None:
         name=f"residual-{slug(quantity)}",
         caption=(
             f"Residual bias against {quantity}, slices of equally many jets from"
-            f" {metrics.closure.from_gev:g} GeV up.{_lost_slices(metrics, quantity)}"
+            f" {metrics.closure.from_gev:g} GeV up.{_missing_slices(metrics, quantity)}"
         ),
         alt=(
             f"Bias against {quantity}: at most {100 * standard:.2f} % with the standard JEC,"
@@ -127,8 +127,8 @@ def residual(metrics: MetricsRecord, quantity: str) -> Drawing | None:
     )
 
 
-def _lost_slices(metrics: MetricsRecord, quantity: str) -> str:
-    """What a caption says of slices with too few jets; empty without any."""
+def _missing_slices(metrics: MetricsRecord, quantity: str) -> str:
+    """Return the sentence of a caption on slices with too few jets; empty without any."""
     slices = []
     for one in metrics.unmeasured:
         if one.quantity == "response" and one.where.startswith(f"{quantity} from "):
@@ -139,34 +139,38 @@ def _lost_slices(metrics: MetricsRecord, quantity: str) -> str:
 def _draw_biases(
     axes: Axes, middles: Sequence[float], slices: Sequence[Calibrated[Interval]], step: float
 ) -> None:
-    """Draw the bias of each calibration in slices with these middles.
+    """Draw the bias of each calibration at the middles of the slices.
 
-    The points of one slice stand `step` apart, so that their error bars can be told apart.
+    Args:
+        axes: The axes to draw on.
+        middles: Middle of each slice, in the unit of x.
+        slices: The biases of each calibration, one entry a slice.
+        step: Distance in x between two calibrations in a slice, so that error bars do not overlap.
     """
-    for place, name in enumerate(_compared(slices)):
+    for place, name in enumerate(_calibrations_to_draw(slices)):
         biases = [one.by_calibration()[name] for one in slices]
         points(axes, np.asarray(middles) + step * place, biases, 100, **calibration_look(name))
 
 
-def _compared(bins: Sequence[Calibrated[Interval]]) -> list[str]:
-    """The calibrations whose closure is compared.
+def _calibrations_to_draw(bins: Sequence[Calibrated[Interval]]) -> list[str]:
+    """Return the calibrations whose closure is drawn: all but the uncorrected response.
 
-    The bias of no calibration at all would set the scale of the figure.
+    The bias of the uncorrected response is so large that it would set the scale of the figure.
     """
     return [name for name in bins[0].by_calibration() if name != "uncorrected"]
 
 
 def _finish(axes: Axes, metrics: MetricsRecord) -> None:
-    """Give a figure of slices its axis of biases, its legend and its head."""
+    """Add the bias axis, the legend and the title to a figure of slices."""
     _bias_axis(axes, 100 * metrics.config.max_closure)
     legend_above(axes, ncols=2)
     head(axes, rf"$p_T^{{gen}} > {metrics.closure.from_gev:g}$ GeV")
 
 
-def _bias_axis(axes: Axes, allowed: float) -> None:
-    """Make y per cent about zero, with the band allowed, a little beyond the points."""
-    axes.axhspan(-allowed, allowed, color=INK, alpha=0.1, linewidth=0)
+def _bias_axis(axes: Axes, limit: float) -> None:
+    """Set up a y axis in per cent, symmetric about zero, with a band from -limit to +limit."""
+    axes.axhspan(-limit, limit, color=INK, alpha=0.1, linewidth=0)
     level(axes, 0)
-    reach = max(abs(edge) for edge in (*axes.get_ylim(), allowed))
+    reach = max(abs(edge) for edge in (*axes.get_ylim(), limit))
     axes.set_ylim(-1.1 * reach, 1.1 * reach)
     axes.set_ylabel("Median response − 1 (%)")

@@ -1,4 +1,4 @@
-"""Several runs on one page: gain, closure, resolution and tails, from their metrics.json alone."""
+"""Page that compares several runs: gain, closure, resolution and tails, from metrics.json alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from reporting.drawing import (
     Drawing,
     Look,
     calibration_look,
-    drawn,
+    draw_all,
     head,
     in_region,
     legend_above,
@@ -34,16 +34,17 @@ from reporting.drawing import (
 from reporting.page import MISSING, Table
 
 MOST_RUNS = 8
-"""With more, points of one bin can no longer be told apart."""
+"""Most runs on a page. With more, the points of one bin overlap."""
 
 BEYOND = "tail beyond 30 %"
 
-Measured: TypeAlias = tuple[PtBin, Interval]
+Point: TypeAlias = tuple[PtBin, Interval]
+"""A bin of pT and the value measured in it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Compared:
-    """A run on the page."""
+class ComparedRun:
+    """A run on the page: its id and its metrics."""
 
     name: str
     """Run id."""
@@ -51,12 +52,12 @@ class Compared:
 
     @property
     def tested_on(self) -> str:
-        """What says which jets it was tested on; empty where nothing does."""
+        """Fingerprint of the test jets; empty where the metrics do not record it."""
         return self.metrics.test_fingerprint
 
 
-def comparison_page(runs: Sequence[Compared]) -> str:
-    """The page as text."""
+def comparison_page(runs: Sequence[ComparedRun]) -> str:
+    """Return the HTML of the page."""
     return page.render(
         "comparison.html",
         title=f"{len(runs)} runs compared",
@@ -68,17 +69,17 @@ def comparison_page(runs: Sequence[Compared]) -> str:
     )
 
 
-def letters(runs: Sequence[Compared]) -> list[str]:
-    """A letter for each run, by which figures and tables name it."""
+def letters(runs: Sequence[ComparedRun]) -> list[str]:
+    """Return a letter for each run, which stands for it in figures and tables."""
     return list(string.ascii_uppercase[: len(runs)])
 
 
-def about_jets(runs: Sequence[Compared]) -> str:
-    """Whether the runs were tested on the same jets, as a sentence."""
+def about_jets(runs: Sequence[ComparedRun]) -> str:
+    """Return a sentence that says whether all runs were tested on the same jets."""
     if not all(run.tested_on for run in runs):
         return (
-            "Whether all were tested on the same jets is not known: a run of an earlier version"
-            " does not say."
+            "Whether all runs were tested on the same jets is not known: a run of an earlier"
+            " version does not record it."
         )
     sets: dict[str, list[str]] = {}
     for letter, run in zip(letters(runs), runs, strict=True):
@@ -88,12 +89,12 @@ def about_jets(runs: Sequence[Compared]) -> str:
     parts = "; ".join(", ".join(names) for names in sets.values())
     return (
         f"The test jets differ ({parts}): each gain is over the standard JEC on the run's own jets,"
-        " and a difference between runs is also one of the jets."
+        " so that differences between runs also come from the jets."
     )
 
 
-def summary(runs: Sequence[Compared]) -> Table:
-    """Each run's headline numbers."""
+def summary(runs: Sequence[ComparedRun]) -> Table:
+    """Return a table of the main numbers of each run."""
     rows = []
     for letter, run in zip(letters(runs), runs, strict=True):
         metrics = run.metrics
@@ -111,8 +112,8 @@ def summary(runs: Sequence[Compared]) -> Table:
     return Table(head=columns, rows=rows, kind="dense")
 
 
-def gains(runs: Sequence[Compared]) -> Table | None:
-    """The gain over the standard JEC by bin: a column for each run."""
+def gains(runs: Sequence[ComparedRun]) -> Table | None:
+    """Return the gain over the standard JEC by bin, one column a run; None without bins."""
     names: dict[tuple[str, str], None] = {}
     for run in runs:
         names |= dict.fromkeys((one.region, one.pt_range) for one in run.metrics.bins)
@@ -133,7 +134,7 @@ def _percent(
 
 
 def _whole_closure(metrics: MetricsRecord, region: str) -> Interval | None:
-    """The model's bias in a region."""
+    """Return the bias of the model over all pT bins of a region."""
     for one in metrics.closure.bins:
         if one.region == region and one.is_whole(metrics.closure.from_gev):
             return one.model
@@ -141,7 +142,7 @@ def _whole_closure(metrics: MetricsRecord, region: str) -> Interval | None:
 
 
 def _whole_tail(metrics: MetricsRecord) -> Interval | None:
-    """The model's share of jets off by more than 30 %."""
+    """Return the share of jets that the model gets wrong by more than 30 %."""
     for one in metrics.tails:
         if one.tail == BEYOND and one.region == "all":
             return one.model
@@ -151,15 +152,15 @@ def _whole_tail(metrics: MetricsRecord) -> Interval | None:
 # ---------------------------------------------------------------------------------------- figures
 
 
-def drawings(runs: Sequence[Compared]) -> Iterator[Drawing]:
-    """The figures that these runs allow."""
+def drawings(runs: Sequence[ComparedRun]) -> Iterator[Drawing]:
+    """Draw each figure for which the runs have numbers."""
     makers: list[Callable[[], Drawing | None]] = [
         partial(figure, runs, "gain", "Gain (%)", gain_curve, caption=GAIN),
         partial(figure, runs, "closure", "Median response − 1 (%)", closure_curve, caption=CLOSURE),
         partial(figure, runs, "resolution", "Resolution", resolution_curve, caption=RESOLUTION),
         partial(figure, runs, "tails", "Jets off by > 30 % (%)", tail_curve, caption=TAIL),
     ]
-    yield from drawn(makers)
+    yield from draw_all(makers)
 
 
 GAIN = "Gain in resolution over the standard JEC, on the same jets (paired interval)."
@@ -168,55 +169,66 @@ RESOLUTION = "Resolution, IQR / median."
 TAIL = "Share of jets whose response is off by more than 30 % (Wilson's interval)."
 
 
-def gain_curve(metrics: MetricsRecord) -> list[Measured]:
-    """The gain by bin of pT (per cent)."""
+def gain_curve(metrics: MetricsRecord) -> list[Point]:
+    """Return the gain over the standard JEC in each bin of pT (per cent)."""
     return [(one, one.gain) for one in metrics.curves]
 
 
-def closure_curve(metrics: MetricsRecord) -> list[Measured]:
-    """The model's bias by bin of pT (per cent)."""
+def closure_curve(metrics: MetricsRecord) -> list[Point]:
+    """Return the bias of the model in each bin of pT (per cent)."""
     bins = [one for one in metrics.closure.bins if not one.is_whole(metrics.closure.from_gev)]
-    return [(one, _scaled(one.model, 100)) for one in bins]
+    return [(one, _scale(one.model, 100)) for one in bins]
 
 
-def resolution_curve(metrics: MetricsRecord) -> list[Measured]:
-    """The model's resolution by bin of pT."""
+def resolution_curve(metrics: MetricsRecord) -> list[Point]:
+    """Return the resolution of the model in each bin of pT."""
     return [(one, one.model.resolution) for one in metrics.curves]
 
 
-def tail_curve(metrics: MetricsRecord) -> list[Measured]:
-    """The share of the model's jets in the tail by bin of pT (per cent)."""
+def tail_curve(metrics: MetricsRecord) -> list[Point]:
+    """Return the share of jets in the tail in each bin of pT (per cent)."""
     bins = [one for one in metrics.tails if one.tail == BEYOND and not one.is_whole(PT_EDGES[0])]
-    return [(one, _scaled(one.model, 100)) for one in bins]
+    return [(one, _scale(one.model, 100)) for one in bins]
 
 
-def _scaled(interval: Interval, scale: float) -> Interval:
+def _scale(interval: Interval, scale: float) -> Interval:
     return Interval(
         value=scale * interval.value, low=scale * interval.low, high=scale * interval.high
     )
 
 
 def figure(
-    runs: Sequence[Compared],
+    runs: Sequence[ComparedRun],
     name: str,
     label: str,
-    curve: Callable[[MetricsRecord], list[Measured]],
+    curve: Callable[[MetricsRecord], list[Point]],
     *,
     caption: str,
 ) -> Drawing | None:
-    """A quantity of each run against pT, a panel for each region; a letter stands for a run."""
+    """Draw a quantity of each run against pT, in one panel a region.
+
+    Args:
+        runs: The runs, drawn by their letters.
+        name: Name of the quantity; also that of the figure.
+        label: Label of the y axis.
+        curve: Returns the points of a run from its metrics.
+        caption: Caption, to which bins without a value are added.
+
+    Returns:
+        The figure, or None where no run has a point.
+    """
     curves = [curve(run.metrics) for run in runs]
     regions = []
     for region in REGION_TEXT:
-        if any(one.region == region for measured in curves for one, _ in measured):
+        if any(one.region == region for curve_points in curves for one, _ in curve_points):
             regions.append(region)
     if not regions:
         return None
-    made, panel_of = panels([1] * len(regions), (10, 2 + 4.5 * len(regions)))
+    canvas, panel_of = panels([1] * len(regions), (10, 2 + 4.5 * len(regions)))
     words = []
     for axes, region in zip(panel_of, regions, strict=True):
-        for place, (letter, measured) in enumerate(zip(letters(runs), curves, strict=True)):
-            in_panel = [(one, value) for one, value in measured if one.region == region]
+        for place, (letter, curve_points) in enumerate(zip(letters(runs), curves, strict=True)):
+            in_panel = [(one, value) for one, value in curve_points if one.region == region]
             if not in_panel:
                 continue
             x = np.array([middle(one) for one, _ in in_panel]) * SHIFT**place
@@ -230,7 +242,9 @@ def figure(
             points(axes, x, resolutions, **calibration_look("standard"))
         if name in ("gain", "closure"):
             level(axes, 0)
-        if axes is not panel_of[0]:  # room for the region's name; the legend makes room there
+        if (
+            axes is not panel_of[0]
+        ):  # Room for the name of the region; in the first panel the legend makes room.
             lowest, highest = axes.get_ylim()
             axes.set_ylim(lowest, highest + 0.25 * (highest - lowest))
         axes.text(
@@ -246,31 +260,31 @@ def figure(
         text.set_parse_math(False)
     head(panel_of[0], name.capitalize())
     pt_axis(panel_of[-1])
-    if lost := _lost(runs, regions, curves):
-        caption += f" Not shown, for too few jets or an earlier version's run: {lost}."
-    return Drawing(name=name, caption=caption, alt=f"{caption} {'; '.join(words)}.", figure=made)
+    if missing := _missing_bins(runs, regions, curves):
+        caption += f" Not shown, for too few jets or an earlier version's run: {missing}."
+    return Drawing(name=name, caption=caption, alt=f"{caption} {'; '.join(words)}.", figure=canvas)
 
 
-def _lost(
-    runs: Sequence[Compared], regions: Sequence[str], curves: Sequence[list[Measured]]
+def _missing_bins(
+    runs: Sequence[ComparedRun], regions: Sequence[str], curves: Sequence[list[Point]]
 ) -> str:
-    """Bins that another run of the figure has and a run lacks; empty without any."""
-    lost = []
-    for letter, measured in zip(letters(runs), curves, strict=True):
+    """Name the bins that at least one run has and another lacks; empty without any."""
+    sentences = []
+    for letter, curve_points in zip(letters(runs), curves, strict=True):
         for region in regions:
-            all_of_region = dict.fromkeys(
+            ranges_of_region = dict.fromkeys(
                 one.pt_range for curve in curves for one, _ in curve if one.region == region
             )
-            of_run = {one.pt_range for one, _ in measured if one.region == region}
-            missing = [pt_range for pt_range in all_of_region if pt_range not in of_run]
-            if not of_run:
-                lost.append(f"{letter} in the {region}")
+            ranges_of_run = {one.pt_range for one, _ in curve_points if one.region == region}
+            missing = [pt_range for pt_range in ranges_of_region if pt_range not in ranges_of_run]
+            if not ranges_of_run:
+                sentences.append(f"{letter} in the {region}")
             elif missing:
-                lost.append(f"{letter} in the {region} at {', '.join(missing)} GeV")
-    return "; ".join(lost)
+                sentences.append(f"{letter} in the {region} at {', '.join(missing)} GeV")
+    return "; ".join(sentences)
 
 
 def run_look(place: int) -> Look:
-    """The look of a run's points: its letter."""
+    """Return the look of the points of a run: its letter in its colour."""
     colour = SET_LOOKS[place % len(SET_LOOKS)]["color"]
     return {"color": colour, "marker": f"${string.ascii_uppercase[place]}$", "markersize": 13}

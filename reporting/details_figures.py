@@ -1,4 +1,4 @@
-"""Figures of pile-up, of closure in fine bins of eta, and of what each group of inputs is worth.
+"""Figures of pile-up, closure in fine bins of eta, and the importance of each group of inputs.
 
 The functions take metrics.json and return None where there is nothing to draw.
 """
@@ -29,7 +29,7 @@ PILEUP_LABELS = {
 
 
 def pileup(metrics: MetricsRecord, pt_range: str) -> Drawing | None:
-    """Median response and resolution against pile-up in one bin of pT."""
+    """Draw median response and resolution against pile-up in one bin of pT."""
     if metrics.pileup is None:
         return None
     slices = [one for one in metrics.pileup.slices if one.pt_range == pt_range]
@@ -38,7 +38,7 @@ def pileup(metrics: MetricsRecord, pt_range: str) -> Drawing | None:
     figure, (top, below) = panels((1, 1), (10, 10))
     middles = np.array([one.middle for one in slices])
     step = 0.012 * (middles[-1] - middles[0])
-    # The response without any correction would set the scale of the figure.
+    # The uncorrected response is so far from 1 that it would set the scale of the figure.
     names = [name for name in slices[0].by_calibration() if name != "uncorrected"]
     for place, name in enumerate(names):
         responses = [one.by_calibration()[name] for one in slices]
@@ -46,16 +46,16 @@ def pileup(metrics: MetricsRecord, pt_range: str) -> Drawing | None:
         points(top, x, [one.median for one in responses], **calibration_look(name))
         points(below, x, [one.resolution for one in responses], **calibration_look(name))
     level(top, 1)
-    allowed = metrics.config.max_closure
-    top.axhspan(1 - allowed, 1 + allowed, color=INK, alpha=0.1, linewidth=0)
+    limit = metrics.config.max_closure
+    top.axhspan(1 - limit, 1 + limit, color=INK, alpha=0.1, linewidth=0)
     top.set_ylabel("Median response")
     below.set_ylabel("Resolution (IQR / median)")
     column = metrics.pileup.column
     below.set_xlabel(PILEUP_LABELS.get(column, column), parse_math=column in PILEUP_LABELS)
     legend_above(top, ncols=2)
     low, _, high = pt_range.partition("-")
-    of_bin = rf"${low} < p_T^{{gen}} < {high}$ GeV" if high else rf"$p_T^{{gen}} {low}$ GeV"
-    head(top, of_bin)
+    title = rf"${low} < p_T^{{gen}} < {high}$ GeV" if high else rf"$p_T^{{gen}} {low}$ GeV"
+    head(top, title)
     ends = []
     for name in ("model", "standard"):
         start, end = (one.by_calibration()[name].median.value for one in (slices[0], slices[-1]))
@@ -65,7 +65,7 @@ def pileup(metrics: MetricsRecord, pt_range: str) -> Drawing | None:
         name=f"pileup-{slices[0].pt_low:g}",
         caption=(
             f"Response and resolution against {column}, slices of equally many jets, pT"
-            f" {pt_range} GeV. Band: ±{100 * allowed:g} %."
+            f" {pt_range} GeV. Band: ±{100 * limit:g} %."
         ),
         alt=alt,
         figure=figure,
@@ -76,7 +76,7 @@ PILEUP_RANGES = tuple(one.range for one in PILEUP_BINS)
 
 
 def fine_eta(metrics: MetricsRecord) -> Drawing | None:
-    """Bias of the median response in the eta bins of CMS's corrections."""
+    """Draw the bias of the median response in the eta bins of CMS jet energy corrections."""
     slices = metrics.fine_eta
     if not slices:
         return None
@@ -88,10 +88,10 @@ def fine_eta(metrics: MetricsRecord) -> Drawing | None:
         points(
             axes, middles + 0.024 * (place - 1), biases, 100, markersize=4, **calibration_look(name)
         )
-    allowed = 100 * metrics.config.max_closure
-    axes.axhspan(-allowed, allowed, color=INK, alpha=0.1, linewidth=0)
+    limit = 100 * metrics.config.max_closure
+    axes.axhspan(-limit, limit, color=INK, alpha=0.1, linewidth=0)
     level(axes, 0)
-    reach = max(abs(edge) for edge in (*axes.get_ylim(), allowed))
+    reach = max(abs(edge) for edge in (*axes.get_ylim(), limit))
     axes.set_ylim(-1.1 * reach, 1.1 * reach)
     axes.set_xlabel(r"$\eta^{gen}$")
     axes.set_ylabel("Median response − 1 (%)")
@@ -112,7 +112,7 @@ def fine_eta(metrics: MetricsRecord) -> Drawing | None:
 
 
 def inputs(metrics: MetricsRecord) -> Drawing | None:
-    """The gain that is lost when a group of inputs is shuffled among the jets."""
+    """Draw the loss of gain when a group of inputs is shuffled among the jets."""
     if metrics.importances is None or not metrics.importances.groups:
         return None
     groups = metrics.importances.groups[::-1]  # the largest on top

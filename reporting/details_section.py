@@ -1,4 +1,4 @@
-"""What report.html says of pile-up, tails, the model's inputs and closure in fine bins of eta."""
+"""Sections of report.html on pile-up, tails, the inputs of the model and fine bins of eta."""
 
 from __future__ import annotations
 
@@ -15,29 +15,30 @@ from reporting.page import MISSING, Table
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DetailsSection:
-    """The content of these sections; None for a table without rows."""
+    """Content of these sections; a table without rows is None."""
 
-    known: bool
-    """False for a run of an earlier version, which measured none of it."""
+    is_measured: bool
+    """False for a run of an earlier version, which did not measure these quantities."""
     pileup_column: str
     pileup: Table | None
     tails: Table | None
-    """Of all jets above 30 GeV, and of each region."""
+    """Tails of all jets above 30 GeV, and of each region."""
     tail_bins: Table | None
-    """By bin of pT."""
+    """Tails by bin of pT."""
     inputs: Table | None
     inputs_jets: str
+    """Number of jets with which the importance of inputs was measured."""
     fine_eta: Table | None
     too_few: str
     """How many of the fine bins of eta have too few jets; empty where all have enough."""
 
 
 def content(metrics: MetricsRecord) -> DetailsSection:
-    """Return what the section shows of these metrics."""
+    """Return the content of these sections for these metrics."""
     importances = metrics.importances
     too_few = len(JERC_ETA_SLICES) - len(metrics.fine_eta)
     return DetailsSection(
-        known=metrics.trees is not None,
+        is_measured=metrics.trees is not None,
         pileup_column=metrics.pileup.column if metrics.pileup else "",
         pileup=_pileup(metrics),
         tails=_tails([one for one in metrics.tails if one.is_whole(PT_EDGES[0])]),
@@ -89,8 +90,8 @@ def _tails(bins: Sequence[TailBin]) -> Table | None:
 def _inputs(metrics: MetricsRecord) -> Table | None:
     rows = []
     for one in metrics.importances.groups if metrics.importances else ():
-        lost = f"{one.mean:.1f} ± {one.spread:.1f}"
-        rows.append([one.name, ", ".join(one.inputs), lost])
+        loss = f"{one.mean:.1f} ± {one.spread:.1f}"
+        rows.append([one.name, ", ".join(one.inputs), loss])
     head = ["Group", "Inputs of the model", "Gain lost (points)"]
     return Table(head=head, rows=rows) if rows else None
 

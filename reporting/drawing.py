@@ -1,7 +1,7 @@
-"""Style, axes and file formats that all figures share, in mplhep's CMS style.
+"""Style, axes and file formats that all figures share, in the CMS style of mplhep.
 
-Text and axes are drawn in INK, which `svg` turns into the page's text colour, so that one figure
-suits light and dark pages. Letters become outlines: a figure needs no font on the reader's machine.
+Text and axes are drawn in INK, which `svg` replaces by the text colour of the page, so that a
+figure suits light and dark pages. Letters are drawn as outlines, so that a reader needs no font.
 """
 
 from __future__ import annotations
@@ -31,9 +31,11 @@ Look: TypeAlias = dict[str, Any]
 Dashes: TypeAlias = str | tuple[float, tuple[float, ...]]
 """A line style of matplotlib."""
 
-INK = "#010203"  # a colour that nothing else uses, so that it can be found in the SVG
+INK = "#010203"
+"""Colour of text and axes. Nothing else uses it, so that `svg` can find and replace it."""
 
-GROUND = "#fdfcfe"  # likewise, for what lies under letters
+GROUND = "#fdfcfe"
+"""Colour of the background of letters; unique for the same reason."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,11 +57,11 @@ CALIBRATIONS = {
     ),
     "uncorrected": CalibrationLook(colour="#8c8c91", marker="v", dashes=":", label="Uncorrected"),
 }
-"""Calibration -> its look, the only place where it is defined.
+"""Look of each calibration. It is defined here only.
 
 The hues are those of the CMS palette (M. A. Petroff, arXiv:2107.02270), darkened until each stands
-out from the white and from the dark page by a contrast of 3; readers who see fewer colours tell all
-of them apart. No figure uses these colours for anything else: flavours and trials differ by marker,
+out from the white and from the dark page by a contrast of 3; colour-blind readers can distinguish
+all of them. No figure uses these colours for anything else: flavours and trials differ by marker,
 sets of jets by SET_LOOKS.
 """
 
@@ -69,43 +71,46 @@ SET_LOOKS: tuple[Look, ...] = (
     {"color": BROWN, "linestyle": "--"},
     {"color": INK, "linestyle": ":"},
 )
-"""Looks of sets of jets, in the order in which they are drawn, where no calibration is shown."""
+"""Looks of sets of jets, in the order of drawing, for figures that show no calibration."""
 
 FLAVOURS = {"uds": "P", "c": "*", "b": "<", "g": "h"}
-"""Flavour -> marker, which no calibration has; the colour is that of the calibration."""
+"""Marker of each flavour, distinct from those of calibrations, whose colour a point keeps."""
 
 OPEN: Mapping[str, bool] = {"barrel": False, "endcap": True}
-"""Region -> whether its markers are open, where one panel has both regions."""
+"""Whether the markers of a region are open, in panels that show both regions."""
 REGION_TEXT = {"barrel": r"$|\eta^{gen}| < 1.3$", "endcap": r"$1.3 < |\eta^{gen}| < 2.5$"}
 PT_TICKS = (30, 60, 100, 200, 500, 1000, 2000)
-PT_RANGE = (28, 2600)  # the same in every figure, so that they can be compared by eye
+PT_RANGE = (28, 2600)  # GeV; the same in all figures, so that they can be compared by eye
 PT_LABEL = r"$p_T^{gen}$ (GeV)"
-# Between the points of two calibrations in a bin, so that error bars stand side by side on a
-# logarithmic axis.
+# Factor in pT between the points of two calibrations in a bin, so that error bars stand side by
+# side on a logarithmic axis.
 SHIFT = 1.03
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """A figure with the words that go with it."""
+    """A figure with its caption and its description."""
 
     name: str
     """File name without ending; made of letters, digits and hyphens (see `slug`)."""
     caption: str
     alt: str
-    """What a reader who cannot see the figure should know."""
+    """Description of the figure for screen readers."""
     figure: Figure
     titles: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """gid of an artist -> words that show where one points at it."""
+    """Tooltip of each artist, by its gid in the SVG."""
 
 
 def slug(text: str) -> str:
-    """Text as part of a file name, of a class and of an identifier."""
+    """Return text with all characters but letters, digits and _ replaced by hyphens.
+
+    The result serves as part of a file name, a CSS class or an identifier.
+    """
     return re.sub(r"[^A-Za-z0-9_]+", "-", text)
 
 
-def drawn(makers: Iterable[Callable[[], Drawing | None]]) -> Iterator[Drawing]:
-    """The figures of functions that return one, or None where there is nothing to draw."""
+def draw_all(makers: Iterable[Callable[[], Drawing | None]]) -> Iterator[Drawing]:
+    """Call each function in the CMS style and yield its figure; skip those that return None."""
     for make in makers:
         with style():
             drawing = make()
@@ -115,9 +120,9 @@ def drawn(makers: Iterable[Callable[[], Drawing | None]]) -> Iterator[Drawing]:
 
 @contextlib.contextmanager
 def style() -> Iterator[None]:
-    """The CMS style of mplhep, in INK, on a transparent ground.
+    """Set the CMS style of mplhep, with INK for text and a transparent background.
 
-    Both drawing and saving must happen inside.
+    Both drawing and saving must happen inside this context.
     """
     import matplotlib
 
@@ -138,10 +143,10 @@ def style() -> Iterator[None]:
 
 
 def svg(drawing: Drawing) -> str:
-    """The figure as an <svg> element of a page.
+    """Return the figure as an <svg> element of a page.
 
-    It has the page's text colour, identifiers of its own, words for screen readers and, on the
-    artists of `titles`, words for those who point at them.
+    It takes the text colour of the page and has identifiers of its own, a description for screen
+    readers, and the tooltips of `titles`.
     """
     buffer = io.StringIO()
     with style():
@@ -150,7 +155,7 @@ def svg(drawing: Drawing) -> str:
         )
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor").replace(GROUND, "var(--ground)")
-    # Comments repeat the text of each label.
+    # Comments only repeat the text of each label.
     text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     # Two figures on one page must not share names: a clip path of one would cut the other.
     text = re.sub(r'\bid="', f'id="{drawing.name}-', text)
@@ -164,7 +169,7 @@ def svg(drawing: Drawing) -> str:
 
 
 def pdf(drawing: Drawing) -> bytes:
-    """The figure as a PDF file, for slides and papers."""
+    """Return the figure as a PDF file, for slides and papers."""
     buffer = io.BytesIO()
     with style():
         drawing.figure.savefig(
@@ -183,7 +188,15 @@ def pdf(drawing: Drawing) -> bytes:
 def panels(
     heights: Sequence[float] = (1,), size: tuple[float, float] = (10, 9)
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with panels of these relative heights on one x axis, and its axes from the top."""
+    """Make a figure of panels that share one x axis.
+
+    Args:
+        heights: Relative heights of the panels, from the top.
+        size: Width and height of the figure (inches).
+
+    Returns:
+        The figure and the axes of its panels, from the top.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size)
@@ -198,16 +211,17 @@ def panels(
 
 
 def head(axes: Axes, right: str) -> None:
-    """Write over the frame what the figure shows.
+    """Write the title above the frame: "Simulation" on the left, `right` on the right.
 
-    'Simulation': a response needs a generator jet; no experiment's name is claimed.
+    A response needs a generator jet, so that all jets are simulated. No experiment is named,
+    because the jets need not come from one.
     """
     axes.set_title("Simulation", loc="left", fontstyle="italic", fontsize=22, pad=10)
     axes.set_title(right, loc="right", fontsize=22, pad=10)
 
 
 def pt_axis(axes: Axes) -> None:
-    """Make x the logarithmic axis of pT_gen that all figures share."""
+    """Make x a logarithmic axis of pT_gen, with the same range in all figures."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
     axes.set_xscale("log")
@@ -219,7 +233,7 @@ def pt_axis(axes: Axes) -> None:
 
 
 def whole_number_axis(axes: Axes, label: str) -> None:
-    """Make x an axis of epochs, trials or the like."""
+    """Make x an axis with ticks at whole numbers: epochs or trials."""
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel(label)
@@ -229,9 +243,9 @@ def whole_number_axis(axes: Axes, label: str) -> None:
 
 
 def legend_above(axes: Axes, **options: Any) -> Legend:
-    """Draw and return a legend at the upper right, and make the y axis longer by its height.
+    """Draw a legend at the upper right and extend the y axis, so that the legend covers no point.
 
-    So that it covers nothing. To be called when all else is drawn and the y axis has its range.
+    Call it when all else is drawn and the y axis has its range.
     """
     legend = axes.legend(loc="upper right", **options)
     share = legend.get_window_extent().height / axes.get_window_extent().height
@@ -242,24 +256,32 @@ def legend_above(axes: Axes, **options: Any) -> Legend:
 
 
 def plain_legend(axes: Axes, **options: Any) -> None:
-    """Draw a legend whose labels come from the user, and are not read as mathematics."""
+    """Draw a legend without parsing its labels as mathematics, for labels given by users."""
     for text in axes.legend(**options).get_texts():
         text.set_parse_math(False)
 
 
 def level(axes: Axes, at: float) -> None:
-    """Draw a dotted line to compare with."""
+    """Draw a dotted horizontal line as a reference."""
     axes.axhline(at, color=INK, linewidth=1.5, linestyle=":")
 
 
 def points(
     axes: Axes, x: ArrayLike, intervals: Sequence[Interval], scale: float = 1.0, **look: Any
 ) -> None:
-    """Draw intervals as points with error bars at x (N,); `look` goes to matplotlib's errorbar."""
+    """Draw intervals as points with error bars.
+
+    Args:
+        axes: The axes to draw on.
+        x: Positions of the points, (N,).
+        intervals: Values with the ends of their intervals, N of them.
+        scale: Factor for values and ends, for example 100 for per cent.
+        **look: Keywords for matplotlib's errorbar.
+    """
     values, down, up = [], [], []
     for interval in intervals:
         values.append(scale * interval.value)
-        # A percentile interval may leave out its value, and no error bar has a negative length.
+        # A percentile interval may not contain its value; error bars must not be negative.
         down.append(max(scale * (interval.value - interval.low), 0.0))
         up.append(max(scale * (interval.high - interval.value), 0.0))
     defaults: Look = {"linestyle": "none", "markersize": 9, "elinewidth": 2}
@@ -267,25 +289,28 @@ def points(
 
 
 def calibration_look(name: str) -> Look:
-    """Colour, marker and label of a calibration's points."""
+    """Return colour, marker and label of the points of a calibration."""
     look = CALIBRATIONS[name]
     return {"color": look.colour, "marker": look.marker, "label": look.label}
 
 
 def region_look(name: str, region: str) -> Look:
-    """The look of a calibration's points in one region, labelled by the region.
+    """Return the look of the points of a calibration in one region, labelled by the region.
 
-    For a panel that has the points of both regions.
+    For panels that show both regions.
     """
     ground: Look = {"markerfacecolor": "none", "markeredgewidth": 2} if OPEN[region] else {}
     return {**calibration_look(name), "label": region, **ground}
 
 
 def in_region(bins: Iterable[Bin], region: str) -> list[Bin]:
-    """The bins of one region."""
+    """Return the bins of one region."""
     return [one for one in bins if one.region == region]
 
 
 def middle(one: PtBin) -> float:
-    """The geometric middle of a pT bin (GeV); for an open bin, a value a little above its edge."""
+    """Return the geometric mean of the edges of a pT bin (GeV).
+
+    An open bin has no upper edge; 1.7 times the lower edge serves instead.
+    """
     return float((one.pt_low * (one.pt_high or 1.7 * one.pt_low)) ** 0.5)

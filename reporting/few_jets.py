@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 def hatch(axes: Axes, spans: Iterable[tuple[float, float]]) -> None:
-    """Mark the ranges of x that hold too few jets to be measured."""
+    """Hatch ranges of x that hold too few jets to be measured."""
     for low, high in spans:
         axes.axvspan(low, high, facecolor="none", edgecolor=INK, alpha=0.6, hatch="//", lw=0)
 
 
 def hatch_pt(axes: Axes, missing: Iterable[MissingBin]) -> None:
-    """Mark the bins of pT that hold too few jets to be measured."""
+    """Hatch bins of pT that hold too few jets to be measured."""
     hatch(axes, [(one.low, min(one.high, PT_RANGE[1])) for one in missing])
 
 
@@ -33,14 +33,14 @@ class MissingBin:
     low: float
     high: float
     text: str
-    """Its range with the unit, and the number of jets where it is known."""
+    """Range of the bin with its unit, and the number of jets where it is recorded."""
 
 
 def missing_pt_bins(
-    metrics: MetricsRecord, region: str, measured: Iterable[PtBin], lowest: float = 0.0
+    metrics: MetricsRecord, region: str, measured_bins: Iterable[PtBin], lowest: float = 0.0
 ) -> list[MissingBin]:
-    """The bins of curves from `lowest` (GeV) up that are not among those measured in a region."""
-    edges = {one.pt_low for one in measured if one.region == region}
+    """Return the pT bins of a region from `lowest` (GeV) up that are not among `measured_bins`."""
+    edges = {one.pt_low for one in measured_bins if one.region == region}
     missing = []
     for one in CURVES:
         if one.region == region and one.low >= max(lowest, 0) and one.low not in edges:
@@ -50,7 +50,7 @@ def missing_pt_bins(
 
 
 def missing_eta_slices(metrics: MetricsRecord) -> list[MissingBin]:
-    """The slices of eta that are not measured."""
+    """Return the slices of eta without a measurement."""
     lows = {one.eta_low for one in metrics.eta}
     missing = []
     for low, high in ETA_SLICES:
@@ -62,7 +62,7 @@ def missing_eta_slices(metrics: MetricsRecord) -> list[MissingBin]:
 
 
 def _num_jets(metrics: MetricsRecord, where: str) -> str:
-    """How many jets a bin has, in brackets; empty where it is not recorded."""
+    """Return the number of jets of a bin in brackets; empty where it is not recorded."""
     for one in metrics.unmeasured:
         if one.quantity == "response" and one.where == where:
             return f" ({one.num_jets:,} {'jet' if one.num_jets == 1 else 'jets'})"
@@ -70,6 +70,6 @@ def _num_jets(metrics: MetricsRecord, where: str) -> str:
 
 
 def too_few(missing: Iterable[MissingBin]) -> str:
-    """What a caption says of hatched bins; empty without any."""
+    """Return the sentence of a caption on hatched bins; empty without any."""
     words = ", ".join(one.text for one in missing)
     return f" Hatched: fewer than {MIN_JETS} jets, {words}." if words else ""

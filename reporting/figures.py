@@ -1,4 +1,4 @@
-"""The figures of report.html, in its order; the functions that draw them are in *_figures.py."""
+"""All figures of report.html, in their order; the functions that draw them are in *_figures.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import partial
 from common.records import EpochRecord, MetricsRecord, SearchRecord
 from reporting import details_figures, search_figures
 from reporting.closure_figures import closure, eta, residual
-from reporting.drawing import CALIBRATIONS, Drawing, drawn, head, panels, whole_number_axis
+from reporting.drawing import CALIBRATIONS, Drawing, draw_all, head, panels, whole_number_axis
 from reporting.response_figures import distribution, flavour, resolution_curve, response_curve
 from reporting.uncertainty_figures import coverage, widths
 
@@ -16,12 +16,18 @@ from reporting.uncertainty_figures import coverage, widths
 def drawings(
     metrics: MetricsRecord, history: Sequence[EpochRecord], search: SearchRecord | None
 ) -> Iterator[Drawing]:
-    """All figures that these numbers allow; history: the epochs of the best trial."""
+    """Draw each figure for which there are numbers.
+
+    Args:
+        metrics: The metrics of the run.
+        history: Epochs of the best trial.
+        search: The search; None where the run has none.
+    """
     regions = sorted({one.region for one in metrics.curves})
     makers: list[Callable[[], Drawing | None]] = []
-    for of_region in (response_curve, resolution_curve, distribution, closure):
+    for draw in (response_curve, resolution_curve, distribution, closure):
         for region in regions:
-            makers.append(partial(of_region, metrics, region))
+            makers.append(partial(draw, metrics, region))
     makers.append(partial(eta, metrics))
     for quantity in metrics.residuals:
         makers.append(partial(residual, metrics, quantity))
@@ -32,14 +38,14 @@ def drawings(
         makers.append(partial(details_figures.pileup, metrics, pt_range))
     makers += [partial(details_figures.fine_eta, metrics), partial(details_figures.inputs, metrics)]
     makers.append(partial(training, history))
-    yield from drawn(makers)
+    yield from draw_all(makers)
     if search:
         yield from search_figures.drawings(search)
 
 
 def training(history: Sequence[EpochRecord]) -> Drawing | None:
-    """Training and validation loss against the epoch, of the best trial."""
-    # An epoch without a finite loss has none in history.json.
+    """Draw training and validation loss of the best trial against the epoch."""
+    # history.json leaves out losses that are not finite.
     train_losses: dict[int, float] = {}
     val_losses: dict[int, float] = {}
     for epoch in history:

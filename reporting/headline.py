@@ -1,6 +1,6 @@
-"""The few numbers by which runs are compared, and the fewer ones that Kubeflow shows of a run.
+"""The main numbers of a run, by which runs are compared, and those that Kubeflow shows.
 
-They are flat scalars whose names stay the same from version to version.
+They are flat scalars, whose names stay the same from version to version.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from common.records import MetricsRecord, SearchRecord
 from reporting.page import short_number
 from reporting.search_page import status_words
 
-MOST_SHOWN = 9
-"""Rows of a page of Kubeflow's table of metrics but one, which KFP itself takes: it lists its own
-property `store_session_info` among them (seen with KFP 2.15.0)."""
+MAX_KUBEFLOW_METRICS = 9
+"""Most metrics of one artifact: Kubeflow's table shows ten rows a page, and KFP 2.15.0 fills one of
+them with its own property `store_session_info`."""
 
 
 def headline(metrics: MetricsRecord, search: SearchRecord | None = None) -> dict[str, float]:
-    """Name -> number, from metrics.json and search.json, for metrics.json.
+    """Return the main numbers of a run by name, for the field `headline` of metrics.json.
 
-    What was not measured is left out. Gains and shares are in per cent with the ends of their
-    intervals, closure is (median response - 1) in per cent, resolution is IQR / median without
-    unit. `validation_loss` is the objective of the trial that was exported.
+    Numbers that were not measured are left out. Gains and shares are in per cent, with the ends of
+    their intervals; closure is (median response - 1) in per cent; resolution is IQR / median,
+    without unit. `validation_loss` is the objective of the exported trial.
     """
     numbers: dict[str, float | None] = {}
     weighted_gain = metrics.weighted.gain if metrics.weighted else None
@@ -50,7 +50,7 @@ def headline(metrics: MetricsRecord, search: SearchRecord | None = None) -> dict
 
 
 def _ends(name: str, interval: Interval | None) -> dict[str, float]:
-    """An interval as three numbers; none where it was not measured."""
+    """Return value, low and high end of an interval by name; empty without an interval."""
     if interval is None:
         return {}
     return {
@@ -61,7 +61,7 @@ def _ends(name: str, interval: Interval | None) -> dict[str, float]:
 
 
 def closures(closure: Closure) -> dict[str, float]:
-    """The bias of each region as a whole, and of the worst bin that the gate judges (per cent)."""
+    """Return the bias of each region, and of the worst bin that the gate judges (per cent)."""
     numbers = {}
     for one in closure.bins:
         if one.is_whole(closure.from_gev):
@@ -71,16 +71,17 @@ def closures(closure: Closure) -> dict[str, float]:
     return numbers
 
 
-def shown_of_evaluation(metrics: MetricsRecord) -> dict[str, float | str]:
-    """Name -> value of an evaluation, as Kubeflow shows and compares them: MOST_SHOWN at most.
+def kubeflow_metrics_of_evaluation(metrics: MetricsRecord) -> dict[str, float | str]:
+    """Return the metrics of an evaluation by name, as Kubeflow shows and compares them.
 
-    Kubeflow sorts them by name, so that those of one kind begin alike. In per cent are the gain
-    with the ends of its interval, closure (median response - 1) and coverage; `resolution` is
-    IQR / median without unit. What was not measured is left out.
+    There are at most MAX_KUBEFLOW_METRICS. Kubeflow sorts them by name, so that names of one kind
+    begin alike. The gain with the ends of its interval, closure (median response - 1) and coverage
+    are in per cent; `resolution` is IQR / median, without unit. Numbers that were not measured are
+    left out.
     """
     gain, baseline = metrics.gain, metrics.gain_over_baseline
     bias = closures(metrics.closure)
-    # what matters most comes first
+    # The most important come first, because later ones may be cut off.
     values: dict[str, float | str | None] = {
         "gain_percent": gain.value if gain else None,
         "gain_low": gain.low if gain else None,
@@ -97,14 +98,14 @@ def shown_of_evaluation(metrics: MetricsRecord) -> dict[str, float | str]:
         values["coverage_percent"] = 100 * coverage.value
     if metrics.resolution:
         values["resolution"] = metrics.resolution.model.value
-    measured = {name: value for name, value in values.items() if value is not None}
-    return {name: rounded(measured[name]) for name in list(measured)[:MOST_SHOWN]}
+    available = {name: value for name, value in values.items() if value is not None}
+    return {name: round_number(available[name]) for name in list(available)[:MAX_KUBEFLOW_METRICS]}
 
 
-def shown_of_search(search: SearchRecord) -> dict[str, float | str]:
-    """Name -> value of a search, as Kubeflow shows and compares them."""
+def kubeflow_metrics_of_search(search: SearchRecord) -> dict[str, float | str]:
+    """Return the metrics of a search by name, as Kubeflow shows and compares them."""
     values: dict[str, float | str] = {
-        search.objective.name: rounded(search.best_value),
+        search.objective.name: round_number(search.best_value),
         "trials": len(search.trials),
     }
     for status, count in Counter(trial.status for trial in search.trials).items():
@@ -113,31 +114,31 @@ def shown_of_search(search: SearchRecord) -> dict[str, float | str]:
     return values
 
 
-def rounded(value: float | str) -> float | str:
-    """A number with four significant digits; counts and text as they are."""
+def round_number(value: float | str) -> float | str:
+    """Round a float to four significant digits; return counts and text as they are."""
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def evaluation_lines(metrics: MetricsRecord) -> str:
-    """An evaluation in three lines: gain, closure, verdict."""
+    """Return an evaluation in three lines: gain, closure and verdict."""
     gain = metrics.gain.percent() if metrics.gain else "not measured"
     bias = []
     for name, value in closures(metrics.closure).items():
         where = name.removeprefix("closure_").removesuffix("_percent").replace("_", " ")
         bias.append(f"{where} {value:+.2f} %")
-    allowed = f"{100 * metrics.config.max_closure:g} %, or the standard JEC's own bias"
+    limit = f"{100 * metrics.config.max_closure:g} %, or the standard JEC's own bias"
     if metrics.passed:
         verdict = f"gate passed, {metrics.num_measured:,} test jets"
     else:
         verdict = f"gate not passed: {'; '.join(metrics.reasons)}"
     return (
         f"resolution gain over the standard JEC: {gain}\n"
-        f"closure: {', '.join(bias) or 'not measured'} (allowed: {allowed})\n{verdict}\n"
+        f"closure: {', '.join(bias) or 'not measured'} (allowed: {limit})\n{verdict}\n"
     )
 
 
 def search_lines(search: SearchRecord) -> str:
-    """A search in three lines: the best trial, its parameters, how the trials ended."""
+    """Return a search in three lines: the best trial, its parameters, and counts by status."""
     best = search.best
     parameters = ", ".join(f"{name} {short_number(v)}" for name, v in best.parameters.items())
     counts = Counter(status_words(trial.status) for trial in search.trials)

@@ -1,4 +1,4 @@
-"""The model card to read, and completed by what was measured on the test jets."""
+"""The model card as Markdown, and its completion with the measurements on the test jets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from common.records import MetricsRecord, ModelCard
 
 
 def page(card: ModelCard) -> str:
-    """The card as Markdown."""
+    """Return the card as Markdown."""
     lines = [f"# {card.models[0]}", ""]
     if card.notes:
         lines += [card.notes.strip(), ""]
@@ -23,17 +23,17 @@ def page(card: ModelCard) -> str:
     lines += _section("Trained on", facts)
     limits = card.valid_range
     if limits is not None:
-        of_range = {
+        range_facts = {
             "pT": f"{limits.min_pt:g} to {limits.max_pt:g} GeV (0.1 and 99.9 % quantiles of the"
             f" {limits.jets} jets)"
         }
         if limits.max_abs_eta is not None:
-            of_range["abs(jetEta)"] = f"at most {limits.max_abs_eta:g}"
-        lines += _section("Valid range", of_range)
-    measured = card.performance or {"performance": "not measured yet: the evaluation does it"}
+            range_facts["abs(jetEta)"] = f"at most {limits.max_abs_eta:g}"
+        lines += _section("Valid range", range_facts)
+    results = card.performance or {"performance": "not measured yet: the evaluation does it"}
     if card.gate:
-        measured = {**measured, "gate": card.gate}
-    lines += _section("Measured on the test jets", measured)
+        results = {**results, "gate": card.gate}
+    lines += _section("Measured on the test jets", results)
     lines += ["## Limits", "", *(f"- {limit}" for limit in card.limits), ""]
     origin = {
         "models": ", ".join(card.models),
@@ -53,30 +53,30 @@ def _section(title: str, facts: dict[str, str]) -> list[str]:
 
 
 def complete_card(folder: RunFolder, metrics: MetricsRecord) -> None:
-    """Put what was measured into a run's card; nothing where the run has none of this model."""
+    """Add the measurements to the card of a run, if the run has a card of this model."""
     card = ModelCard.find(folder.card)
     if card is None or metrics.model not in card.models:
         return
-    completed = dataclasses.replace(card, performance=performance(metrics), gate=_verdict(metrics))
-    completed.save(folder.card)
-    storage.write_text(folder.card_page, page(completed))
+    complete = dataclasses.replace(card, performance=performance(metrics), gate=_verdict(metrics))
+    complete.save(folder.card)
+    storage.write_text(folder.card_page, page(complete))
 
 
 def performance(metrics: MetricsRecord) -> dict[str, str]:
-    """The measured numbers with their intervals."""
+    """Return the measured numbers with their intervals, as text."""
     level = f"{100 * metrics.interval:g} % intervals"
-    measured = {"test jets": f"{metrics.num_measured:,} of {metrics.num_jets:,} ({level})"}
+    results = {"test jets": f"{metrics.num_measured:,} of {metrics.num_jets:,} ({level})"}
     if metrics.gain is not None:
-        measured["resolution gain over the standard JEC, pT > 30 GeV"] = metrics.gain.percent()
+        results["resolution gain over the standard JEC, pT > 30 GeV"] = metrics.gain.percent()
     if metrics.resolution is not None:
-        measured["resolution"] = _interval(metrics.resolution.model)
-        measured["resolution of the standard JEC"] = _interval(metrics.resolution.standard)
+        results["resolution"] = _interval(metrics.resolution.model)
+        results["resolution of the standard JEC"] = _interval(metrics.resolution.standard)
     if metrics.uncertainty is not None:
         for band in metrics.uncertainty.bands:
-            measured[f"coverage of {band.low} to {band.high} ({band.nominal:.0%})"] = _interval(
+            results[f"coverage of {band.low} to {band.high} ({band.nominal:.0%})"] = _interval(
                 band.coverage
             )
-    return measured
+    return results
 
 
 def _interval(value: Interval) -> str:

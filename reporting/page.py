@@ -1,8 +1,8 @@
-"""Self-contained HTML pages, made of the templates in reporting/templates.
+"""Self-contained HTML pages from the templates in reporting/templates.
 
-No script, no address, no font from elsewhere: a page opens from a disk, in the Kubeflow UI's
-sandboxed frame, on a phone, in dark mode and on paper. Templates hold the markup and escape all
-that is put into them; Python hands them text, tables and figures.
+Pages have no scripts and load nothing, so that they open from a disk, in the sandboxed frame of the
+Kubeflow UI, on a phone, in dark mode and on paper. Templates hold the markup and escape all values;
+Python passes them text, tables and figures.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from reporting import drawing
 
 MISSING = "–"
-"""What stands in a table for a value that there is none of."""
+"""Stands in a table for a missing value."""
 
 ENVIRONMENT = Environment(
     loader=FileSystemLoader(Path(__file__).parent / "templates"),
-    # Names and values come from the user.
+    # Names and values come from users.
     autoescape=True,
-    # A name that Python does not fill is a fault of ours; jinja2 would leave a gap.
+    # A template variable without a value is a bug; by default jinja2 would leave a gap.
     undefined=StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
@@ -38,24 +38,25 @@ class Table:
     rows: Sequence[Sequence[str]]
     kind: str = "numbers"
     """The table's class in style.css."""
-    marked: Collection[int] = ()
-    """Numbers of the rows that stand out, from 0."""
+    highlighted: Collection[int] = ()
+    """Indices of the highlighted rows."""
     words: Collection[str] = ()
-    """Heads of the columns that hold sentences, which are broken into lines."""
+    """Heads of the columns that hold sentences, whose text is wrapped."""
 
 
 def render(template: str, **values: object) -> str:
-    """The text of a template filled with values.
+    """Return a template filled with values.
 
-    Raises jinja2.UndefinedError for a name that the template uses and nobody gave.
+    Raises:
+        jinja2.UndefinedError: If the template uses a name that is not among the values.
     """
     return ENVIRONMENT.get_template(template).render(**values)
 
 
 def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, str]:
-    """Nested names joined by spaces -> value as text.
+    """Flatten nested mappings: names joined by spaces -> value as text.
 
-    Lists of plain values stand on one line; those of objects are numbered.
+    Lists of plain values become one line; the entries of other lists are numbered.
     """
     texts: dict[str, str] = {}
     for name, value in values.items():
@@ -64,7 +65,7 @@ def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, str]:
             texts |= flat(value, f"{key} ")
         elif isinstance(value, list) and any(isinstance(one, Mapping) for one in value):
             for number, one in enumerate(value, 1):
-                # A plain value among objects has its number alone for a name.
+                # A plain value in a list of objects is named by its number alone.
                 content = one if isinstance(one, Mapping) else {"": one}
                 texts |= flat(content, f"{key} {number} ")
         else:
@@ -81,7 +82,7 @@ def _plain(value: object) -> str:
 
 
 def short_number(value: str) -> str:
-    """A number that is not whole with four significant digits; any other text as it is."""
+    """Return a number that is not whole with four significant digits; other text unchanged."""
     try:
         return value if value.lstrip("+-").isdigit() else f"{float(value):.4g}"
     except ValueError:

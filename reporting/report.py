@@ -1,6 +1,6 @@
-"""report.html: one self-contained page made of a run's records, and nothing else.
+"""The page report.html, made of the records of a run alone.
 
-Whatever record is missing leaves a sentence in its place.
+For each record that is missing the page has a sentence instead.
 """
 
 from __future__ import annotations
@@ -32,39 +32,41 @@ from reporting.figures import drawings
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Documents:
-    """What the page is made of; all but the metrics may be missing."""
+    """Records that the page is made of; all but the metrics may be missing."""
 
     metrics: MetricsRecord
     run: Run | None = None
     search: SearchRecord | None = None
     history: Sequence[EpochRecord] = ()
-    """Epochs of the trial that was exported."""
+    """Epochs of the exported trial."""
     options: TrialOptions | None = None
-    """Of the same trial."""
+    """Options of the exported trial."""
     export: ExportRecord | None = None
     service: ServiceRecord | None = None
 
 
 def render(documents: Documents, figures: Sequence[Drawing]) -> str:
-    """The page as text.
+    """Return the HTML of the page.
 
-    `figures` are those of `figures_of`, drawn once for the page and for the files beside it.
+    Args:
+        documents: The records of the run.
+        figures: The result of `figures_of`. The caller draws them once, for the page and for files.
     """
     metrics, run, search = documents.metrics, documents.run, documents.search
 
-    def chosen(*kinds: str) -> list[Drawing]:
-        """The figures whose name is one of `kinds`, or begins with it and a dash."""
-        chosen = []
+    def figures_of_kinds(*kinds: str) -> list[Drawing]:
+        """Return the figures whose name is one of `kinds`, or begins with it and a dash."""
+        selection = []
         for kind in kinds:
             for drawing in figures:
                 if drawing.name == kind or drawing.name.startswith(f"{kind}-"):
-                    chosen.append(drawing)
-        return chosen
+                    selection.append(drawing)
+        return selection
 
     return page.render(
         "report.html",
         title=f"Jet energy calibration: {metrics.run_id}",
-        figures=chosen,
+        figures=figures_of_kinds,
         verdict=report_physics.verdict(metrics),
         response=report_physics.response(metrics, run),
         baselines=baselines_section.content(metrics),
@@ -83,5 +85,5 @@ def render(documents: Documents, figures: Sequence[Drawing]) -> str:
 
 
 def figures_of(documents: Documents) -> Iterable[Drawing]:
-    """The figures of the page, one by one."""
+    """Draw the figures of the page one by one."""
     return drawings(documents.metrics, documents.history, documents.search)

@@ -1,4 +1,4 @@
-"""What report.html says of the gate: each number that it judged, its limit and its margin."""
+"""Section of report.html on the gate: each number that it judged, its limit and its margin."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from common.measurements import Gate, GateCheck
 from common.records import MetricsRecord
 from reporting.page import MISSING, Table
 
-SHOWN = 2
-"""Numbers of each quantity that stand at the top of the page; all of them are in a table below."""
+NUM_NEAREST = 2
+"""Checks of each quantity at the top of the page; a table below has all of them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Judged:
-    """The numbers that the gate judged."""
+class GateSection:
+    """Content of the section."""
 
     mode: str
     rule: str
     num_tests: str
     level: str
     nearest: Table
-    """Of each quantity, the numbers nearest to their limit or farthest beyond it."""
+    """The checks of each quantity that are nearest to their limit or farthest beyond it."""
     every: Table
     unmeasured: Sequence[str]
 
@@ -39,12 +39,12 @@ RULES = {
 }
 
 
-def judged(metrics: MetricsRecord) -> Judged | None:
-    """None for a run of an earlier version, whose gate kept no numbers."""
+def gate_section(metrics: MetricsRecord) -> GateSection | None:
+    """Return the section; None for a run of an earlier version, which recorded no checks."""
     gate = metrics.gate
     if gate is None:
         return None
-    return Judged(
+    return GateSection(
         mode=metrics.config.gate,
         rule=RULES[metrics.config.gate],
         num_tests=f"{gate.num_tests:,}",
@@ -56,24 +56,27 @@ def judged(metrics: MetricsRecord) -> Judged | None:
 
 
 def nearest(gate: Gate) -> list[GateCheck]:
-    """The SHOWN checks of each quantity with the least margin, in units of its interval."""
-    of_quantity: dict[str, list[GateCheck]] = {}
+    """Return the checks with the least margin, NUM_NEAREST of each quantity.
+
+    Margins are compared in units of half the width of their intervals.
+    """
+    checks_by_quantity: dict[str, list[GateCheck]] = {}
     for check in gate.checks:
-        of_quantity.setdefault(check.quantity, []).append(check)
-    chosen = []
-    for checks in of_quantity.values():
-        chosen += sorted(checks, key=_distance)[:SHOWN]
-    return chosen
+        checks_by_quantity.setdefault(check.quantity, []).append(check)
+    selection = []
+    for checks in checks_by_quantity.values():
+        selection += sorted(checks, key=_distance)[:NUM_NEAREST]
+    return selection
 
 
 def _distance(check: GateCheck) -> float:
-    """The margin over half of its interval's width."""
+    """Return the margin divided by half the width of its interval."""
     margin = check.margin
     return margin.value / max((margin.high - margin.low) / 2, 1e-12)
 
 
 def table_of(checks: Sequence[GateCheck], *, with_sizes: bool) -> Table:
-    """Each number with its limit, its margin and the verdict; with or without numbers of jets."""
+    """Return a table of checks: value, limit, margin, verdict; jets if `with_sizes`."""
     rows = []
     for check in checks:
         unit = f" {check.unit}" if check.unit else ""
@@ -83,7 +86,7 @@ def table_of(checks: Sequence[GateCheck], *, with_sizes: bool) -> Table:
         if check.standard is not None:
             standard = f"{check.standard:{sign}.{digits}f}{unit}"
         limit = f"{check.limit:.{digits}f}{unit}"
-        # A gain is to be above its limit; of the others these are for either direction.
+        # A gain must exceed its limit; closure and coverage are limited in both directions.
         if check.quantity == "gain":
             limit = f"above {limit}"
         elif check.quantity in ("closure", "coverage"):

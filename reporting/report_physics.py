@@ -1,7 +1,6 @@
-"""What report.html says of the physics: the verdict, then response, closure, flavour, uncertainty.
+"""Sections of report.html on physics: verdict, response, closure, flavour and uncertainty.
 
-Each function takes metrics.json and returns what templates/report.html shows of it,
-as text and tables.
+Each function takes metrics.json and returns the text and tables that templates/report.html shows.
 """
 
 from __future__ import annotations
@@ -32,14 +31,14 @@ from physics.groups import (
 )
 from physics.response import PT_EDGES
 from reporting.page import MISSING, Table
-from reporting.report_gate import Judged, judged
+from reporting.report_gate import GateSection, gate_section
 
-PUBLISHED = {
+PUBLISHED_GAINS = {
     "PFN": {"barrel": (0.2, 1.4, 4.5, 8.0, 2.2), "endcap": (1.0, 6.9, 12.9, 5.0, 5.9)},
     "ParticleNet": {"barrel": (0.6, 1.6, 4.8, 7.8, 2.5), "endcap": (1.3, 7.1, 11.9, 9.4, 5.8)},
 }
-"""Gain of resolution (per cent) published for these networks on 286,645 CMS open-data test jets, in
-our pT bins and above 30 GeV.
+"""Gain in resolution (per cent) published for these networks on 286,645 CMS open-data test jets:
+one value for each of our pT bins, then one for all jets above 30 GeV.
 """
 
 
@@ -48,7 +47,7 @@ our pT bins and above 30 GeV.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tile:
-    """A headline: a number with its interval, and what it is."""
+    """A number with its interval, its name and a remark, at the top of the report."""
 
     what: str
     number: str
@@ -58,11 +57,11 @@ class Tile:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """The gate's decision with the numbers that count."""
+    """The decision of the gate with the main numbers."""
 
     passed: bool
     reasons: Sequence[str]
-    judged: Judged | None
+    gate: GateSection | None
     """None for a run of an earlier version."""
     left_out: Sequence[str]
     tiles: Sequence[Tile]
@@ -72,11 +71,11 @@ class Verdict:
 
 
 def verdict(metrics: MetricsRecord) -> Verdict:
-    """Return the head of the report: the gate's verdict and the tiles."""
+    """Return the head of the report: the verdict of the gate and the tiles."""
     return Verdict(
         passed=metrics.passed,
         reasons=metrics.reasons,
-        judged=judged(metrics),
+        gate=gate_section(metrics),
         left_out=[f"{number:,} jets: {cause}" for cause, number in metrics.left_out.items()],
         tiles=tiles(metrics),
         num_measured=f"{metrics.num_measured:,}",
@@ -86,14 +85,14 @@ def verdict(metrics: MetricsRecord) -> Verdict:
 
 
 def tiles(metrics: MetricsRecord) -> list[Tile]:
-    """The headlines, each with its interval."""
-    made: list[Tile] = []
+    """Return the numbers at the top of the report, each with its interval."""
+    result: list[Tile] = []
 
     def add(what: str, text: str, remark: str) -> None:
-        """Add a number given as text, whose interval in brackets is set apart."""
+        """Add a number given as text; its interval, in brackets, is split off."""
         number, _, interval = text.partition(" [")
         interval = f"[{interval}" if interval else ""
-        made.append(Tile(what=what, number=number, interval=interval, remark=remark))
+        result.append(Tile(what=what, number=number, interval=interval, remark=remark))
 
     config, lowest = metrics.config, metrics.closure.from_gev
     checks = checks_of(metrics)
@@ -122,7 +121,7 @@ def tiles(metrics: MetricsRecord) -> list[Tile]:
             "all jets above 30 GeV, each counted by eventWeight"
             f" ({metrics.weighted.effective_jets:,.0f} effective jets)",
         )
-    elif reason := _why_not_weighted(metrics):
+    elif reason := _reason_without_weights(metrics):
         add("The same gain, weighted", "not measured", reason)
     for one in metrics.closure.bins:
         # The bins of pT stand in a table below.
@@ -141,7 +140,7 @@ def tiles(metrics: MetricsRecord) -> list[Tile]:
             f"Flavour spread, {region}",
             entry.spread.model.percent(100, 2, sign=""),
             f"standard JEC: {100 * entry.spread.standard.value:.2f} %; removed:"
-            f" {_removed(entry)}; {', '.join(entry.flavours)}{limit}{outcome(check)}",
+            f" {_spread_reduction(entry)}; {', '.join(entry.flavours)}{limit}{outcome(check)}",
         )
     if metrics.uncertainty:
         band = metrics.uncertainty.bands[0]
@@ -153,13 +152,13 @@ def tiles(metrics: MetricsRecord) -> list[Tile]:
             f"between the {band.low} and {band.high} given for each jet; expected:"
             f" {100 * band.nominal:g} %{limit}{outcome(check)}",
         )
-    return made
+    return result
 
 
 def checks_of(metrics: MetricsRecord) -> dict[str, GateCheck]:
-    """What the gate judged of all jets and of whole regions: quantity and region -> its check.
+    """Return the gate's checks of all jets and of whole regions, by quantity and region.
 
-    Empty for a run of an earlier version, whose gate kept no numbers.
+    Empty for a run of an earlier version, which recorded no checks.
     """
     places = {one.text: one.region for one in (CLOSURE_ALL, *CLOSURE_REGIONS)}
     checks = {}
@@ -174,36 +173,39 @@ def checks_of(metrics: MetricsRecord) -> dict[str, GateCheck]:
 
 
 def outcome(check: GateCheck | None) -> str:
-    """What the gate found of a number; empty where it kept or judged none."""
+    """Return the verdict on one check; empty without a check."""
     if check is None:
         return ""
     return "; passes" if check.passed else "; refused"
 
 
 def required_gain(settings: GateSettings) -> str:
-    """What the gate asks of the gain's interval."""
+    """Return what the gate requires of the interval of the gain."""
     if settings.gate == "strict":
         return f"required: an interval above {settings.min_improvement:g} %"
     return f"required: an interval that reaches {settings.min_improvement:g} %"
 
 
 def allowed_closure(one: ClosureBin, settings: GateSettings) -> str:
-    """The largest bias that the gate allows in a bin: the standard JEC's own where it is larger."""
+    """Return the largest bias that the gate allows in a bin.
+
+    It is the limit, or the bias of the standard JEC where that is larger.
+    """
     standard = abs(one.standard.value)
     if standard > settings.max_closure:
         return f"allowed: ±{100 * standard:.2f} %, as much as the standard JEC's own"
     return f"allowed: ±{100 * settings.max_closure:g} %"
 
 
-def _removed(entry: FlavourSpread) -> str:
-    """The share of the standard JEC's flavour spread that the model removes."""
+def _spread_reduction(entry: FlavourSpread) -> str:
+    """Return the share of the standard JEC's flavour spread that the model removes."""
     if entry.reduction:
         return entry.reduction.percent()
     return "too uncertain to tell" if entry.spread.standard.value > 0 else "none to remove"
 
 
-def _why_not_weighted(metrics: MetricsRecord) -> str:
-    """Why the gain of all jets is not weighted; empty where there are no weights."""
+def _reason_without_weights(metrics: MetricsRecord) -> str:
+    """Return why there is no weighted gain of all jets; empty where no reason is recorded."""
     for one in metrics.unmeasured:
         if one.quantity == "weighted gain" and one.where == SUMMARY[-1].text:
             return one.reason
@@ -215,7 +217,7 @@ def _why_not_weighted(metrics: MetricsRecord) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Response:
-    """Tables of response and resolution; None for those that nothing is known for."""
+    """Tables of response and resolution; None where there are no measurements."""
 
     published: Table
     sample: str
@@ -235,18 +237,18 @@ class Response:
 def response(metrics: MetricsRecord, run: Run | None) -> Response:
     """Return the section on response and resolution."""
     weighted = metrics.weighted
-    # What the test jets are, as far as the run's parameters say.
+    # Describes the test jets as far as the parameters of the run do.
     sample = "the test jets of this run"
     if run:
         sample = f"the jets of {run.config.data_test}"
         if run.config.data_test == "sample":
             sample = "jets of this project's own generator, which are not CMS's"
     return Response(
-        published=beside_published(metrics.bins),
+        published=published_gains(metrics.bins),
         sample=sample,
         bins=_bins(metrics.bins),
         weighted=_bins(weighted.bins) if weighted else None,
-        not_weighted=_why_not_weighted(metrics) or "eventWeight is not among the observers",
+        not_weighted=_reason_without_weights(metrics) or "eventWeight is not among the observers",
         effective_jets=f"{weighted.effective_jets:,.0f}" if weighted else "",
         unmeasured=[
             one.text for one in metrics.unmeasured if not one.quantity.startswith("flavour spread")
@@ -258,7 +260,7 @@ def response(metrics: MetricsRecord, run: Run | None) -> Response:
 
 
 def regions_without_figures(metrics: MetricsRecord) -> list[str]:
-    """A sentence on each region none of whose bins holds enough test jets."""
+    """Return a sentence on each region in which no bin has enough test jets."""
     sentences = []
     for one in WHOLE_REGIONS:
         if any(curve.region == one.region for curve in metrics.curves):
@@ -269,10 +271,10 @@ def regions_without_figures(metrics: MetricsRecord) -> list[str]:
     return sentences
 
 
-def beside_published(bins: Sequence[ResponseBin]) -> Table:
-    """The gain by bin next to the published ones: the same bins, other jets."""
+def published_gains(bins: Sequence[ResponseBin]) -> Table:
+    """Return the gain by bin beside published gains, which were measured on other jets."""
     own = {(one.region, one.pt_low, one.pt_high): one.gain for one in bins}
-    # The last bin is open, and the published numbers end with all jets from the first edge up.
+    # The last bin is open; the last published number is for all jets above the first edge.
     places: list[tuple[float, float | None]] = [*itertools.pairwise(PT_EDGES[:-1])]
     places += [(PT_EDGES[-2], None), (PT_EDGES[0], None)]
     rows = []
@@ -283,15 +285,15 @@ def beside_published(bins: Sequence[ResponseBin]) -> Table:
                 pt = "all above 30"
             gain = own.get((region, low, high))
             row = [region, pt, gain.percent() if gain else "too few jets"]
-            for gains in PUBLISHED.values():
+            for gains in PUBLISHED_GAINS.values():
                 row.append(f"{gains[region][column]:+.1f} %")
             rows.append(row)
     head = ["Region", "pT (GeV)", "This model, this sample"]
-    return Table(head=[*head, *(f"{name}, published" for name in PUBLISHED)], rows=rows)
+    return Table(head=[*head, *(f"{name}, published" for name in PUBLISHED_GAINS)], rows=rows)
 
 
 def _bins(bins: Sequence[ResponseBin]) -> Table | None:
-    """Medians, resolutions and gains; the gain over a baseline where one was measured."""
+    """Return medians, resolutions and gains by bin, with the gain over a baseline if measured."""
     gains = ["Gain", "Gain by 68 % width"]
     if any(one.gain_over_baseline for one in bins):
         gains.append("Gain over baseline")
@@ -315,7 +317,7 @@ def _bins(bins: Sequence[ResponseBin]) -> Table | None:
 
 
 def _of_both(*quantities: str) -> list[str]:
-    """The heads of quantities that a table gives for both calibrations."""
+    """Return the column heads of quantities that a table shows for both calibrations."""
     heads = []
     for quantity in quantities:
         heads += [f"{quantity}, standard", f"{quantity}, model"]
@@ -323,7 +325,7 @@ def _of_both(*quantities: str) -> list[str]:
 
 
 def with_intervals(bins: Sequence[ResponseBin]) -> Table | None:
-    """Median and both widths with their intervals."""
+    """Return median and both widths with their intervals, by bin."""
     rows = []
     for one in bins:
         standard, model = one.standard, one.model
@@ -342,7 +344,7 @@ def with_intervals(bins: Sequence[ResponseBin]) -> Table | None:
 
 
 def normal_cores(bins: Sequence[CoreBin]) -> Table | None:
-    """Means and normal cores, as they are quoted elsewhere."""
+    """Return means and the parameters of normal cores, which other analyses often quote."""
     rows = []
     for one in bins:
         row = [one.bin]
@@ -358,7 +360,7 @@ def normal_cores(bins: Sequence[CoreBin]) -> Table | None:
 
 
 def _with_error(value: float | None, error: float | None) -> str:
-    """A number with its standard error; a response without a normal core has none."""
+    """Return a number with its standard error, or a dash without a normal core."""
     if value is None or error is None:
         return MISSING
     return f"{value:.4f} ± {error:.4f}"
@@ -368,7 +370,7 @@ def _with_error(value: float | None, error: float | None) -> str:
 
 
 def closure(metrics: MetricsRecord) -> Table | None:
-    """The bias of every bin from 60 GeV up."""
+    """Return the bias of each bin that the closure test uses."""
     rows = []
     for one in metrics.closure.bins:
         place = [one.region, one.pt_range, f"{one.num_jets:,}"]
@@ -378,7 +380,7 @@ def closure(metrics: MetricsRecord) -> Table | None:
 
 
 def edges(metrics: MetricsRecord) -> Table | None:
-    """Median responses beside the edges of the range that the model is meant for."""
+    """Return the median response on both sides of each edge of the model's valid range."""
     rows = []
     for one in metrics.edges:
         row = [one.edge, f"{one.num_inside:,}"]
@@ -399,7 +401,7 @@ def _median(interval: Interval | None) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flavour:
-    """How far apart the flavours are."""
+    """Differences between the responses of flavours."""
 
     spreads: Table
     lowest_pt: str
@@ -416,7 +418,7 @@ def flavour(metrics: MetricsRecord) -> Flavour | None:
         gaps = [MISSING, MISSING]
         if entry.uds_minus_g:
             gaps = _percent_of_both(entry.uds_minus_g)
-        rows.append([region, ", ".join(entry.flavours), *spreads, _removed(entry), *gaps])
+        rows.append([region, ", ".join(entry.flavours), *spreads, _spread_reduction(entry), *gaps])
     if not rows:
         return None
     head = ["Region", "Flavours", *_of_both("Spread"), "Removed", *_of_both("uds − g")]
@@ -426,7 +428,7 @@ def flavour(metrics: MetricsRecord) -> Flavour | None:
 
 
 def _percent_of_both(fractions: Calibrated[Interval], sign: str = "+") -> list[str]:
-    """A fraction of the standard JEC and of the model, in per cent."""
+    """Return a fraction for the standard JEC and for the model, in per cent."""
     return [one.percent(100, 2, sign=sign) for one in (fractions.standard, fractions.model)]
 
 
@@ -435,7 +437,7 @@ def _percent_of_both(fractions: Calibrated[Interval], sign: str = "+") -> list[s
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Uncertainty:
-    """Whether the uncertainty given for each jet covers, and whether it tells jets apart."""
+    """Coverage of the uncertainty predicted for each jet, and its power to separate jets."""
 
     low: str
     high: str
@@ -444,26 +446,27 @@ class Uncertainty:
     pull_median: str
     pull_width: str
     ratio: str
-    """Measured widths of wide over narrow jets of the same pT; empty with too few jets."""
+    """Measured width of jets with a large predicted uncertainty, divided by that of jets with a
+    small one at the same pT; empty with too few jets."""
     predicted_ratio: str
     problems: Sequence[str]
 
 
-def uncertainty(measured: UncertaintyRecord | None) -> Uncertainty | None:
-    """The section's content; None for a network with one answer a jet."""
-    if not measured:
+def uncertainty(record: UncertaintyRecord | None) -> Uncertainty | None:
+    """Return the section on uncertainty; None for a network with one output a jet."""
+    if not record:
         return None
-    band, pull, same_pt = measured.bands[0], measured.pull, measured.same_pt
+    band, pull, same_pt = record.bands[0], record.pull, record.same_pt
     problems = []
-    if measured.num_without_answer:
-        problems.append(f"{measured.num_without_answer:,} jets have an answer that is not finite")
-    if crossed := sum(one.num_crossed for one in measured.bands):
-        problems.append(f"{crossed:,} jets have a lower quantile above the higher one")
+    if record.num_without_answer:
+        problems.append(f"{record.num_without_answer:,} jets have an answer that is not finite")
+    if num_crossed := sum(one.num_crossed for one in record.bands):
+        problems.append(f"{num_crossed:,} jets have a lower quantile above the higher one")
     return Uncertainty(
         low=band.low,
         high=band.high,
-        num_jets=f"{measured.num_jets:,}",
-        shares=shares(measured),
+        num_jets=f"{record.num_jets:,}",
+        shares=shares(record),
         pull_median=pull.median.text(digits=3),
         pull_width=pull.half_width.text(digits=3, sign=""),
         ratio=same_pt.ratio.text(digits=2, sign="") if same_pt else "",
@@ -472,13 +475,13 @@ def uncertainty(measured: UncertaintyRecord | None) -> Uncertainty | None:
     )
 
 
-def shares(measured: UncertaintyRecord) -> Table:
-    """How many jets lie within each band and below each quantile, beside what is expected."""
+def shares(record: UncertaintyRecord) -> Table:
+    """Return the share of jets in each band and below each quantile, with the expected share."""
     rows = []
-    for band in measured.bands:
+    for band in record.bands:
         where = f"from {band.low} to {band.high}"
         rows.append([where, f"{100 * band.nominal:g} %", band.coverage.percent(100, sign="")])
-    for below in measured.below:
+    for below in record.below:
         where = f"below {below.column}"
         rows.append([where, f"{100 * below.level:g} %", below.share.percent(100, sign="")])
     return Table(head=["Generator jet", "Expected", "Measured"], rows=rows)

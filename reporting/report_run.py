@@ -1,7 +1,7 @@
-"""What report.html says of the run: its search, its training, its data, and how to repeat it.
+"""Sections of report.html on the run: search, training, data, and how to reproduce it.
 
-Each function takes records of the run and returns what templates/report.html shows of them, as text
-and tables.
+Each function takes records of the run and returns the text and tables that templates/report.html
+shows.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ USES = {
     "val": "the best epoch and trial, parity",
     "test": "this page, once",
 }
-"""Split -> what its jets were used for."""
+"""Use of the jets of each split."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Search:
-    """How the trials were chosen, and all of them."""
+    """The settings of the search and a table of its trials."""
 
     algorithm: str
     objective: str
@@ -64,7 +64,7 @@ def search(record: SearchRecord) -> Search:
 
 
 def training(options: TrialOptions | None, history: Sequence[EpochRecord]) -> dict[str, str]:
-    """The options of the best trial, and its speed."""
+    """Return the options of the best trial and its speed."""
     facts = flat(plain(options)) if options else {}
     if history:
         speed = history[-1].jets_per_second
@@ -108,7 +108,7 @@ def data(metrics: MetricsRecord, run: Run | None) -> Data:
 
 
 def table_of_sets(sets: Mapping[str, DataSet]) -> Table:
-    """The three sets of jets, one a row."""
+    """Return the number of files and jets of each set."""
     rows = []
     for name, one in sets.items():
         numbers = [f"{one.files:,}", f"{one.read:,}", f"{one.jets:,}"]
@@ -118,7 +118,7 @@ def table_of_sets(sets: Mapping[str, DataSet]) -> Table:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reproduce:
-    """Names, commands and versions by which the run can be repeated."""
+    """Names, commands and versions with which the run can be repeated."""
 
     names: Mapping[str, str]
     commands: Sequence[str]
@@ -128,7 +128,7 @@ class Reproduce:
 
 
 def reproduce(metrics: MetricsRecord, run: Run | None) -> Reproduce:
-    """Return the section that says how to repeat the run."""
+    """Return the section on how to repeat the run."""
     record = run.record if run else RunRecord()
     config = run.config.parameters() if run else {}
     names = {
@@ -148,16 +148,16 @@ def reproduce(metrics: MetricsRecord, run: Run | None) -> Reproduce:
 
 
 def _images(record: RunRecord) -> dict[str, str]:
-    """The run's images by name; behind a tag the digest that it stood for, where it is known."""
-    shown = {}
+    """Return the images of the run by name, with the digest after a tag if it is recorded."""
+    rows = {}
     for name, image in record.images.items():
         digest = record.image_digests.get(name)
-        shown[f"image {name}"] = image if not digest or digest in image else f"{image} ({digest})"
-    return shown
+        rows[f"image {name}"] = image if not digest or digest in image else f"{image} ({digest})"
+    return rows
 
 
 def evaluate_command(metrics: MetricsRecord) -> str:
-    """The command that writes this page again from the run's folder."""
+    """Return the command that writes the report again from the folder of the run."""
     config = metrics.config
     values = {
         "run": metrics.run,
@@ -172,14 +172,15 @@ def evaluate_command(metrics: MetricsRecord) -> str:
     }
     words = ["python", "-m", "physics.evaluate"]
     for name, value in values.items():
-        # Without a trial the search's best one is meant, and without a baseline none.
+        # Without --trial the command takes the best trial; without --baseline it compares with
+        # none.
         if value is not None:
             words += [f"--{name}", str(value)]
     return shlex.join(words)
 
 
 def _other_limits(config: GateSettings) -> dict[str, str | None]:
-    """The other settings of the gate that differ from their defaults, by flag."""
+    """Return the remaining settings of the gate that differ from their defaults, by flag."""
     values: dict[str, str | None] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -189,14 +190,14 @@ def _other_limits(config: GateSettings) -> dict[str, str | None]:
 
 
 def pipeline_command(config: RunConfig, folder: str) -> str:
-    """The command of such a run: the parameters that differ from their defaults."""
+    """Return the command that repeats the run, with the parameters that differ from defaults."""
     defaults = RunConfig().parameters()
     words = ["python", "pipeline.py"]
     for name, value in config.parameters().items():
-        # A run has an id and a place of its own.
+        # A repeated run gets its own id and folder.
         if name in ("run_id", "s3_bucket") or value == defaults[name]:
             continue
-        # The search space is long; the run's folder keeps it as a file.
+        # The search space is long, so that the command reads it from the file in the run's folder.
         text = RunFolder(folder).search_space if name == "search_space" else str(value)
         words += [f"--{flag(name)}", text]
     return shlex.join(words)

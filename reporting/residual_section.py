@@ -1,4 +1,4 @@
-"""What report.html says of the residual correction: closure with it and without."""
+"""Section of report.html on the residual correction: closure with and without it."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from reporting.page import MISSING, Table
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResidualSection:
-    """The correction's effect on the test jets, and what it was fitted to."""
+    """The effect of the correction on the test jets, and the fit."""
 
     reason: str
-    """Why there is none; empty where there is one, or where nothing says."""
+    """Why there is no correction; empty where there is one or no reason is recorded."""
     closure: Table | None
     unmeasured: str
-    """Bins whose interval is too wide to tell; empty without any."""
+    """Bins whose interval is too wide for a conclusion; empty without any."""
     measured_to: str
     gain: str
-    """Gain with it, without it, and the difference; empty with too few jets."""
+    """Gain with and without the correction, and the difference; empty with too few jets."""
     num_jets: str
-    """Validation jets of the fit."""
+    """Number of validation jets in the fit."""
     uncorrected: str
-    """Regions whose factor is 1 for too few validation jets; empty without any."""
+    """Regions whose factor is 1, because they have too few validation jets; empty without any."""
     fit: Table | None
 
 
 def content(metrics: MetricsRecord, export: ExportRecord | None) -> ResidualSection:
-    """The section's content; without a correction the reason alone."""
+    """Return the content of the section; without a correction only the reason."""
     effect = metrics.residual
     rows, unmeasured = [], []
     for one in effect.bins if effect else ():
@@ -51,25 +51,25 @@ def content(metrics: MetricsRecord, export: ExportRecord | None) -> ResidualSect
         measured_to=f"{100 * effect.measured_to:g} %" if effect else MISSING,
         gain=gain,
         num_jets=f"{export.residual.num_jets:,}" if export and export.residual else "",
-        uncorrected=", ".join(_uncorrected(export)),
+        uncorrected=", ".join(_regions_without_fit(export)),
         fit=_fit(export),
     )
 
 
-def _uncorrected(export: ExportRecord | None) -> list[str]:
-    """The regions for which nothing was fitted."""
+def _regions_without_fit(export: ExportRecord | None) -> list[str]:
+    """Return the regions to which no curve was fitted."""
     if not export or not export.residual:
         return []
-    fitted = {point.region for point in export.residual.points}
-    return [region for region in REGIONS if region not in fitted]
+    regions_of_fit = {point.region for point in export.residual.points}
+    return [region for region in REGIONS if region not in regions_of_fit]
 
 
 def _fit(export: ExportRecord | None) -> Table | None:
-    """The points of the fit."""
+    """Return the points of the fit; None without any."""
     rows = []
     for point in export.residual.points if export and export.residual else ():
-        needed = f"{point.needed:.4f} ± {point.error:.4f}"
+        factor = f"{point.needed:.4f} ± {point.error:.4f}"
         place = [point.region, f"{point.pt:.0f}", f"{point.num_jets:,}"]
-        rows.append([*place, needed, f"{point.applied:.4f}"])
+        rows.append([*place, factor, f"{point.applied:.4f}"])
     head = ["Region", "Calibrated pT (GeV)", "Validation jets", "Factor needed", "Factor applied"]
     return Table(head=head, rows=rows) if rows else None

@@ -1,4 +1,4 @@
-"""Figures of response and resolution against pT, of the response's distribution, and by flavour.
+"""Figures of response and resolution against pT, of the response distribution, and by flavour.
 
 The functions take metrics.json and return None where there is nothing to draw.
 """
@@ -38,24 +38,24 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 WIDE_SHIFT = 1.1
-"""Between the points of two flavours in a bin: the bins of flavours are wide."""
+"""Factor in pT between the points of two flavours in a bin; bins of flavours are wide."""
 
 Quantity: TypeAlias = Callable[[Response], Interval]
-"""Takes one number out of what is measured of a calibration."""
+"""Returns one number of a measured response."""
 
 
 def median(response: Response) -> Interval:
-    """Median response."""
+    """Return the median response."""
     return response.median
 
 
 def resolution(response: Response) -> Interval:
-    """Interquartile range over the median."""
+    """Return the interquartile range divided by the median."""
     return response.resolution
 
 
 def response_curve(metrics: MetricsRecord, region: str) -> Drawing | None:
-    """Median response against pT_gen, with the ratio to the standard JEC below."""
+    """Draw the median response against pT_gen, with the ratio to the standard JEC below."""
     bins = in_region(metrics.curves, region)
     if not bins:
         return None
@@ -63,8 +63,8 @@ def response_curve(metrics: MetricsRecord, region: str) -> Drawing | None:
     _draw_calibrations(top, bins, median)
     reach = _draw_ratios(below, bins)
     missing = missing_pt_bins(metrics, region, bins)
-    allowed, lowest = metrics.config.max_closure, metrics.closure.from_gev
-    top.axhspan(1 - allowed, 1 + allowed, color=INK, alpha=0.1, linewidth=0)
+    limit, lowest = metrics.config.max_closure, metrics.closure.from_gev
+    top.axhspan(1 - limit, 1 + limit, color=INK, alpha=0.1, linewidth=0)
     # Closure is not judged where the cut on reconstructed pT bends the response.
     top.axvspan(PT_RANGE[0], lowest, color=INK, alpha=0.06, linewidth=0)
     below.set_ylim(1 - 1.1 * reach, 1 + 1.1 * reach)
@@ -77,7 +77,7 @@ def response_curve(metrics: MetricsRecord, region: str) -> Drawing | None:
     head(top, REGION_TEXT[region])
     pt_axis(below)
     caption = (
-        f"Median response in the {region}. Band: ±{100 * allowed:g} %, the closure allowed."
+        f"Median response in the {region}. Band: ±{100 * limit:g} %, the bias that the gate allows."
         f" Grey below {lowest:g} GeV: the cut on reconstructed pT keeps"
         " upward fluctuations there, for any calibration. Below: the ratio to the standard JEC on"
         f" the same jets{'' if bins[0].ratio else ', without intervals'}.{too_few(missing)}"
@@ -91,7 +91,7 @@ def response_curve(metrics: MetricsRecord, region: str) -> Drawing | None:
 
 
 def resolution_curve(metrics: MetricsRecord, region: str) -> Drawing | None:
-    """Resolution against pT_gen, with the gain over the standard JEC below."""
+    """Draw the resolution against pT_gen, with the gain over the standard JEC below."""
     bins = in_region(metrics.curves, region)
     if not bins:
         return None
@@ -130,13 +130,15 @@ def _draw_calibrations(axes: Axes, bins: Sequence[ResponseBin], quantity: Quanti
 
 
 def _draw_ratios(axes: Axes, bins: Sequence[ResponseBin]) -> float:
-    """Draw each calibration's median over the standard JEC's, with paired intervals.
+    """Draw the median of each calibration over that of the standard JEC, with paired intervals.
 
-    Returns how far from 1 they reach, at least 0.01. In runs of earlier versions no interval is
-    recorded, and the points have none.
+    Runs of earlier versions record no intervals of ratios; their points have none.
+
+    Returns:
+        The largest distance of an interval's end from 1, at least 0.01.
     """
     pt, farthest = np.array([one.pt for one in bins]), 0.01
-    # The ratio of no calibration at all would set the scale of the panel.
+    # The ratio of the uncorrected response would set the scale of the panel.
     names = [n for n in bins[0].by_calibration() if n not in ("standard", "uncorrected")]
     for place, name in enumerate(names):
         ratios = [one.ratio.get(name) or _ratio(one, name) for one in bins]
@@ -147,13 +149,13 @@ def _draw_ratios(axes: Axes, bins: Sequence[ResponseBin]) -> float:
 
 
 def _ratio(one: ResponseBin, name: str) -> Interval:
-    """The ratio of medians, as an interval without length."""
+    """Return the ratio of medians as an interval of zero length."""
     value = one.by_calibration()[name].median.value / one.standard.median.value
     return Interval(value=value, low=value, high=value)
 
 
 def _first_and_last(bins: Sequence[ResponseBin], quantity: Quantity, what: str) -> str:
-    """The first and the last point of each curve in words."""
+    """Describe the first and the last point of each curve."""
     first, last = bins[0], bins[-1]
     parts = []
     for name, response in first.by_calibration().items():
@@ -166,7 +168,7 @@ def _first_and_last(bins: Sequence[ResponseBin], quantity: Quantity, what: str) 
 
 
 def distribution(metrics: MetricsRecord, region: str) -> Drawing | None:
-    """Histogram of the response above 30 GeV."""
+    """Draw a histogram of the response above 30 GeV."""
     import mplhep
 
     histograms = metrics.distribution.counts.get(region)
@@ -199,10 +201,10 @@ def distribution(metrics: MetricsRecord, region: str) -> Drawing | None:
 
 
 def flavour(metrics: MetricsRecord, region: str) -> Drawing | None:
-    """Median response of each flavour against pT_gen: the standard JEC above, the model below."""
+    """Draw the median response of each flavour against pT_gen, one panel a calibration."""
     lowest = metrics.flavour.from_gev
     bins = in_region(metrics.flavour.bins, region)
-    # The bin of all jets stands in the table.
+    # The table has the bin of all jets.
     bins = [one for one in bins if not one.is_whole(lowest)]
     if not bins:
         return None
@@ -223,7 +225,7 @@ def flavour(metrics: MetricsRecord, region: str) -> Drawing | None:
             0.03, 0.95, look.label, transform=axes.transAxes, fontsize=22, verticalalignment="top"
         )
         axes.set_ylabel("Median response")
-    # The same scale on both: the spread is what is compared.
+    # Both panels have the same scale, so that their spreads can be compared.
     lower = min(top.get_ylim()[0], below.get_ylim()[0])
     upper = max(top.get_ylim()[1], below.get_ylim()[1])
     top.set_ylim(lower, upper)
@@ -233,10 +235,10 @@ def flavour(metrics: MetricsRecord, region: str) -> Drawing | None:
     pt_axis(below)
     caption = (
         f"Response by flavour in the {region}: the closer together, the less the calibration"
-        " depends on what made the jet."
+        " depends on the flavour of the jet."
     )
-    if lost := _lost_flavours(metrics, region):
-        caption += f" Not shown, for fewer than {MIN_JETS} jets: {lost}."
+    if missing := _missing_flavours(metrics, region):
+        caption += f" Not shown, for fewer than {MIN_JETS} jets: {missing}."
     alt = f"Median response by flavour and pT, {region}."
     if entry := metrics.flavour.regions.get(region):
         standard, model = entry.spread.standard.value, entry.spread.model.value
@@ -247,18 +249,18 @@ def flavour(metrics: MetricsRecord, region: str) -> Drawing | None:
     return Drawing(name=f"flavour-{region}", caption=caption, alt=alt, figure=figure)
 
 
-def _lost_flavours(metrics: MetricsRecord, region: str) -> str:
-    """Flavours and ranges of pT of a region that hold too few jets; empty without any."""
+def _missing_flavours(metrics: MetricsRecord, region: str) -> str:
+    """Name flavours and pT ranges of a region with too few jets; empty without any."""
     lowest = metrics.flavour.from_gev
-    shown = set()
+    measured_bins = set()
     for one in in_region(metrics.flavour.bins, region):
-        shown.add((one.flavour, one.pt_low))
-    lost = []
+        measured_bins.add((one.flavour, one.pt_low))
+    missing = []
     for pt_bin in FLAVOUR_BINS:
         # The whole region has a table.
         if pt_bin.region != region or pt_bin.low == lowest:
             continue
         for name in FLAVOURS:
-            if (name, pt_bin.low) not in shown:
-                lost.append(f"{name} at {pt_bin.range} GeV")
-    return ", ".join(lost)
+            if (name, pt_bin.low) not in measured_bins:
+                missing.append(f"{name} at {pt_bin.range} GeV")
+    return ", ".join(missing)

@@ -1,8 +1,8 @@
-"""Figures of a search, drawn from search.json: its history, its parameters, and what mattered.
+"""Figures of a search: its history, its parameters and their importance.
 
-Used by search.html and by report.html. The looks of trials differ by shape or dashes as well as by
-colour, and each shows its name where one points at it. Names and values come from the user, so no
-text of theirs is read as mathematics.
+search.html and report.html show them, drawn from search.json. Trials differ by shape or dashes as
+well as by colour, and each has a tooltip with its name. Names and values come from users, so that
+they are not parsed as mathematics.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from reporting.drawing import (
     INK,
     Drawing,
     Look,
-    drawn,
+    draw_all,
     head,
     panels,
     plain_legend,
@@ -35,15 +35,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 BEST = CALIBRATIONS["model"].colour
-"""Of the best trial: its model is the one that reports compare."""
+"""Colour of the best trial, whose model has this colour in all figures."""
 FAINT = 0.35
-"""Opacity of what matters less."""
+"""Opacity of trials without a value and of unimportant parameters."""
 WIDE = 3.0
-"""Positive values whose ends differ by more than this factor get a logarithmic axis."""
+"""Positive values whose extremes differ by more than this factor get a logarithmic axis."""
 SMALL = 20
-"""Points of the smallest letters: ten pixels on a phone, where a figure is half as large."""
+"""Size of the smallest letters (points): ten pixels on a phone, where a figure is half as large."""
 LETTER = 0.021
-"""Width of such a letter, as a share of the width of the parallel coordinates."""
+"""Width of a letter of that size, as a fraction of the width of the parallel coordinates."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,12 +64,12 @@ WITHOUT_VALUE = TrialLook(marker="X", dashes=":", alpha=FAINT, words="without a 
 
 
 def drawings(search: SearchRecord) -> Iterator[Drawing]:
-    """All figures that these trials allow: `search`, `parallel` and `importance`."""
-    yield from drawn([partial(draw, search) for draw in (history, parallel, importance)])
+    """Draw the figures for which there are trials: `search`, `parallel` and `importance`."""
+    yield from draw_all([partial(draw, search) for draw in (history, parallel, importance)])
 
 
 def history(search: SearchRecord) -> Drawing | None:
-    """The objective of each trial in the order in which they were made, and the best so far."""
+    """Draw the objective of each trial in order of creation, and the best value so far."""
     values = [value for _, value in search.counted]
     if not values:
         return None
@@ -116,7 +116,7 @@ def history(search: SearchRecord) -> Drawing | None:
 
 
 def draw_best_so_far(axes: Axes, search: SearchRecord) -> None:
-    """Draw steps of the best value up to each trial, on to the last one."""
+    """Draw the best value up to each trial as steps, continued to the last trial."""
     numbers: list[int] = []
     best_values: list[float] = []
     for number, trial in enumerate(search.trials, 1):
@@ -130,7 +130,7 @@ def draw_best_so_far(axes: Axes, search: SearchRecord) -> None:
 
 
 def _logarithmic(axes: Axes, values: Sequence[float]) -> None:
-    """Make y logarithmic, with five labels: powers of ten are too far apart for most searches."""
+    """Make y logarithmic with five labels, since most searches span less than two powers of ten."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
     axes.set_yscale("log")
@@ -141,12 +141,12 @@ def _logarithmic(axes: Axes, values: Sequence[float]) -> None:
 
 
 def parallel(search: SearchRecord) -> Drawing | None:
-    """Parallel coordinates: a line down through each trial's parameters to its objective.
+    """Draw parallel coordinates: a line through each trial's parameters to its objective.
 
-    One axis stands below another, so that the figure is as wide as the others and its text as
-    large, however many parameters there are.
+    The axes are horizontal and stacked, so that the figure keeps its width and its text size
+    however many parameters there are.
     """
-    columns = varying(search)
+    columns = varying_parameters(search)
     if not columns or not search.counted:
         return None
     trials, objective, best = search.trials, search.objective, search.best
@@ -161,7 +161,7 @@ def parallel(search: SearchRecord) -> Drawing | None:
         texts = [*map(trial.parameters.get, columns), None if value is None else repr(value)]
         places, heights = [], []
         for place, text in enumerate(texts):
-            # A parameter that a trial does not have is passed by.
+            # The line skips parameters that the trial does not have.
             if text is not None:
                 places.append(place)
                 heights.append(scales[place].heights[text])
@@ -174,20 +174,20 @@ def parallel(search: SearchRecord) -> Drawing | None:
         axes.plot(heights, places, gid=gid, **line)
     draw_scales(axes, names, scales)
     _legend(axes, search, -0.02)
-    chosen = []
+    best_values = []
     for name in columns:
         if name in best.parameters:
-            chosen.append(f"{name} {short_number(best.parameters[name])}")
+            best_values.append(f"{name} {short_number(best.parameters[name])}")
     alt = (
         f"Parameters and {objective.name} of {len(trials)} trials; the best (red):"
-        f" {', '.join(chosen)}."
+        f" {', '.join(best_values)}."
     )
     caption = f"{alt} Shown are the parameters that differ between trials."
     return Drawing(name="parallel", caption=caption, alt=alt, figure=figure, titles=titles)
 
 
-def varying(search: SearchRecord) -> dict[str, list[str]]:
-    """Parameter -> its values as text, of those that have more than one."""
+def varying_parameters(search: SearchRecord) -> dict[str, list[str]]:
+    """Return the parameters with more than one value, and their values as text."""
     columns = {}
     for name in search.parameter_names:
         texts = [one.parameters[name] for one in search.trials if name in one.parameters]
@@ -201,45 +201,48 @@ class Scale:
     """An axis of the parallel coordinates, from 0 to 1."""
 
     heights: Mapping[str, float]
-    """Each value's text -> its height."""
+    """Position of each value on the axis, by its text."""
     labels: Sequence[tuple[float, str]]
-    """Height and text of each label."""
+    """Position and text of each label."""
 
 
 def axis_scale(texts: Sequence[str]) -> Scale:
-    """Numbers by value, or by their logarithm over a wide range; other texts by their rank."""
+    """Return the axis of a parameter from its values as text.
+
+    Numbers are placed by value, or by logarithm if their range is wide; other texts by their rank.
+    """
     numbers = {}
     for text in texts:
         number = _finite(text)
         if number is not None:
             numbers[text] = number
-    # One text that is no number makes all of them words.
+    # If one value is not a number, all of them are treated as words.
     if len(numbers) < len(set(texts)):
-        ranked = sorted(set(texts))
-        heights = {text: rank / max(len(ranked) - 1, 1) for rank, text in enumerate(ranked)}
-        return Scale(heights=heights, labels=[(heights[text], text) for text in ranked])
+        words = sorted(set(texts))
+        heights = {text: rank / max(len(words) - 1, 1) for rank, text in enumerate(words)}
+        return Scale(heights=heights, labels=[(heights[text], text) for text in words])
 
-    labelled = sorted(set(numbers.values()))
-    lowest, highest = labelled[0], labelled[-1]
-    wide = _is_wide(labelled)
+    labels = sorted(set(numbers.values()))
+    lowest, highest = labels[0], labels[-1]
+    wide = _is_wide(labels)
     low, high = (math.log(lowest), math.log(highest)) if wide else (lowest, highest)
 
     def height(number: float) -> float:
         at = math.log(number) if wide else number
         return (at - low) / ((high - low) or 1.0)
 
-    # More labels than these would meet.
-    if len(labelled) > 5:
+    # More than five labels would overlap.
+    if len(labels) > 5:
         middle = math.sqrt(lowest * highest) if wide else (lowest + highest) / 2
-        labelled = [lowest, middle, highest]
+        labels = [lowest, middle, highest]
     return Scale(
         heights={text: height(number) for text, number in numbers.items()},
-        labels=[(height(number), f"{number:.4g}") for number in labelled],
+        labels=[(height(number), f"{number:.4g}") for number in labels],
     )
 
 
 def _finite(text: str) -> float | None:
-    """The number that a text stands for; None for any other text."""
+    """Return the finite number that a text represents; None for any other text."""
     try:
         number = float(text)
     except ValueError:
@@ -252,14 +255,14 @@ def _is_wide(values: Sequence[float]) -> bool:
 
 
 def draw_scales(axes: Axes, names: Sequence[str], scales: Sequence[Scale]) -> None:
-    """Draw a horizontal line with its labels for each scale, the first on top, and its name."""
+    """Draw each scale as a horizontal line with its labels and its name, the first on top."""
     axes.minorticks_off()
-    # Each scale has labels of its own.
+    # Each scale draws its own labels.
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set_visible(False)
-    # Lines that pass below letters do not cross them.
+    # Letters get a background, so that lines do not cross them.
     under = {"facecolor": GROUND, "edgecolor": "none", "alpha": 0.85, "pad": 1}
     letters: Look = {"fontsize": SMALL, "zorder": 4, "bbox": under}
     for place, (name, scale) in enumerate(zip(names, scales, strict=True)):
@@ -269,7 +272,7 @@ def draw_scales(axes: Axes, names: Sequence[str], scales: Sequence[Scale]) -> No
         end = -math.inf
         for height, text in scale.labels:
             words = _short(text)
-            # Labels at the ends reach inwards.
+            # Labels at both ends are aligned inwards.
             align = "left" if height < 0.05 else "right" if height > 0.95 else "center"
             width = LETTER * len(words)
             start = height - {"left": 0.0, "center": width / 2, "right": width}[align]
@@ -282,12 +285,12 @@ def draw_scales(axes: Axes, names: Sequence[str], scales: Sequence[Scale]) -> No
 
 
 def _short(text: str, most: int = 16) -> str:
-    """Text that fits between two axes."""
+    """Cut text to at most `most` characters."""
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def importance(search: SearchRecord) -> Drawing | None:
-    """How much each parameter mattered by itself, as bars with the level that chance reaches."""
+    """Draw the importance of each parameter as a bar, with the level that chance reaches."""
     bars = importances_of(search)
     if not bars:
         return None
@@ -301,7 +304,7 @@ def importance(search: SearchRecord) -> Drawing | None:
         names.append(_short(one.name, 20))
         words.append(f"{one.name} {share:.0f} % (chance: up to {chance:.0f} %)")
     axes.set_yticks(range(len(bars)), names, fontsize=SMALL, parse_math=False)
-    # The most important one on top.
+    # The most important parameter on top.
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
     axes.minorticks_off()
@@ -313,12 +316,13 @@ def importance(search: SearchRecord) -> Drawing | None:
 
 
 def importances_of(search: SearchRecord) -> list[Importance]:
-    """The importance of the parameters that all trials with a value have."""
+    """Return the importance of each parameter that all trials with a value have."""
     pairs = search.counted
     columns = {}
     for name in search.parameter_names:
         texts = [trial.parameters[name] for trial, _ in pairs if name in trial.parameters]
-        # Groups of a parameter that only some trials have would not be compared on the same trials.
+        # A parameter that only some trials have cannot be compared with the others on the same
+        # trials.
         if len(texts) == len(pairs):
             columns[name] = texts
     return importances(columns, [value for _, value in pairs])
@@ -332,7 +336,7 @@ def _look(trial: Trial) -> TrialLook:
 
 
 def _title(trial: Trial, search: SearchRecord) -> str:
-    """What a trial shows where one points at it."""
+    """Return the tooltip of a trial."""
     value = search.objective.value(trial)
     if value is None:
         return f"{trial.name}: {trial.reason or trial.status}"
@@ -340,7 +344,7 @@ def _title(trial: Trial, search: SearchRecord) -> str:
 
 
 def _legend(axes: Axes, search: SearchRecord, below: float) -> None:
-    """Explain the looks that occur, and mark the best trial; `below` in heights of the axes."""
+    """Draw a legend of the looks that occur and of the best trial, `below` axes heights above 0."""
     from matplotlib.lines import Line2D
 
     handles = {}

@@ -1,4 +1,4 @@
-"""A search as search.html, as a table in Markdown and as CSV, from search.json alone."""
+"""A search as HTML page, Markdown table and CSV file, from search.json alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections import Counter
 
 from common.records import SearchRecord, Trial
 from reporting import markdown, page, search_figures
-from reporting.importance import LEAST_TRIALS
+from reporting.importance import MIN_TRIALS
 
 STATUS_WORDS = {
     "Succeeded": "succeeded",
@@ -21,7 +21,7 @@ STATUS_WORDS = {
 
 
 def search_page(search: SearchRecord) -> str:
-    """The page as text: history, parameters, what mattered, all trials."""
+    """Return the HTML of the page: history, parameters, their importance and all trials."""
     counts = []
     for status, number in Counter(trial.status for trial in search.trials).items():
         counts.append(f"{number} {status_words(status)}")
@@ -38,7 +38,7 @@ def search_page(search: SearchRecord) -> str:
         early_stopping=search.early_stopping,
         figures={drawing.name: drawing for drawing in search_figures.drawings(search)},
         num_counted=len(search.counted),
-        least_trials=LEAST_TRIALS,
+        least_trials=MIN_TRIALS,
         trials=trials_table(search),
         common_parameters=common_parameters(search),
         unsuccessful=unsuccessful(search),
@@ -46,15 +46,15 @@ def search_page(search: SearchRecord) -> str:
 
 
 def trials_table(search: SearchRecord) -> page.Table:
-    """All trials, best first; parameters that are the same in all of them are left out."""
-    names, best = varied_parameters(search), search.best
-    rows, marked = [], []
+    """Return all trials, best first, without parameters that are the same in all of them."""
+    names, best = differing_parameters(search), search.best
+    rows, highlighted = [], []
     for place, trial in enumerate(search.objective.ranked(search.trials)):
         value = search.objective.value(trial)
         row = [trial.name, status_words(trial.status)]
         if trial is best:
             row[0] += " ★ best"
-            marked.append(place)
+            highlighted.append(place)
         row.append(page.MISSING if value is None else f"{value:.5f}")
         for name in names:
             # All digits are in trials.csv.
@@ -65,12 +65,12 @@ def trials_table(search: SearchRecord) -> page.Table:
         head=["Trial", "Status", search.objective.name, *names, "Minutes"],
         rows=rows,
         kind="trials",
-        marked=marked,
+        highlighted=highlighted,
     )
 
 
 def unsuccessful(search: SearchRecord) -> list[str]:
-    """A line on each trial that did not succeed: its name, its status and the reason."""
+    """Return a line on each trial that did not succeed: name, status and reason."""
     lines = []
     for trial in search.objective.ranked(search.trials):
         if trial.status != "Succeeded":
@@ -80,53 +80,54 @@ def unsuccessful(search: SearchRecord) -> list[str]:
     return lines
 
 
-def varied_parameters(search: SearchRecord) -> list[str]:
-    """The parameters of which trials have different values, or all where there is one trial."""
-    varied = []
+def differing_parameters(search: SearchRecord) -> list[str]:
+    """Return the parameters whose values differ between trials; all of them for a single trial."""
+    names = []
     for name in search.parameter_names:
         values = {trial.parameters.get(name, page.MISSING) for trial in search.trials}
         if len(values) > 1 or len(search.trials) == 1:
-            varied.append(name)
-    return varied
+            names.append(name)
+    return names
 
 
 def common_parameters(search: SearchRecord) -> str:
-    """The parameters that are the same in all trials, with their values; empty without any."""
-    varied = varied_parameters(search)
+    """Return the parameters with the same value in all trials, as text; empty without any."""
+    differing = differing_parameters(search)
     words = []
     for name in search.parameter_names:
-        if name not in varied:
+        if name not in differing:
             words.append(f"{name} {search.trials[0].parameters[name]}")
     return ", ".join(words)
 
 
 def status_words(status: str) -> str:
-    """A trial's status as pages show it."""
+    """Return the status of a trial as pages show it."""
     return STATUS_WORDS.get(status, status)
 
 
 def minutes(trial: Trial) -> str:
-    """How long a trial took; a dash where its times are not known."""
+    """Return the duration of a trial in minutes; a dash where its times are not recorded."""
     if not (trial.started and trial.finished):
         return page.MISSING
-    started = datetime.datetime.fromisoformat(trial.started)
-    finished = datetime.datetime.fromisoformat(trial.finished)
-    return f"{(finished - started).total_seconds() / 60:.1f}"
+    start = datetime.datetime.fromisoformat(trial.started)
+    end = datetime.datetime.fromisoformat(trial.finished)
+    return f"{(end - start).total_seconds() / 60:.1f}"
 
 
 def as_markdown(search: SearchRecord) -> str:
-    """All trials as a table in Markdown, best first; Kubeflow shows it in a narrow panel.
+    """Return all trials as a Markdown table, best first, for the narrow panel of Kubeflow.
 
-    So a trial goes by the last eight characters of its name. What never changes stands below the
-    table, and so do the trials that did not succeed. The page has the rest.
+    A trial is named by the last eight characters of its name. Parameters that never change and
+    trials that did not succeed follow below the table. search.html has the rest.
     """
-    varied = varied_parameters(search)
+    differing = differing_parameters(search)
     rows, others = [], []
     for rank, trial in enumerate(search.objective.ranked(search.trials), 1):
         loss = search.objective.value(trial)
-        # the UI leaves two pixels between columns: "1 0.02" would be read as one number
+        # The UI leaves two pixels between columns: without the bracket "1 0.02" looks like one
+        # number.
         row = [f"{rank})", page.MISSING if loss is None else f"{loss:.4g}", trial.name[-8:]]
-        for name in varied:
+        for name in differing:
             row.append(markdown.text(page.short_number(trial.parameters.get(name, page.MISSING))))
         rows.append(row)
         if trial.status != "Succeeded":
@@ -134,7 +135,7 @@ def as_markdown(search: SearchRecord) -> str:
             reason = "".join(trial.reason.splitlines()[-1:])
             why = f": {markdown.text(reason)}" if reason else ""
             others.append(f"- {trial.name[-8:]} {status_words(trial.status)}{why}")
-    names = [markdown.text(name) for name in (search.objective.name, "trial", *varied)]
+    names = [markdown.text(name) for name in (search.objective.name, "trial", *differing)]
     parts = [
         f"Best trial: {markdown.text(search.best.name)}\n",
         markdown.table(["#", *names], rows),
@@ -147,7 +148,7 @@ def as_markdown(search: SearchRecord) -> str:
 
 
 def as_csv(search: SearchRecord) -> str:
-    """All trials in the order in which they were made, one line each, for a spreadsheet."""
+    """Return all trials in order of creation as CSV, one line each, for a spreadsheet."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     parameters = search.parameter_names

@@ -1,7 +1,7 @@
-"""The section of a run's report about the served model: size, parity, speed, the service's answers.
+"""Section of report.html on the served model: size, parity, speed and answers of the service.
 
-The report is written before the gate, when there is no service yet; the deploy step then puts this
-section anew into the page (`updated`). Its sources are model/export.json, the `inference` of
+The report is written before the gate, when there is no service yet; the deploy step replaces this
+section later (`replace_section`). It is made from model/export.json, the field `inference` of
 metrics.json, and service.json.
 """
 
@@ -14,52 +14,59 @@ from common.measurements import Inference
 from common.records import ExportRecord, ModelRecord, ServiceRecord, plain
 from reporting import page
 
-# The comments by which templates/serving.html begins and ends.
+# The comments at the beginning and the end of templates/serving.html.
 START, END = "<!-- serving: begin -->", "<!-- serving: end -->"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Service:
-    """What the service answered when it was deployed."""
+    """Comparison of the service's answers with golden answers when it was deployed."""
 
     where: str
     tolerance: str
     differences: page.Table
     round_trips: Sequence[tuple[str, str]]
-    """(size of a request, its time) of each size."""
+    """Size and duration of requests."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Serving:
-    """What the section shows; None or empty for what is missing."""
+    """Content of the section; missing parts are None or empty."""
 
     models: page.Table | None
     rates: page.Table | None
     rate_threads: str
     has_card: bool
-    """There is a model card beside the page."""
+    """Whether there is a model card beside the page."""
     raw_reason: str
-    """Why there is no model that takes the ntuple's own columns."""
+    """Why there is no model that takes the columns of the ntuple."""
     speed: str
     service: Service | None
     export: Mapping[str, str]
-    """All that was recorded of the export."""
+    """All fields of model/export.json."""
 
 
 def section(
     export: ExportRecord | None, inference: Inference | None, service: ServiceRecord | None
 ) -> str:
-    """The section as HTML, which says what is missing."""
+    """Return the section as HTML."""
     return page.render("serving.html", serving=content(export, inference, service))
 
 
-def updated(
+def replace_section(
     text: str,
     export: ExportRecord | None,
     inference: Inference | None,
     service: ServiceRecord | None,
 ) -> str:
-    """A page with this section in place of the one it has; unchanged if it has none."""
+    """Return a page with this section replaced; unchanged if the page has no such section.
+
+    Args:
+        text: HTML of the page.
+        export: Record of the exported model, if any.
+        inference: Measured speed of the model, if any.
+        service: Record of the service, if any.
+    """
     before, start, rest = text.partition(START)
     _, end, after = rest.partition(END)
     return before + section(export, inference, service) + after if start and end else text
@@ -68,8 +75,11 @@ def updated(
 def content(
     export: ExportRecord | None, inference: Inference | None, service: ServiceRecord | None
 ) -> Serving:
-    """What the section shows. A service of another model than `export`'s is left out."""
-    # A run that was exported anew still has the record of its earlier service.
+    """Return the content of the section.
+
+    A service that serves a model other than `export` is left out.
+    """
+    # After a second export the run still has the record of its earlier service.
     is_current = export and service and service.model_sha256 == export.sha256
     return Serving(
         models=table_of_models(export) if export else None,
@@ -84,7 +94,7 @@ def content(
 
 
 def table_of_models(export: ExportRecord) -> page.Table:
-    """The models of the repository, one a row."""
+    """Return the models of the repository, one a row."""
     head = [
         "Model",
         "Size",
@@ -115,7 +125,7 @@ def table_of_models(export: ExportRecord) -> page.Table:
 
 
 def table_of_rates(export: ExportRecord) -> page.Table | None:
-    """Jets a second of both models by batch size; None where they were not measured."""
+    """Return jets per second of both models by batch size; None where they were not measured."""
     if not export.rates:
         return None
     sizes = [rate.batch_size for rate in export.rates]
@@ -132,7 +142,7 @@ def table_of_rates(export: ExportRecord) -> page.Table | None:
         for of_features, of_raw in zip(export.rates, export.raw.rates, strict=True):
             row.append(f"{of_raw.jets_per_second / of_features.jets_per_second:.2f}")
         rows.append(row)
-    # Three columns, for more are cut off on a phone.
+    # At most three columns: a phone cuts off more.
     head = ["Model", *(f"Jets/s in batches of {size:,}" for size in sizes)]
     return page.Table(head=head, rows=rows, kind="models")
 
@@ -146,7 +156,7 @@ def _difference(value: float) -> str:
 
 
 def speed_text(inference: Inference) -> str:
-    """Jets a second, and how they were measured; empty if they were not."""
+    """Return jets per second and how they were measured; empty if they were not."""
     if not inference.jets_per_second:
         return ""
     where = inference.provider
@@ -159,11 +169,11 @@ def speed_text(inference: Inference) -> str:
 
 
 def service_answers(service: ServiceRecord) -> Service:
-    """What the service answered, by model and size of request."""
+    """Return the answers of the service by model and size of request."""
     golden = service.golden
-    checked = {service.name: golden.max_difference, **service.others}
+    differences = {service.name: golden.max_difference, **service.others}
     rows = []
-    for name, sizes in checked.items():
+    for name, sizes in differences.items():
         rows.append([name, *map(_difference, sizes.values())])
     round_trips = []
     for size, times in (service.round_trips or {}).items():

@@ -26,11 +26,11 @@ from reporting.drawing import (
 )
 
 
-def coverage(measured: Uncertainty | None) -> Drawing | None:
-    """How many jets lie within the uncertainty predicted for them, against the pT of the file."""
-    if measured is None or not measured.pt:
+def coverage(uncertainty: Uncertainty | None) -> Drawing | None:
+    """Draw the share of jets within their predicted uncertainty, against reconstructed pT."""
+    if uncertainty is None or not uncertainty.pt:
         return None
-    band, bins = measured.bands[0], measured.pt
+    band, bins = uncertainty.bands[0], uncertainty.pt
     figure, (axes,) = panels()
     for place, region in enumerate(OPEN):
         x, shares = [], []
@@ -49,7 +49,7 @@ def coverage(measured: Uncertainty | None) -> Drawing | None:
     caption = (
         f"Jets whose generator jet lies between the {band.low} and {band.high} that the model"
         f" gives for them, against the pT of the file. Dotted: {100 * band.nominal:g} %, which"
-        f" right quantiles cover. Bars: binomial intervals.{_lost_bins(bins)}"
+        f" right quantiles cover. Bars: binomial intervals.{_missing_bins(bins)}"
     )
     farthest = max(bins, key=lambda one: abs(one.coverage.value - band.nominal))
     most = f"{100 * farthest.coverage.value:.1f} % ({farthest.region}, {farthest.pt_range} GeV)"
@@ -60,19 +60,23 @@ def coverage(measured: Uncertainty | None) -> Drawing | None:
     return Drawing(name="uncertainty-coverage", caption=caption, alt=alt, figure=figure)
 
 
-def _lost_bins(bins: Sequence[CoverageBin]) -> str:
-    """What a caption says of bins with too few jets; empty without any."""
-    shown = {(one.region, one.pt_low) for one in bins}
-    lost = [f"{one.region} {one.range} GeV" for one in CURVES if (one.region, one.low) not in shown]
-    return f" Not shown, for fewer than {MIN_JETS} jets: {', '.join(lost)}." if lost else ""
+def _missing_bins(bins: Sequence[CoverageBin]) -> str:
+    """Return the sentence of a caption on bins with too few jets; empty without any."""
+    measured_bins = {(one.region, one.pt_low) for one in bins}
+    missing = [
+        f"{one.region} {one.range} GeV"
+        for one in CURVES
+        if (one.region, one.low) not in measured_bins
+    ]
+    return f" Not shown, for fewer than {MIN_JETS} jets: {', '.join(missing)}." if missing else ""
 
 
-def widths(measured: Uncertainty | None) -> Drawing | None:
-    """The width measured in slices of the predicted one, with their ratio below."""
-    if measured is None or not measured.widths:
+def widths(uncertainty: Uncertainty | None) -> Drawing | None:
+    """Draw the measured width against the predicted one, with their ratio below."""
+    if uncertainty is None or not uncertainty.widths:
         return None
     predicted, intervals, ratios = [], [], []
-    for one in measured.widths:
+    for one in uncertainty.widths:
         # Where no width is predicted there is no ratio to it.
         if one.predicted <= 0:
             continue

@@ -1,4 +1,4 @@
-"""The page of data.validate: what its checks found, and each number beside its target, drawn."""
+"""Page of data.validate: findings of its checks, and figures of each number beside its target."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from reporting.drawing import (
     Drawing,
     Look,
     calibration_look,
-    drawn,
+    draw_all,
     panels,
     plain_legend,
     slug,
 )
 
 Jets: TypeAlias = Mapping[str, NDArray[Any]]
-"""Columns of data.summary: name -> one number a jet, (N,)."""
+"""Columns of data.summary, by name: one number a jet, (N,)."""
 
-MIN_JETS = 100  # of fewer jets of a flavour, a distribution shows nothing but chance
+MIN_JETS = 100  # of a flavour; the distribution of fewer jets is dominated by fluctuations
 
 
 class Finding(Protocol):
-    """Something that is not as it should be (data.checks)."""
+    """A problem that a check reports (data.checks)."""
 
     @property
     def level(self) -> str:
-        """How severe it is."""
+        """Severity."""
 
     @property
     def where(self) -> str:
-        """The file or set that it is about."""
+        """The file or set with the problem."""
 
     @property
     def found(self) -> str:
@@ -48,11 +48,11 @@ class Finding(Protocol):
 
     @property
     def cure(self) -> str:
-        """What to do about it."""
+        """How to fix the problem."""
 
 
-class Measured(Protocol):
-    """A number with its standard deviation beside a target from `low` to `high` (data.targets)."""
+class Measurement(Protocol):
+    """A number with its standard deviation, and a target range (data.targets)."""
 
     @property
     def topic(self) -> str:
@@ -60,7 +60,7 @@ class Measured(Protocol):
 
     @property
     def where(self) -> str:
-        """The set or region that it is about."""
+        """The set or region."""
 
     @property
     def value(self) -> float:
@@ -72,7 +72,7 @@ class Measured(Protocol):
 
     @property
     def low(self) -> float:
-        """Lower end of the range in which CMS simulation lies."""
+        """Lower end of the range of CMS simulation."""
 
     @property
     def high(self) -> float:
@@ -80,7 +80,7 @@ class Measured(Protocol):
 
     @property
     def jets(self) -> int:
-        """How many jets it was measured with."""
+        """Number of jets."""
 
     @property
     def within(self) -> bool:
@@ -90,11 +90,18 @@ class Measured(Protocol):
 def render(
     sets: Mapping[str, Jets],
     findings: Sequence[Finding],
-    measured: Sequence[Measured],
+    measurements: Sequence[Measurement],
     *,
     num_errors: int,
 ) -> str:
-    """The page as text. sets: name -> jets; num_errors: how many findings are errors."""
+    """Return the HTML of the page.
+
+    Args:
+        sets: Columns of the jets of each set.
+        findings: Problems that the checks report.
+        measurements: Numbers with their targets.
+        num_errors: How many findings are errors.
+    """
     jets = []
     for name, columns in sets.items():
         jets.append(f"{name} {len(columns['jetPt']):,}")
@@ -107,18 +114,18 @@ def render(
         title="Jets: validation",
         num_errors=num_errors,
         jets=", ".join(jets) or "none could be read",
-        num_within=sum(one.within for one in measured),
-        num_measured=len(measured),
+        num_within=sum(one.within for one in measurements),
+        num_measured=len(measurements),
         findings=page.Table(head=head, rows=rows, kind="trials", words=head[1:]) if rows else None,
-        figures=list(drawings(sets, measured)),
-        measured=beside_targets(measured),
+        figures=list(drawings(sets, measurements)),
+        measured=table_of_targets(measurements),
     )
 
 
-def beside_targets(measured: Sequence[Measured]) -> page.Table | None:
-    """Each number beside its target; None without any."""
+def table_of_targets(measurements: Sequence[Measurement]) -> page.Table | None:
+    """Return each number beside its target; None without any."""
     rows = []
-    for one in measured:
+    for one in measurements:
         rows.append(
             [
                 one.topic,
@@ -136,11 +143,11 @@ def beside_targets(measured: Sequence[Measured]) -> page.Table | None:
 # ---------------------------------------------------------------------------------------- figures
 
 
-def drawings(sets: Mapping[str, Jets], measured: Sequence[Measured]) -> Iterator[Drawing]:
-    """All figures that these jets allow."""
+def drawings(sets: Mapping[str, Jets], measurements: Sequence[Measurement]) -> Iterator[Drawing]:
+    """Draw all figures for which there are jets."""
     makers: list[Callable[[], Drawing | None]] = []
-    for topic, group in itertools.groupby(measured, key=lambda one: one.topic):
-        makers.append(partial(beside_target, topic, list(group)))
+    for topic, group in itertools.groupby(measurements, key=lambda one: one.topic):
+        makers.append(partial(target_figure, topic, list(group)))
     pt_edges = np.geomspace(20, 3000, 40)
     makers.append(partial(histogram, sets, "genJetPt", pt_edges, PT_LABEL, log=True))
     histograms = {
@@ -151,11 +158,11 @@ def drawings(sets: Mapping[str, Jets], measured: Sequence[Measured]) -> Iterator
     for column, (edges, label) in histograms.items():
         makers.append(partial(histogram, sets, column, edges, label))
     makers.append(partial(likelihood, sets))
-    yield from drawn(makers)
+    yield from draw_all(makers)
 
 
-def beside_target(topic: str, group: Sequence[Measured]) -> Drawing | None:
-    """Measured values with two standard deviations over their targets' bands.
+def target_figure(topic: str, group: Sequence[Measurement]) -> Drawing | None:
+    """Draw measured values with two standard deviations over the bands of their targets.
 
     None for a single value, which the table shows as well.
     """
@@ -206,7 +213,15 @@ def beside_target(topic: str, group: Sequence[Measured]) -> Drawing | None:
 def histogram(
     sets: Mapping[str, Jets], column: str, edges: NDArray[Any], label: str, *, log: bool = False
 ) -> Drawing | None:
-    """One distribution, each set by itself, as a share of its jets; None without any set."""
+    """Draw the distribution of a column for each set, as shares of its jets; None without sets.
+
+    Args:
+        sets: Columns of the jets of each set.
+        column: Name of the column.
+        edges: Edges of the bins.
+        label: Label of the x axis.
+        log: Whether x is logarithmic.
+    """
     if not sets:
         return None
     figure, (axes,) = panels()
@@ -230,7 +245,7 @@ def histogram(
 
 
 def likelihood(sets: Mapping[str, Jets]) -> Drawing | None:
-    """The likelihood jetQGl of light-quark and gluon jets; None with too few of them."""
+    """Draw the likelihood jetQGl of light-quark and gluon jets; None with too few of them."""
     if not sets:
         return None
     value = np.concatenate([jets["jetQGl"] for jets in sets.values()])

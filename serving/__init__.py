@@ -1,1 +1,1 @@
-"""Serve exported models, ask them, and calibrate files with them."""
+"""Serve exported models, send requests to them, and calibrate files with them."""

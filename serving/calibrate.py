@@ -6,13 +6,13 @@
     python -m serving.calibrate 'data/*.root' --url http://127.0.0.1:8000 --output calibrated
 
 FILES are JetNtuple files (one jet an entry) or PFNano (events with Jet_ and PFCands_ branches), of
-simulation or of collisions: nothing that a generator knows is needed. Every entry of a file has one
-in its output, in the same order. Jets that the model was not trained for keep the standard
+simulation or of collisions: no generator information is needed. Each entry of a file has one in its
+output, in the same order. Jets that the model was not trained for keep the standard
 correction, and their column `valid` is false. docs/calibrate.md explains the columns, and what the
 correction means in collision data.
 
-Killed at any moment, the same command goes on: outputs that are there from the same model and the
-same files are kept.
+After an interruption, the same command continues: existing outputs of the same model and the same
+files are reused.
 """
 
 from __future__ import annotations
@@ -39,28 +39,32 @@ if TYPE_CHECKING:
     from weaver.read.opening import DamagedFile
 
 FORMATS = ("root", "parquet")
-CHECKERS = 8  # files that are opened at a time
-LISTED = 5  # files that an error or a note names
+NUM_CHECKERS = 8  # files that are opened in parallel
+MAX_LISTED = 5  # files that an error or a note lists
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is to be done, once all inputs are checked."""
+    """The work of a command, after all inputs were checked."""
 
     outputs: dict[str, str]
-    """Input -> address of its output."""
+    """Address of the output of each input."""
     tasks: list[Task]
-    kept: list[FileInfo]
-    """Outputs of an earlier command that are still right."""
-    damaged: list[DamagedFile]
+    reused: list[FileInfo]
+    """Outputs of an earlier command that are still valid."""
+    damaged_files: list[DamagedFile]
     """Files that cannot be read."""
     warnings: list[str]
-    not_compared: list[str]
-    """Properties of the jets that the model or the files do not say."""
+    unknown_properties: list[str]
+    """Properties of the jets that the model card or the files do not contain."""
 
 
 def outputs_of(uris: list[str], folder: str, ending: str) -> dict[str, str]:
-    """Input -> address of its output. Raises InputError where an output would be an input."""
+    """Return the address of the output of each input.
+
+    Raises:
+        InputError: If an output would replace an input.
+    """
     from data.from_nanoaod import output_names
 
     names = output_names(uris)
@@ -73,10 +77,13 @@ def outputs_of(uris: list[str], folder: str, ending: str) -> dict[str, str]:
     return outputs
 
 
-def finished(entries: list[Entry], outputs: dict[str, str], digest: str) -> dict[str, FileInfo]:
-    """Input -> what its output says, for outputs that need not be made again.
+def finished_outputs(
+    entries: list[Entry], outputs: dict[str, str], digest: str
+) -> dict[str, FileInfo]:
+    """Return the content of valid existing outputs, by input.
 
-    Raises InputError where an output would replace a file that something else wrote.
+    Raises:
+        InputError: If an output would replace a file of another program, model or input.
     """
     from serving.calibration.outputs import read_info
 
@@ -85,15 +92,15 @@ def finished(entries: list[Entry], outputs: dict[str, str], digest: str) -> dict
         exists = storage.exists(output)
         return entry, exists, read_info(output) if exists else None
 
-    kept = {}
-    with ThreadPoolExecutor(CHECKERS) as pool:
+    infos = {}
+    with ThreadPoolExecutor(NUM_CHECKERS) as pool:
         for entry, exists, info in pool.map(look, entries):
             output = outputs[entry.uri]
             if not exists:
                 continue
             if info is None:
                 raise InputError(
-                    f"{output} would be replaced, and this command did not write it; give another"
+                    f"{output} would be replaced, but this command did not write it; give another"
                     " --output"
                 )
             if info.sha256 != digest:
@@ -104,35 +111,42 @@ def finished(entries: list[Entry], outputs: dict[str, str], digest: str) -> dict
                     f" {entry.uri}"
                 )
             if info.is_of(entry):
-                kept[entry.uri] = info
-    return kept
+                infos[entry.uri] = info
+    return infos
 
 
-def check_not_doubled(folder: str, outputs: dict[str, str]) -> None:
-    """Raise InputError where the folder has the jets of an input under another name already.
+def check_duplicates(folder: str, outputs: dict[str, str]) -> None:
+    """Check that the folder does not have the jets of an input under another name.
 
-    An output has the name of its input, and with a second input of that name the folder's as well:
+    An output has the name of its input; with a second input of that name, also that of the folder:
     x.root, and A_x.root beside B_x.root.
+
+    Raises:
+        InputError: If it has.
     """
     from serving.calibration.outputs import read_info
 
     stems = {storage.name(uri).rpartition(".")[0] for uri in outputs}
-    planned = set(outputs.values())
+    new_outputs = set(outputs.values())
     for entry in storage.entries(folder):
         stem, _, ending = storage.name(entry.uri).rpartition(".")
         alike = [one for one in stems if stem == one or stem.endswith(f"_{one}")]
-        if entry.uri in planned or ending not in FORMATS or not alike:
+        if entry.uri in new_outputs or ending not in FORMATS or not alike:
             continue
         info = read_info(entry.uri)
         if info is not None and info.source in outputs:
             raise InputError(
                 f"the jets of {info.source} are already in {entry.uri}, and would be in"
-                f" {outputs[info.source]} as well; give another --output, or delete the former"
+                f" {outputs[info.source]} as well; give another --output, or delete the first"
             )
 
 
 def check_folder(folder: str, description: Description) -> None:
-    """Raise InputError for a folder that holds the results of another model."""
+    """Check that a folder has no results of another model.
+
+    Raises:
+        InputError: If it has.
+    """
     from serving.calibration.outputs import RECORD, FolderRecord
 
     uri = storage.join(folder, RECORD)
@@ -158,12 +172,13 @@ def _another_model(place: str, model: str, digest: str) -> str:
 def open_all(
     entries: list[Entry], description: Description
 ) -> tuple[list[Source], list[DamagedFile]]:
-    """Check all files: those that can be calibrated, and those that are damaged.
+    """Check all files and return those that can be calibrated, and those that are damaged.
 
-    Raises one InputError for all that lack what the model needs, and where all are damaged.
+    Raises:
+        InputError: One error for all files that lack inputs of the model, and if all are damaged.
     """
     from serving.calibration.sources import open_source
-    from weaver.read.files import together
+    from weaver.read.files import combine_errors
     from weaver.read.opening import DamagedFile
 
     def check(entry: Entry) -> Source | InputError:
@@ -173,25 +188,29 @@ def open_all(
             return error
 
     sources: list[Source] = []
-    damaged: list[DamagedFile] = []
+    damaged_files: list[DamagedFile] = []
     refusals: list[InputError] = []
-    with ThreadPoolExecutor(CHECKERS) as pool:
+    with ThreadPoolExecutor(NUM_CHECKERS) as pool:
         for result in pool.map(check, entries):
             if isinstance(result, DamagedFile):
-                damaged.append(result)
+                damaged_files.append(result)
             elif isinstance(result, InputError):
                 refusals.append(result)
             else:
                 sources.append(result)
-    if damaged and not sources:
-        refusals += [DamagedFile(_with_own_remedy(error)) for error in damaged]
+    if damaged_files and not sources:
+        refusals += [DamagedFile(_with_own_remedy(error)) for error in damaged_files]
     if refusals:
-        raise together(refusals, len(entries))
-    return sources, damaged
+        raise combine_errors(refusals, len(entries))
+    return sources, damaged_files
 
 
 def plan(options: Namespace, model: Model) -> Plan:
-    """Check everything that is given. Raises InputError for what cannot be calibrated."""
+    """Check all inputs and return the work to be done.
+
+    Raises:
+        InputError: If something cannot be calibrated.
+    """
     from serving.calibration import kinds
     from serving.calibration.work import Task
     from weaver.read import files
@@ -203,47 +222,49 @@ def plan(options: Namespace, model: Model) -> Plan:
     require(not twice, f"{', '.join(twice)}: give one tree of a file")
     outputs = outputs_of(uris, storage.absolute(options.output), options.format)
     check_folder(storage.absolute(options.output), description)
-    check_not_doubled(storage.absolute(options.output), outputs)
-    kept = finished(entries, outputs, description.digest)
-    sources, damaged = open_all([entry for entry in entries if entry.uri not in kept], description)
+    check_duplicates(storage.absolute(options.output), outputs)
+    reused = finished_outputs(entries, outputs, description.digest)
+    sources, damaged_files = open_all(
+        [entry for entry in entries if entry.uri not in reused], description
+    )
 
-    training = kinds.stated(description.facts, description.treename)
+    training = kinds.kind_of_training(description.facts, description.treename)
     tasks = []
     refusals = []
-    not_compared: dict[str, None] = {}
+    unknown_properties: dict[str, None] = {}
     for source in sources:
         uri = source.file.entry.uri
-        against = kinds.differences(training, source.kind)
-        refusals += [f"{uri}: {difference}" for difference in against]
-        not_compared |= dict.fromkeys(kinds.not_compared(training, source.kind))
-        tasks.append(Task(source=source, output=outputs[uri], forced=tuple(against)))
+        problems = kinds.differences(training, source.kind)
+        refusals += [f"{uri}: {difference}" for difference in problems]
+        unknown_properties |= dict.fromkeys(kinds.unknown_properties(training, source.kind))
+        tasks.append(Task(source=source, output=outputs[uri], forced=tuple(problems)))
     if refusals and not options.force:
-        listed = "; ".join(refusals[:LISTED])
-        more = f"; and {len(refusals) - LISTED} more" if len(refusals) > LISTED else ""
+        examples = "; ".join(refusals[:MAX_LISTED])
+        more = f"; and {len(refusals) - MAX_LISTED} more" if len(refusals) > MAX_LISTED else ""
         raise InputError(
-            f"the model {description.name} is not for these jets: {listed}{more}; --force"
+            f"the model {description.name} is not for these jets: {examples}{more}; --force"
             " calibrates them all the same"
         )
     return Plan(
         outputs=outputs,
         tasks=tasks,
-        kept=list(kept.values()),
-        damaged=damaged,
+        reused=list(reused.values()),
+        damaged_files=damaged_files,
         warnings=refusals,
-        not_compared=list(not_compared),
+        unknown_properties=list(unknown_properties),
     )
 
 
 def calibrate(options: Namespace) -> int:
-    """Do what the command line says; returns the exit code."""
+    """Calibrate as the options say and return the exit code."""
     from serving.calibration import outputs, work
 
     require(options.threads >= 1, f"--threads {options.threads}: give at least 1")
     require(bool(options.output), "--output is empty; give a folder, '.' for this one")
     outputs.check_format(options.format)
     model = _model(options)
-    planned = plan(options, model)
-    for warning in planned.warnings:
+    work_plan = plan(options, model)
+    for warning in work_plan.warnings:
         print(f"warning: {warning} (--force)", file=sys.stderr)
 
     folder = storage.absolute(options.output)
@@ -253,29 +274,32 @@ def calibrate(options: Namespace) -> int:
     outputs.folder_record(model.description).save(record)
 
     def check() -> None:
-        """Raise where an output would be of two models, or stand beside those of another."""
+        """Raise an error if the outputs would come from different models."""
         model.check_unchanged()
         check_folder(folder, model.description)
 
     try:
-        done, failures = work.calibrate(planned.tasks, model, options.threads, check)
+        infos, failures = work.calibrate(work_plan.tasks, model, options.threads, check)
     except ClusterError as error:
-        raise ClusterError(f"{error}; finished files stay, the same command goes on") from None
+        text = f"{error}; finished files stay; repeat the same command to continue"
+        raise ClusterError(text) from None
     finally:
         if is_first:
             _delete_if_alone(record, folder)
-    failures = [*planned.damaged, *failures]
-    if done or planned.kept:
-        _report(options, planned, done, model.description)
+    failures = [*work_plan.damaged_files, *failures]
+    if infos or work_plan.reused:
+        _report(options, work_plan, infos, model.description)
     if failures:
-        raise _failed(failures, len(planned.tasks) + len(planned.damaged), options.output)
+        raise _failure(
+            failures, len(work_plan.tasks) + len(work_plan.damaged_files), options.output
+        )
     return 0
 
 
 def _delete_if_alone(record: str, folder: str) -> None:
     """Delete the record of a folder without results, which would refuse other models.
 
-    What goes wrong here is of no account: the command has an error of its own then.
+    Errors are ignored, because the command has another error then.
     """
     with contextlib.suppress(JecError):
         if _is_alone(record, folder):
@@ -283,16 +307,16 @@ def _delete_if_alone(record: str, folder: str) -> None:
 
 
 def _is_alone(record: str, folder: str) -> bool:
-    """Whether a folder holds nothing but its record."""
+    """Return whether a folder contains only its record."""
     return all(entry.uri == record for entry in storage.entries(folder))
 
 
 def _model(options: Namespace) -> Model:
-    """The model that is named: on a server, or in a file."""
+    """Return the model of the options: on a server, or in a file."""
     if not options.url:
         from serving.calibration.model import local_model
 
-        require(bool(options.model), "no model is named; give --model RUN, or --url URL")
+        require(bool(options.model), "there is no --model; give --model RUN, or --url URL")
         return local_model(options.model)
     from serving.calibration.served import served_model
 
@@ -301,16 +325,16 @@ def _model(options: Namespace) -> Model:
 
 
 def _report(
-    options: Namespace, planned: Plan, done: list[FileInfo], description: Description
+    options: Namespace, work_plan: Plan, new_infos: list[FileInfo], description: Description
 ) -> None:
-    """Say what was calibrated, what the columns mean, and what to do next."""
+    """Print what was calibrated, what the columns mean, and the next step."""
     from serving.calibration.outputs import NOTE, TREE
 
-    infos = [*planned.kept, *done]
-    jets = sum(info.jets for info in done)
-    print(f"{jets:,} jets of {len(done)} files calibrated with {description.name}")
-    if planned.kept:
-        print(f"{len(planned.kept)} files were calibrated before and are kept")
+    infos = [*work_plan.reused, *new_infos]
+    jets = sum(info.jets for info in new_infos)
+    print(f"{jets:,} jets of {len(new_infos)} files calibrated with {description.name}")
+    if work_plan.reused:
+        print(f"{len(work_plan.reused)} files were calibrated before and are kept")
     invalid: collections.Counter[str] = collections.Counter()
     for info in infos:
         invalid += collections.Counter(info.invalid)
@@ -322,15 +346,15 @@ def _report(
             f"{num_invalid:,} of {total:,} jets are not valid and keep the standard correction"
             + (f": {reasons}" if reasons else "")
         )
-    if planned.not_compared:
+    if work_plan.unknown_properties:
         print(
-            f"not compared with the training ({', '.join(planned.not_compared)}): the model card or"
-            " the files do not say it"
+            f"not compared with the training ({', '.join(work_plan.unknown_properties)}): the model"
+            " card or the files do not contain it"
         )
     for formula in dict.fromkeys(info.formula for info in infos):
         print(formula)
     print(NOTE)
-    example = storage.join(options.output, storage.name(planned.outputs[infos[0].source]))
+    example = storage.join(options.output, storage.name(work_plan.outputs[infos[0].source]))
     if options.format == "root":
         print(f'next: tree->AddFriend("{TREE}", "{example}"); see docs/calibrate.md')
     else:
@@ -338,25 +362,25 @@ def _report(
 
 
 def _with_own_remedy(error: JecError) -> str:
-    """The text of an error about a file, with a remedy that this command has."""
+    """Return the text of an error about a file, with a remedy for this command."""
     from weaver.read.opening import REMEDY, TREE_REMEDY
 
     text = str(error).replace(TREE_REMEDY, "name its tree as FILE.root:TREE")
     return text.replace(REMEDY, "copy it again")
 
 
-def _failed(failures: list[JecError], count: int, output: str) -> JecError:
-    """The error for files that could not be calibrated to their end."""
-    listed = "; ".join(_with_own_remedy(failure) for failure in failures[:LISTED])
-    more = f"; and {len(failures) - LISTED} more" if len(failures) > LISTED else ""
-    text = f"{len(failures)} of {count} files could not be calibrated: {listed}{more}"
+def _failure(failures: list[JecError], count: int, output: str) -> JecError:
+    """Return the error for files that could not be calibrated."""
+    examples = "; ".join(_with_own_remedy(failure) for failure in failures[:MAX_LISTED])
+    more = f"; and {len(failures) - MAX_LISTED} more" if len(failures) > MAX_LISTED else ""
+    text = f"{len(failures)} of {count} files could not be calibrated: {examples}{more}"
     if len(failures) < count:
         text += f"; the outputs of the others are in {output}"
     return type(failures[0])(text)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command `python -m serving.calibrate`; returns the exit code."""
+    """Run `python -m serving.calibrate` and return the exit code."""
     parser = Parser(prog="python -m serving.calibrate", description=__doc__)
     parser.add_argument(
         "files",
@@ -374,7 +398,7 @@ def main(argv: list[str] | None = None) -> int:
         "--token", metavar="FILE", help="with --url: file, or '$NAME' of a variable, with a token"
     )
     parser.add_argument(
-        "--cookies", metavar="FILE", help="with --url: file, or variable, of cookies"
+        "--cookies", metavar="FILE", help="with --url: file, or '$NAME' of a variable, with cookies"
     )
     parser.add_argument(
         "--output", required=True, metavar="DIR", help="folder for the outputs: path or address"
@@ -383,18 +407,18 @@ def main(argv: list[str] | None = None) -> int:
         "--format",
         choices=FORMATS,
         default=FORMATS[0],
-        help="of the outputs (default: %(default)s)",
+        help="format of the outputs (default: %(default)s)",
     )
     parser.add_argument(
         "--force",
         action="store_true",
-        help="calibrate jets of another kind or era than the training's",
+        help="calibrate jets of another kind or era than those of the training",
     )
     parser.add_argument(
         "--threads",
         type=int,
         default=cores(),
-        help="that ask the model at a time (default: one a core, %(default)s)",
+        help="threads that run the model (default: one per core, %(default)s)",
     )
     options = parser.parse_args(argv)
     return run_main(lambda: calibrate(options))

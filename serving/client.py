@@ -1,12 +1,12 @@
-"""The client with this project's errors, and the golden requests through it.
+"""The client with the errors of this project, and golden requests sent with it.
 
-The client itself is the package jec_client (clients/python), which is installed without this
+The client itself is the package jec_client (clients/python), which can be installed without this
 project.
 
     python -m serving.client --url http://127.0.0.1:8000 --model pfn-1a2b3c4d --request
         golden/request.json
 
-prints the server's answer.
+prints the answer of the server.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from common.errors import ClusterError, DeadlineError, GateError, UnreachableErr
 from common.records import GoldenAnswers, RoundTrip
 from serving.golden import SIZES, TOLERANCE, Body, file_names, max_difference
 
-RETRY_SECONDS = 1.0  # between two looks at a service that is not ready
-# for the times of one size of request: enough for ten of a network that takes half a second
+RETRY_SECONDS = 1.0  # between two requests to a service that is not ready
+# for the requests of one size: enough for ten requests of half a second
 ROUND_TRIP_SECONDS = 5.0
 
 
 class Unreachable(jec_client.Unreachable, UnreachableError):
-    """No server answers at that address (yet)."""
+    """No server answers at the address (yet)."""
 
 
 class NotServing(jec_client.NotServing, ClusterError):
-    """The model cannot be asked now; asking again may help.
+    """The model cannot answer now; another attempt may succeed.
 
     The server answers 502, 503 or 504, or an ingress has no route.
     """
 
 
 class ModelError(jec_client.ServerError, ClusterError):
-    """The server or its model failed, or answered in another form than the protocol's."""
+    """The server or its model failed, or its answer does not follow the protocol."""
 
 
 class Client(jec_client.Client):
-    """One model of one server, with this project's errors."""
+    """A client for one model of one server, with the errors of this project."""
 
     unreachable = Unreachable
     not_serving = NotServing
@@ -61,13 +61,24 @@ def golden_check(
     headers: Mapping[str, str] | None = None,
     is_running: Callable[[], bool] = lambda: True,
 ) -> GoldenAnswers:
-    """Send the golden requests of a model until each comes back with the golden answer.
+    """Send the golden requests of a model and compare the answers with the golden answers.
 
-    deadline: seconds for all requests. is_running: whether the server has not ended, if that is
-    known. Raises GateError for an answer beyond the tolerance, ClusterError where the server has
-    ended, DeadlineError if the model does not answer in time, and as Client.infer.
+    Requests are repeated until the model answers.
+
+    Args:
+        url: The server.
+        name: The model.
+        golden_uri: Folder of the golden requests and answers.
+        deadline: Seconds for all requests.
+        headers: Further headers of the requests.
+        is_running: Returns False if the server is known to have ended.
+
+    Raises:
+        GateError: If an answer differs by more than the tolerance.
+        ClusterError: If the server has ended, or as Client.infer.
+        DeadlineError: If the model does not answer in time.
     """
-    started = time.monotonic()
+    start = time.monotonic()
     client = Client(url, name, headers=headers)
     differences: dict[str, float] = {}
     answers: list[Body] = []
@@ -75,7 +86,7 @@ def golden_check(
         request_file, response_file = file_names(size)
         request = storage.read_json(storage.join(golden_uri, request_file))
         response = storage.read_json(storage.join(golden_uri, response_file))
-        answer = _infer_until(client, request, started + deadline, deadline, is_running)
+        answer = _infer_until(client, request, start + deadline, deadline, is_running)
         answers.append(answer)
         difference = max_difference(answer, response)
         differences[str(size)] = difference
@@ -89,7 +100,7 @@ def golden_check(
         max_difference=differences,
         tolerance=TOLERANCE,
         answer=answers[0],
-        seconds=time.monotonic() - started,
+        seconds=time.monotonic() - start,
     )
 
 
@@ -101,10 +112,15 @@ def round_trips(
     repeats: int = 10,
     headers: Mapping[str, str] | None = None,
 ) -> dict[str, RoundTrip]:
-    """Measure the time of the golden requests, one after the other, as JSON, on a kept connection.
+    """Measure the duration of golden requests, one after the other, as JSON, on one connection.
 
-    The keys are the numbers of jets in a request. At most ROUND_TRIP_SECONDS a size. Raises as
-    Client.infer.
+    At most ROUND_TRIP_SECONDS are spent on each size.
+
+    Returns:
+        The durations by number of jets in a request.
+
+    Raises:
+        ClusterError: As Client.infer.
     """
     client = Client(url, name, headers=headers)
     trips: dict[str, RoundTrip] = {}
@@ -113,9 +129,9 @@ def round_trips(
         client.infer(request)
         times: list[float] = []
         while not times or (len(times) < repeats and sum(times) < ROUND_TRIP_SECONDS):
-            started = time.perf_counter()
+            start = time.perf_counter()
             client.infer(request)
-            times.append(time.perf_counter() - started)
+            times.append(time.perf_counter() - start)
         trips[str(size)] = RoundTrip(
             median_ms=1000 * statistics.median(times),
             min_ms=1000 * min(times),
@@ -128,9 +144,9 @@ def round_trips(
 def _infer_until(
     client: Client, request: Body, ends: float, deadline: float, is_running: Callable[[], bool]
 ) -> Body:
-    """Ask again while nobody answers or the model is not up.
+    """Send a request, again while nobody answers or the model is not ready.
 
-    What the server refuses is not asked again.
+    A request that the server refuses is not repeated.
     """
     while True:
         try:
@@ -146,7 +162,7 @@ def _infer_until(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Send the request that the command line names; return the exit code."""
+    """Send the request that the command line names and return the exit code."""
     parser = Parser(
         prog="python -m serving.client",
         description="Send one request to a served model and print the answer.",

@@ -30,9 +30,9 @@ __all__ = [
     "write",
 ]
 
-# Relative where |answer| > 1: the parity gate's own, since the server must change nothing.
+# Relative where |answer| > 1. The same as in the parity gate, since a server must change nothing.
 TOLERANCE = 1e-5
-# One jet, as a client asks first, and enough of them that a server batches.
+# One jet, as in a first request, and enough jets for batching.
 SIZES = (1, 100)
 
 
@@ -42,9 +42,13 @@ def write(
     model: str,
     outputs: Mapping[str, np.ndarray],
 ) -> None:
-    """Write the golden request and answer of these jets into a folder or s3:// URI.
+    """Write the golden request and answer of these jets into a folder (path or URI).
 
-    inputs, outputs: name -> array with the jets in the first axis.
+    Args:
+        folder: The folder.
+        inputs: Inputs by name, with the jets in the first axis.
+        model: Name of the model.
+        outputs: Outputs by name, with the jets in the first axis.
     """
     request, response = file_names(len(next(iter(inputs.values()))))
     storage.write_json(storage.join(os.fspath(folder), request), request_body(inputs))
@@ -52,18 +56,18 @@ def write(
 
 
 def file_names(num_jets: int) -> tuple[str, str]:
-    """Names of the golden request and answer of so many jets."""
+    """Return the names of the golden request and answer for this number of jets."""
     suffix = "" if num_jets == 1 else f"-{num_jets}"
     return f"request{suffix}.json", f"response{suffix}.json"
 
 
 def request_body(inputs: Mapping[str, np.ndarray]) -> Body:
-    """The request for arrays with the jets in the first axis."""
+    """Return the request for arrays with the jets in the first axis."""
     return {"inputs": [encode(name, array) for name, array in inputs.items()]}
 
 
 def response_body(model: str, outputs: Mapping[str, np.ndarray]) -> Body:
-    """The answer that a server of `model` is to give."""
+    """Return the answer that a server of `model` must give."""
     return {
         "model_name": model,
         "model_version": "1",
@@ -72,10 +76,12 @@ def response_body(model: str, outputs: Mapping[str, np.ndarray]) -> Body:
 
 
 def max_difference(answer: Mapping[str, Any], expected: Mapping[str, Any]) -> float:
-    """Largest difference between two answers, relative where |expected| > 1.
+    """Return the largest difference between two answers, relative where |expected| > 1.
 
-    It is infinite where a difference is no number. Raises GateError if an output is missing or has
-    another shape.
+    It is infinite if a difference is not a number.
+
+    Raises:
+        GateError: If an output is missing or has another shape.
     """
     answers = arrays(answer["outputs"])
     largest = 0.0
@@ -87,8 +93,8 @@ def max_difference(answer: Mapping[str, Any], expected: Mapping[str, Any]) -> fl
             raise GateError(
                 f"output '{name}' has shape {array.shape}, the golden answer {golden.shape}"
             )
-        scaled = np.abs(array.astype(np.float64) - golden) / np.maximum(1.0, np.abs(golden))
-        # NaN would lose every comparison, and so pass.
-        finite = np.where(np.isfinite(scaled), scaled, np.inf)
+        differences = np.abs(array.astype(np.float64) - golden) / np.maximum(1.0, np.abs(golden))
+        # Comparisons with NaN are false, so that NaN would pass.
+        finite = np.where(np.isfinite(differences), differences, np.inf)
         largest = max(largest, float(finite.max(initial=0.0)))
     return largest

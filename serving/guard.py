@@ -1,8 +1,8 @@
-"""End a model server with its owner, however the owner ends.
+"""Stop a model server when its owner ends, however the owner ends.
 
-python -m serving.guard SERVER OWNER OWNER_STARTED
+python -m serving.guard SERVER OWNER OWNER_START
 
-The owner is the command that serves. A signal that no program can catch leaves it no time to end
+The owner is the command that serves. A signal that no program can catch leaves it no time to stop
 its server, and the server is not always its child. So this process watches both, and ends with the
 server.
 """
@@ -17,13 +17,16 @@ from serving import server_processes
 POLL = 0.2  # seconds
 
 
-def guard(server: int, owner: int, owner_started: str) -> None:
-    """Wait for the end of a server or of its owner, and remove what is left of the server.
+def guard(server: int, owner: int, owner_start: str) -> None:
+    """Wait until a server or its owner ends, and stop what remains of the server.
 
-    owner_started: when the owner began, as `server_processes.started` says it.
+    Args:
+        server: pid of the server.
+        owner: pid of its owner.
+        owner_start: Start time of the owner from `server_processes.start_time`.
     """
     while server_processes.lives(server):
-        if not server_processes.lives(owner) or server_processes.started(owner) != owner_started:
+        if not server_processes.lives(owner) or server_processes.start_time(owner) != owner_start:
             break
         time.sleep(POLL)
     server_processes.stop(server)

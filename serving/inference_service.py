@@ -8,22 +8,22 @@ from common.config import AUTO
 from common.run import Run
 
 RUNTIME = "kserve-tritonserver"
-# Until its address is gone everywhere, a pod that ends still gets requests: without the pause 4 of
-# 685 were lost in an update, with it none of 665 (seen with KServe 0.15.2). As a command, because
-# clusters before 1.30 do not know `sleep`.
+# A pod that ends still gets requests until its address is removed everywhere: without the pause 4
+# of 685 were lost in an update, with it none of 665 (seen with KServe 0.15.2). It is a command,
+# because clusters before 1.30 have no `sleep` hook.
 LAST_REQUESTS: Manifest = {"preStop": {"exec": {"command": ["sleep", "5"]}}}
 STRATEGIES = {"surge": "RollingUpdate", "recreate": "Recreate"}
-# Of the old form only, which names its image; the new one takes the cluster's runtime.
+# For the old form only, which names its image; the new one uses the runtime of the cluster.
 TRITON_VERSION = "23.05-py3"
 
 
 def inference_service(run: Run, trial: str = "") -> Manifest:
-    """A v1beta1 InferenceService, named as the model that it serves.
+    """Return the InferenceService (v1beta1) of a run, with the name of the model that it serves.
 
-    Its predictor is `model` with the Triton runtime, or the old `triton`. The storage URI holds the
-    run id: new content has a new address, which is what makes KServe load it. A resumed search may
-    bring another model to the same address; the `trial` it comes from, as an environment variable,
-    then starts new pods.
+    Its predictor is `model` with the Triton runtime, or the old `triton`. The storage URI contains
+    the run id, because KServe loads a model again only if its address changes. A resumed search may
+    put another model at the same address; the environment variable with `trial`, from which it was
+    exported, then starts new pods.
     """
     config = run.config
     resources = manifests.Resources(
@@ -33,23 +33,23 @@ def inference_service(run: Run, trial: str = "") -> Manifest:
         gpu_resource=config.gpu_resource,
     )
     settings = run_pods.settings(run, gpus=config.serving_gpus, reads_data=False)
-    # KServe's runtime runs Triton as the same user by itself; the image that the old form names is
-    # unproven as another user than its own.
+    # KServe's runtime runs Triton as the same user by default. The image of the old form was not
+    # tried with another user than its own.
     restricted = config.predictor_form == "model"
     env = manifests.environment({"JEC_TRIAL": trial}) if trial else []
     server: Manifest = {
         "protocolVersion": "v2",
-        # Without the slash the storage initializer also fetches siblings whose names begin so.
+        # Without the slash the storage initializer also fetches folders whose names begin likewise.
         "storageUri": f"{run.folder.models}/",
         **manifests.container_fields(settings, env=env, resources=resources, restricted=restricted),
         "lifecycle": LAST_REQUESTS,
     }
-    # Left open for 'auto': the backend knows the namespace's quota.
+    # Not set for 'auto', because the backend chooses by the quota of the namespace.
     strategy = {}
     if config.rollout != AUTO:
         strategy = {"deploymentStrategy": {"type": STRATEGIES[config.rollout]}}
 
-    # Each form says in its own way which server it is.
+    # Each form names its server in another way.
     if config.predictor_form == "triton":
         server = {"runtimeVersion": TRITON_VERSION, **server}
     else:

@@ -1,7 +1,7 @@
-"""An ONNX file as a model of kserve's own server, which obeys the config.pbtxt beside it.
+"""An ONNX file as a model of kserve's own server, configured by the config.pbtxt beside it.
 
-kserve parses sys.argv while it is imported, so serving.kserve_server imports this module only when
-it has taken its own arguments away.
+kserve parses sys.argv while it is imported, so serving.kserve_server imports this module only after
+it has parsed and removed its own arguments.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from weaver.onnx.triton_config import GRAPH_LEVELS, check_config, messages
 
 
 class RESTServer(kserve.model_server.RESTServer):  # type: ignore[misc]  # kserve has no types
-    """kserve's REST server at one address.
+    """kserve's REST server, bound to one address.
 
-    kserve binds to all addresses and offers no option for it.
+    kserve binds to all addresses and has no option for it.
     """
 
     host = "127.0.0.1"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Listen on the host that was asked for, which kserve leaves out."""
+        """Listen on `host`, which kserve ignores."""
         super().__init__(*args, **kwargs)
         self.config.host = self.host
 
     def _register_endpoints(self, app: fastapi.FastAPI) -> None:
-        """Triton's route to a model's config.pbtxt, which holds the range of valid jets, as well.
+        """Add Triton's route to the config.pbtxt of a model, which has the range of valid jets.
 
         kserve has no public way to add a route; its version is pinned.
         """
@@ -52,14 +52,15 @@ class RESTServer(kserve.model_server.RESTServer):  # type: ignore[misc]  # kserv
 
 
 class OnnxModel(Model):  # type: ignore[misc]  # kserve has no types
-    """The highest version of a model in a Triton repository, run by onnxruntime.
-
-    Raises InputError for a config.pbtxt unlike its file, and ClusterError for a file that
-    onnxruntime cannot load.
-    """
+    """The highest version of a model in a Triton repository, run by onnxruntime."""
 
     def __init__(self, repository: Path, name: str) -> None:
-        """Load the model and its config.pbtxt."""
+        """Load the model and its config.pbtxt.
+
+        Raises:
+            InputError: If config.pbtxt does not match the file.
+            ClusterError: If onnxruntime cannot load the file.
+        """
         super().__init__(name)
         self.session, self.config = load(repository, name)
         self.inputs = self._tensors(self.config.input)
@@ -67,7 +68,7 @@ class OnnxModel(Model):  # type: ignore[misc]  # kserve has no types
         self.ready = True
 
     def _tensors(self, entries: Any) -> dict[str, tuple[str, list[int]]]:
-        """Name -> (datatype of the protocol, shape with -1 for a free size) of config entries."""
+        """Return datatype and shape (-1 for a free size) of config entries, by name."""
         tensors = {}
         for entry in entries:
             # Triton's TYPE_FP32 is the protocol's FP32, its TYPE_STRING the protocol's BYTES.
@@ -79,17 +80,21 @@ class OnnxModel(Model):  # type: ignore[misc]  # kserve has no types
         return tensors
 
     def get_input_types(self) -> list[Mapping[str, object]]:
-        """What kserve's metadata say of the inputs."""
-        return _described(self.inputs)
+        """Return kserve's metadata of the inputs."""
+        return _metadata_of(self.inputs)
 
     def get_output_types(self) -> list[Mapping[str, object]]:
-        """What kserve's metadata say of the outputs."""
-        return _described(self.outputs)
+        """Return kserve's metadata of the outputs."""
+        return _metadata_of(self.outputs)
 
     def predict(
         self, payload: InferRequest, headers: Mapping[str, str] | None = None
     ) -> InferResponse:
-        """Answer a request. Raises InvalidInput for one that Triton would refuse."""
+        """Answer a request.
+
+        Raises:
+            InvalidInput: If Triton would refuse it.
+        """
         if not isinstance(payload, InferRequest):
             raise InvalidInput("send requests of protocol v2, to /v2/models/<name>/infer")
         tensors = {tensor.name: tensor for tensor in payload.inputs}
@@ -104,14 +109,18 @@ class OnnxModel(Model):  # type: ignore[misc]  # kserve has no types
             output.set_data_from_numpy(array, binary_data=False)
             outputs.append(output)
         return InferResponse(
-            response_id=payload.id or uuid.uuid4().hex,  # kserve's own response model wants one
+            response_id=payload.id or uuid.uuid4().hex,  # required by kserve's response model
             model_name=self.name,
             model_version="1",
             infer_outputs=outputs,
         )
 
     def _check(self, tensors: Mapping[str, InferInput]) -> None:
-        """Compare a request with the configuration. Raises InvalidInput where they differ."""
+        """Compare a request with the configuration.
+
+        Raises:
+            InvalidInput: If they differ.
+        """
         if set(tensors) != set(self.inputs):
             raise InvalidInput(
                 f"model '{self.name}' takes the inputs {', '.join(self.inputs)}; the request"
@@ -143,23 +152,27 @@ class OnnxModel(Model):  # type: ignore[misc]  # kserve has no types
             )
 
 
-def _described(tensors: Mapping[str, tuple[str, list[int]]]) -> list[Mapping[str, object]]:
-    described: list[Mapping[str, object]] = []
+def _metadata_of(tensors: Mapping[str, tuple[str, list[int]]]) -> list[Mapping[str, object]]:
+    metadata: list[Mapping[str, object]] = []
     for name, (datatype, shape) in tensors.items():
-        described.append({"name": name, "datatype": datatype, "shape": shape})
-    return described
+        metadata.append({"name": name, "datatype": datatype, "shape": shape})
+    return metadata
 
 
 def load(repository: Path, name: str) -> tuple[onnxruntime.InferenceSession, Any]:
-    """Load the highest version of a model: (session of onnxruntime, Triton's ModelConfig).
+    """Load the highest version of a model.
 
-    Raises InputError for a folder that Triton would refuse, and ClusterError for a file that
-    onnxruntime cannot load.
+    Returns:
+        The session of onnxruntime and Triton's ModelConfig.
+
+    Raises:
+        InputError: If Triton would refuse the folder.
+        ClusterError: If onnxruntime cannot load the file.
     """
     folder = repository / name
     versions = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
     if not versions:
-        raise InputError(f"{folder} has no version folder; Triton wants {folder}/1/model.onnx")
+        raise InputError(f"{folder} has no version folder; Triton needs {folder}/1/model.onnx")
     config_path = folder / "config.pbtxt"
     text = config_path.read_text()
     onnx_path = folder / str(max(versions)) / "model.onnx"
@@ -168,8 +181,8 @@ def load(repository: Path, name: str) -> tuple[onnxruntime.InferenceSession, Any
     config = check_config(text, onnx_path, str(config_path))
     if config.name and config.name != name:
         raise InputError(
-            f"{config_path} is for a model '{config.name}'; Triton wants the folder to have the"
-            " same name"
+            f"{config_path} is for a model '{config.name}'; rename the folder or"
+            " the model, since Triton needs equal names"
         )
 
     options = onnxruntime.SessionOptions()
@@ -178,7 +191,7 @@ def load(repository: Path, name: str) -> tuple[onnxruntime.InferenceSession, Any
     threads = "0"
     if "intra_op_thread_count" in config.parameters:
         threads = config.parameters["intra_op_thread_count"].string_value
-    # By itself onnxruntime would count the machine's CPUs, not those this process may use.
+    # By default onnxruntime counts the CPUs of the machine, not those that this process may use.
     options.intra_op_num_threads = int(threads) or len(os.sched_getaffinity(0))
     try:
         session = onnxruntime.InferenceSession(

@@ -1,9 +1,9 @@
-"""kserve's own model server over a Triton repository: answers where the real Triton cannot run.
+"""kserve's own model server over a Triton repository, for machines where Triton cannot run.
 
     python -m serving.kserve_server --repository runs/x/model --name pfn-1a2b3c4d --http-port 8000
 
-It speaks the same protocol and obeys the same config.pbtxt (tensors, max_batch_size, graph level,
-parameters). It has no dynamic batching and no statistics.
+It has the same protocol and the same config.pbtxt (tensors, max_batch_size, graph level,
+parameters), but no dynamic batching and no statistics.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from common.cli import Parser, run_main
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Serve as the command line says; returns the exit code."""
+    """Serve as the command line says and return the exit code."""
     summary = (__doc__ or "").splitlines()[0]
     parser = Parser(prog="python -m serving.kserve_server", description=summary)
     parser.add_argument("--repository", required=True, help="Triton model repository, a directory")
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--http-port", type=int, required=True)
     parser.add_argument(
-        "--id", default="kserve", help="what the server calls itself at /v2 (default: %(default)s)"
+        "--id", default="kserve", help="name of the server at /v2 (default: %(default)s)"
     )
     options = parser.parse_args(argv)
     sys.argv = sys.argv[:1]  # kserve parses it while it is imported
@@ -44,9 +44,17 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def serve(repository: Path, name: str, *, host: str, port: int, identity: str) -> None:
-    """Load the repository's models and serve them until SIGTERM.
+    """Load the models of a repository and serve them until SIGTERM.
 
-    Raises InputError for a config.pbtxt unlike its file.
+    Args:
+        repository: The model repository.
+        name: The model that must be there.
+        host: Address to listen at.
+        port: Port to listen at.
+        identity: Name of the server at /v2.
+
+    Raises:
+        InputError: If a config.pbtxt does not match its file.
     """
     import kserve.model_server
 
@@ -61,7 +69,7 @@ def serve(repository: Path, name: str, *, host: str, port: int, identity: str) -
     server = kserve.model_server.ModelServer(
         http_port=port, enable_grpc=False, workers=1, access_log_format=None
     )
-    # Several lines a request; the server's constructor set them up.
+    # These loggers, which the constructor sets up, write several lines per request.
     for logger in ("kserve.trace", "uvicorn.access"):
         logging.getLogger(logger).setLevel(logging.WARNING)
     server.dataplane._server_name = identity  # pinned version; there is no public way to set it

@@ -31,7 +31,7 @@ DEFAULT_PORT = 8000
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
-    """A model to serve, and what is known of it."""
+    """A model to serve."""
 
     name: str
     folder: str
@@ -45,7 +45,7 @@ class Model:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ports:
-    """Where the server listens. 0 is a free port for HTTP, and switches the others off."""
+    """Address and ports of the server. 0 picks a free port for HTTP, and disables the others."""
 
     host: str = triton.HOST
     http: int = 0
@@ -53,7 +53,7 @@ class Ports:
     metrics: int = 0
 
     def options(self) -> list[str]:
-        """Triton's flags for gRPC and metrics."""
+        """Return Triton's flags for gRPC and metrics."""
         options = []
         if self.grpc:
             options += [
@@ -71,9 +71,10 @@ class Ports:
 
 
 def models_at(place: str) -> list[Model]:
-    """The models of a run's folder, of a model repository, or a single model's folder.
+    """Return the models of a run, of a model repository, or of the folder of a single model.
 
-    Raises InputError where `place` is none of them or a model in it is incomplete.
+    Raises:
+        InputError: If `place` is none of them, or a model in it is incomplete.
     """
     place = storage.absolute(place)
     if storage.exists(storage.join(place, "run.json")):
@@ -81,7 +82,7 @@ def models_at(place: str) -> list[Model]:
         folders = triton.models_of(run.models) if storage.exists(run.models) else {}
         if not folders:
             raise InputError(
-                f"{place} has no exported model yet; go on with the run: python pipeline.py"
+                f"{place} has no exported model yet; resume the run: python pipeline.py"
                 f" --resume {storage.name(place)}"
             )
         return _models(folders, run, _refusal(run))
@@ -128,10 +129,10 @@ def _models(folders: dict[str, str], run: RunFolder, warning: str) -> list[Model
 
 
 def _refusal(run: RunFolder) -> str:
-    """One line where the gate refused the run's model, or where it was never judged.
+    """Return a line if the gate refused the model of a run, or did not judge it; else empty.
 
-    Two fields of metrics.json are enough: that of an earlier version may lack others, and a model
-    whose verdict cannot be read is served all the same.
+    Only two fields of metrics.json are read, because files of earlier versions may lack others, and
+    a model without a readable verdict is served as well.
     """
     try:
         metrics = storage.find_json(run.metrics)
@@ -148,14 +149,14 @@ def _refusal(run: RunFolder) -> str:
 
 
 def served_already(models: Sequence[Model]) -> dict[str, server_folder.Running]:
-    """Folder -> the server that serves it, for those models that a server of this user serves."""
-    served = {}
+    """Return the running server of each model that this user serves already, by folder."""
+    servers_by_folder = {}
     for running in server_folder.running():
         folders = {_real(folder) for folder in running.models.values()}
         for model in models:
             if _real(model.folder) in folders:
-                served[model.folder] = running
-    return served
+                servers_by_folder[model.folder] = running
+    return servers_by_folder
 
 
 def _real(folder: str) -> str:
@@ -163,10 +164,14 @@ def _real(folder: str) -> str:
 
 
 def serve(places: Sequence[str], ports: Ports) -> None:
-    """Serve these models until SIGTERM or Ctrl-C; return at once if they are served already.
+    """Serve the models at these places until SIGTERM or Ctrl-C.
 
-    A server that ends by itself is started again a few times. Raises InputError for what cannot be
-    served, with nothing started, and ClusterError where the server has ended too often.
+    Returns at once if they are served already. A server that ends by itself is restarted a few
+    times.
+
+    Raises:
+        InputError: If they cannot be served; nothing was started then.
+        ClusterError: If the server has ended too often.
     """
     models: list[Model] = []
     for place in places:
@@ -181,15 +186,15 @@ def serve(places: Sequence[str], ports: Ports) -> None:
             )
     models = list({model.name: model for model in models}.values())
 
-    served = served_already(models)
-    if served:
-        left = [model.name for model in models if model.folder not in served]
-        running = next(iter(served.values()))
+    servers_by_folder = served_already(models)
+    if servers_by_folder:
+        others = [model.name for model in models if model.folder not in servers_by_folder]
+        running = next(iter(servers_by_folder.values()))
         text = f"already served at {running.url} (pid {running.pid})"
-        if left:
-            names = ", ".join(model.name for model in models if model.folder in served)
+        if others:
+            names = ", ".join(model.name for model in models if model.folder in servers_by_folder)
             raise InputError(
-                f"{names}: {text}; to serve {', '.join(left)} as well, leave it out or end that"
+                f"{names}: {text}; to serve {', '.join(others)} as well, leave it out or end that"
                 f" server: kill {running.pid}"
             )
         print(text)
@@ -202,7 +207,7 @@ def serve(places: Sequence[str], ports: Ports) -> None:
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
-    # of this process, which like a server's is removed by others where this process was killed
+    # folder of this process, which others remove if this process is killed
     folder = server_folder.create()
     log = folder.path / "server.log"
     servers: list[triton.Server] = []
@@ -210,14 +215,14 @@ def serve(places: Sequence[str], ports: Ports) -> None:
     def restart() -> int:
         ports_again = dataclasses.replace(ports, http=urlsplit(servers[0].url).port or 0)
         try:
-            servers.append(_started(models, ports_again, log))
-        except InputError as error:  # it was served before, so that nothing was typed wrong
+            servers.append(_start_server(models, ports_again, log))
+        except InputError as error:  # it was served before, so that the input is not wrong
             raise ClusterError(f"the model server does not start again: {error}") from None
         print(f"the server runs again (pid {servers[-1].pid})", flush=True)
         return servers[-1].pid
 
     try:
-        servers.append(_started(models, ports, log))
+        servers.append(_start_server(models, ports, log))
         print(_usage(servers[0], models, ports, folder.path), flush=True)
         restarts.keep_running(servers[0].pid, restart, log=log, report=_warn)
     except (InterruptedRun, KeyboardInterrupt):
@@ -229,8 +234,12 @@ def serve(places: Sequence[str], ports: Ports) -> None:
         server_folder.remove_abandoned()
 
 
-def _started(models: Sequence[Model], ports: Ports, log: Path) -> triton.Server:
-    """A server that is ready. Raises InputError in the server's own words where it cannot load."""
+def _start_server(models: Sequence[Model], ports: Ports, log: Path) -> triton.Server:
+    """Start a server and return it when it is ready.
+
+    Raises:
+        InputError: If it cannot load the models, with the error of the server.
+    """
     try:
         server = triton.start_models(
             {model.name: model.folder for model in models},
@@ -255,7 +264,7 @@ def _started(models: Sequence[Model], ports: Ports, log: Path) -> triton.Server:
 
 
 def _usage(server: triton.Server, models: Sequence[Model], ports: Ports, folder: Path) -> str:
-    """How to ask the server: lines that work as they are printed."""
+    """Return lines with commands for requests to the server."""
     url = server.url
     if ports.host == triton.ANY_ADDRESS:
         url = url.replace(triton.HOST, socket.gethostname())
@@ -299,12 +308,16 @@ def _usage(server: triton.Server, models: Sequence[Model], ports: Ports, folder:
 
 
 def _local(request: str, copy: Path) -> str:
-    """The request as a file of this machine."""
+    """Return the request as a file of this machine."""
     return request if storage.is_local(request) else str(storage.download(request, copy))
 
 
 def _check_port(host: str, port: int) -> None:
-    """Raise InputError where the port is taken, or the host is no address of this machine."""
+    """Check that the port is free.
+
+    Raises:
+        InputError: If it is in use, or the host is not an address of this machine.
+    """
     with socket.socket() as listener:
         # a port whose last server has just ended is free
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -319,7 +332,7 @@ def _check_port(host: str, port: int) -> None:
 
 
 def _default_port(host: str) -> int:
-    """Triton's usual port where it is free, else any (0)."""
+    """Return Triton's usual port if it is free, else 0."""
     try:
         _check_port(host, DEFAULT_PORT)
     except InputError:
@@ -332,11 +345,11 @@ def _warn(line: str) -> None:
 
 
 def _interrupt(*_: Any) -> None:
-    raise InterruptedRun("told to stop")
+    raise InterruptedRun("stopped by a signal")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Serve what the command line names until Ctrl-C; return the exit code."""
+    """Serve what the command line names until Ctrl-C, and return the exit code."""
     parser = Parser(prog="python -m serving.serve", description=__doc__)
     parser.add_argument(
         "places",
@@ -349,17 +362,21 @@ def main(argv: list[str] | None = None) -> int:
         type=port_number,
         default=0,
         metavar="PORT",
-        help=f"of HTTP (default: {DEFAULT_PORT}, or a free one where that is taken)",
+        help=f"port of HTTP (default: {DEFAULT_PORT}, or a free one if that is in use)",
     )
     parser.add_argument(
-        "--grpc-port", type=port_number, default=0, metavar="PORT", help="of gRPC (default: none)"
+        "--grpc-port",
+        type=port_number,
+        default=0,
+        metavar="PORT",
+        help="port of gRPC (default: none)",
     )
     parser.add_argument(
         "--metrics-port",
         type=port_number,
         default=0,
         metavar="PORT",
-        help="of Prometheus metrics (default: none)",
+        help="port of Prometheus metrics (default: none)",
     )
     parser.add_argument(
         "--host",
@@ -367,7 +384,7 @@ def main(argv: list[str] | None = None) -> int:
         default=triton.HOST,
         metavar="ADDRESS",
         help=(
-            "address to listen at; 0.0.0.0 lets every machine that reaches this one ask"
+            "address to listen at; 0.0.0.0 also accepts requests from other machines"
             " (default: %(default)s)"
         ),
     )

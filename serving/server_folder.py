@@ -26,6 +26,7 @@ import re
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -35,6 +36,8 @@ from common.exported_model import check_model
 
 PLAIN = re.compile(r"[-\w./]+", re.ASCII)  # characters that mean nothing to a shell
 SHARED_MEMORY = Path("/dev") / "shm"
+NEW_SECONDS = 60.0
+"""A folder without a lock is taken for new for so long; it gets its lock in milliseconds."""
 _FALLBACKS = ("/tmp", "/var/tmp")  # noqa: S108  # mkdtemp makes a folder that only the user can read
 
 
@@ -48,7 +51,7 @@ class ServerFolder:
 
     @property
     def identity(self) -> str:
-        """What no other server is called."""
+        """The unique name of the server."""
         return self.path.name
 
     @property
@@ -76,11 +79,11 @@ class ServerFolder:
                 )
 
     def record(self, running: Running) -> None:
-        """Write down what the server serves."""
+        """Record what the server serves."""
         storage.write_json(str(self.path / "server.json"), dataclasses.asdict(running))
 
     def leave(self) -> None:
-        """Leave the folder to the server, or to the next clean-up where none was started."""
+        """Leave the folder to the server, or to the next clean-up if no server was started."""
         os.close(self.lock)
 
 
@@ -106,22 +109,33 @@ def create() -> ServerFolder:
 
 
 def remove_abandoned() -> None:
-    """Remove the folders and the shared memory of this user's servers that have ended."""
+    """Remove folders and shared memory of servers of this user that have ended."""
     for path in _folders():
         if not _in_use(path):
             remove_shared_memory(path.name)
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, its lock last, so that a removal that was interrupted is repeated."""
+    with contextlib.suppress(OSError):  # another process removes it too
+        for entry in path.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            elif entry.name != "lock":
+                entry.unlink()
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def remove_shared_memory(identity: str) -> None:
-    """Remove the shared memory that a server which was killed has left."""
+    """Remove the shared memory of a server that was killed."""
     for region in SHARED_MEMORY.glob(f"{identity}*"):
         with contextlib.suppress(OSError):  # gone meanwhile, or another user's of that name
             region.unlink()
 
 
 def running() -> Iterator[Running]:
-    """The servers of this user that run on this machine."""
+    """Yield the servers of this user that run on this machine."""
     for path in _folders():
         # a server that is being started has none yet, and one may end while it is looked at
         with contextlib.suppress(OSError, ValueError, TypeError):
@@ -131,11 +145,14 @@ def running() -> Iterator[Running]:
 
 
 def _in_use(path: Path) -> bool:
-    """Whether a process holds the lock of a folder."""
+    """Return whether a process holds the lock of a folder."""
     try:
         lock = os.open(path / "lock", os.O_RDWR)
     except FileNotFoundError:
-        return True  # another process makes or removes it at this moment
+        # Another process is making the folder at this moment, or was killed while it removed it.
+        with contextlib.suppress(FileNotFoundError):
+            return time.time() - path.stat().st_mtime < NEW_SECONDS
+        return False
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -146,7 +163,7 @@ def _in_use(path: Path) -> bool:
 
 
 def _folders() -> list[Path]:
-    """This user's folders; another user can make one of that name, which says nothing to us."""
+    """Return the folders of this user, not those of the same name that another user made."""
     folders = []
     for path in Path(_parent()).glob(f"{_prefix()}*"):
         with contextlib.suppress(FileNotFoundError):
@@ -161,7 +178,7 @@ def _prefix() -> str:
 
 
 def _parent() -> str:
-    """The temporary folder, or another one where its own name is not plain."""
+    """Return the temporary folder, or another one if its name has special characters."""
     for folder in (tempfile.gettempdir(), *_FALLBACKS):
         if PLAIN.fullmatch(folder) and os.access(folder, os.W_OK):
             return folder

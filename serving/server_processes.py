@@ -1,8 +1,8 @@
-"""The processes of a model server: started in a group of their own, found by their environment.
+"""The processes of a model server: started in their own group, recognised by their environment.
 
-A server outlives the process that started it, so what ends it later knows only a pid, which may
-belong to another process by then. A variable in the environment of a server, and so of its
-children, tells it from others.
+A server outlives the process that started it, so that the process that stops it later knows only a
+pid, which may belong to another process by then. A variable in the environment of a server and its
+children identifies them.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from serving import server_folder
 from serving.server_folder import ServerFolder
 
 IDENTITY = "JEC_SERVER_ID"
-"""Variable with the identity of a server, which no other start shares."""
+"""Environment variable with the identity of a server, unique for each start."""
 
-STOP_SECONDS = 10  # for requests in flight when the server is told to stop
-KILL_SECONDS = 5  # a killed process is gone at once, unless the machine is overloaded
+STOP_SECONDS = 10  # for pending requests when the server is told to stop
+KILL_SECONDS = 5  # a killed process ends at once, unless the machine is overloaded
 
-# Those started by this very process: they need to be waited for when they end.
+# Children of this process, which must be waited for when they end.
 _children: dict[int, subprocess.Popen[bytes]] = {}
 _guards: dict[int, subprocess.Popen[bytes]] = {}
-"""Server's pid -> the process that ends it with its owner (serving.guard)."""
+"""The guard of each server by the server's pid (serving.guard)."""
 
 
 def launch(
@@ -41,10 +41,16 @@ def launch(
     log: Path,
     owner: int | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start a server that leads a process group, with its output appended to `log`.
+    """Start a server as leader of a process group, with its output appended to `log`.
 
-    It inherits the lock of its folder. owner: pid of the process with which it ends, however that
-    ends; without one it outlives all.
+    It inherits the lock of its folder.
+
+    Args:
+        command: Command line.
+        env: Environment.
+        folder: Folder of the server.
+        log: Log file.
+        owner: pid of the process with which the server ends; None to keep it running.
     """
     with open(log, "ab") as output:
         process = subprocess.Popen(
@@ -64,11 +70,11 @@ def launch(
 
 
 def _guard(server: int, owner: int, log: Path) -> subprocess.Popen[bytes]:
-    """Start the process that ends a server with its owner."""
+    """Start the process that stops a server when its owner ends."""
     root = os.fspath(Path(__file__).parents[1])
     with open(log, "ab") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "serving.guard", str(server), str(owner), started(owner)],
+            [sys.executable, "-m", "serving.guard", str(server), str(owner), start_time(owner)],
             env={**os.environ, "PYTHONPATH": root},
             cwd=root,
             stdin=subprocess.DEVNULL,
@@ -79,10 +85,13 @@ def _guard(server: int, owner: int, log: Path) -> subprocess.Popen[bytes]:
 
 
 def stop(pid: int, *, seconds: float = STOP_SECONDS) -> bool:
-    """End a server and its children: asked first, killed after `seconds`.
+    """Stop a server and its children: SIGTERM first, SIGKILL after `seconds`.
 
-    Returns False if no such server runs (any more). A process that is no server of ours keeps
-    running: the pid in an old service.json may belong to another by now.
+    A process that is not a model server keeps running, since the pid of an old service.json may
+    belong to another process by now.
+
+    Returns:
+        False if no such server runs.
     """
     identities = members(pid)
     running = is_running(pid)
@@ -90,13 +99,13 @@ def stop(pid: int, *, seconds: float = STOP_SECONDS) -> bool:
         os.kill(pid, signal.SIGTERM)
         _wait_while(lambda: is_running(pid), seconds)
 
-    # What is left: a server that did not end by itself, and its backend processes, which survive a
-    # server that was killed.
-    left = members(pid)
-    for member in left:
+    # A server that did not end by itself may remain, and backend processes, which survive a server
+    # that was killed.
+    remaining = members(pid)
+    for member in remaining:
         with contextlib.suppress(ProcessLookupError):
             os.kill(member, signal.SIGKILL)
-    pids = {*left, *identities}
+    pids = {*remaining, *identities}
     _wait_while(lambda: any(map(lives, pids)), KILL_SECONDS)
     process = _children.pop(pid, None)
     if process is not None:
@@ -116,24 +125,24 @@ def stop(pid: int, *, seconds: float = STOP_SECONDS) -> bool:
 
 
 def is_running(pid: int) -> bool:
-    """Whether the process exists, has not ended, and is a server of ours."""
+    """Return whether the process is a running model server."""
     if pid in _children:
         # Its environment cannot be read for a moment after the start.
         return _children[pid].poll() is None
-    # A process may end while it is looked at, and that of another user cannot be read.
+    # A process may end meanwhile, and processes of other users are unreadable.
     with contextlib.suppress(OSError, psutil.Error):
         return os.getpgid(pid) == pid and bool(psutil.Process(pid).environ().get(IDENTITY))
     return False
 
 
 def members(leader: int) -> dict[int, str]:
-    """Living processes of the group that a server leads or led -> the server's identity.
+    """Return the pid and identity of living processes in the group of a server.
 
-    Empty if the group is another's.
+    Empty if the group belongs to another program.
     """
     identities = {}
     for pid in psutil.pids():
-        # A process may end while it is looked at, and that of another user cannot be read.
+        # A process may end meanwhile, and processes of other users are unreadable.
         with contextlib.suppress(OSError, psutil.Error):
             if os.getpgid(pid) != leader:
                 continue
@@ -144,8 +153,8 @@ def members(leader: int) -> dict[int, str]:
     return identities
 
 
-def started(pid: int) -> str:
-    """When a process began, which with its pid tells it from all others; empty if there is none."""
+def start_time(pid: int) -> str:
+    """Return when a process started, which identifies it together with its pid; else empty."""
     try:
         return str(psutil.Process(pid).create_time())
     except psutil.Error:
@@ -153,9 +162,9 @@ def started(pid: int) -> str:
 
 
 def lives(pid: int) -> bool:
-    """Whether the process has not ended.
+    """Return whether a process has not ended.
 
-    One that is ending has no environment any more, but may hold its ports for a moment.
+    A process that is ending has no environment any more, but may hold its ports for a moment.
     """
     try:
         status = psutil.Process(pid).status()

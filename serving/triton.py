@@ -41,7 +41,7 @@ PORT_ATTEMPTS = 4
 # Seconds: Triton needs about 3, kserve's imports about 10, a loaded machine several times that.
 START_DEADLINE = 120.0
 LOG_LINES = 15  # of a server's log in an error
-_PORT_TAKEN = re.compile(
+_PORT_IN_USE = re.compile(
     r"address already in use|failed to start HTTP service|Errno 98", re.IGNORECASE
 )
 
@@ -97,7 +97,7 @@ def start(
 
 
 def models_of(repository: str) -> dict[str, str]:
-    """Name -> folder of each model of a Triton repository, a directory or an address."""
+    """Return the folder of each model of a Triton repository, by name."""
     repository = storage.absolute(repository)
     if not storage.is_local(repository):
         names = set()
@@ -164,7 +164,7 @@ def start_models(
         if reason:
             attempt.say(f"serving with kserve's model server instead of Triton: {reason}")
         pid, port = attempt.on_a_port(http_port)
-        url = f"http://{attempt.asked_at}:{port}"
+        url = f"http://{attempt.client_host}:{port}"
         folder.record(Running(pid=pid, url=url, models=dict(models)))
     finally:
         folder.leave()
@@ -173,7 +173,7 @@ def start_models(
 
 
 class ServerEnded(ClusterError):
-    """The server ended before its model was ready; `words` are the server's own."""
+    """The server ended before its model was ready; `words` are its own error lines."""
 
     def __init__(self, text: str, words: str) -> None:
         super().__init__(text)
@@ -181,16 +181,16 @@ class ServerEnded(ClusterError):
 
 
 class PortInUse(ClusterError):
-    """Another process listens at the port that was asked for."""
+    """Another process listens at the requested port."""
 
 
-class _PortTakenError(Exception):
-    """Another process has the port: another one is tried."""
+class _PortInUseError(Exception):
+    """Another process has the port, so that another port is tried."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Start:
-    """One start of a server: what runs, and until when it has to be ready."""
+    """One attempt to start a server, with its deadline."""
 
     kind: str
     folder: ServerFolder
@@ -207,16 +207,16 @@ class _Start:
 
     @property
     def model(self) -> str:
-        """The name of the model that is waited for."""
+        """Name of the model that must become ready."""
         return next(iter(self.models))
 
     @property
-    def asked_at(self) -> str:
-        """The address at which this machine reaches the server."""
+    def client_host(self) -> str:
+        """Address at which this machine reaches the server."""
         return HOST if self.host == ANY_ADDRESS else self.host
 
     def say(self, line: str) -> None:
-        """Report a line, and write it into the log."""
+        """Report a line, and append it to the log."""
         with open(self.log, "a") as output:
             output.write(line + "\n")
         self.report(line)
@@ -237,7 +237,7 @@ class _Start:
             try:
                 self.wait_until_ready(process, port)
                 return process.pid, port
-            except _PortTakenError:
+            except _PortInUseError:
                 stop(process.pid)
                 if http_port or attempt == PORT_ATTEMPTS:
                     raise PortInUse(
@@ -253,14 +253,14 @@ class _Start:
 
         Raises DeadlineError, and as `raise_ended` where the server has ended.
         """
-        client = Client(f"http://{self.asked_at}:{port}", self.model, timeout=2.0)
+        client = Client(f"http://{self.client_host}:{port}", self.model, timeout=2.0)
         while True:
             # The identity tells our server from a stranger's on the same port that has a model of
             # the same name.
             ready = client.ready() and client.server_name() == self.folder.identity
             exit_code = process.poll()
             if exit_code is not None:
-                self.raise_ended(exit_code)
+                self.raise_error_of_log(exit_code)
             if ready:
                 return
             if time.monotonic() > self.ends:
@@ -270,12 +270,12 @@ class _Start:
                 )
             time.sleep(0.1)
 
-    def raise_ended(self, exit_code: int) -> None:
+    def raise_error_of_log(self, exit_code: int) -> None:
         """Raise a ClusterError with the error lines of the server's log."""
         # The log may hold the output of attempts on other ports before this one.
         text = self.log.read_text(errors="replace").rsplit("starting ", 1)[-1]
-        if _PORT_TAKEN.search(text):
-            raise _PortTakenError
+        if _PORT_IN_USE.search(text):
+            raise _PortInUseError
         words = error_lines(text) or last_lines(self.log.read_text(errors="replace"))
         # the server knows the links alone
         for name, uri in self.models.items():
@@ -288,12 +288,12 @@ class _Start:
 
 
 def last_lines(text: str) -> str:
-    """The end of a log."""
+    """Return the end of a log."""
     return "\n".join(text.splitlines()[-LOG_LINES:])
 
 
 def free_port() -> int:
-    """A port that no process of this machine listens on at this moment."""
+    """Return a port on which no process of this machine listens now."""
     with socket.socket() as sock:
         sock.bind((HOST, 0))
         port: int = sock.getsockname()[1]
@@ -301,7 +301,7 @@ def free_port() -> int:
 
 
 def triton_command(attempt: _Start, port: int) -> tuple[list[str], dict[str, str]]:
-    """Command line and environment of Triton."""
+    """Return command line and environment of Triton."""
     wheel = triton_wheel.find()
     if wheel is None:
         raise ClusterError(
@@ -313,12 +313,12 @@ def triton_command(attempt: _Start, port: int) -> tuple[list[str], dict[str, str
         f"--model-repository={attempt.folder.repository}",
         f"--backend-directory={triton_wheel.assemble(wheel, attempt.folder.path)}",
         f"--backend-config=python,shm-region-prefix-name={attempt.folder.identity}",
-        "--disable-auto-complete-config",  # what a repository needs must stand in its config.pbtxt
-        # A model with configs/local.pbtxt is served by that; the others by their config.pbtxt.
+        "--disable-auto-complete-config",  # the config.pbtxt of a repository must be complete
+        # Models with configs/local.pbtxt use it; others use their config.pbtxt.
         f"--model-config-name={LOCAL}",
         f"--http-address={attempt.host}",
         f"--http-port={port}",
-        # Nobody here asks by gRPC or for metrics, and each would need a port of its own.
+        # By default there is no gRPC and no metrics, since each would need its own port.
         *([] if "--allow-grpc=true" in attempt.options else ["--allow-grpc=false"]),
         *([] if "--allow-metrics=true" in attempt.options else ["--allow-metrics=false"]),
         f"--exit-timeout-secs={STOP_SECONDS}",
@@ -328,10 +328,10 @@ def triton_command(attempt: _Start, port: int) -> tuple[list[str], dict[str, str
 
 
 def kserve_command(attempt: _Start, port: int) -> tuple[list[str], dict[str, str]]:
-    """Command line and environment of kserve's model server."""
+    """Return command line and environment of kserve's model server."""
     command = [
         sys.executable,
-        "-u",  # or its last words before a crash never reach the log
+        "-u",  # otherwise its last lines before a crash do not reach the log
         "-m",
         "serving.kserve_server",
         f"--repository={attempt.folder.repository}",
@@ -340,7 +340,7 @@ def kserve_command(attempt: _Start, port: int) -> tuple[list[str], dict[str, str
         f"--http-port={port}",
         f"--id={attempt.folder.identity}",
     ]
-    # The server runs in its work folder, and finds the project by this.
+    # The server runs in its own folder, and finds the project through PYTHONPATH.
     path = [os.fspath(Path(__file__).parents[1])]
     if os.environ.get("PYTHONPATH"):
         path.append(os.environ["PYTHONPATH"])

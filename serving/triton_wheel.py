@@ -1,7 +1,7 @@
-"""The real Triton from a wheel: whether it runs here, and the command that starts it.
+"""Triton from a wheel: whether it can run here, and the files and environment to start it.
 
-Triton's binary is that of nvidia-pytriton, whose Python package is never imported. It has no ONNX
-Runtime backend, so the one in serving/backends/onnxruntime takes its place.
+The binary of Triton is that of nvidia-pytriton, whose Python package is never imported. It has no
+ONNX Runtime backend; the one in serving/backends/onnxruntime replaces it.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from serving.server_folder import SHARED_MEMORY
 PYTHON_VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 PYTHON_BACKEND = "libtriton_python.so"
 ENVIRONMENTS = (b"/tmp/python_env_", b".//./python_env_")
-"""Where the Python backend makes a temporary folder at its start, and where its copy does.
+"""Temporary folders of the Python backend: in the library, and in our copy of it.
 
-The first is a constant of the library (seen with Triton 2.51), so that a server which is killed
-leaves a folder in /tmp that nobody can tell from another server's. The second, of the same length,
-is below the server's own folder, where it runs.
+The first is a constant of the library (seen with Triton 2.51), so that a killed server leaves a
+folder in /tmp that looks like that of any other server. The second has the same length and is below
+the server's own folder, its working directory.
 """
 MISSING = "(pip install --no-deps -r requirements-triton.lock)"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Wheel:
-    """Where the wheel put things; nothing there is written to."""
+    """Files of the wheel, which are only read."""
 
     server: Path
     python_backend: Path
     stub: Path
-    """The program in which the Python backend runs a model, made for one version of Python."""
+    """Program in which the Python backend runs a model, built for one version of Python."""
     libraries: Path
 
 
 def find() -> Wheel | None:
-    """The installed wheel; None where there is none."""
-    # This finds the folder without importing the package, which wants older numpy.
+    """Return the installed wheel; None if there is none."""
+    # This finds the folder without importing the package, which needs an older numpy.
     spec = importlib.util.find_spec("pytriton")
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -58,7 +58,7 @@ def find() -> Wheel | None:
 
 
 def unusable(workdir: str | os.PathLike[str]) -> str:
-    """Why Triton cannot run here, in a few words; empty if it can. Prepares `workdir` for it."""
+    """Return why Triton cannot run here; empty if it can. Prepares `workdir` for it."""
     wheel = find()
     if wheel is None:
         return f"nvidia-pytriton is not installed {MISSING}"
@@ -67,11 +67,11 @@ def unusable(workdir: str | os.PathLike[str]) -> str:
     if not os.access(SHARED_MEMORY, os.W_OK):
         return f"{SHARED_MEMORY} is not writable"
 
-    # Both tell a missing shared library or too old a C library at once and do nothing else when
-    # called like this.
+    # Both programs report a missing shared library or an old C library at once, and do nothing else
+    # with these arguments.
     stub = assemble(wheel, Path(workdir)) / "python" / wheel.stub.name
     for program, arguments in ((wheel.server, ["--help"]), (stub, [])):
-        done = subprocess.run(
+        result = subprocess.run(
             [program, *arguments],
             check=False,
             env=environment(wheel, Path(workdir)),
@@ -81,7 +81,7 @@ def unusable(workdir: str | os.PathLike[str]) -> str:
             timeout=60,
         )
         error = re.search(
-            r"error while loading shared libraries.*|version `GLIBC\S* not found.*", done.stderr
+            r"error while loading shared libraries.*|version `GLIBC\S* not found.*", result.stderr
         )
         if error:
             return f"{program.name}: {error.group(0).strip()}"
@@ -89,18 +89,18 @@ def unusable(workdir: str | os.PathLike[str]) -> str:
 
 
 def assemble(wheel: Wheel, workdir: Path) -> Path:
-    """Copy the wheel's Python backend and our onnxruntime backend into one folder; returns it.
+    """Copy the wheel's Python backend and our onnxruntime backend into one folder; return it.
 
-    Copies, since the stub has to lie executable beside its library and the wheel's folder may be
-    read-only. Each file is replaced by renaming, so that a server that runs from the same folder
-    keeps the one that it has open.
+    They are copied, because the stub must be executable beside its library and the folder of the
+    wheel may be read-only. Each file is replaced by a rename, so that a running server keeps the
+    files that it has open.
     """
     backends = workdir / "backends"
     files = {}
     for path in wheel.python_backend.iterdir():
         if path.is_file():
             files[f"python/{path.name}"] = path
-    # The stub of this Python replaces whichever lies there.
+    # The stub for this version of Python replaces the one in the folder.
     files[f"python/{wheel.stub.name}"] = wheel.stub
     ours = Path(__file__).parent / "backends" / "onnxruntime" / "model.py"
     files["onnxruntime/model.py"] = ours
@@ -119,18 +119,18 @@ def assemble(wheel: Wheel, workdir: Path) -> Path:
 
 
 def environment(wheel: Wheel, workdir: Path) -> dict[str, str]:
-    """The environment of Triton and its stub.
+    """Return the environment of Triton and its stub.
 
-    The stub embeds Python: it finds the standard library by `python` on PATH and the packages by
-    PYTHONPATH.
+    The stub embeds Python: it finds the standard library through `python` on PATH, and packages
+    through PYTHONPATH.
     """
     libraries = workdir / "lib"
     libraries.mkdir(parents=True, exist_ok=True)
     libpython = Path(
         sysconfig.get_config_var("LIBDIR") or "", sysconfig.get_config_var("INSTSONAME") or ""
     )
-    # A folder with this one library: the interpreter's own lib folder may hold others that must not
-    # replace the wheel's.
+    # A folder with only this library: the lib folder of the interpreter may have others, which must
+    # not replace those of the wheel.
     link = libraries / libpython.name
     if libpython.is_file() and ".so" in libpython.name and not link.exists():
         with contextlib.suppress(FileExistsError):

@@ -1,4 +1,4 @@
-"""Why the model calls jets invalid: jec_client/validity.py, of the client's package."""
+"""Reasons why jets are invalid, from the package of the client (jec_client/validity.py)."""
 
 from jec_client.validity import (
     COUNTER,

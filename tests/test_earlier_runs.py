@@ -73,7 +73,7 @@ def test_a_stopped_run_resumes_from_its_checkpoints(runs):
     assert 0 < stopped_at < 60
     answer = pipeline("--output", runs, "--resume", STOPPED)
     assert status(run) == "done"
-    assert f"{STOPPED}-001: taken up again" in answer.stdout
+    assert f"{STOPPED}-001: resumed" in answer.stdout
     assert f"{STOPPED}-000 started" not in answer.stdout
     assert {path: path.read_bytes() for path in before} == before
     for history in run.glob("trials/*/history.json"):
@@ -117,15 +117,15 @@ def test_an_ended_run_takes_more_trials(runs):
 @pytest.mark.slow
 def test_an_ended_run_runs_again(runs):
     answer = pipeline("--output", runs, "--rerun", ENDED)
-    made = (runs / "latest").resolve().name
-    assert made not in (ENDED, STOPPED)
-    assert status(runs / made) == "done", answer.stdout
+    newest = (runs / "latest").resolve().name
+    assert newest not in (ENDED, STOPPED)
+    assert status(runs / newest) == "done", answer.stdout
     now, then = (
         typed(json.loads((runs / name / "run.json").read_text())["config"])
-        for name in (made, ENDED)
+        for name in (newest, ENDED)
     )
     assert then.pop("webhook") == "none"  # no parameter any more
-    assert now == {**RunConfig().parameters(), **then, "run_id": made}
+    assert now == {**RunConfig().parameters(), **then, "run_id": newest}
 
 
 @pytest.mark.slow

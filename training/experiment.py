@@ -17,14 +17,14 @@ from weaver.fit.options import TRAIN_FLAGS
 
 OBJECTIVE = "AvgLoss"
 ADDITIONAL_METRICS = ("AvgMSE", "AvgMAE", "learning_rate", "jets_per_second")
-# In a pod; Katib mounts its volume at this file's folder.
 METRICS_LOG = "/var/log/katib/metrics.log"
+"""Metrics file in a pod with Katib's collector. Katib mounts a volume at its folder."""
 NO_METRICS_LOG = "/dev/null"
-"""In a pod without Katib's collector; the trial's folder has the same lines."""
+"""Metrics file in a pod without Katib's collector. The folder of the trial has the same lines."""
 TRIAL_NAME = "trialName"
 PARAMETERS = "jec/parameters"
-"""Annotation of an Experiment: the values of REPLACING that it was made with, as JSON."""
-REPLACING = (
+"""Annotation of an Experiment: its values of CHANGEABLE_PARAMETERS, as JSON."""
+CHANGEABLE_PARAMETERS = (
     "goal",
     "num_replicas",
     "num_gpus",
@@ -44,13 +44,14 @@ REPLACING = (
     "s3_endpoint",
     "s3_secret",
 )
-"""Parameters that may change while a search goes on, by another Experiment in place of the first.
+"""Parameters that may change between Experiments of one search.
 
-Trials before and after the change can be compared. Katib lets nothing of an Experiment change but
-its three numbers of trials.
+They do not affect the comparison of trials before and after the change. The changed search is a new
+Experiment that replaces the first, because Katib forbids changes to an Experiment other than to its
+three numbers of trials.
 """
 SEARCHABLE = ("num-epochs", "batch-size", "data-fraction", "precision")
-"""Flags of weaver.train that are parameters of the run as well: fixed unless they are searched."""
+"""Flags of weaver.train that are also parameters of the run: fixed unless the space has them."""
 
 
 def experiment(
@@ -61,33 +62,40 @@ def experiment(
     name: str = "",
     reproducible: bool = False,
 ) -> Manifest:
-    """The v1beta1 Experiment. Its name is the run id; trials write to `<run>/trials/<trial name>/`.
+    """Return the Katib Experiment (v1beta1) of a run.
 
-    carried: how many trials of earlier experiments of the run, which have been deleted, count
-    among max_trials. The new experiment then has another name, so that no two trials share one, and
-    another seed, or it would draw the same parameters again. failed: how many of the carried trials
-    count among max_failed_trials, which are more than these. name: of an experiment that exists and
-    goes on beside the carried trials. reproducible: set the algorithm's seed although the user gave
-    none.
+    Its name is the run id by default; trials write to `<run>/trials/<trial name>/`.
 
-    Raises InputError where the search space does not parse or has nothing for the network.
+    Args:
+        run: The run.
+        carried: Number of trials of earlier, deleted experiments of the run that count among
+            max_trials. The new experiment then gets another name, so that no two trials share one,
+            and another seed, since it would otherwise draw the same parameters again.
+        failed: Number of carried trials that count among max_failed_trials; must be less.
+        name: Name of an existing experiment that continues beside the carried trials.
+        reproducible: Set the seed of the algorithm although the user set none.
+
+    Raises:
+        InputError: If the search space does not parse, has no parameter for the network, or its
+            trials are too short for early stopping.
     """
     config = run.config
     algorithm = algorithms.offered(config.algorithm)
     if carried and algorithm.plan == "sequence":
-        # Katib's sequence is always the same and begins anew, at the points of the carried trials.
+        # Katib always draws the same sequence, so that it would repeat the points of the carried
+        # trials.
         algorithm = algorithms.offered("random")
     parameters = for_network(load(config.search_space), config.network_config)
-    max_trials = max(1, config.max_trials - carried)  # Katib refuses none
+    max_trials = max(1, config.max_trials - carried)  # Katib refuses 0
     if algorithm.is_grid:
-        max_trials = min(max_trials, grid_size(parameters))  # Katib refuses more
+        max_trials = min(max_trials, grid_size(parameters))  # Katib refuses more than there are
 
     settings = []
-    # An algorithm whose pod restarts begins its seed anew, and repeats the points of the first
-    # trials (seen with Katib 0.19.0). So the seed is set only where it was given, or where a second
-    # experiment would repeat the first one's points without it.
-    repeats = carried > 0 and algorithm.same_seed_by_default
-    if algorithm.seed_setting and (config.seed != AUTO or reproducible or repeats):
+    # With a seed, an algorithm whose pod restarts repeats the points of the first trials (seen with
+    # Katib 0.19.0). So it is set only if the user set one, or if a second experiment would repeat
+    # the points of the first without it.
+    would_repeat = carried > 0 and algorithm.same_seed_by_default
+    if algorithm.seed_setting and (config.seed != AUTO or reproducible or would_repeat):
         seed = str(config.seed_number + carried)
         settings.append({"name": algorithm.seed_setting, "value": seed})
 
@@ -95,8 +103,8 @@ def experiment(
     if config.goal != NONE:
         objective["goal"] = float(config.goal)
     objective["additionalMetricNames"] = list(ADDITIONAL_METRICS)
-    # A trial is as good as its best epoch, whose weights are the ones kept; the other metrics are
-    # shown only.
+    # A trial counts with its best epoch, whose weights are stored; the other metrics are only
+    # shown.
     strategies = [{"name": OBJECTIVE, "value": "min"}]
     for metric in ADDITIONAL_METRICS:
         strategies.append({"name": metric, "value": "latest"})
@@ -109,7 +117,7 @@ def experiment(
             "name": name or (f"{run.id}-{carried}" if carried else run.id),
             **run.namespace,
             "labels": labels(run),
-            "annotations": {PARAMETERS: json.dumps(replacing(run))},
+            "annotations": {PARAMETERS: json.dumps(changeable_parameters(run))},
         },
         "spec": {
             "objective": objective,
@@ -121,9 +129,9 @@ def experiment(
             "maxFailedTrialCount": min(config.max_failed_trials - failed, max_trials),
             # Katib removes the Deployment of the algorithm when the search ends (katib v0.19.0
             # pkg/controller.v1beta1/experiment/experiment_controller.go:190-197). With more trials
-            # another experiment follows. LongRunning keeps the pod for ever, and one that is
-            # started again (scaled down and up, or FromVolume) fails for cmaes, sobol and grid,
-            # whose services know only the trials that they drew themselves
+            # another experiment follows. LongRunning keeps the pod for ever. A pod that is started
+            # again (scaled down and up, or FromVolume) fails for cmaes, sobol and grid, whose
+            # services only accept trials that they drew themselves
             # (pkg/suggestion/v1beta1/goptuna/service.go:111, optuna/base_service.py:101).
             "resumePolicy": "Never",
             "metricsCollectorSpec": {
@@ -139,10 +147,15 @@ def experiment(
 
 
 def trial_job(run: Run, name: str, assignments: Mapping[str, str]) -> Manifest:
-    """The PyTorchJob that goes on with a trial whose Experiment is gone, without Katib.
+    """Return the PyTorchJob that resumes a trial without Katib, after its Experiment is gone.
 
-    It has the trial's name, parameters and folder, so that it resumes from the trial's checkpoint,
-    and all else as the run asks for now. assignments: as Katib gave them, by parameter.
+    It has the name, the parameters and the folder of the trial, so that it resumes from the
+    checkpoint there. All else is as the run asks for now.
+
+    Args:
+        run: The run.
+        name: Name of the trial.
+        assignments: Parameter values of the trial as text, as Katib assigned them.
     """
     parameters = for_network(load(run.config.search_space), run.config.network_config)
     template = _trial_template(run, parameters, metrics_log=NO_METRICS_LOG, sidecars=0)
@@ -152,33 +165,37 @@ def trial_job(run: Run, name: str, assignments: Mapping[str, str]) -> Manifest:
     return job
 
 
-def replacing(run: Run) -> dict[str, str]:
-    """The run's values of REPLACING, as text."""
-    return {name: str(getattr(run.config, name)) for name in REPLACING}
+def changeable_parameters(run: Run) -> dict[str, str]:
+    """Return the values of CHANGEABLE_PARAMETERS of a run, as text."""
+    return {name: str(getattr(run.config, name)) for name in CHANGEABLE_PARAMETERS}
 
 
 def changes(run: Run, annotations: Mapping[str, str]) -> list[str]:
-    """How the run differs from the Experiment of these annotations: '--memory was 12Gi, now 24Gi'.
+    """Return how a run differs from an Experiment, like '--memory was 12Gi, now 24Gi'.
 
-    Only where Katib lets nothing change. Empty for an Experiment of an earlier version, which does
-    not say what it was made with.
+    Only parameters that cannot change within an Experiment are compared. Empty for an Experiment of
+    an earlier version, which has no such annotation.
+
+    Args:
+        run: The run.
+        annotations: Annotations of the Experiment.
     """
-    then = json.loads(annotations.get(PARAMETERS, "{}"))
-    now = replacing(run)
+    values = json.loads(annotations.get(PARAMETERS, "{}"))
+    own_values = changeable_parameters(run)
     return [
-        f"--{flag(name)} was {value}, now {now[name]}"
-        for name, value in then.items()
-        if now.get(name, value) != value
+        f"--{flag(name)} was {value}, now {own_values[name]}"
+        for name, value in values.items()
+        if own_values.get(name, value) != value
     ]
 
 
 def labels(run: Run) -> dict[str, str]:
-    """Labels of the Experiment and of all that belongs to it."""
+    """Return the labels of the Experiment and of all its objects."""
     return manifests.labels(run.id, "search", run.config.user)
 
 
 def _early_stopping(run: Run, parameters: list[Parameter]) -> Manifest:
-    """The part `earlyStopping` of the spec; empty without early stopping."""
+    """Return the part `earlyStopping` of the spec; empty without early stopping."""
     config = run.config
     if config.early_stopping == NONE:
         return {}
@@ -193,9 +210,10 @@ def _early_stopping(run: Run, parameters: list[Parameter]) -> Manifest:
 
 
 def start_step(run: Run, parameters: list[Parameter]) -> int:
-    """The epoch after which early stopping compares a trial with the others.
+    """Return the epoch after which early stopping compares a trial with the others.
 
-    Raises InputError where some trial would end before it.
+    Raises:
+        InputError: If a trial can end before that epoch.
     """
     epochs = run.config.num_epochs
     for parameter in parameters:
@@ -203,12 +221,12 @@ def start_step(run: Run, parameters: list[Parameter]) -> int:
             epochs = round(parameter.lowest)
 
     requested = run.config.early_stopping_start_step
-    # A fifth of the epochs shows which way the loss goes; one epoch alone shows nothing.
+    # A fifth of the epochs shows the trend of the loss; a single epoch shows none.
     step = max(2, epochs // 5) if requested == AUTO else int(requested)
     if step >= epochs:
         raise InputError(
             f"--early-stopping {run.config.early_stopping}: a trial of {epochs} epochs ends before"
-            f" it is looked at, after epoch {step}; give more --num-epochs or a smaller"
+            f" it is compared with others, after epoch {step}; give more --num-epochs or a smaller"
             " --early-stopping-start-step, or leave early stopping out"
         )
     return step
@@ -249,7 +267,7 @@ def _trial_template(
     return {
         "primaryContainerName": "pytorch",
         "primaryPodLabels": {"training.kubeflow.org/job-role": "master"},
-        "retain": True,  # or Katib removes the pods, and with them the logs, of finished trials
+        "retain": True,  # otherwise Katib removes the pods and the logs of finished trials
         "successCondition": 'status.conditions.#(type=="Succeeded")#|#(status=="True")#',
         "failureCondition": 'status.conditions.#(type=="Failed")#|#(status=="True")#',
         "trialParameters": trial_parameters,
@@ -269,9 +287,9 @@ def _trial_template(
 
 
 def trial_args(run: Run, parameters: list[Parameter], metrics_log: str) -> list[str]:
-    """Arguments of weaver.train.
+    """Return the arguments of weaver.train, with placeholders for the parameters of a trial.
 
-    The test set is not among them: it must not reach the choice of a model.
+    The test set is not among them, because it must not affect the choice of a model.
     """
     config = run.config
     folder = run.folder
@@ -286,13 +304,13 @@ def trial_args(run: Run, parameters: list[Parameter], metrics_log: str) -> list[
         "--gpus=auto",
         "--backend=auto",
         f"--seed={config.seed_number}",
-        # by itself it would follow --data-fraction, and trials with other searched fractions
-        # would be compared on other jets
+        # The default follows --data-fraction; trials with different fractions would then be
+        # compared on different jets.
         "--data-fraction-val=1",
     ]
-    searched = {parameter.flag for parameter in parameters}
+    flags_in_space = {parameter.flag for parameter in parameters}
     for name in SEARCHABLE:
-        if name not in searched:
+        if name not in flags_in_space:
             args.append(f"--{name}={getattr(config, name.replace('-', '_'))}")
     for parameter in parameters:
         value = "${trialParameters." + parameter.trial_name + "}"

@@ -1,11 +1,11 @@
-"""The trials that a run's storage holds whole, for a search whose Experiment is gone.
+"""Find finished and unfinished trials in the storage of a run whose Experiment is gone.
 
 A trial writes its files after each epoch in this order: best.pt, checkpoint.pt, history.json,
-options.json, metrics.log (weaver.fit.checkpoint). None of them says that the training has ended.
+options.json, metrics.log (weaver.fit.checkpoint). None of them records that the training has ended.
 So a trial counts as finished if its history has the last epoch, by the rule of weaver itself, if
 metrics.log, the last file, has a line of each epoch, and if options.json names the best epoch of
-that history. Everything else was stopped on the way, and can go on from its checkpoint. A trial
-that early stopping ended looks the same. It is known by Katib's rule.
+that history. All other trials were interrupted and can resume from their checkpoint. A trial that
+early stopping ended looks the same as an interrupted one; it is recognised by Katib's rule.
 """
 
 from __future__ import annotations
@@ -30,33 +30,36 @@ from weaver.fit.options import TRAIN_FLAGS, literal
 
 CHECKPOINT = "checkpoint.pt"
 FILES = ("best.pt", "history.json", "options.json", "metrics.log")
-"""What a trial that has ended well leaves; `failed` is the marker of one that did not."""
+"""Files of a trial that ended well. A trial that failed has a marker file named `failed`."""
 
 
 def finished_trials(run: Run, report: Report) -> list[Trial]:
-    """The trials of a run that trained to their end, in the order in which they started.
+    """Return the trials of a run that trained to their end, in the order of their start.
 
-    Each is as Katib would give it: Succeeded, with its assignments and the observation of its
-    metrics file. Files that cannot be read are reported, and their trial does not count.
+    Each is as Katib would report it: Succeeded, with its assignments and the observation of its
+    metrics file. A trial with unreadable files does not count; `report` gets the reason.
     """
     trials = []
     for name, files in _files_by_trial(run).items():
         if "failed" in files or not files.issuperset(FILES):
             continue
         try:
-            trial = find_finished(run, name)
+            trial = finished_trial(run, name)
         except InputError as error:
-            report(f"trial {name} does not count, because a file of it cannot be read: {error}")
+            report(f"trial {name} does not count, because one of its files cannot be read: {error}")
             continue
         if trial is not None:
             trials.append(trial)
     return sorted(trials, key=lambda trial: (trial.started, trial.name))
 
 
-def find_finished(run: Run, name: str) -> Trial | None:
-    """The trial of that name as `finished_trials` gives it; None if it has not ended.
+def finished_trial(run: Run, name: str) -> Trial | None:
+    """Return the trial of this name as `finished_trials` does.
 
-    Also None if it is of another search space. Raises InputError where a file is not of its form.
+    None if it has not ended or belongs to another search space.
+
+    Raises:
+        InputError: If a file does not have its form.
     """
     options = TrialOptions.find(run.folder.options(name)) or TrialOptions()
     history = find_history(run.folder.history(name))
@@ -72,40 +75,44 @@ def find_finished(run: Run, name: str) -> Trial | None:
         status="Succeeded",
         parameters=assignments,
         metrics=metrics,
-        started=_started(history),
+        started=_start_of(history),
         finished=history[-1].time,
     )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UnfinishedTrial:
-    """A trial that began and has neither failed nor trained to its end."""
+    """A trial that started and has neither failed nor trained to its end."""
 
     name: str
     parameters: dict[str, str]
-    """As Katib gave them; empty if they are not known."""
+    """Values as Katib assigned them; empty if they are not known."""
     epochs: int
-    """How many it has trained."""
+    """Number of epochs that it has trained."""
     started: str
     obstacle: str
-    """Why it cannot or should not go on; empty if it can."""
+    """Why it cannot or should not resume; empty if it can."""
 
 
-def unfinished_trials(run: Run, known: Sequence[Trial]) -> list[UnfinishedTrial]:
-    """The trials that have left files and are not known, those with the most epochs first.
+def unfinished_trials(run: Run, other_trials: Sequence[Trial]) -> list[UnfinishedTrial]:
+    """Return the trials with files that are not among `other_trials`, most epochs first.
 
-    known: the trials that count, or have failed.
+    Args:
+        run: The run.
+        other_trials: Trials that count, or have failed.
     """
-    names = {trial.name for trial in known}
-    rule = _stop_rule(run, known)
+    names = {trial.name for trial in other_trials}
+    rule = _stop_rule(run, other_trials)
     trials = []
     for name, files in _files_by_trial(run).items():
         if "failed" not in files and name not in names:
-            trials.append(_unfinished(run, name, files, rule))
+            trials.append(_unfinished_trial(run, name, files, rule))
     return sorted(trials, key=lambda trial: (-trial.epochs, trial.name))
 
 
-def _unfinished(run: Run, name: str, files: set[str], rule: StopRule | None) -> UnfinishedTrial:
+def _unfinished_trial(
+    run: Run, name: str, files: set[str], rule: StopRule | None
+) -> UnfinishedTrial:
     parameters: dict[str, str] = {}
     history: list[EpochRecord] = []
     try:
@@ -122,25 +129,25 @@ def _unfinished(run: Run, name: str, files: set[str], rule: StopRule | None) -> 
         else:
             obstacle, parameters = "", assignments
     except InputError as error:
-        obstacle = f"a file of it cannot be read: {error}"
+        obstacle = f"one of its files cannot be read: {error}"
     return UnfinishedTrial(
         name=name,
         parameters=parameters,
         epochs=len(history),
-        started=_started(history),
+        started=_start_of(history),
         obstacle=obstacle,
     )
 
 
-def _stop_rule(run: Run, known: Sequence[Trial]) -> StopRule | None:
-    """The rule of early stopping for a trial that is made now; None without early stopping."""
+def _stop_rule(run: Run, other_trials: Sequence[Trial]) -> StopRule | None:
+    """Return the early-stopping rule for a trial that starts now; None without early stopping."""
     if run.config.early_stopping == NONE:
         return None
-    succeeded = []
-    for trial in known:
+    losses_of_trials = []
+    for trial in other_trials:
         if trial.status == "Succeeded":
-            succeeded.append(katib.values(_metrics_text(run, trial.name), OBJECTIVE))
-    return rule_for(experiment(run), succeeded)
+            losses_of_trials.append(katib.values(_metrics_text(run, trial.name), OBJECTIVE))
+    return rule_for(experiment(run), losses_of_trials)
 
 
 def _parameters(run: Run) -> list[Parameter]:
@@ -148,13 +155,13 @@ def _parameters(run: Run) -> list[Parameter]:
 
 
 def _metrics_text(run: Run, name: str) -> str:
-    """The content of a trial's metrics.log; empty where it is missing."""
+    """Return the content of the metrics.log of a trial; empty where it is missing."""
     place = storage.join(run.folder.trial(name), "metrics.log")
     return storage.read_text(place) if storage.exists(place) else ""
 
 
 def _files_by_trial(run: Run) -> dict[str, set[str]]:
-    """Name of each trial that has a folder -> names of the files there."""
+    """Return the names of the files in the folder of each trial, by trial."""
     start = f"{run.folder.trials}/"
     files: dict[str, set[str]] = {}
     for entry in storage.entries(run.folder.trials):
@@ -165,25 +172,30 @@ def _files_by_trial(run: Run) -> dict[str, set[str]]:
 
 
 def _is_whole(options: TrialOptions, history: Sequence[EpochRecord], text: str) -> bool:
-    """Whether the training has ended, and all of its files have been written since.
+    """Return whether the training has ended and all its files have been written since.
 
-    text: content of metrics.log.
+    Args:
+        options: Content of options.json.
+        history: Content of history.json.
+        text: Content of metrics.log.
     """
     losses = [math.inf if epoch.val_loss is None else epoch.val_loss for epoch in history]
     settings = options.train_options or {}
     if not losses or "num_epochs" not in settings:
         return False
     best_epoch = losses.index(min(losses))
-    ended = has_ended(settings["num_epochs"], settings.get("patience"), len(losses), best_epoch)
+    is_last_epoch = has_ended(
+        settings["num_epochs"], settings.get("patience"), len(losses), best_epoch
+    )
     return (
-        ended
+        is_last_epoch
         and options.best_epoch == best_epoch
         and len(katib.values(text, OBJECTIVE)) == len(losses)
     )
 
 
 def _assignments(options: TrialOptions, parameters: Sequence[Parameter]) -> dict[str, str] | None:
-    """Parameter -> the text that was substituted; None if a value is not in the search space."""
+    """Return the text assigned to each parameter; None if a value is not in the search space."""
     network_options = options.network_options or {}
     train_options = options.train_options or {}
     assignments = {}
@@ -197,9 +209,10 @@ def _assignments(options: TrialOptions, parameters: Sequence[Parameter]) -> dict
 
 
 def _text(parameter: Parameter, value: object) -> str | None:
-    """The text of a parameter's value as a trial read it; None if the space has no such value.
+    """Return the text from which a trial read this value of a parameter.
 
-    A list has the text itself: (0.16, 0.5) was read as a tuple, and JSON made a list of it.
+    None if the search space has no such value. Lists compare equal to tuples, since JSON stores
+    (0.16, 0.5) as a list.
     """
     for text in parameter.list:
         if _comparable(literal(text)) == _comparable(value) or text == value:
@@ -208,7 +221,7 @@ def _text(parameter: Parameter, value: object) -> str | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    # A step may miss an end of the range by a rounding error.
+    # The last step may exceed the end of the range by a rounding error.
     margin = 1e-9 * (parameter.max - parameter.min)
     if not parameter.min - margin <= value <= parameter.max + margin:
         return None
@@ -216,7 +229,7 @@ def _text(parameter: Parameter, value: object) -> str | None:
 
 
 def _comparable(value: object) -> object:
-    """A value such that it equals the one that went through JSON, and that 1 is not true."""
+    """Return a value that compares equal after a round trip through JSON, with 1 unlike true."""
     if isinstance(value, Mapping):
         return {str(key): _comparable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -224,11 +237,11 @@ def _comparable(value: object) -> object:
     return (isinstance(value, bool), value)
 
 
-def _started(history: Sequence[EpochRecord]) -> str:
-    """When a training began, by its first epoch; empty where its history has no times."""
+def _start_of(history: Sequence[EpochRecord]) -> str:
+    """Return when a training started, from its first epoch; empty without times in its history."""
     if not history or not history[0].time:
         return ""
     first = history[0]
-    ended = datetime.datetime.fromisoformat(first.time)
-    began = ended - datetime.timedelta(seconds=first.seconds or 0.0)
-    return began.isoformat(timespec="seconds")
+    end = datetime.datetime.fromisoformat(first.time)
+    start = end - datetime.timedelta(seconds=first.seconds or 0.0)
+    return start.isoformat(timespec="seconds")

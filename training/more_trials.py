@@ -10,19 +10,24 @@ from common.records import SearchRecord
 
 
 def with_more_trials(config: RunConfig, more: str) -> RunConfig:
-    """The configuration of an earlier run with `more` trials beyond those of its search.
+    """Return the configuration of an earlier run with more trials than its search has.
 
-    Raises InputError where `more` is no number, or the search has not ended or has reached its
-    goal.
+    Args:
+        config: Configuration of the earlier run.
+        more: Number of further trials, as text of the command line.
+
+    Raises:
+        InputError: If `more` is not a positive whole number, or if the search has not ended or has
+            reached its goal.
     """
     if not is_whole(more) or int(more) < 1:
         raise InputError(
-            f"--more-trials '{more}': write a whole number from 1 up, and the run's id behind it"
+            f"--more-trials '{more}': write a whole number from 1 up, followed by the run id"
         )
     place = RunFolder(storage.join(config.s3_bucket, config.run_id)).search
     if not storage.exists(place):
         raise InputError(
-            f"the search of {config.run_id} has not ended ({place} is not there); go on with it by"
+            f"the search of {config.run_id} has not ended ({place} is not there); resume it with"
             f" --resume {config.run_id}"
         )
     record = SearchRecord.load(place)

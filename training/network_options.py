@@ -1,10 +1,11 @@
-"""Refuse a search space that trials could not use.
+"""Check that trials can use each parameter of the search space.
 
-That is a name that nothing takes, or a value that a flag or the network refuses. Names and flags
-are checked by reading the network file, which needs no torch (the image of the steps has none) and
-takes no time. Where torch is there, the network is also built with the extremes of the space, at
-first on torch's meta device: without memory or numbers. One that is not too large then passes a few
-made-up jets of the data config's shapes, because `forward` may refuse what get_model took.
+Refused are names that neither weaver.train nor the network has, and values that a flag or the
+network refuses. Names and flags are checked by reading the network file, which needs no torch (the
+image of the steps has none) and is fast. Where torch is installed, the network is also built with
+the extremes of the space, first on torch's meta device, without memory or numbers. If it is not too
+large, it then gets a few random jets of the data config's shapes, because `forward` may refuse
+options that get_model accepts.
 """
 
 from __future__ import annotations
@@ -21,29 +22,35 @@ from training.search_space import Parameter
 from weaver.fit.options import TRAIN_FLAGS, TrainOptions, literal
 from weaver.network.network_file import NetworkFile, option_names, option_rules
 
-MOST_PARAMETERS = 50_000_000
-"""Of a network that is built in memory (200 MB); a larger one is built on the meta device only."""
-MOST_TRAINABLE = 10_000_000_000
-"""With Adam's two moments and the gradients these are 160 GB, more than any GPU has."""
+MAX_PARAMETERS_IN_MEMORY = 50_000_000
+"""Largest network that is built in memory (200 MB); larger ones only on the meta device."""
+MAX_TRAINABLE_PARAMETERS = 10_000_000_000
+"""With gradients and the two moments of Adam these take 160 GB, more than any GPU has."""
 
 
 def check_options(space: list[Parameter], network_config: str, source: str) -> None:
-    """Check names and extreme values by the flags of weaver.train and the text of a network file.
+    """Check names and extreme values with the flags of weaver.train and the text of a network file.
 
-    network_config: the file's name, for the errors; source: its text. Raises InputError for a
-    parameter that is neither a flag nor an option of the network, or a value it cannot have.
+    Args:
+        space: Parameters of the search space.
+        network_config: Name of the network file, for errors.
+        source: Text of the network file.
+
+    Raises:
+        InputError: If a parameter is neither a flag nor an option of the network, or has an invalid
+            value.
     """
     options = option_names(source, network_config)
     rules = option_rules(source)
     flags = {field.name: field for field in dataclasses.fields(TrainOptions)}
     for parameter in space:
         is_flag = parameter.flag in TRAIN_FLAGS
-        # With None the network takes any option, and only building it can tell.
+        # None: the network takes any option, so that only building it shows whether it is valid.
         if not is_flag and options is not None and parameter.option not in options:
-            known = [*TRAIN_FLAGS, *(name.replace("_", "-") for name in options)]
+            valid_names = [*TRAIN_FLAGS, *(name.replace("_", "-") for name in options)]
             raise InputError(
-                f"search space: {unknown('parameter', parameter.name, known)} ({network_config} has"
-                " no such option)"
+                f"search space: {unknown('parameter', parameter.name, valid_names)}"
+                f" ({network_config} has no such option)"
             )
         for value in parameter.extremes:
             try:
@@ -59,34 +66,44 @@ def check_options(space: list[Parameter], network_config: str, source: str) -> N
 
 
 def check_builds(space: list[Parameter], network: NetworkFile, data_config: Any) -> int | None:
-    """Build the network and its loss with each extreme of the space, and let it take jets.
+    """Build the network and its loss with each extreme of the space, and pass jets through it.
 
-    Returns the parameters of the largest, None where there is no torch to build it with. Raises
-    InputError with the parameters' values that the network refused.
+    Args:
+        space: Parameters of the search space.
+        network: The network file.
+        data_config: The data config.
+
+    Returns:
+        Number of parameters of the largest network; None without torch.
+
+    Raises:
+        InputError: If the network refuses options or jets; it names the values.
     """
     if importlib.util.find_spec("torch") is None:
         return None
-    most = 0
-    searched = [parameter for parameter in space if parameter.flag not in TRAIN_FLAGS]
-    for values in _combinations(searched):
+    largest = 0
+    network_parameters = [parameter for parameter in space if parameter.flag not in TRAIN_FLAGS]
+    for values in _combinations(network_parameters):
         options = {parameter.option: literal(value) for parameter, value in values.items()}
         try:
-            most = max(most, _build(network, data_config, options))
+            largest = max(largest, _build(network, data_config, options))
         except InputError as error:
-            listed = ", ".join(f"{parameter.name} {value}" for parameter, value in values.items())
-            where = f"search space: {listed}: " if listed else ""
+            assignments = ", ".join(
+                f"{parameter.name} {value}" for parameter, value in values.items()
+            )
+            where = f"search space: {assignments}: " if assignments else ""
             raise InputError(f"{where}{error}") from None
-    return most
+    return largest
 
 
 def _combinations(space: list[Parameter]) -> Iterator[Mapping[Parameter, str]]:
-    """Everything at its first extreme, each other extreme by itself, everything at its last."""
+    """Yield all first extremes, then each other extreme by itself, then all last extremes."""
     first = {parameter: parameter.extremes[0] for parameter in space}
     yield first
     for parameter in space:
         for value in parameter.extremes[1:]:
             yield {**first, parameter: value}
-    # What each parameter may have by itself may still be too much together.
+    # Values that are fine one by one may be too large together.
     if len(space) > 1:
         yield {parameter: parameter.extremes[-1] for parameter in space}
 
@@ -94,33 +111,34 @@ def _combinations(space: list[Parameter]) -> Iterator[Mapping[Parameter, str]]:
 def _build(network: NetworkFile, data_config: Any, options: Mapping[str, object]) -> int:
     """Build network and loss, pass a few jets through it, and return its number of parameters.
 
-    Raises InputError where the network refuses the options, or does not take the jets.
+    Raises:
+        InputError: If the network refuses the options or the jets, or is too large.
     """
     import torch
 
-    from weaver.network.bounded import Bound, bounded
+    from weaver.network.construction_limit import ConstructionLimit, limit_construction
     from weaver.network.forward_check import check_shapes
     from weaver.network.network_file import check_loss, check_model, num_parameters
 
     size = 0
-    bound = Bound()
+    limit = ConstructionLimit()
     try:
-        with bounded(network.uri) as bound, torch.device("meta"):
+        with limit_construction(network.uri) as limit, torch.device("meta"):
             model, _ = network.build(data_config, options)
     except InputError:
-        # A network may look at numbers while it is made, and the meta device has none.
-        if bound.exceeded:
+        # A network may use numbers while it is built, and the meta device has none.
+        if limit.excess:
             raise
     else:
         check_model(network.uri, model)
         size = num_parameters(model)
-    if size > MOST_TRAINABLE:
+    if size > MAX_TRAINABLE_PARAMETERS:
         raise InputError(
             f"{network.uri}: the network has {size:.3g} parameters, more than"
-            f" {MOST_TRAINABLE:.0e}, and could not be trained; make it smaller"
+            f" {MAX_TRAINABLE_PARAMETERS:.0e}, which no GPU can train; make it smaller"
         )
-    if size <= MOST_PARAMETERS:
-        with torch.random.fork_rng(devices=[]), bounded(network.uri):
+    if size <= MAX_PARAMETERS_IN_MEMORY:
+        with torch.random.fork_rng(devices=[]), limit_construction(network.uri):
             model, _ = network.build(data_config, options)
         check_model(network.uri, model)
         size = num_parameters(model)

@@ -1,7 +1,7 @@
-"""The search space: read from YAML (or JSON, in the UI), checked, written as Katib has it.
+"""The search space: parsed from YAML (or JSON, in the UI), checked, and converted for Katib.
 
-A parameter's name is a flag of weaver.train or an option of the network, with hyphens or
-underscores. Values travel as text.
+The name of a parameter is a flag of weaver.train or an option of the network, with hyphens or
+underscores. Values are passed to trials as text.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from common.project import here
 
 TYPES = ("int", "double", "discrete", "categorical")
 DISTRIBUTIONS = ("uniform", "logUniform")
-UNUSABLE = re.compile(r"""['"\\\x00-\x1f]|\$[$({]""")
-"""What no value may have, because Katib and the kubelet replace text without quoting it.
+FORBIDDEN = re.compile(r"""['"\\\x00-\x1f]|\$[$({]""")
+"""Characters that no value may have, because Katib and the kubelet replace text without quoting.
 
 A single quote would end the quotes of the trial's command (clusters.pod_command). Katib puts a
-value into the trial's JSON as it is, where a double quote, a backslash or a control character means
-something else (katib v0.19.0 pkg/controller.v1beta1/experiment/manifest/generator.go:191-194; seen:
+value into the trial's JSON unescaped, where double quotes, backslashes and control characters have
+a meaning (katib v0.19.0 pkg/controller.v1beta1/experiment/manifest/generator.go:191-194; seen:
 a search whose value has a double quote makes no trial). The kubelet expands $$ and $(, Katib ${.
 """
 KEYS = ("name", "type", "min", "max", "step", "list", "distribution", "only_for")
@@ -34,9 +34,10 @@ KEYS = ("name", "type", "min", "max", "step", "list", "distribution", "only_for"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parameter:
-    """One dimension: a range (int, double) or a list (discrete, categorical).
+    """One dimension of the search space: a range (int, double) or a list (discrete, categorical).
 
-    Raises InputError where it makes no sense.
+    Raises:
+        InputError: If its fields contradict each other.
     """
 
     name: str
@@ -50,12 +51,19 @@ class Parameter:
 
     @classmethod
     def from_entry(cls, entry: object, where: str) -> Parameter:
-        """The parameter that an entry of the YAML file describes; `where` begins the errors.
+        """Return the parameter that an entry of the YAML file describes.
 
-        Raises InputError for unknown keys and for values that make no sense.
+        Args:
+            entry: The entry.
+            where: Beginning of error messages: the file.
+
+        Raises:
+            InputError: If a key is unknown, or a value is invalid.
         """
         if not isinstance(entry, dict) or "name" not in entry or "type" not in entry:
-            raise InputError(f"{where}: {entry!r} is no parameter; write {{name: ..., type: ...}}")
+            raise InputError(
+                f"{where}: {entry!r} is not a parameter; write {{name: ..., type: ...}}"
+            )
         name = str(entry["name"])
         for key in entry:
             if key not in KEYS:
@@ -71,17 +79,23 @@ class Parameter:
                 raise InputError(f"{where}, parameter '{name}': list must be a list, as [50, 100]")
             texts = []
             for value in fields["list"]:
-                # YAML's true and false are numbers for Python, but words for a trial.
+                # Python counts true and false as numbers, but trials get them as words.
                 is_number = isinstance(value, int | float) and not isinstance(value, bool)
                 texts.append(text(value) if is_number else str(value))
             fields["list"] = tuple(texts)
         return cls(**fields)
 
     def __post_init__(self) -> None:
-        """Check the parameter as Katib would. Raises InputError."""
+        """Check the parameter as Katib would.
+
+        Raises:
+            InputError: If its fields contradict each other.
+        """
         where = f"search space, parameter '{self.name}'"
         if not re.fullmatch(r"[A-Za-z][\w-]*", self.name):
-            raise InputError(f"{where}: a name is letters, digits, '-' and '_'")
+            raise InputError(
+                f"{where}: a name has letters, digits, '-' and '_' and begins with a letter"
+            )
         if self.type not in TYPES:
             raise InputError(f"{where}: {unknown('type', self.type, TYPES)}")
         if self.distribution not in DISTRIBUTIONS:
@@ -106,9 +120,9 @@ class Parameter:
                 f"{where}: type {self.type} needs a list of different values, as 'list: [50, 100]'"
             )
         for value in self.list:
-            if unusable := UNUSABLE.search(value):
+            if match := FORBIDDEN.search(value):
                 raise InputError(
-                    f"{where}: value {value!r} has {unusable[0]!r}, which Katib cannot pass to a"
+                    f"{where}: value {value!r} has {match[0]!r}, which Katib cannot pass to a"
                     " trial; write it without quotes, backslashes, line breaks, $$, $( and ${"
                 )
             if self.type == "discrete":
@@ -132,48 +146,48 @@ class Parameter:
 
     @property
     def flag(self) -> str:
-        """The name with hyphens, as flags of weaver.train are written."""
+        """Return the name with hyphens, as for flags of weaver.train."""
         return self.name.replace("_", "-")
 
     @property
     def option(self) -> str:
-        """The name with underscores, as options of a network are written."""
+        """Return the name with underscores, as for options of a network."""
         return self.name.replace("-", "_")
 
     @property
     def lowest(self) -> float:
-        """The smallest number of a range or of a list of numbers."""
+        """Return the smallest number of a range or of a list of numbers."""
         return self.min if self.min is not None else min(float(value) for value in self.list)
 
     @property
     def extremes(self) -> Sequence[str]:
-        """Both ends of a range, or everything listed, as a trial gets it.
+        """Return both ends of a range, or the whole list, as text for a trial.
 
-        What takes these values takes all of the dimension.
+        A network that accepts these values accepts the whole dimension.
         """
         return self.list or (text(self.min), text(self.max))
 
     @property
     def is_logarithmic(self) -> bool:
-        """Whether values are drawn uniformly in their logarithm."""
+        """Return whether values are drawn uniformly in their logarithm."""
         return self.distribution == "logUniform"
 
     @property
     def num_grid_points(self) -> int:
-        """How many values a grid has; those of a range lie a step apart, of whole numbers 1."""
+        """Return the number of values in a grid; a range of integers without a step has step 1."""
         if self.min is None or self.max is None:
             return len(self.list)
-        # The last step may miss max by a rounding error: 0 to 0.3 by 0.1 has four points.
+        # Tolerates rounding errors: 0 to 0.3 by 0.1 has four points.
         return math.floor((self.max - self.min) / (self.step or 1) + 1e-9) + 1
 
     @property
     def trial_name(self) -> str:
-        """The name inside `${trialParameters.}`, in camel case as Katib's own examples write it."""
+        """Return the name inside `${trialParameters.}`, in camel case as in examples of Katib."""
         first, *rest = re.split(r"[-_]", self.name)
         return first + "".join(part.capitalize() for part in rest)
 
     def as_katib(self) -> Manifest:
-        """The entry of `spec.parameters` in an Experiment, where all numbers are strings."""
+        """Return the entry of `spec.parameters` in an Experiment, where all numbers are strings."""
         space: Manifest
         if self.list:
             space = {"list": list(self.list)}
@@ -186,7 +200,7 @@ class Parameter:
         return {"name": self.name, "parameterType": self.type, "feasibleSpace": space}
 
     def as_json(self) -> Mapping[str, object]:
-        """The entry that `parse` reads back, without what is as by default."""
+        """Return the entry that `parse` reads back, without defaults."""
         entry: dict[str, object] = {}
         for key, value in dataclasses.asdict(self).items():
             if value in (None, (), "uniform", "*"):
@@ -201,7 +215,15 @@ class Parameter:
 
 
 def parse(content: str, *, where: str = "the search space") -> list[Parameter]:
-    """Parameters from YAML or JSON text. Raises InputError naming what is wrong and what exists."""
+    """Parse the search space from YAML or JSON.
+
+    Args:
+        content: The text.
+        where: Beginning of error messages: the file.
+
+    Raises:
+        InputError: If the text does not parse, or a parameter is invalid or occurs twice.
+    """
     document = yaml_text.load(content, where)
     entries = document.get("parameters") if isinstance(document, dict) else document
     if not isinstance(entries, list) or not entries:
@@ -214,15 +236,17 @@ def parse(content: str, *, where: str = "the search space") -> list[Parameter]:
     for parameter, place in zip(parameters, places, strict=True):
         if places.count(place) > 1 or parameter.trial_name == "trialName":
             raise InputError(
-                f"{where}: parameter '{parameter.name}' is there twice, or its name is Katib's own"
+                f"{where}: parameter '{parameter.name}' is there twice, or Katib reserves its name;"
+                " rename it"
             )
     return parameters
 
 
 def load(source: str) -> list[Parameter]:
-    """Parameters from a file (path or URI), or from a text that is the space itself.
+    """Load the search space from a file (path or URI), or parse it if `source` is the space itself.
 
-    Raises InputError as `parse` does, and for a file that is missing.
+    Raises:
+        InputError: As `parse`, or if the file is missing.
     """
     if is_text(source):
         return parse(source)
@@ -230,40 +254,45 @@ def load(source: str) -> list[Parameter]:
 
 
 def is_text(source: str) -> bool:
-    """Whether this is a space itself, JSON or YAML with several lines, rather than its address."""
+    """Return whether this is a space itself, JSON or YAML of several lines, and not its address."""
     return source.lstrip().startswith(("{", "[")) or "\n" in source
 
 
 def for_network(parameters: list[Parameter], network_config: str) -> list[Parameter]:
-    """The parameters whose `only_for` pattern matches the network file's name.
+    """Return the parameters whose `only_for` pattern matches the name of the network file.
 
-    '!' before a pattern means all others.
+    '!' before a pattern inverts it.
 
-    Raises InputError if none is left, or one is left twice.
+    Raises:
+        InputError: If no parameter matches, or two of the same name do.
     """
     stem = storage.name(network_config).removesuffix(".py")
-    fitting = []
+    selection = []
     for parameter in parameters:
         matches = fnmatch.fnmatchcase(stem, parameter.only_for.removeprefix("!"))
         if matches != parameter.only_for.startswith("!"):
-            fitting.append(parameter)
-    if not fitting:
+            selection.append(parameter)
+    if not selection:
         raise InputError(
-            f"the search space has no parameter for the network '{stem}'; 'only_for' keeps all of"
-            " them from it: name it there, or remove 'only_for'"
+            f"the search space has no parameter for the network '{stem}'; 'only_for' excludes all"
+            " of them: add the network there, or remove 'only_for'"
         )
-    names = [parameter.trial_name for parameter in fitting]
-    for parameter in fitting:
+    names = [parameter.trial_name for parameter in selection]
+    for parameter in selection:
         if names.count(parameter.trial_name) > 1:
             raise InputError(
                 f"the search space has the parameter '{parameter.name}' twice for the network"
                 f" '{stem}'; see 'only_for'"
             )
-    return fitting
+    return selection
 
 
 def check_algorithm(parameters: list[Parameter], name: str) -> None:
-    """Raise InputError where the algorithm cannot search the space, in Katib or on one machine."""
+    """Check that the algorithm can search the space, both in Katib and on one machine.
+
+    Raises:
+        InputError: If it cannot.
+    """
     algorithm = algorithms.offered(name)
     ranges = [parameter for parameter in parameters if not parameter.list]
     if len(ranges) < algorithm.min_ranges:
@@ -286,7 +315,7 @@ def check_algorithm(parameters: list[Parameter], name: str) -> None:
 
 
 def grid_size(parameters: list[Parameter]) -> int:
-    """How many points a grid has. The parameters must have passed check_algorithm for it."""
+    """Return the number of points of a grid over parameters that passed `check_algorithm`."""
     size = 1
     for parameter in parameters:
         size *= parameter.num_grid_points
@@ -294,18 +323,18 @@ def grid_size(parameters: list[Parameter]) -> int:
 
 
 def cautions(parameters: list[Parameter], name: str) -> list[str]:
-    """Sentences on what a cluster does with this algorithm other than the space asks for."""
+    """Return sentences on differences between the space and what Katib's algorithm really draws."""
     algorithm = algorithms.offered(name)
     logarithmic = [parameter.name for parameter in parameters if parameter.is_logarithmic]
-    stepped = []
+    with_step = []
     for parameter in parameters:
         has_step = parameter.type == "int" or parameter.step is not None
         if has_step and not parameter.list and not parameter.is_logarithmic:
-            stepped.append(parameter.name)
+            with_step.append(parameter.name)
     sentences = []
     for caution, names in (
         (algorithm.log_caution, logarithmic),
-        (algorithm.step_caution, stepped),
+        (algorithm.step_caution, with_step),
     ):
         if caution and names:
             sentences.append(f"algorithm {name}: {caution.format(names=', '.join(names))}")
@@ -313,17 +342,17 @@ def cautions(parameters: list[Parameter], name: str) -> list[str]:
 
 
 def as_document(parameters: list[Parameter]) -> Manifest:
-    """The space as the document that `parse` reads, for Kubeflow's form."""
+    """Return the space as the document that `parse` reads, for the form of Kubeflow."""
     return {"parameters": [parameter.as_json() for parameter in parameters]}
 
 
 def to_json(parameters: list[Parameter]) -> str:
-    """One line of JSON that `parse` reads back: the space as run.json has it."""
+    """Return the space as one line of JSON that `parse` reads back, as in run.json."""
     return json.dumps(as_document(parameters))
 
 
 def text(number: float | None) -> str:
-    """A number as plain as can be: 5 rather than 5.0, 0.00005 rather than 5e-05."""
+    """Return a number in plain notation: 5 for 5.0, 0.00005 for 5e-05."""
     if number is None:
         return ""
     if float(number) == int(number):
@@ -334,13 +363,17 @@ def text(number: float | None) -> str:
 
 
 def _number(where: str, key: str, value: Any) -> float:
-    """The finite number that a value of the YAML file is. Raises InputError for anything else."""
+    """Return a value of the YAML file as a finite number.
+
+    Raises:
+        InputError: If it is none.
+    """
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise InputError(f"{where}: {key} {value!r} is no number") from None
+        raise InputError(f"{where}: {key} {value!r} is not a number") from None
     except OverflowError:
-        raise InputError(f"{where}: {key} is larger than any number of a computer") from None
+        raise InputError(f"{where}: {key} is too large for a floating-point number") from None
     if not math.isfinite(number):
         raise InputError(f"{where}: {key} {value!r} is not finite")
     return number

@@ -1,1 +1,1 @@
-"""Calibrate files: readers, models, writers."""
+"""Calibration of files: readers, models and writers."""

@@ -1,9 +1,9 @@
-"""Of what kind jets are: radius, treatment of pile-up, year; and whether two kinds may be mixed.
+"""The kind of jets (radius, pile-up treatment, year), and whether a correction fits another kind.
 
-A correction holds for the jets that it was derived for. What the model card says of the training
-(`--card FILE` of the export) is compared with what a file shows: the title that CMS gives the
-branch nJet, the name of the tree, the number of the first run, and the campaign in the file's path.
-What either side does not say is not compared.
+A correction is valid for jets like those it was derived from. The facts of the model card (`--card
+FILE` of the export) are compared with those of a file: the title of CMS's branch nJet, the name of
+the tree, the number of the first run, and the campaign in the path. Properties that either side
+does not have are not compared.
 """
 
 from __future__ import annotations
@@ -40,31 +40,31 @@ PERIOD = re.compile(r"\bRun[\s_-]?(III|II|I|[123])(?![a-zA-Z0-9])")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JetKind:
-    """What is known of some jets; an empty value is not known."""
+    """Kind of some jets; unknown properties are empty."""
 
     radius: str = ""
     """Ten times the radius: 4 of AK4."""
     pileup: str = ""
     """CHS or PUPPI."""
     years: frozenset[int] = frozenset()
-    """Of data taking, or that the simulation is of."""
+    """Years of data taking, or those that the simulation describes."""
     era: str = ""
-    """The words in which the years are written."""
+    """The text from which the years were read."""
 
 
-def stated(facts: Mapping[str, str], treename: str | None) -> JetKind:
-    """The kind of the training's jets, by the model card's facts and the tree that it read.
+def kind_of_training(facts: Mapping[str, str], treename: str | None) -> JetKind:
+    """Return the kind of the training jets, from the facts of the model card and the tree.
 
-    A fact whose name holds "jet" says the type of the jets, one named era or year the years, and
-    without these the campaign.
+    Facts whose name contains "jet" give the type of the jets; facts named era or year the years, or
+    else campaign.
     """
-    named = {name.lower(): text for name, text in facts.items()}
-    jets = " ".join(text for name, text in named.items() if "jet" in name)
+    texts = {name.lower(): text for name, text in facts.items()}
+    jets = " ".join(text for name, text in texts.items() if "jet" in name)
     kind = of_title(jets)
     if not kind.radius and treename:
         kind = dataclasses.replace(kind, radius=_radius(treename))
     for name in ("era", "eras", "year", "years", "campaign"):
-        text = named.get(name, "")
+        text = texts.get(name, "")
         years = years_of(text)
         if years:
             return dataclasses.replace(kind, years=years, era=text)
@@ -72,7 +72,7 @@ def stated(facts: Mapping[str, str], treename: str | None) -> JetKind:
 
 
 def of_title(title: str) -> JetKind:
-    """The kind by words such as "slimmedJetsPuppi, i.e. ak4 PFJets Puppi with JECs applied"."""
+    """Return the kind from words like "slimmedJetsPuppi, i.e. ak4 PFJets Puppi"."""
     pileup = ""
     if re.search("puppi", title, re.IGNORECASE):
         pileup = "PUPPI"
@@ -82,7 +82,7 @@ def of_title(title: str) -> JetKind:
 
 
 def of_path(uri: str) -> JetKind:
-    """The years by the campaign in a path, as .../RunIISummer20UL18NanoAODv9/... or Run2018A."""
+    """Return the years from a campaign in a path: RunIISummer20UL18NanoAODv9, Run2018A."""
     match = ULTRA_LEGACY.search(uri)
     if match:
         return _of_year(2000 + int(match[1] or match[2]), match[0])
@@ -94,38 +94,40 @@ def of_path(uri: str) -> JetKind:
 
 
 def of_run(run: int) -> JetKind:
-    """The year of a run of collisions; nothing for simulation, whose run is 1."""
+    """Return the year of a run of collisions; unknown for simulation, whose run is 1."""
     years = [year for year, first in FIRST_RUNS.items() if run >= first]
     return _of_year(years[-1], f"run {run}") if years else JetKind()
 
 
-def together(kinds: list[JetKind]) -> JetKind:
-    """What several views of the same jets know; of contradicting ones the first counts."""
-    known: dict[str, str] = {}
+def combined(kinds: list[JetKind]) -> JetKind:
+    """Combine several descriptions of the same jets; the first takes precedence."""
+    properties: dict[str, str] = {}
     years = JetKind()
     for kind in reversed(kinds):
-        known |= {name: value for name in ("radius", "pileup") if (value := getattr(kind, name))}
+        properties |= {
+            name: value for name in ("radius", "pileup") if (value := getattr(kind, name))
+        }
         years = kind if kind.years else years
-    return JetKind(years=years.years, era=years.era, **known)
+    return JetKind(years=years.years, era=years.era, **properties)
 
 
 def differences(training: JetKind, jets: JetKind) -> list[str]:
-    """What speaks against using a training's correction for these jets, a clause each."""
-    found = []
+    """Return why a correction does not fit these jets, one clause for each reason."""
+    clauses = []
     if training.radius and jets.radius and training.radius != jets.radius:
-        found.append(f"its jets are AK{jets.radius}, those of the training AK{training.radius}")
+        clauses.append(f"its jets are AK{jets.radius}, those of the training AK{training.radius}")
     if training.pileup and jets.pileup and training.pileup != jets.pileup:
-        found.append(f"its jets are {jets.pileup} jets, those of the training {training.pileup}")
+        clauses.append(f"its jets are {jets.pileup} jets, those of the training {training.pileup}")
     if training.years and jets.years and not training.years & jets.years:
-        found.append(
+        clauses.append(
             f"it is of {_words(jets.years)} ({jets.era}), the training of"
             f" {_words(training.years)} ({training.era})"
         )
-    return found
+    return clauses
 
 
-def not_compared(training: JetKind, jets: JetKind) -> list[str]:
-    """Which properties could not be compared, because one side does not say them."""
+def unknown_properties(training: JetKind, jets: JetKind) -> list[str]:
+    """Return the properties that cannot be compared, because one side does not have them."""
     names = {"radius": "radius", "pileup": "CHS or PUPPI", "years": "era"}
     return [
         text
@@ -135,7 +137,7 @@ def not_compared(training: JetKind, jets: JetKind) -> list[str]:
 
 
 def years_of(text: str) -> frozenset[int]:
-    """The years that a text names: 2018, 2016-2018, UL18, RunIISummer20UL18, Run 2."""
+    """Return the years that a text names: 2018, 2016-2018, UL18, RunIISummer20UL18, Run 2."""
     years = {2000 + int(a or b) for a, b in ULTRA_LEGACY.findall(text)}
     if years:
         return frozenset(years)

@@ -1,10 +1,10 @@
-"""The model that calibrates: its columns, what it says of its training, and its answers.
+"""The model that calibrates files: its columns, its training, and its outputs.
 
     model = local_model("runs/latest")          # a run, a model's folder, or NAME-raw/1/model.onnx
     answers = model.answer({"jetPt": ..., "PF_pT": ..., "nPF": ...})
 
-It is one that takes the files' own columns (weaver/onnx/raw_model.py), so that nothing is computed
-here and nothing can be computed differently than in training.
+It takes the columns of the files (weaver/onnx/raw_model.py). All preprocessing is in the model, so
+that it cannot differ from that of the training.
 """
 
 from __future__ import annotations
@@ -30,10 +30,12 @@ if TYPE_CHECKING:
 
 Arrays = Mapping[str, np.ndarray]
 
-BATCH = 256  # jets of one execution: what it works on then stays in the processor's cache
-CALIBRATED, CORRECTION, VALID = "calibrated_pt", "correction", "valid"
-PLACES = "places of "  # begins the name of the axis of particles, before the name of their counter
-# ONNX Runtime's name of a type -> numpy's
+BATCH = 256  # jets per execution; its data then fit into the cache of the processor
+CALIBRATED_PT, CORRECTION, VALID = "calibrated_pt", "correction", "valid"
+PLACES = (
+    "places of "  # prefix of the name of an axis of particles, before the name of their counter
+)
+# numpy types by ONNX Runtime's names
 TYPES: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
     "tensor(double)": np.dtype(np.float64),
@@ -45,62 +47,65 @@ TYPES: dict[str, np.dtype[Any]] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Input:
-    """A column that the model takes."""
+    """An input column of the model."""
 
     dtype: np.dtype
     counter: str = ""
-    """Of particles: the input that says how many a jet has. Empty for one value a jet."""
+    """For particles: the input with their number in each jet. Empty for one value per jet."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Description:
-    """What is known of a model."""
+    """Description of a model."""
 
     name: str
     digest: str
-    """Equal for equal models alone."""
+    """Digest, equal only for equal models."""
     run_id: str
     treename: str | None
-    """The tree that the training read; None where it is not known."""
+    """Tree that the training read; None if unknown."""
     label: str
-    """What the network learnt, such as np.log(genJetPt / jetPt)."""
+    """Label of the training, like np.log(genJetPt / jetPt)."""
     reference: str
-    """The pT (GeV) that the correction multiplies, as jetPt in that label; empty where the model
-    does not say."""
+    """The pT (GeV) that the correction multiplies, like jetPt in that label; empty if unknown."""
     facts: Mapping[str, str]
-    """What the model card says of the training: era, campaign, jet type."""
+    """Facts of the model card on the training: era, campaign, jet type."""
     inputs: Mapping[str, Input]
-    """Branch -> what it is; counters are not among them."""
+    """Input columns by branch, without counters."""
     outputs: tuple[str, ...]
     limits: ModelRange | None = None
-    """The jets that the model is meant for."""
+    """Valid range of the model."""
 
     @property
     def counters(self) -> tuple[str, ...]:
-        """Names of the columns that count the particles of each jet."""
+        """Names of the columns with the number of particles of each jet."""
         names = [column.counter for column in self.inputs.values() if column.counter]
         return tuple(dict.fromkeys(names))
 
     @property
     def quantiles(self) -> tuple[str, ...]:
-        """Names of the quantiles that the model answers with, such as q16."""
-        prefix = f"{CALIBRATED}_"
+        """Names of the quantiles among the outputs, like q16."""
+        prefix = f"{CALIBRATED_PT}_"
         return tuple(name.removeprefix(prefix) for name in self.outputs if name.startswith(prefix))
 
 
 class Model(Protocol):
-    """Where answers come from."""
+    """A model in this process or on a server."""
 
     description: Description
     batch: int
-    """The most jets of one call of `answer`."""
+    """Largest number of jets in one call of `answer`."""
 
     def answer(self, inputs: Arrays) -> dict[str, np.ndarray]:
-        """The outputs (N,) for inputs (N, 1) and (N, P). Several threads may call it at once."""
+        """Return the outputs (N,) for inputs (N, 1) and (N, P). Must be thread-safe."""
         ...
 
     def check_unchanged(self) -> None:
-        """Raise ClusterError where answers may come from another model than the described one."""
+        """Check that outputs still come from the described model.
+
+        Raises:
+            ClusterError: If they may not.
+        """
         ...
 
 
@@ -108,26 +113,27 @@ class LocalModel:
     """A model in ONNX Runtime, in this process."""
 
     def __init__(self, description: Description, session: onnxruntime.InferenceSession) -> None:
-        """Answer with a session of ONNX Runtime."""
+        """Use a session of ONNX Runtime."""
         self.description = description
         self.batch = BATCH
         self._session = session
         self._outputs = [output.name for output in session.get_outputs()]
 
     def answer(self, inputs: Arrays) -> dict[str, np.ndarray]:
-        """Return the outputs for jets; column name -> (N,)."""
+        """Return the outputs by name, (N,) each."""
         answers = self._session.run(self._outputs, dict(inputs))
         return {name: column[:, 0] for name, column in zip(self._outputs, answers, strict=True)}
 
     def check_unchanged(self) -> None:
-        """Do nothing: it has been read whole."""
+        """Do nothing, since the whole file was read at the start."""
 
 
 def local_model(place: str) -> LocalModel:
-    """The model at an address: a run's folder, a model's folder, or its file.
+    """Load a model from the folder of a run, the folder of a model, or its file.
 
-    Raises InputError where there is none that takes columns, for one of an earlier version, and for
-    another one than was exported.
+    Raises:
+        InputError: If there is no model that takes columns, if it is of an earlier version, or if
+            it is not the file that was exported.
     """
     from weaver.onnx.runtime import session
 
@@ -135,18 +141,25 @@ def local_model(place: str) -> LocalModel:
     content = storage.read_bytes(uri)
     check_model(uri, content)
     try:
-        # One thread an execution: the steps of a file run side by side, which is faster.
+        # One thread per execution: the steps of a file run in parallel, which is faster.
         runtime = session(content, threads=1)
-    except Exception as error:  # ONNX Runtime raises kinds of its own
+    except Exception as error:  # ONNX Runtime has its own exceptions
         reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{uri} is no ONNX model that can be run: {reason}") from None
+        raise InputError(
+            f"{uri} is not an ONNX model that can be run: {reason}; give the model.onnx of an"
+            " export"
+        ) from None
     model = LocalModel(_description(uri, content, runtime), runtime)
     _try(model, uri)
     return model
 
 
 def _try(model: LocalModel, uri: str) -> None:
-    """Ask a model about two empty jets. Raises InputError where it takes other inputs than ours."""
+    """Run a model on two empty jets.
+
+    Raises:
+        InputError: If it takes other inputs than models of this project.
+    """
     inputs = {}
     for name, column in model.description.inputs.items():
         inputs[name] = np.zeros((2, 2 if column.counter else 1), column.dtype)
@@ -155,7 +168,7 @@ def _try(model: LocalModel, uri: str) -> None:
     try:
         answers = model.answer(inputs)
         reason = ""
-    except Exception as error:  # ONNX Runtime raises kinds of its own
+    except Exception as error:  # ONNX Runtime has its own exceptions
         reason = str(error).strip().splitlines()[0]
     else:
         other = [name for name, values in answers.items() if values.shape != (2,)]
@@ -163,13 +176,17 @@ def _try(model: LocalModel, uri: str) -> None:
             reason = f"{', '.join(other)} is not one number for each jet"
     if reason:
         raise InputError(
-            f"{uri} is no model of this project that takes the files' columns: {reason}; give the"
-            f" model.onnx of a model NAME{RAW_SUFFIX}"
+            f"{uri} is not a model of this project that takes the files' columns: {reason}; give"
+            f" the model.onnx of a model NAME{RAW_SUFFIX}"
         )
 
 
 def onnx_at(place: str) -> str:
-    """The address of the model's file. Raises InputError where there is not exactly one."""
+    """Return the address of the model's file.
+
+    Raises:
+        InputError: If there is not exactly one.
+    """
     if place.endswith(".onnx"):
         if not storage.exists(place):
             raise InputError(f"there is no file {place}")
@@ -186,16 +203,14 @@ def onnx_at(place: str) -> str:
             f"there is no model at {place}; give the folder of a run (it has run.json), or a"
             f" model.onnx of a model NAME{RAW_SUFFIX}"
         )
-    raise InputError(
-        f"{place} holds {len(raw or files)} models; give one: {', '.join(raw or files)}"
-    )
+    raise InputError(f"{place} has {len(raw or files)} models; give one: {', '.join(raw or files)}")
 
 
 def _onnx_of_run(run: RunFolder) -> str:
     record = ExportRecord.find(run.export)
     if record is None:
         raise InputError(
-            f"{run.uri} has no exported model yet; go on with the run: python pipeline.py --resume"
+            f"{run.uri} has no exported model yet; resume the run: python pipeline.py --resume"
             f" {storage.name(run.uri)}"
         )
     if record.raw is None:
@@ -207,7 +222,11 @@ def _onnx_of_run(run: RunFolder) -> str:
 
 
 def _description(uri: str, content: bytes, session: onnxruntime.InferenceSession) -> Description:
-    """What a model's file says. Raises InputError for one that does not take columns."""
+    """Return the description in a model's file.
+
+    Raises:
+        InputError: If the model does not take columns.
+    """
     inputs = {}
     for entry in session.get_inputs():
         if entry.type not in TYPES:
@@ -234,13 +253,21 @@ def describe(
     inputs: Mapping[str, Input],
     outputs: Sequence[str],
 ) -> Description:
-    """What is known of a model.
+    """Return the description of a model.
 
-    where: it is, for errors. facts: what its file says of itself (exporting/export.py), or its
-    configuration on a server. inputs: with their counters. Raises InputError for a model that does
-    not take columns, and for one of an earlier version.
+    Args:
+        where: The model, for errors.
+        name: Its name.
+        digest: Its digest.
+        facts: Metadata of its file (exporting/export.py), or parameters of its configuration on a
+            server.
+        inputs: Its inputs, counters included.
+        outputs: Names of its outputs.
+
+    Raises:
+        InputError: If the model does not take columns, or is of an earlier version.
     """
-    if not {CALIBRATED, CORRECTION} <= set(outputs):
+    if not {CALIBRATED_PT, CORRECTION} <= set(outputs):
         raise InputError(
             f"{where} answers with {', '.join(outputs)}, so it does not take the files' columns;"
             f" give the model NAME{RAW_SUFFIX} beside it"
@@ -267,7 +294,11 @@ def describe(
 
 
 def limits_of(where: str, facts: Mapping[str, str], inputs: Collection[str]) -> ModelRange | None:
-    """The jets that a model is meant for, where it says so. Raises InputError for other text."""
+    """Return the valid range of a model; None if it has none.
+
+    Raises:
+        InputError: If the text of the range is invalid.
+    """
     if KEY not in facts:
         return None
     try:
@@ -279,7 +310,11 @@ def limits_of(where: str, facts: Mapping[str, str], inputs: Collection[str]) -> 
 
 
 def _texts(where: str, metadata: Mapping[str, str], key: str) -> dict[str, str]:
-    """Names with texts, which a model holds as JSON. Raises InputError for text that is none."""
+    """Return a JSON mapping of texts from the metadata of a model.
+
+    Raises:
+        InputError: If it is not one.
+    """
     try:
         content = json.loads(metadata.get(key) or "{}")
     except ValueError:
@@ -292,7 +327,7 @@ def _texts(where: str, metadata: Mapping[str, str], key: str) -> dict[str, str]:
 
 
 def _reference(where: str, labels: Mapping[str, str]) -> str:
-    """The pT that the label divides by: jetPt of {"target": "np.log(genJetPt / jetPt)"}."""
+    """Return the pT that a label divides by: jetPt of {"target": "np.log(genJetPt / jetPt)"}."""
     for text in labels.values():
         reference = denominator(Expression(text, f"the label of {where}"))
         if reference is not None:

@@ -1,11 +1,11 @@
-"""The files that the calibration writes: friend trees, or parquet, with what they were made of.
+"""The files that the calibration writes: friend trees, or parquet, with their origin.
 
     <output>/<name>.root      the tree `calibration` with one entry for each entry of the input, in
                               its order; and the text `calibration_info` (JSON, class FileInfo)
-    <output>/<name>.parquet   the same columns; the text stands in the file's metadata
+    <output>/<name>.parquet   the same columns; the text is in the metadata of the file
     <output>/calibration.json the model that all outputs of the folder come from (FolderRecord)
 
-A file is written aside and put in place when it is complete.
+A file is written elsewhere and moved to its place when it is complete.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from common import storage
 from common.errors import InputError, JecError
 from common.records import Record
 from common.storage.local import explain
-from serving.calibration.model import CALIBRATED, CORRECTION, VALID, Description
+from serving.calibration.model import CALIBRATED_PT, CORRECTION, VALID, Description
 from serving.calibration.sources import PFNANO, Source, Step
 from weaver.read.opening import open_file, open_parquet
 
@@ -48,18 +48,18 @@ class FolderRecord(Record):
 
     model: str
     sha256: str
-    """Of model.onnx, or of what a server says of its model."""
+    """Digest of model.onnx, or of the description of a model on a server."""
     run_id: str
     label: str
     trained_on: dict[str, str]
     valid_range: dict[str, Any] | None
-    """pT (GeV) and |jetEta| of the training; None where the model does not say them."""
+    """Range of pT (GeV) and |jetEta| of the training; None if the model has none."""
     note: str = NOTE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FileInfo(Record):
-    """What one output was made of, and what is in it."""
+    """Origin and content of one output."""
 
     source: str
     source_size: int
@@ -72,25 +72,25 @@ class FileInfo(Record):
     jets: int
     valid: int
     invalid: dict[str, int]
-    """Reason -> jets with the standard correction in place of the model's."""
+    """Number of jets with the standard correction instead of the model's, by reason."""
     formula: str
-    """Which pT is multiplied by what."""
+    """The correction as a formula of columns."""
     model: str
     sha256: str
     run_id: str
     forced: list[str]
-    """What spoke against using this model for these jets, and was overruled with --force."""
+    """Why this model does not fit these jets, overruled with --force."""
     note: str = NOTE
 
     def is_of(self, source: Source | storage.Entry) -> bool:
-        """Whether the output was made of this very file."""
+        """Return whether the output was made from exactly this file."""
         entry = source if isinstance(source, storage.Entry) else source.file.entry
         same_file = (self.source, self.source_size, self.source_tag)
         return same_file == (entry.uri, entry.size, entry.tag)
 
 
 def folder_record(description: Description) -> FolderRecord:
-    """Return what the output folder says of the model that it was made with."""
+    """Return the record of the model for the output folder."""
     return FolderRecord(
         model=description.name,
         sha256=description.digest,
@@ -105,27 +105,27 @@ def folder_record(description: Description) -> FolderRecord:
 
 
 def column_names(description: Description, form: str) -> dict[str, str]:
-    """The model's output -> its column: Jet_pt_calibrated in PFNano, jetPt_calibrated elsewhere."""
+    """Return the column of each output: Jet_pt_calibrated in PFNano, else jetPt_calibrated."""
     reference = description.reference if description.reference.isidentifier() else "jetPt"
     pt, valid = (f"{JETS}_pt", f"{JETS}_valid") if form == PFNANO else (reference, "jet_valid")
-    names = {CALIBRATED: f"{pt}_calibrated", CORRECTION: f"{pt}_correction", VALID: valid}
+    names = {CALIBRATED_PT: f"{pt}_calibrated", CORRECTION: f"{pt}_correction", VALID: valid}
     for quantile in description.quantiles:
-        names[f"{CALIBRATED}_{quantile}"] = f"{pt}_calibrated_{quantile}"
+        names[f"{CALIBRATED_PT}_{quantile}"] = f"{pt}_calibrated_{quantile}"
     return {output: names[output] for output in description.outputs if output in names}
 
 
 def formula(description: Description, form: str) -> str:
-    """Which pT is multiplied by what, as a sentence."""
+    """Return the correction as a formula of columns."""
     names = column_names(description, form)
     reference = description.reference or "the pT that the label divides by"
     if form == PFNANO:
         in_nano = {"jetPt": "Jet_pt", "jetRawPt": "Jet_pt * (1 - Jet_rawFactor)"}
         reference = in_nano.get(reference, reference)
-    return f"{names[CALIBRATED]} = {reference} * {names[CORRECTION]} (GeV)"
+    return f"{names[CALIBRATED_PT]} = {reference} * {names[CORRECTION]} (GeV)"
 
 
 def types_of(description: Description, form: str) -> dict[str, np.dtype]:
-    """Column -> its type."""
+    """Return the type of each column."""
     names = column_names(description, form)
     return {
         column: np.dtype(bool if output == VALID else np.float32)
@@ -140,19 +140,21 @@ class Friend(Protocol):
     """A file that is being written."""
 
     def append(self, step: Step, columns: Mapping[str, np.ndarray]) -> None:
-        """Add the entries of a step. columns: the answers of its jets by their names, (jets,)."""
+        """Add the entries of a step, with the outputs of its jets by column, (jets,)."""
         ...
 
     def finish(self, info: FileInfo) -> None:
-        """Write what the file was made of, and close it."""
+        """Write the origin of the file, and close it."""
         ...
 
 
 @contextlib.contextmanager
 def writing(path: Path, source: Source, types: Mapping[str, np.dtype]) -> Iterator[Friend]:
-    """Write a friend of a source to a path on this machine, in the format that it ends in.
+    """Open a file on this machine for the friend of a source; its suffix gives the format.
 
-    Raises InputError or StorageError where the disk refuses.
+    Raises:
+        InputError: If the path is not writable.
+        StorageError: If the disk fails.
     """
     kind = ParquetFriend if path.suffix == f".{PARQUET}" else RootFriend
     try:
@@ -199,7 +201,7 @@ class RootFriend:
         columns: Mapping[str, np.ndarray],
         per_entry: np.ndarray | None,
     ) -> dict[str, Any]:
-        """Columns as uproot writes them: those of an event's jets as one record `Jet`."""
+        """Return columns for uproot: for events, those of the jets as one record `Jet`."""
         if not self._per_event:
             return {**identity, **columns}
         import awkward as ak
@@ -215,7 +217,7 @@ class RootFriend:
             self._tree.extend(self._data(step.identity, columns, step.per_entry))
 
     def finish(self, info: FileInfo) -> None:
-        """Write what the file was made of."""
+        """Write the origin of the file."""
         self._file[INFO] = json.dumps(info.as_json())
 
 
@@ -259,20 +261,24 @@ class ParquetFriend:
         self._is_empty = False
 
     def finish(self, info: FileInfo) -> None:
-        """Write what the file was made of."""
+        """Write the origin of the file."""
         if self._is_empty:  # awkward does not read a file without row groups
             self._writer.write_table(self._schema.empty_table())
         self._writer.add_key_value_metadata({INFO: json.dumps(info.as_json())})
 
 
 def check_format(name: str) -> None:
-    """Raise InputError where this machine lacks what writes the format."""
+    """Check that this machine can write the format.
+
+    Raises:
+        InputError: If a package is missing.
+    """
     if name == PARQUET and importlib.util.find_spec("pyarrow") is None:
         raise InputError("--format parquet takes pyarrow; type: pip install pyarrow")
 
 
 def read_info(uri: str) -> FileInfo | None:
-    """What an output says of itself; None for a file that this command did not write."""
+    """Return the record in an output; None for a file that this command did not write."""
     text = None
     try:
         if uri.endswith(f".{PARQUET}"):

@@ -1,9 +1,9 @@
-"""A model on a server as the one that calibrates: its configuration describes it.
+"""A model on a server that calibrates files; the server's configuration describes it.
 
     model = served_model("http://127.0.0.1:8000", "pfn-1a2b3c4d-raw")
 
-Answers come through the client (clients/python), with its retries. Whether the server still serves
-the model that it described is asked at the end of each file.
+Requests go through the client (clients/python), with its retries. At the end of each file it is
+checked that the server still serves the model that it described.
 """
 
 from __future__ import annotations
@@ -20,26 +20,30 @@ from serving.calibration.model import Arrays, Description, Input, describe, limi
 from serving.client import Client
 from serving.validity import KEY
 
-DIGEST = "sha256"  # parameter of config.pbtxt: of model.onnx
-DEADLINE = 300.0  # seconds for a step; a server that is restarted is back by then
+DIGEST = "sha256"  # parameter of config.pbtxt with the digest of model.onnx
+DEADLINE = 300.0  # seconds for a step; longer than a restart of the server
 
 
 class ServedModel:
-    """A model of a server. Several threads may ask it."""
+    """A model on a server; thread-safe."""
 
     def __init__(self, description: Description, client: Client, batch: int) -> None:
-        """Answer with a client; `batch` jets go into one request."""
+        """Use a client, with `batch` jets per request."""
         self.description = description
         self.batch = batch
         self._client = client
 
     def answer(self, inputs: Arrays) -> dict[str, np.ndarray]:
-        """Return the outputs for jets; column name -> (N,)."""
+        """Return the outputs by name, (N,) each."""
         answers = self._client.calibrate(dict(inputs), deadline=DEADLINE)
         return {name: np.asarray(answers[name]) for name in self.description.outputs}
 
     def check_unchanged(self) -> None:
-        """Raise ClusterError if the server has another model than at the start."""
+        """Check that the server still has the same model.
+
+        Raises:
+            ClusterError: If it has another one.
+        """
         digest = _facts(self._client.config()).get(DIGEST)
         if digest != self.description.digest:
             raise ClusterError(
@@ -49,16 +53,22 @@ class ServedModel:
 
 
 def _facts(config: Mapping[str, Any]) -> dict[str, str]:
-    """What a model's configuration on a server says of it."""
+    """Return the parameters of a model's configuration on a server."""
     parameters = config.get("parameters", {})
     return {key: str(value.get("string_value", "")) for key, value in parameters.items()}
 
 
 def served_model(url: str, name: str, **login: Any) -> ServedModel:
-    """The model of that name on a server; without a name, its only one that takes columns.
+    """Return a model on a server.
 
-    login: token, cookies, verify of the client. Raises InputError where there is none, where the
-    server does not describe it, or where nobody answers.
+    Args:
+        url: The server.
+        name: The model; empty for the only model that takes columns.
+        **login: token, cookies and verify of the client.
+
+    Raises:
+        InputError: If there is no such model, the server does not describe it, or no server
+            answers.
     """
     try:
         client = Client(url, name or "model", **login)
@@ -66,13 +76,13 @@ def served_model(url: str, name: str, **login: Any) -> ServedModel:
             name = _only_model(client)
             client = Client(url, name, **login)
         metadata, config = client.metadata(), client.config()
-    except ClusterError as error:  # before anything has begun
+    except ClusterError as error:  # nothing was calibrated yet
         raise InputError(f"{error}; start a server with: python -m serving.serve RUN") from None
     facts = _facts(config)
     where = f"the model {name} at {url}"
     if KEY not in facts or DIGEST not in facts:
         raise InputError(
-            f"{where} does not say what it was trained for: the server is too old to tell the"
+            f"{where} has no description of its training: the server is too old to return the"
             f" model's configuration (/v2/models/{name}/config), or the model was exported by an"
             " earlier version; serve it with python -m serving.serve RUN, or give --model RUN"
         )
@@ -92,7 +102,7 @@ def served_model(url: str, name: str, **login: Any) -> ServedModel:
 def _only_model(client: Client) -> str:
     models = [name for name in client.models() if name.endswith(RAW_SUFFIX)]
     if not models:
-        client.config()  # raises where nobody answers
+        client.config()  # raises if no server answers
     if len(models) != 1:
         there = f": {', '.join(models)}" if models else ""
         raise InputError(

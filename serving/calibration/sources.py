@@ -1,12 +1,12 @@
 """The files to calibrate: jets (JetNtuple), or events with jets and candidates (PFNano).
 
-    source = open_source(entry, description)     # InputError for what the model cannot calibrate
+    source = open_source(entry, description)     # InputError if the model cannot calibrate it
     for load in source.loads():
         for columns, count in load():
             step = source.step(columns, count)
 
-Files are read by weaver/read, and the jets of PFNano are made by data/from_nanoaod.py: as the
-training read them, but without selection and without anything that a generator knows.
+Files are read by weaver/read, and the jets of PFNano are built by data/from_nanoaod.py, as in the
+training, but without a selection and without generator information.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from weaver.config.data_config import DataConfig
 from weaver.config.plan import Plan
 from weaver.read import files
 from weaver.read.files import DataFile, Load
-from weaver.read.jagged import Columns, Jagged, Lists, plain, to_awkward
+from weaver.read.jagged import Columns, JaggedColumn, Lists, plain, to_awkward
 from weaver.read.opening import open_file
 from weaver.read.remote import Readers
 
 NTUPLE, PFNANO = "JetNtuple", "PFNano"
 EVENTS = from_nanoaod.TREE
-# of columns in a step: enough jets to sort, and few enough that all cores end at the same time
+# bytes of columns in a step: enough jets to sort, few enough that all cores finish together
 STEP_BYTES = 8 * 2**20
 OF_NTUPLE = ("run", "lumi", "event", "jetPtOrder")
 OF_EVENTS = ("run", "luminosityBlock", "event")
@@ -42,16 +42,16 @@ OF_EVENTS = ("run", "luminosityBlock", "event")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Step:
-    """Some entries of a file in a row."""
+    """Consecutive entries of a file."""
 
     entries: int
     jets: int
     per_entry: np.ndarray | None
-    """Jets of each entry (entries,); None where an entry is a jet."""
+    """Number of jets of each entry, (entries,); None if an entry is a jet."""
     columns: Columns
-    """The model's, of all jets in the order of the file."""
+    """Input columns of the model for all jets, in the order of the file."""
     identity: dict[str, np.ndarray]
-    """Columns that tell which entries these are, (entries,) each."""
+    """Columns that identify the entries, (entries,) each."""
 
 
 class Source(Protocol):
@@ -62,21 +62,23 @@ class Source(Protocol):
     file: DataFile
     kind: JetKind
     identity: dict[str, np.dtype]
-    """Types of the columns that tell which entry is which."""
+    """Types of the columns that identify entries."""
 
     def loads(self, readers: Readers | None = None) -> Iterator[Load]:
-        """The file's steps, as weaver.read.files.loads gives them."""
+        """Return the steps of the file, as weaver.read.files.loads does."""
         ...
 
     def step(self, columns: Columns, count: int) -> Step:
-        """The jets of `count` entries, of the columns that a load gave."""
+        """Return the jets of `count` entries from the columns of a load."""
         ...
 
 
 def open_source(entry: Entry, description: Description) -> Source:
-    """Check one file without decoding it, and find out what it is.
+    """Check one file without decoding it, and find its form.
 
-    Raises DamagedFile for one that cannot be read, InputError for one without what the model needs.
+    Raises:
+        DamagedFile: If it cannot be read.
+        InputError: If it lacks an input of the model.
     """
     refusal: InputError
     try:
@@ -88,7 +90,7 @@ def open_source(entry: Entry, description: Description) -> Source:
     except InputError as error:
         refusal = error
     events = None
-    with contextlib.suppress(InputError):  # the first refusal says more
+    with contextlib.suppress(InputError):  # the first error is more useful
         events = _events_tree(entry)
     if events is None:
         raise refusal
@@ -97,7 +99,7 @@ def open_source(entry: Entry, description: Description) -> Source:
 
 @dataclasses.dataclass(frozen=True)
 class _Reading:
-    """A file with what is to be read of it."""
+    """A file with the plan of what to read from it."""
 
     file: DataFile
     config: DataConfig
@@ -116,24 +118,24 @@ class _Reading:
         )
 
     def head(self, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-        """Those of these columns that the file has, for its first entry; none of an empty file."""
+        """Return these columns for the first entry, if the file has them; none if it is empty."""
         branches = {name: name for name in names if name in self.file.columns}
         if not branches or not self.file.num_entries:
             return {}
         plan = dataclasses.replace(self.plan, branches=branches)
         for load in files.loads(self.file, self.config, plan, training_set=False, stop=1):
             for columns, _ in load():
-                copied = {name: _copied(columns[name]) for name in branches}
-                return {name: values for name, values in copied.items() if values is not None}
+                identity = {name: _identity_column(columns[name]) for name in branches}
+                return {name: values for name, values in identity.items() if values is not None}
         return {}
 
 
-def _copied(values: Any) -> np.ndarray | None:
-    """A column that tells which entry is which, (entries,).
+def _identity_column(values: Any) -> np.ndarray | None:
+    """Return a column that identifies entries, (entries,).
 
-    None where it is not one number for each entry, of a type that both formats hold.
+    None if it is not one number per entry, of a type that both output formats have.
     """
-    if not isinstance(values, np.ndarray | Jagged):
+    if not isinstance(values, np.ndarray | JaggedColumn):
         values = plain(values)
     is_number = isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype.kind in "biuf"
     return values if is_number and values.dtype != np.float16 else None
@@ -142,13 +144,14 @@ def _copied(values: Any) -> np.ndarray | None:
 def _identity(
     columns: Mapping[str, Any], types: Mapping[str, np.dtype], uri: str
 ) -> dict[str, np.ndarray]:
-    """The columns that tell which entries these are.
+    """Return the columns that identify these entries.
 
-    Raises InputError where one of them is of another kind here than at the file's beginning.
+    Raises:
+        InputError: If one of them has another form than at the beginning of the file.
     """
     identity = {}
     for name in types:
-        values = _copied(columns[name])
+        values = _identity_column(columns[name])
         if values is None:
             raise InputError(f"{uri}: '{name}' is not one number for each entry")
         identity[name] = values
@@ -161,13 +164,13 @@ def _kind_of_run(head: Mapping[str, np.ndarray]) -> JetKind:
 
 
 def _read_plan(
-    entry: Entry, treename: str | None, needed: Iterable[str], optional: tuple[str, ...]
+    entry: Entry, treename: str | None, required: Iterable[str], optional: tuple[str, ...]
 ) -> _Reading:
-    """Inspect a file for these branches; the optional ones are left out where it lacks them."""
-    names = list(dict.fromkeys([*needed, *optional]))
+    """Inspect a file for these branches; missing optional ones are left out."""
+    names = list(dict.fromkeys([*required, *optional]))
     reading = _inspect(entry, treename, names)
     present = [name for name in names if name in reading.file.columns or name not in optional]
-    # again, since a file with all of what is asked for is decoded faster
+    # again, because files with all requested branches are decoded faster
     return reading if present == names else _inspect(entry, treename, present)
 
 
@@ -183,7 +186,7 @@ def _inspect(entry: Entry, treename: str | None, names: list[str]) -> _Reading:
 
 
 class Ntuple:
-    """A file with the model's columns, one jet an entry."""
+    """A file with the columns of the model, one jet per entry."""
 
     form = NTUPLE
 
@@ -194,7 +197,7 @@ class Ntuple:
         self._inputs = description.inputs
         head = reading.head(OF_NTUPLE)
         self.identity = {name: values.dtype for name, values in head.items()}
-        self.kind = kinds.together(
+        self.kind = kinds.combined(
             [
                 _kind_of_run(head),
                 kinds.of_path(self.file.entry.uri),
@@ -214,9 +217,10 @@ class Ntuple:
 
 
 def _events_tree(entry: Entry) -> tuple[set[str], str] | None:
-    """Branches of a file's events, and the title of nJet; None for a file that is no NanoAOD.
+    """Return the branches of a file's events, and the title of nJet; None if it is not NanoAOD.
 
-    Raises InputError for what is no ROOT file.
+    Raises:
+        InputError: If it is not a ROOT file.
     """
     with open_file(entry.uri) as file:
         trees = {key.partition(";")[0] for key in file.keys(recursive=False)}
@@ -248,9 +252,9 @@ class Nano:
                     f" {', '.join(absent[:3])}{', ...' if absent[3:] else ''}), of which the model"
                     f" {description.name} needs those around each jet; give PFNano"
                 )
-        names, lacking = from_nanoaod.branches_for(description.inputs, branches)
-        if lacking:
-            reasons = "; ".join(f"{column} ({why})" for column, why in lacking.items())
+        names, missing = from_nanoaod.branches_for(description.inputs, branches)
+        if missing:
+            reasons = "; ".join(f"{column} ({why})" for column, why in missing.items())
             raise InputError(
                 f"{entry.uri} is PFNano, of which some columns of the model {description.name}"
                 f" cannot be made: {reasons}"
@@ -260,7 +264,7 @@ class Nano:
         self.file = self._reading.file
         head = self._reading.head(OF_EVENTS)
         self.identity = {name: values.dtype for name, values in head.items()}
-        self.kind = kinds.together(
+        self.kind = kinds.combined(
             [_kind_of_run(head), kinds.of_path(entry.uri), kinds.of_title(title)]
         )
 
@@ -274,17 +278,17 @@ class Nano:
         for name in self._reading.plan.branches:
             values = columns[name]
             arrays[name] = values if isinstance(values, np.ndarray) else to_awkward(values)
-        made, per_entry = from_nanoaod.columns_of_all(arrays)
+        jet_columns, per_entry = from_nanoaod.columns_of_all(arrays)
         lists: dict[str, Lists] = {}  # counter -> where the particles of each jet lie
         own: Columns = {}
         for name in self._inputs:
             counter = jetntuple.BY_NAME[name].counter
-            own[name] = made[name]
+            own[name] = jet_columns[name]
             if counter is not None:
                 if counter not in lists:
-                    counts = made[counter].astype(np.int64)
+                    counts = jet_columns[counter].astype(np.int64)
                     lists[counter] = Lists(np.cumsum(counts) - counts, counts)
-                own[name] = Jagged(made[name], lists[counter])
+                own[name] = JaggedColumn(jet_columns[name], lists[counter])
         identity = _identity(columns, self.identity, self.file.entry.uri)
         return Step(
             entries=count,

@@ -1,8 +1,7 @@
-"""Calibrate files: decode, ask the model, and write, at the same time.
+"""Calibrate files: decode, run the model, and write, in parallel.
 
-One thread decodes ahead, as many as there are cores ask the model for the steps of files, and the
-caller's thread writes what they answered, in the order of the files. What is held in memory is a
-few steps.
+One thread decodes ahead, one thread per core runs the model on steps of files, and the calling
+thread writes the results in the order of the files. Only a few steps are in memory at a time.
 """
 
 from __future__ import annotations
@@ -31,26 +30,26 @@ from weaver.read.files import Load
 from weaver.read.jagged import Columns
 from weaver.read.remote import AHEAD_BYTES, Readers
 
-# steps that wait for a thread or to be written: the end of a file takes as long as some steps
+# steps in the queues; finishing a file takes as long as some steps
 WAITING = 6
 SCRATCH = "jec-calibrate-"
-"""Prefix of folders for outputs that are not complete."""
-FILE_END = Load(list)  # comes behind the parts of each file
+"""Prefix of folders for incomplete outputs."""
+FILE_END = Load(list)  # follows the parts of each file
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Task:
-    """A file to calibrate, and where its output goes."""
+    """A file to calibrate, and the address of its output."""
 
     source: Source
     output: str
     forced: tuple[str, ...] = ()
-    """What spoke against it."""
+    """Why the model does not fit the jets, overruled with --force."""
 
 
 @dataclasses.dataclass(frozen=True)
-class _Decoded:
-    """Part of a file: its columns, or what went wrong; neither at the file's end."""
+class _Part:
+    """A part of a file: its columns, or an error; neither at the end of the file."""
 
     number: int
     steps: Sequence[tuple[Columns, int]] = ()
@@ -59,8 +58,8 @@ class _Decoded:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Answered:
-    """A step with the model's answers by their columns; or an error; or a file's end."""
+class _Result:
+    """A step with the outputs of the model by column, or an error, or the end of a file."""
 
     step: Step | None = None
     columns: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
@@ -74,35 +73,48 @@ def calibrate(
 ) -> tuple[list[FileInfo], list[JecError]]:
     """Write the outputs of all tasks.
 
-    threads: that ask the model at a time. check: is called before an output is put in place, and
-    may raise. Returns what the outputs say of themselves, and the errors of files that failed,
-    which have no output. Raises StorageError or InputError where an output cannot be written, what
-    a served model raises, and what `check` does.
+    Args:
+        tasks: The files.
+        model: The model.
+        threads: Number of threads that run the model.
+        check: Called before an output is moved to its place; may raise.
+
+    Returns:
+        The records of the outputs, and the errors of files that failed and have no output.
+
+    Raises:
+        StorageError: If an output cannot be written.
+        InputError: As StorageError.
+        ClusterError: From a model on a server, or from `check`.
     """
-    done: list[FileInfo] = []
+    infos: list[FileInfo] = []
     failures: list[JecError] = []
     total = sum(task.source.file.num_entries for task in tasks)
-    of_jets = all(task.source.form == NTUPLE for task in tasks)
+    entries_are_jets = all(task.source.form == NTUPLE for task in tasks)
     jets = 0
-    started = time.monotonic()
+    start = time.monotonic()
 
     def advance(step: Step, name: str) -> None:
-        """Show a step of a file. Where entries are events, the jets a second stand behind."""
+        """Show the progress of a file; if entries are events, with the jets per second."""
         nonlocal jets
         jets += step.jets
-        rate = jets / max(time.monotonic() - started, 1e-9)
-        progress.advance(step.entries, note=name if of_jets else f"{rate:,.0f} jets/s  {name}")
+        rate = jets / max(time.monotonic() - start, 1e-9)
+        progress.advance(
+            step.entries, note=name if entries_are_jets else f"{rate:,.0f} jets/s  {name}"
+        )
 
     with (
-        Progress("calibrating", total=total, unit="jets" if of_jets else "events") as progress,
+        Progress(
+            "calibrating", total=total, unit="jets" if entries_are_jets else "events"
+        ) as progress,
         scratch.folder(SCRATCH) as folder,
         Readers() as readers,
-        contextlib.closing(in_threads(_decoding(tasks, readers), 1)) as decoded,
+        contextlib.closing(in_threads(_decode_jobs(tasks, readers), 1)) as parts,
         contextlib.closing(
-            in_threads(_answering(tasks, model, decoded), threads, more=WAITING)
-        ) as answered,
+            in_threads(_answer_jobs(tasks, model, parts), threads, more=WAITING)
+        ) as step_results,
     ):
-        results = iter(answered)
+        results = iter(step_results)
         for number, task in enumerate(tasks):
             path = folder / f"{number}{Path(task.output).suffix}"
             of_file = itertools.takewhile(lambda one: not one.is_end, results)
@@ -112,39 +124,42 @@ def calibrate(
             else:
                 check()
                 storage.upload(path, task.output)
-                done.append(result)
+                infos.append(result)
             path.unlink(missing_ok=True)
-    return done, failures
+    return infos, failures
 
 
 def _write(
     task: Task,
     model: Model,
     path: Path,
-    results: Iterable[_Answered],
+    results: Iterable[_Result],
     advance: Callable[[Step, str], None],
 ) -> FileInfo | JecError:
     """Write the output of one file to a path on this machine.
 
-    Returns the first error where there is one; all results are taken in either case.
+    All results of the file are consumed, also after an error.
+
+    Returns:
+        The record of the output, or the first error.
     """
     source, description = task.source, model.description
     entries = jets = valid = 0
     invalid: collections.Counter[str] = collections.Counter()
     name = storage.name(source.file.entry.uri)
-    of_valid = outputs.column_names(description, source.form)[VALID]
+    valid_column = outputs.column_names(description, source.form)[VALID]
     with outputs.writing(path, source, outputs.types_of(description, source.form)) as friend:
         error: JecError | None = None
-        for answered in results:
-            error = error or answered.error
-            step = answered.step
+        for result in results:
+            error = error or result.error
+            step = result.step
             if error is not None or step is None:
                 continue
-            friend.append(step, answered.columns)
+            friend.append(step, result.columns)
             entries += step.entries
             jets += step.jets
-            valid += int(np.count_nonzero(answered.columns[of_valid]))
-            invalid += answered.invalid
+            valid += int(np.count_nonzero(result.columns[valid_column]))
+            invalid += result.invalid
             advance(step, name)
         if error is not None:
             return error
@@ -171,8 +186,8 @@ def _write(
 # ---------------------------------------------------------------------------------------- threads
 
 
-def _decoding(tasks: Sequence[Task], readers: Readers) -> Iterator[Callable[[], _Decoded]]:
-    """The decoding of all files, a job for each part, whose bytes are on their way."""
+def _decode_jobs(tasks: Sequence[Task], readers: Readers) -> Iterator[Callable[[], _Part]]:
+    """Yield the jobs that decode all files, one for each part, whose bytes are read ahead."""
 
     def parts() -> Iterator[tuple[int, Load]]:
         for number, task in enumerate(tasks):
@@ -183,7 +198,7 @@ def _decoding(tasks: Sequence[Task], readers: Readers) -> Iterator[Callable[[], 
                 yield number, Load(functools.partial(_raise, error))
             yield number, FILE_END
 
-    for number, load in lookahead(parts(), lambda part: part[1].stored, AHEAD_BYTES):
+    for number, load in lookahead(parts(), lambda part: part[1].num_bytes, AHEAD_BYTES):
         yield functools.partial(_decode, number, load)
 
 
@@ -191,31 +206,34 @@ def _raise(error: JecError) -> NoReturn:
     raise error
 
 
-def _decode(number: int, load: Load) -> _Decoded:
+def _decode(number: int, load: Load) -> _Part:
     try:
-        return _Decoded(number, list(load()), is_end=load is FILE_END)
+        return _Part(number, list(load()), is_end=load is FILE_END)
     except (InputError, StorageError) as error:
-        return _Decoded(number, error=error)
+        return _Part(number, error=error)
 
 
-def _answering(
-    tasks: Sequence[Task], model: Model, decoded: Iterable[_Decoded]
-) -> Iterator[Callable[[], _Answered]]:
-    """The questions to the model, a job for each step."""
+def _answer_jobs(
+    tasks: Sequence[Task], model: Model, decoded: Iterable[_Part]
+) -> Iterator[Callable[[], _Result]]:
+    """Yield the jobs that run the model, one for each step."""
     for part in decoded:
         for columns, count in part.steps:
             yield functools.partial(_answer, tasks[part.number].source, model, columns, count)
         if part.error is not None or part.is_end:
-            yield functools.partial(_Answered, error=part.error, is_end=part.is_end)
+            yield functools.partial(_Result, error=part.error, is_end=part.is_end)
 
 
-def _answer(source: Source, model: Model, columns: Columns, count: int) -> _Answered:
-    """The answers to one step. What a server does wrong is raised: other files would fare alike."""
+def _answer(source: Source, model: Model, columns: Columns, count: int) -> _Result:
+    """Run the model on one step.
+
+    Errors of a server are raised and not returned, because all other files would fail likewise.
+    """
     try:
         step = source.step(columns, count)
         answers, invalid = batches.answers(model, step.columns, step.jets, source.file.entry.uri)
     except (InputError, StorageError) as error:
-        return _Answered(error=error)
+        return _Result(error=error)
     names = outputs.column_names(model.description, source.form)
     named = {column: answers[output] for output, column in names.items()}
-    return _Answered(step, named, invalid)
+    return _Result(step, named, invalid)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
+import uproot
 
 from benchmarks import large
 from common.errors import JecError
@@ -43,7 +44,20 @@ def test_without_the_right_it_is_an_error(tmp_path, monkeypatch):
         large.MemoryGroup(1000)
 
 
-def test_jets_are_large(tmp_path):
-    large.write_config(tmp_path / "data.yaml")
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(large.Rows(), id="few digits"),
+        pytest.param(large.Rows(variables=40, particles=20, full_digits=True), id="wide"),
+    ],
+)
+def test_jets_are_large(tmp_path, kind):
+    large.write_config(tmp_path / "data.yaml", kind)
     shapes = DataConfig.load(str(tmp_path / "data.yaml")).input_shapes
-    assert tuple(shapes["pf_features"])[1:] == (large.VARIABLES, 100)
+    assert tuple(shapes["pf_features"])[1:] == (kind.variables, kind.particles)
+    large.write_file(tmp_path / "jets.root", 200, 1, kind)
+    share = (tmp_path / "jets.root").stat().st_size / (200 * kind.particles * 5 * 4)
+    assert (share > 0.8) == kind.full_digits
+    with uproot.open(tmp_path / "jets.root") as file:
+        counts = file["AK4jets/jetTree/nPF"].array(library="np")
+    assert kind.particles * 0.95 < counts.mean() < kind.particles * 1.05

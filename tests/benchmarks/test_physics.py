@@ -46,5 +46,5 @@ def test_trees_take_columns_that_there_are_and_those_of_the_report_all_of_them()
     known = (*jet_columns.JET, *jet_columns.FRACTIONS)
     for columns in TREES.values():
         assert set(columns) <= set(known)
-        assert set(columns) >= set(jet_columns.NEEDED)
+        assert set(columns) >= set(jet_columns.REQUIRED)
     assert TREES["trees, all columns"] == known

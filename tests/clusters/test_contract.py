@@ -98,8 +98,10 @@ def test_edge_cases_are_observed_alike(backend):
     result = backend.run_experiment(experiment(list(EDGES), parallel=1, max_failed=9, deadline=3))
     for losses, trial in by_losses(result).items():
         status, expected = EDGES[losses]
-        seen = trial.metrics.get("AvgLoss")
-        assert (seen and (seen.min, seen.max, seen.latest)) == expected, losses
+        observation = trial.metrics.get("AvgLoss")
+        assert (
+            observation and (observation.min, observation.max, observation.latest)
+        ) == expected, losses
         # Katib calls a trial succeeded whose last value is no number. It never counts, here or
         # there.
         assert trial.status == status or (
@@ -202,13 +204,13 @@ def test_job_succeeds_with_the_environment_of_the_training_operator(backend, tmp
             time.sleep(0.02)
         """
     backend.run_job(job(code, f"{tmp_path}/rank", replicas=2))
-    written = {path.name: path.read_text() for path in tmp_path.glob("rank*")}
-    assert written == {"rank0": "2127.0.0.1", "rank1": "2127.0.0.1"}
+    contents = {path.name: path.read_text() for path in tmp_path.glob("rank*")}
+    assert contents == {"rank0": "2127.0.0.1", "rank1": "2127.0.0.1"}
 
 
 @pytest.mark.parametrize("restart", ["Never", "OnFailure"])
 def test_job_fails_with_its_last_lines(backend, restart):
-    with pytest.raises(ClusterError, match="exit code 3") as raised:
+    with pytest.raises(ClusterError, match="exit code 3") as error_info:
         backend.run_job(
             job(
                 "print('reading the checkpoint', flush=True); print('no such trial: abc',"
@@ -216,8 +218,8 @@ def test_job_fails_with_its_last_lines(backend, restart):
                 restart=restart,
             )
         )
-    assert "job pfn-0a1b2c3d-export failed" in str(raised.value)
-    assert re.search(r"reading the checkpoint\n.*no such trial: abc", str(raised.value))
+    assert "job pfn-0a1b2c3d-export failed" in str(error_info.value)
+    assert re.search(r"reading the checkpoint\n.*no such trial: abc", str(error_info.value))
 
 
 def test_job_of_which_a_worker_fails_ends(backend):
@@ -287,7 +289,7 @@ def test_several_jobs_run_so_many_at_a_time_and_one_that_fails_ends_no_other(
     assert "error: b-job has no jets" in ends["b-job"]
     assert "b-job failed" in backend.text
     spans = [tuple(map(float, (tmp_path / name).read_text().split())) for name in names]
-    most = max(sum(began <= at < ended for began, ended in spans) for at, _ in spans)
+    most = max(sum(began <= at < end for began, end in spans) for at, _ in spans)
     assert most == parallel
 
 

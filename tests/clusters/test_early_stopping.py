@@ -6,8 +6,8 @@ from clusters.early_stopping import StopRule, rule_for, settings
 from common.errors import InputError
 
 
-def manifest(**asked):
-    listed = [{"name": name, "value": str(value)} for name, value in asked.items()]
+def manifest(**settings):
+    listed = [{"name": name, "value": str(value)} for name, value in settings.items()]
     return {"spec": {"earlyStopping": {"algorithmName": "medianstop", "algorithmSettings": listed}}}
 
 

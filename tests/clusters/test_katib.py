@@ -72,13 +72,13 @@ def test_substitution_fills_every_reference_and_keeps_numbers():
 
 
 def test_the_objective_follows_its_strategy():
-    seen = {"AvgLoss": Observation(min=1, max=3, latest=2)}
-    assert katib.objective_value(EXPERIMENT, seen) == 1
+    metrics = {"AvgLoss": Observation(min=1, max=3, latest=2)}
+    assert katib.objective_value(EXPERIMENT, metrics) == 1
     other = copy.deepcopy(EXPERIMENT)
     other["spec"]["objective"]["metricStrategies"] = [{"name": "AvgLoss", "value": "latest"}]
-    assert katib.objective_value(other, seen) == 2
+    assert katib.objective_value(other, metrics) == 2
     other["spec"]["objective"] = {"type": "maximize", "objectiveMetricName": "AvgLoss"}
-    assert katib.objective_value(other, seen) == 3
+    assert katib.objective_value(other, metrics) == 3
     assert katib.objective_value(other, {}) is None
 
 

@@ -53,9 +53,11 @@ def test_pods_that_wait_are_explained_and_go_on_when_they_can(fake, pending, fac
 
 def test_the_deadline_names_what_was_waited_for(fake):
     backend = fake(node_of(loss(0.1), Play(pending="unschedulable")))
-    with pytest.raises(DeadlineError, match=r" 1 s; .* 1/2 trials, 1 pending, .* 0.1") as raised:
+    with pytest.raises(
+        DeadlineError, match=r" 1 s; .* 1/2 trials, 1 pending, .* 0.1"
+    ) as error_info:
         backend.run_experiment(experiment(["0.1", "0.2"]), deadline=0.8)
-    assert "3 Insufficient nvidia.com/gpu" in str(raised.value)
+    assert "3 Insufficient nvidia.com/gpu" in str(error_info.value)
 
 
 def test_an_image_that_does_not_come_is_given_up_before_the_deadline(fake):
@@ -69,12 +71,12 @@ def test_an_image_that_does_not_come_is_given_up_before_the_deadline(fake):
 def test_a_missing_image_is_told_once_and_the_collectors_end_never(fake):
     """The two reasons of the image alternate every 0.05 s, and the collector ends as often."""
     backend = fake(node_of(Play(pending="image")))
-    with pytest.raises(DeadlineError) as raised:
+    with pytest.raises(DeadlineError) as error_info:
         backend.run_experiment(experiment(["0.1"]), deadline=1)
-    told = [line for line in [*backend.lines, str(raised.value)] if "weaver:test" in line]
-    assert len(told) == 2  # while it waited, and in its error
-    assert "main pid" not in backend.text + str(raised.value)
-    assert "255" not in backend.text + str(raised.value)
+    lines = [line for line in [*backend.lines, str(error_info.value)] if "weaver:test" in line]
+    assert len(lines) == 2  # while it waited, and in its error
+    assert "main pid" not in backend.text + str(error_info.value)
+    assert "255" not in backend.text + str(error_info.value)
 
 
 PRIVILEGED = 'violates PodSecurity "restricted:latest": allowPrivilegeEscalation != false'
@@ -97,9 +99,9 @@ def test_an_algorithm_whose_pod_may_never_be_created_ends_the_search_with_the_re
         },
     )
     started = time.monotonic()
-    with pytest.raises(ClusterError, match=PRIVILEGED) as raised:
+    with pytest.raises(ClusterError, match=PRIVILEGED) as error_info:
         backend.run_experiment(experiment(["0.1"]), deadline=60)
-    assert not isinstance(raised.value, DeadlineError)
+    assert not isinstance(error_info.value, DeadlineError)
     assert time.monotonic() - started < 20
     assert backend.text.count(PRIVILEGED) == 1
 
@@ -158,11 +160,11 @@ def test_failed_trials_give_the_commonest_reasons_and_their_last_lines(fake):
         Play(reason="OOMKilled", log="epoch 1\n"),
     )
     backend = fake(node_of(loss(0.5), broken, memory, broken))
-    with pytest.raises(ClusterError) as raised:
+    with pytest.raises(ClusterError) as error_info:
         backend.run_experiment(
             experiment(["1", "2", "3", "4", "5", "6"], max_failed=3, parallel=1), deadline=60
         )
-    text = str(raised.value)
+    text = str(error_info.value)
     assert re.search("3 of 4 trials .* 3", text)
     # The commonest reason first.
     assert re.search(r"\n  2 x exit code 1: .*a\.root\n  1 x OOMKilled .* epoch 1\n", text)
@@ -271,10 +273,10 @@ def test_an_experiment_that_never_resumes_says_how_to_go_on(fake):
         experiment(losses, maxTrialCount=1, parallel=1, max_failed=1, resumePolicy="Never")
     )
     assert not backend.cluster.can_continue(SEARCH)
-    with pytest.raises(ClusterError) as raised:
+    with pytest.raises(ClusterError) as error_info:
         backend.run_experiment(experiment(losses, parallel=1, resumePolicy="Never"))
     for fact in (SEARCH, "--max-trials 1,", "--more-trials"):
-        assert fact in str(raised.value)
+        assert fact in str(error_info.value)
 
 
 def test_a_running_experiment_takes_the_numbers_that_are_asked_now(fake):
@@ -289,12 +291,12 @@ def test_a_running_experiment_takes_the_numbers_that_are_asked_now(fake):
         return [found[key] for key in kubernetes_experiment.EDITABLE]
 
     assert spec() == [1, 4, 1]
-    for asked, wanted in (([2, 4, 3], [2, 4, 3]), ([1, 1, 1], [1, 3, 1])):
-        parallel, most, failed = asked
+    for counts, expected in (([2, 4, 3], [2, 4, 3]), ([1, 1, 1], [1, 3, 1])):
+        parallel, most, failed = counts
         manifest = experiment(losses, parallel=parallel, max_failed=failed, maxTrialCount=most)
         with pytest.raises(DeadlineError):
             backend.run_experiment(manifest, deadline=0.6)
-        assert spec() == wanted
+        assert spec() == expected
 
 
 def test_a_trial_is_restarted_as_often_as_its_job_says(fake):
@@ -357,10 +359,10 @@ def test_trials_that_begin_between_two_reads_do_not_end_a_search_that_goes_on(fa
     backend.run_experiment(
         experiment(losses, max_failed=2, maxTrialCount=2, resumePolicy="LongRunning")
     )
-    read = kubernetes_objects.Objects.existing
+    original = kubernetes_objects.Objects.existing
 
     def slow_read(objects, kind, name, wait):
-        thing = read(objects, kind, name, wait)
+        thing = original(objects, kind, name, wait)
         if has_condition(thing, "Succeeded") and thing["spec"]["maxTrialCount"] == 3:
             backend.api.wait_for(lambda: len(backend.api.all("trials")) == 3)
         return thing

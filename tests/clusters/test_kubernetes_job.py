@@ -23,16 +23,16 @@ def test_a_job_waits_for_the_pods_of_one_of_its_name_that_was_deleted(fake):
     spec = {"containers": [{"name": "pytorch", "image": "i"}]}
     with backend.api.lock:
         old = backend.api.create("pods", {"metadata": metadata, "spec": spec})
-    seen: list[dict | None] = []
+    owners: list[dict | None] = []
 
     def remove() -> None:
-        seen.append(backend.api.find("pytorchjobs", EXPORT))
+        owners.append(backend.api.find("pytorchjobs", EXPORT))
         backend.api.delete("pods", old)
 
     removing = later(remove, lambda: f"{EXPORT}: deleted, but Pod old" in backend.text, backend.api)
     backend.run_job(job("pass"))
     removing.join()
-    assert seen == [None]
+    assert owners == [None]
 
 
 def test_an_evicted_job_says_so(fake):
@@ -60,9 +60,9 @@ def test_the_last_lines_are_kept_when_the_last_crash_could_not_be_read(fake):
         lambda: "no space left" in backend.text,
         backend.api,
     )
-    with pytest.raises(ClusterError, match=r"exit code 1: .*space left") as raised:
+    with pytest.raises(ClusterError, match=r"exit code 1: .*space left") as error_info:
         backend.run_job(job("pass", restart="OnFailure"))
-    assert re.search(r"\n  \| .*space left", str(raised.value))
+    assert re.search(r"\n  \| .*space left", str(error_info.value))
 
 
 def test_a_failed_job_whose_pods_are_gone_still_ends(fake):
@@ -95,9 +95,9 @@ def test_a_job_whose_pod_can_never_be_created_is_given_up_at_once(fake, words):
     backend = fake()
     backend.operator.refusal = f'pods "{{name}}" is forbidden: {words}'
     started = time.monotonic()
-    with pytest.raises(ClusterError, match=re.escape(words)) as raised:
+    with pytest.raises(ClusterError, match=re.escape(words)) as error_info:
         backend.run_job(job("pass"), deadline=600)
-    assert not isinstance(raised.value, DeadlineError)
+    assert not isinstance(error_info.value, DeadlineError)
     assert time.monotonic() - started < 20
     assert backend.text.count(words) == 1
 
@@ -119,11 +119,11 @@ def test_a_pod_that_a_silent_webhook_keeps_away_is_waited_for(fake):
     def answer() -> None:
         backend.operator.refusal = ""
 
-    told = f"{EXPORT}: .*webhook mutator.pod.katib.kubeflow.org does not answer: .*refused"
-    answered = later(answer, lambda: re.search(told, backend.text), backend.api)
+    message = f"{EXPORT}: .*webhook mutator.pod.katib.kubeflow.org does not answer: .*refused"
+    answered = later(answer, lambda: re.search(message, backend.text), backend.api)
     backend.run_job(job("pass"))
     answered.join()
-    assert re.search(told, backend.text)
+    assert re.search(message, backend.text)
 
 
 def test_a_job_in_a_queue_says_so(fake):

@@ -125,10 +125,12 @@ def test_an_update_that_crosses_somebody_elses_is_made_again(fake):
 
 def test_a_predictor_that_crashes_again_and_again_fails_with_its_last_lines_and_conditions(fake):
     backend = fake(node_of(CRASH))
-    with pytest.raises(ClusterError, match=r"jec-pfn .*exit code 1: .*unexpected shape") as raised:
+    with pytest.raises(
+        ClusterError, match=r"jec-pfn .*exit code 1: .*unexpected shape"
+    ) as error_info:
         backend.deploy(service(), deadline=60)
-    assert "  | I0101 loading: jec-pfn:1" in str(raised.value)
-    assert "PredictorReady: MinimumReplicasUnavailable" in str(raised.value)
+    assert "  | I0101 loading: jec-pfn:1" in str(error_info.value)
+    assert "PredictorReady: MinimumReplicasUnavailable" in str(error_info.value)
 
 
 def test_a_predictor_that_is_ready_for_a_while_between_crashes_fails(fake):
@@ -166,9 +168,9 @@ def test_a_model_that_cannot_be_fetched_fails_with_the_initializers_words(fake):
             )
         )
     )
-    with pytest.raises(ClusterError, match=r"exit code 1: .*Denied .*s3://models") as raised:
+    with pytest.raises(ClusterError, match=r"exit code 1: .*Denied .*s3://models") as error_info:
         backend.deploy(service(), deadline=60)
-    assert "container storage-initializer" in str(raised.value)
+    assert "container storage-initializer" in str(error_info.value)
 
 
 def test_a_broken_predictor_of_the_spec_before_does_not_fail_its_repair(fake):

@@ -124,9 +124,9 @@ def test_ranks_get_the_environment_that_the_training_operator_sets(tmp_path):
     env = [{"name": "MINE", "value": "1"}, {"name": "OMP_NUM_THREADS", "value": "1"}]
     manifest = job("ranks", ["python", "-c", code], workers=2, env=env)
     LocalCluster(tmp_path / "work").run_job(manifest, deadline=60, report=print)
-    seen = [json.loads((tmp_path / str(rank)).read_text()) for rank in range(3)]
-    assert len({values[1] for values in seen}) == 1
-    assert [[values[0], *values[2:]] for values in seen] == [
+    environments = [json.loads((tmp_path / str(rank)).read_text()) for rank in range(3)]
+    assert len({values[1] for values in environments}) == 1
+    assert [[values[0], *values[2:]] for values in environments] == [
         ["127.0.0.1", str(r), "3", "3", str(r), "1", "1"] for r in range(3)
     ]
 
@@ -175,7 +175,7 @@ def test_a_logarithmic_range_is_drawn_logarithmically(program):
     Sobol points are spread evenly.
     """
     sampling = Sampling(experiment(program, algorithm="sobol", trials=64)["spec"])
-    drawn = [point["x"] for point in sampling.planned]
+    drawn = [point["x"] for point in sampling.points]
     assert 0.3 < sum(x < 0.1 for x in drawn) / len(drawn) < 0.5
 
 
@@ -216,7 +216,7 @@ def test_an_interrupted_search_goes_on_with_the_same_trials(program, tmp_path):
         run(tmp_path / "cut", manifest, report=interrupt)
     lines = []
     result = run(tmp_path / "cut", manifest, report=lines.append)
-    assert any("taken up again" in line for line in lines)
+    assert any("resumed" in line for line in lines)
     assert points(result) == points(whole)
 
 
@@ -322,7 +322,7 @@ if checkpoint.exists():
     sys.exit(0)
 with StopSignal() as stop:
     Path(sys.argv[3]).touch()
-    while not stop.received:
+    while not stop.signal_number:
         time.sleep(0.02)
     # A second signal now ends the program before it has written anything.
     time.sleep(0.5)

@@ -34,24 +34,24 @@ ENDED = {
 )
 def test_a_study_of_an_earlier_version_is_read(tmp_path, record, rule):
     """The names and records here are what earlier versions wrote: a search of theirs resumes."""
-    written = optuna.create_study(
+    study_of_file = optuna.create_study(
         storage=f"sqlite:///{tmp_path / 'study.db'}", study_name="search", direction="minimize"
     )
-    done = written.ask()
+    done = study_of_file.ask()
     done.set_user_attr("made", {"name": "search-000", **MADE, **record})
     done.set_user_attr("ended", ENDED)
-    written.tell(done, 0.1)
-    interrupted = written.ask()
+    study_of_file.tell(done, 0.1)
+    interrupted = study_of_file.ask()
     interrupted.set_user_attr("made", {"name": "search-001", **MADE, **record})
-    written.tell(written.ask(), state=TrialState.FAIL)  # was never made whole
+    study_of_file.tell(study_of_file.ask(), state=TrialState.FAIL)  # was never made whole
 
     spec = {"objective": {"type": "minimize"}, "maxTrialCount": 4, "maxFailedTrialCount": 4}
     study = Study({"metadata": {"name": "search"}, "spec": spec}, tmp_path, print)
     assert study.count() == 2
-    assert [(trial.name, trial.metrics["AvgLoss"].latest) for trial in study.ended()] == [
+    assert [(trial.name, trial.metrics["AvgLoss"].latest) for trial in study.ended_trials()] == [
         ("search-000", 0.2)
     ]
-    assert study.interrupted() == [
+    assert study.interrupted_trials() == [
         Proposal(number=1, name="search-001", parameters={"x": "0.5"}, rule=rule)
     ]
 

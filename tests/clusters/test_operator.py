@@ -17,7 +17,7 @@ QUOTA = "exceeded quota: kf, requested: pods=1, used: pods=2, limited: pods=2"
 
 def told_of(kind: str) -> dict[str, str]:
     findings = Operator("physics").describe(RUN_ID)
-    return {finding.name: finding.told for finding in findings if finding.kind == kind}
+    return {finding.name: finding.state for finding in findings if finding.kind == kind}
 
 
 def test_a_job_whose_pod_may_not_be_created_says_why(fake):
@@ -54,6 +54,6 @@ def test_a_pod_that_runs_again_has_not_ended(fake):
     backend = fake(node_of([Play(exit_code=1), Play(seconds=math.inf)]))
     with pytest.raises(DeadlineError):
         backend.run_job(job("pass", restart="OnFailure"), deadline=1)
-    told = told_of("Pod")[f"{EXPORT}-master-0"]
-    assert told.startswith("runs again")
-    assert "exit code 1" in told
+    state = told_of("Pod")[f"{EXPORT}-master-0"]
+    assert state.startswith("runs again")
+    assert "exit code 1" in state

@@ -31,17 +31,17 @@ def test_what_runs_belongs_to_the_workflow_and_goes_with_it(fake, plural, name):
     backend = fake(node_of(Play(seconds=math.inf)))
     owner = make_workflow(backend)
     act_for(backend, owner)
-    seen: list[dict] = []
+    pods: list[dict] = []
 
     def lose_the_run() -> None:
-        seen.extend(owners(backend, plural, name))
+        pods.extend(owners(backend, plural, name))
         delete_workflow(backend, owner)
 
     losing = later(lose_the_run, lambda: backend.api.all("pods"), backend.api)
     with pytest.raises(ClusterError, match="deleted"):
         run(backend, plural)
     losing.join()
-    assert seen == [
+    assert pods == [
         {
             "apiVersion": "argoproj.io/v1alpha1",
             "kind": "Workflow",
@@ -96,15 +96,15 @@ def test_elsewhere_nothing_is_owned_and_the_step_says_so(fake, where):
     backend = fake(node_of(loss(0.1)))
     owner = make_workflow(backend, namespace="kubeflow") if where == "another namespace" else None
     act_for(backend, owner)
-    seen: list[list[dict]] = []
+    references: list[list[dict]] = []
     looking = later(
-        lambda: seen.append(owners(backend, "experiments", SEARCH)),
+        lambda: references.append(owners(backend, "experiments", SEARCH)),
         lambda: backend.api.all("experiments"),
         backend.api,
     )
     backend.run_experiment(experiment(["0.1"]))
     looking.join()
-    assert seen == [[]]
+    assert references == [[]]
     [line] = [line for line in backend.lines if "--down pfn-0a1b2c3d" in line]
     assert ("'kubeflow'" in line) == (owner is not None)
 
@@ -187,12 +187,12 @@ def test_nothing_is_left_of_an_experiment_when_one_of_its_name_is_made(fake, mon
     act_for(backend, owner)
     with pytest.raises(ClusterError, match="1 s"):
         run(backend, "experiments", deadline=0.6)
-    left: list[int] = []
+    pids: list[int] = []
     create = backend.api.create
 
     def watched_create(plural: str, *arguments, **options):
         if plural == "experiments":
-            left.append(len(backend.api.all("trials") + backend.api.all("pods")))
+            pids.append(len(backend.api.all("trials") + backend.api.all("pods")))
         return create(plural, *arguments, **options)
 
     monkeypatch.setattr(backend.api, "create", watched_create)
@@ -201,7 +201,7 @@ def test_nothing_is_left_of_an_experiment_when_one_of_its_name_is_made(fake, mon
     backend.api.handle("DELETE", place, {"propagationPolicy": "Background"})
     assert backend.api.all("pods"), "they go a moment later"
     run(backend, "experiments")
-    assert left == [0]
+    assert pids == [0]
 
 
 # The workflow of a step

@@ -76,11 +76,11 @@ def test_every_row_of_the_table_is_asked_for(fake):
 def test_what_the_table_does_not_name_is_refused_and_recorded(fake):
     backend = fake()
     core = client.CoreV1Api(connect().client)
-    with pytest.raises(client.exceptions.ApiException) as raised:
+    with pytest.raises(client.exceptions.ApiException) as error_info:
         core.delete_namespaced_pod("x", "physics")
-    assert raised.value.status == 403
-    with pytest.raises(client.exceptions.ApiException) as raised:
+    assert error_info.value.status == 403
+    with pytest.raises(client.exceptions.ApiException) as error_info:
         core.list_namespaced_pod("another-namespace")
-    assert raised.value.status == 403
+    assert error_info.value.status == 403
     assert backend.api.exceeded == {("delete", "pods"), ("list", "pods")}
     backend.api.exceeded.clear()

@@ -15,7 +15,7 @@ import pytest
 
 from clusters.pod_command import program_of, shell_command
 from tests.clusters.katib_wrap import COMPLETED, EARLY_STOPPED, expanded, wrapped
-from training.search_space import UNUSABLE
+from training.search_space import FORBIDDEN
 
 PROGRAM = """
 import json, os, signal, sys, time
@@ -62,10 +62,10 @@ def container(folder: Path, *words: str) -> dict:
 
 def command_of(folder: Path, wrap: str, *words: str) -> list[str]:
     """What the kubelet starts: as it is, wrapped, or wrapped with early stopping. By dash."""
-    made = container(folder, *words)
-    command = [*made["command"], *made["args"]]
+    fields = container(folder, *words)
+    command = [*fields["command"], *fields["args"]]
     if wrap != "alone":
-        command = wrapped(made, str(folder), early_stopping=wrap == "early stopping")
+        command = wrapped(fields, str(folder), early_stopping=wrap == "early stopping")
     command = expanded(command, ENV)
     assert command[:2] == ["sh", "-c"]
     return [shutil.which("dash") or "sh", *command[1:]]
@@ -91,7 +91,7 @@ def test_hostile_values_arrive_unchanged(tmp_path, wrap):
     assert json.loads((tmp_path / "program.json").read_text())["args"] == HOSTILE
 
 
-@pytest.mark.parametrize("value", [value for value in HOSTILE if not UNUSABLE.search(value)])
+@pytest.mark.parametrize("value", [value for value in HOSTILE if not FORBIDDEN.search(value)])
 def test_a_value_that_katib_puts_in_arrives_unchanged(tmp_path, wrap, value):
     """Those that the search space takes."""
     command = command_of(tmp_path, wrap, "0", "--network-option=a:${trialParameters.a}")

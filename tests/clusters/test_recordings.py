@@ -66,15 +66,15 @@ def test_a_bad_model_fails_with_the_true_reason_once_and_is_taken_back(fake, nam
     first_line = str(outcome).splitlines()[0]
     assert reason in first_line
     assert first_line.count(reason) == 1
-    told = [line for line in backend.lines if reason in line]
-    assert told
-    assert "pod pfn-regressor-open-predictor-" in told[0]
-    left = backend.api.find("inferenceservices", "jec-pfn")
+    lines = [line for line in backend.lines if reason in line]
+    assert lines
+    assert "pod pfn-regressor-open-predictor-" in lines[0]
+    service = backend.api.find("inferenceservices", "jec-pfn")
     if replay.has_former:
-        assert left["metadata"]["labels"][REVISION_LABEL] == "former"
-        assert left["spec"]["predictor"]["model"]["storageUri"] == "s3://models/former/model"
+        assert service["metadata"]["labels"][REVISION_LABEL] == "former"
+        assert service["spec"]["predictor"]["model"]["storageUri"] == "s3://models/former/model"
     else:
-        assert left is None
+        assert service is None
 
 
 @pytest.mark.parametrize("name", ["gpu-redeploy", "blocked-original"])

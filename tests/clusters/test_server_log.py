@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from clusters.server_log import load_failure, worth_reading
+from clusters.server_log import load_failure, useful_lines
 from tests.clusters.replay import TRITON_LOG
 
 LINES = TRITON_LOG.read_text().splitlines()
@@ -18,7 +18,7 @@ def test_the_model_that_cannot_be_loaded_is_named_with_its_reason():
 
 
 def test_only_the_error_lines_are_worth_reading_where_they_name_the_reason():
-    lines = worth_reading(LINES, 20)
+    lines = useful_lines(LINES, 20)
     assert len(lines) == 3
     assert lines[-1] == "error: creating server: Internal - failed to load all models"
 
@@ -26,4 +26,4 @@ def test_only_the_error_lines_are_worth_reading_where_they_name_the_reason():
 def test_a_log_without_such_lines_is_read_from_its_end():
     lines = [f"line {number}" for number in range(50)]
     assert load_failure(lines) == ""
-    assert worth_reading(lines, 20) == lines[-20:]
+    assert useful_lines(lines, 20) == lines[-20:]

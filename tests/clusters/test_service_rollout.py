@@ -91,9 +91,9 @@ def test_a_new_model_is_asked_beside_the_service_before_it_replaces_the_former(f
 )
 def test_a_bad_model_never_touches_the_service(fake, play, refused, error, reason):
     backend, before, first = started(fake, play)
-    with pytest.raises(error, match=reason) as raised:
+    with pytest.raises(error, match=reason) as error_info:
         backend.deploy(service(uri=OTHER), check=Checks(*refused), deadline=1.5)
-    assert "jec-pfn serves on as before" in str(raised.value)
+    assert "jec-pfn serves on as before" in str(error_info.value)
     assert as_before(backend, before)
     assert stored(backend)["metadata"]["generation"] == before["metadata"]["generation"]
     assert stored(backend, "jec-pfn-next") is None
@@ -110,9 +110,9 @@ def test_a_bad_model_never_touches_the_service(fake, play, refused, error, reaso
 def test_in_place_a_bad_model_is_taken_back(fake, play, refused, error, reason):
     backend, before, _ = started(fake, play)
     manifest = service(uri=OTHER, deploymentStrategy={"type": "Recreate"}, run_id="b-00000000")
-    with pytest.raises(error, match=reason) as raised:
+    with pytest.raises(error, match=reason) as error_info:
         backend.deploy(manifest, check=Checks(*refused))
-    assert f"is as it was before: its model is that of {RUN}" in str(raised.value)
+    assert f"is as it was before: its model is that of {RUN}" in str(error_info.value)
     assert as_before(backend, before)
 
 
@@ -222,8 +222,8 @@ def test_a_pod_that_the_quota_refuses_is_told_within_seconds(fake):
     backend = fake(node_of(UP), kserve=KServe(room=0))
     with pytest.raises(DeadlineError, match=r"jec-pfn: no pod .*exceeded quota: kf-resource"):
         backend.deploy(service(), deadline=0.6)
-    told = [line for line in backend.lines if "exceeded quota" in line]
-    assert len(told) == 1
+    lines = [line for line in backend.lines if "exceeded quota" in line]
+    assert len(lines) == 1
 
 
 def test_a_pod_that_pod_security_refuses_fails_at_once_with_its_words(fake):

@@ -109,9 +109,9 @@ def renew(tmp_path, principal="user@REALM"):
 def test_the_secret_holds_the_new_ticket(secrets, tmp_path, capsys, before):
     secrets.held.update(before)
     assert renew(tmp_path) == 0
-    held = secrets.held["krb-secret"]
-    assert base64.b64decode(held["krb5cc_1000"]) == b"ticket of user@REALM"
-    assert held.get("other") == before.get("krb-secret", {}).get("other")
+    content = secrets.held["krb-secret"]
+    assert base64.b64decode(content["krb5cc_1000"]) == b"ticket of user@REALM"
+    assert content.get("other") == before.get("krb-secret", {}).get("other")
     assert re.search("krb-secret .*'jets'", capsys.readouterr().out)
 
 

@@ -68,7 +68,7 @@ def test_a_trial_that_was_only_just_created_has_no_status_at_all():
 
 
 def test_observations_leave_out_what_is_no_finite_number():
-    kept = trials.observations(
+    observations = trials.observations(
         [
             {"name": "AvgLoss", "min": "0.08", "max": "1.5e-1", "latest": "0.09"},
             {"name": "nan at the end", "min": "0.1", "max": "0.1", "latest": ""},
@@ -82,7 +82,7 @@ def test_observations_leave_out_what_is_no_finite_number():
             {"name": "old", "min": None, "max": None, "latest": "1"},
         ]
     )
-    assert kept == {"AvgLoss": Observation(min=0.08, max=0.15, latest=0.09)}
+    assert observations == {"AvgLoss": Observation(min=0.08, max=0.15, latest=0.09)}
 
 
 @pytest.mark.parametrize(

@@ -23,12 +23,12 @@ def run(**values) -> Run:
 
 
 def objects(**values) -> dict[str, dict]:
-    made = run(**values)
+    test_run = run(**values)
     return {
-        "experiment": experiment(made),
-        "export": export_job(made, "t"),
-        "evaluate": evaluate_job(made, "t"),
-        "service": inference_service(made),
+        "experiment": experiment(test_run),
+        "export": export_job(test_run, "t"),
+        "evaluate": evaluate_job(test_run, "t"),
+        "service": inference_service(test_run),
     }
 
 
@@ -41,7 +41,7 @@ def objects(**values) -> dict[str, dict]:
     ],
 )
 def test_what_a_run_makes_is_taken(values):
-    assert {name: problems(made) for name, made in objects(**values).items()} == {
+    assert {name: problems(manifest) for name, manifest in objects(**values).items()} == {
         name: [] for name in objects()
     }
 
@@ -119,7 +119,7 @@ TRIAL = f"spec/trialTemplate/trialSpec/{POD}"
             "export",
             f"{POD}/containers/0/env",
             [{"name": "AWS_SECRET_ACCESS_KEY", "value": "x"}],
-            "in the open",
+            "as plain text",
         ),
         ("service", "spec/predictor/triton", {}, "exactly one of"),
         ("service", "spec/predictor/model/modelFormat", {}, "modelFormat.name: missing"),
@@ -135,10 +135,10 @@ TRIAL = f"spec/trialTemplate/trialSpec/{POD}"
     ],
 )
 def test_a_mistake_is_named_with_its_place(name, path, value, facts):
-    made = objects()[name]
+    manifest = objects()[name]
     if "~1" in path:
-        made["metadata"]["labels"]["jec/user"] = value
+        manifest["metadata"]["labels"]["jec/user"] = value
         facts = "metadata.labels.jec/user"
     else:
-        made = put(made, path, value)
-    assert re.search(facts, "\n".join(problems(made)))
+        manifest = put(manifest, path, value)
+    assert re.search(facts, "\n".join(problems(manifest)))

@@ -48,14 +48,14 @@ FAULTS: dict[str, dict] = {
 
 def ends(wait: Callable[[], object]) -> str:
     """The error's text, or 'done'; fails if the wait is not over in time."""
-    started, said = time.monotonic(), "done"
+    started, message = time.monotonic(), "done"
     try:
         wait()
     except ClusterError as error:
-        said = str(error)
+        message = str(error)
     assert time.monotonic() - started < LIMIT
-    assert said
-    return said
+    assert message
+    return message
 
 
 def waits(backend) -> dict[str, Callable[[], object]]:
@@ -85,17 +85,17 @@ def waits(backend) -> dict[str, Callable[[], object]]:
 def test_a_wait_ends_whatever_its_pods_do(fake, what, trouble):
     # ready twice is believed
     backend = fake(node_of(TROUBLE[trouble]), poll=0.1 if what == "service" else 0.02)
-    said = ends(waits(backend)[what])
+    message = ends(waits(backend)[what])
     fine = (what, trouble) == ("service", "runs for ever")
-    assert (said == "done") == fine, said
+    assert (message == "done") == fine, message
 
 
 @pytest.mark.parametrize("what", GOOD)
 def test_a_full_namespace_ends_a_wait_with_the_quotas_name(fake, what):
     backend = fake(node_of(GOOD[what]))
     backend.operator.quota = True
-    said = ends(waits(backend)[what])
-    assert said == "done" if what == "service" else "kf-resource-quota" in said
+    message = ends(waits(backend)[what])
+    assert message == "done" if what == "service" else "kf-resource-quota" in message
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_the_group_that_knows_more_is_worth_more():
 
 def test_a_slow_model_takes_fewer_jets():
     assert measure(2000, speed=1000).num_jets == 600
-    assert measure(2000, speed=None).num_jets == permutation.LEAST_JETS
+    assert measure(2000, speed=None).num_jets == permutation.MIN_JETS
 
 
 def test_the_same_seed_shuffles_alike():

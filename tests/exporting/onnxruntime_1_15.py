@@ -60,23 +60,25 @@ def _install() -> None:
         "--no-deps",
         "--require-hashes",
     ]
-    done = subprocess.run(
+    result = subprocess.run(
         [*command, "--target", temporary, "-r", LOCK],
         check=False,
         capture_output=True,
         text=True,
         timeout=170,
     )
-    if done.returncode == 0 and not FOLDER.exists():
+    if result.returncode == 0 and not FOLDER.exists():
         os.rename(temporary, FOLDER)
     shutil.rmtree(temporary, ignore_errors=True)
-    if done.returncode == 0:
+    if result.returncode == 0:
         return
-    reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
+    reason = (result.stderr.strip().splitlines() or ["pip failed"])[-1]
     # A wrong hash or a package that is gone is a fault of the lock; only an index that cannot be
     # reached is a reason to skip.
-    unreachable = "Could not find a version" in done.stderr and "from versions: none" in done.stderr
-    assert unreachable or "connection" in done.stderr.lower(), done.stderr
+    unreachable = (
+        "Could not find a version" in result.stderr and "from versions: none" in result.stderr
+    )
+    assert unreachable or "connection" in result.stderr.lower(), result.stderr
     pytest.skip(f"onnxruntime 1.15.1 cannot be installed here: {reason}")
 
 
@@ -94,6 +96,6 @@ def answers(onnx_path: Path, inputs: dict[str, np.ndarray], workdir: Path) -> di
         workdir / "inputs.npz",
         workdir / "outputs.npz",
     ]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, json.dumps(done.stderr)
+    result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, json.dumps(result.stderr)
     return dict(np.load(workdir / "outputs.npz"))

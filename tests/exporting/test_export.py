@@ -233,10 +233,10 @@ def test_the_cluster_is_told_the_device_and_this_machine_needs_no_gpu(exported, 
 def test_onnx_runtime_1_15_gives_the_golden_answers(exported, tmp_path, name):
     folder = exported / "golden" / name
     request, response = (json.loads((folder / file).read_text()) for file in golden.file_names(100))
-    got = onnxruntime_1_15.answers(
+    answers_of_old = onnxruntime_1_15.answers(
         exported / "model" / name / "1" / "model.onnx", golden.arrays(request["inputs"]), tmp_path
     )
-    assert golden.max_difference(golden.response_body(name, got), response) < 1e-5
+    assert golden.max_difference(golden.response_body(name, answers_of_old), response) < 1e-5
 
 
 def test_raw_jets_get_the_pt_that_the_prepared_ones_mean(exported):
@@ -285,8 +285,8 @@ def test_files_are_calibrated_as_the_raw_model_answers(exported, files, tmp_path
     jets = raw_jets.read_raw([entry], data_config, program, 10**6)
     onnx_path = exported / "model" / "small-raw" / "1" / "model.onnx"
     runtime = onnxruntime.InferenceSession(str(onnx_path))
-    taken = {one.name: jets[one.name] for one in runtime.get_inputs()}
-    calibrated_pt, correction, valid = runtime.run(None, taken)
+    inputs = {one.name: jets[one.name] for one in runtime.get_inputs()}
+    calibrated_pt, correction, valid = runtime.run(None, inputs)
     with uproot.open(tmp_path / "val.root") as file:
         friend = file["calibration"].arrays(library="np")
     assert friend["jet_valid"].tolist() == valid[:, 0].tolist()
@@ -446,7 +446,7 @@ def test_a_published_network_with_free_axes_is_checked_at_other_lengths(run, cap
     network.write_text(text + FREE_AXES + TRACED_LENGTH)
     assert run_export(run) == GateError.exit_code
     assert contents(run) == []
-    assert "model small: the ONNX file answers otherwise" in capsys.readouterr().err
+    assert "model small: the ONNX file differs from PyTorch" in capsys.readouterr().err
 
 
 def test_an_input_that_the_network_ignores_is_in_no_request(run):
@@ -473,7 +473,7 @@ def test_a_raw_model_that_fails_the_gate_leaves_nothing_either(run, capsys, monk
     assert contents(run) == []
     error = capsys.readouterr().err
     assert "model small-raw: ONNX Runtime does not answer as PyTorch" in error
-    assert "the input pf_features:PF_logPt is off by 0.25 from what prepare makes of it" in error
+    assert "PF_logPt differs by 0.25 from the one that prepare computes" in error
 
 
 @pytest.mark.parametrize(("choice", "code"), [("auto", 0), ("required", 2), ("none", 0)])
@@ -488,12 +488,12 @@ def test_a_data_config_without_a_form_in_a_graph(run, capsys, choice, code):
     )
     storage.write_json(str(run / "data" / "val.json"), {"dataset": ref.uri})
     assert run_export(run, more=("--raw-model", choice, "--max-batch-size", "8")) == code
-    said = capsys.readouterr()
+    output = capsys.readouterr()
     reason = (
         "labels: a model that takes raw jets answers with a corrected pT, for which the label must"
         " be one np.log"
     )
-    assert (reason in said.out, reason in said.err) == (choice == "auto", choice == "required")
+    assert (reason in output.out, reason in output.err) == (choice == "auto", choice == "required")
     assert ("model/small/config.pbtxt" in contents(run)) == (code == 0)
 
 
@@ -534,12 +534,12 @@ def test_a_run_on_s3(s3_bucket, files, tmp_path, monkeypatch):
         storage.join(run, "model", "old", "config.pbtxt"), "left by an earlier export"
     )
     assert run_export(run) == 0
-    found = [
+    messages = [
         entry.uri.removeprefix(run + "/")
         for folder in ("model", "golden")
         for entry in storage.entries(storage.join(run, folder))
     ]
-    assert found == [
+    assert messages == [
         "model/export.json",
         "model/small/1/model.onnx",
         "model/small/config.pbtxt",

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from clusters import run_lock
-from clusters.local_study import Study, set_damaged_aside
+from clusters.local_study import Study, rename_damaged_study
 from common.errors import InputError
 from common.layout import RunFolder
 from common.records import ServiceRecord, StatusRecord, SummaryRecord
@@ -112,7 +112,7 @@ def test_a_whole_study_is_opened_again(make_study, tmp_path):
     study, lines = make_study()
     assert lines == []
     assert study._study.study_name == "search"
-    assert set_damaged_aside(tmp_path / "study.db", lines.append) == 0
+    assert rename_damaged_study(tmp_path / "study.db", lines.append) == 0
 
 
 def test_a_study_with_a_damaged_page_is_noticed(make_study, tmp_path):

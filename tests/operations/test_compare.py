@@ -15,7 +15,7 @@ from common.records import MetricsRecord
 from common.run import Run
 from operations import compare
 from reporting import comparison_page
-from reporting.comparison_page import Compared, about_jets, summary
+from reporting.comparison_page import ComparedRun, about_jets, summary
 from tests.physics.jets import good_metrics, good_output, jets, widths  # noqa: F401 (fixtures)
 from tests.records import metrics_record
 from tests.reporting.documents import documents  # noqa: F401 (fixture)
@@ -126,11 +126,11 @@ def test_a_run_that_was_not_evaluated_does_not_exist_or_is_named_twice_is_refuse
         assert words in refused(tmp_path, capsys, *names)
 
 
-def compared(metrics, *fingerprints: str) -> list[Compared]:
+def compared(metrics, *fingerprints: str) -> list[ComparedRun]:
     runs = []
     for number, fingerprint in enumerate(fingerprints):
         changed = dataclasses.replace(metrics, test_fingerprint=fingerprint)
-        runs.append(Compared(name=f"run{number}", metrics=changed))
+        runs.append(ComparedRun(name=f"run{number}", metrics=changed))
     return runs
 
 
@@ -142,7 +142,7 @@ def test_the_page_says_whether_the_test_jets_are_the_same(metrics):
 
 def test_what_was_not_measured_has_no_number(metrics):
     bare = dataclasses.replace(metrics, gain=None, resolution=None, tails=[])
-    row = summary([Compared(name="run", metrics=bare)]).rows[0]
+    row = summary([ComparedRun(name="run", metrics=bare)]).rows[0]
     assert row[3:6] == ["–", "–", "–"]
     assert row[-1] == "–"
 
@@ -150,7 +150,7 @@ def test_what_was_not_measured_has_no_number(metrics):
 def test_the_closure_of_the_summary_is_that_of_the_whole_region(metrics):
     whole = [one for one in metrics.closure.bins if one.pt_low == 60 and one.pt_high is None]
     assert all(isinstance(one, ClosureBin) for one in whole)
-    row = summary([Compared(name="run", metrics=metrics)]).rows[0]
+    row = summary([ComparedRun(name="run", metrics=metrics)]).rows[0]
     assert row[6:8] == [one.model.percent(100, 2) for one in whole]
 
 
@@ -163,8 +163,8 @@ def test_bins_that_a_run_lacks_are_named_below_its_figure(metrics):
     assert few
     first = next(one.pt_range for one in metrics.curves if one.region == "barrel")
     runs = [
-        Compared(name="pfn-00000001", metrics=metrics),
-        Compared(name="pfn-00000002", metrics=dataclasses.replace(metrics, curves=few)),
+        ComparedRun(name="pfn-00000001", metrics=metrics),
+        ComparedRun(name="pfn-00000002", metrics=dataclasses.replace(metrics, curves=few)),
     ]
     gain = next(one for one in comparison_page.drawings(runs) if one.name == "gain")
     assert f"B in the barrel at {first} GeV; B in the endcap." in gain.caption

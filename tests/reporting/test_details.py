@@ -14,7 +14,7 @@ from physics.metrics import record_of, sample_of
 from physics.pileup import against_pileup
 from physics.tails import tails
 from reporting import baselines_section, details_figures, details_section, report_physics
-from reporting.drawing import drawn
+from reporting.drawing import draw_all
 from reporting.report import render
 from tests.physics.jets import make_jets, target_of
 
@@ -54,8 +54,8 @@ def metrics(documents) -> MetricsRecord:
         "tails": tails(sample),
         "pileup": {"column": "rhoAll", "slices": against_pileup(sample)},
     }
-    made = MetricsRecord.from_json(content)
-    return dataclasses.replace(made, trees=TREES, importances=IMPORTANCES)
+    record = MetricsRecord.from_json(content)
+    return dataclasses.replace(record, trees=TREES, importances=IMPORTANCES)
 
 
 def test_the_record_is_the_same_after_its_file(metrics):
@@ -121,7 +121,7 @@ def test_the_page_has_all_sections(metrics, documents):
         partial(details_figures.pileup, metrics, one) for one in details_figures.PILEUP_RANGES
     ]
     makers += [partial(details_figures.fine_eta, metrics), partial(details_figures.inputs, metrics)]
-    page = render(changed, list(drawn(makers)))
+    page = render(changed, list(draw_all(makers)))
     for heading in ("Beside simpler methods", "Pile-up", "Tails", "What the model uses"):
         assert f"<h2>{heading}</h2>" in page
     assert page.count("<svg") == 4

@@ -68,9 +68,11 @@ def test_a_slice_of_eta_of_few_jets_is_hatched_and_counted(metrics):
 def test_captions_list_what_they_cannot_hatch(documents, metrics):
     with drawing.style():
         flavours = flavour(metrics, "barrel")
-    shown = {(one.flavour, one.pt_low) for one in metrics.flavour.bins if one.region == "barrel"}
-    lost = {("uds", 1000.0), ("c", 1000.0), ("b", 1000.0), ("g", 1000.0)} - shown
-    for name, _ in lost:
+    bins_with_points = {
+        (one.flavour, one.pt_low) for one in metrics.flavour.bins if one.region == "barrel"
+    }
+    missing_bins = {("uds", 1000.0), ("c", 1000.0), ("b", 1000.0), ("g", 1000.0)} - bins_with_points
+    for name, _ in missing_bins:
         assert f"{name} at >1000 GeV" in flavours.caption
     measured = documents.metrics.uncertainty
     fewer = [one for one in measured.pt if one.pt_low != 110]
@@ -90,8 +92,8 @@ def test_slices_and_flavours_of_few_jets_are_recorded(jets):
     measured = {(one["region"], one["pt_low"], one["flavour"]) for one in record["flavour"]["bins"]}
     assert ("response of b", "barrel jets above 1000 GeV") in places
     assert ("barrel", 1000.0, "b") not in measured
-    lost = [one for _, one in places if one.startswith("rhoAll from ")]
-    assert len(lost) + len(record["residuals"]["rhoAll"]) == 8
+    missing_slices = [one for _, one in places if one.startswith("rhoAll from ")]
+    assert len(missing_slices) + len(record["residuals"]["rhoAll"]) == 8
 
 
 def test_the_caption_of_a_residual_names_the_slices_of_few_jets(documents):

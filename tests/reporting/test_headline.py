@@ -6,12 +6,12 @@ from common.measurements import Interval
 from common.records import MetricsRecord, plain
 from physics.metrics import measure
 from reporting.headline import (
-    MOST_SHOWN,
+    MAX_KUBEFLOW_METRICS,
     evaluation_lines,
     headline,
+    kubeflow_metrics_of_evaluation,
+    kubeflow_metrics_of_search,
     search_lines,
-    shown_of_evaluation,
-    shown_of_search,
 )
 from tests.physics.jets import make_jets
 from tests.records import metrics_record
@@ -85,20 +85,20 @@ SHOWN = [
 
 def test_kubeflow_shows_a_page_of_metrics_and_no_number_twice(documents):
     metrics, search = documents.metrics, documents.search
-    shown = shown_of_evaluation(metrics)
-    assert sorted(shown) == SHOWN
-    assert shown["gain_percent"] == float(f"{metrics.gain.value:.4g}")
-    assert shown["test_jets"] == metrics.num_measured
-    assert not set(shown) & set(shown_of_search(search))
+    kubeflow_metrics = kubeflow_metrics_of_evaluation(metrics)
+    assert sorted(kubeflow_metrics) == SHOWN
+    assert kubeflow_metrics["gain_percent"] == float(f"{metrics.gain.value:.4g}")
+    assert kubeflow_metrics["test_jets"] == metrics.num_measured
+    assert not set(kubeflow_metrics) & set(kubeflow_metrics_of_search(search))
     # a baseline pushes out what matters least
     compared = dataclasses.replace(metrics, gain_over_baseline=metrics.gain)
-    shown = shown_of_evaluation(compared)
-    assert len(shown) == MOST_SHOWN
-    assert "gain_over_baseline_percent" in shown
-    assert "coverage_percent" not in shown
+    kubeflow_metrics = kubeflow_metrics_of_evaluation(compared)
+    assert len(kubeflow_metrics) == MAX_KUBEFLOW_METRICS
+    assert "gain_over_baseline_percent" in kubeflow_metrics
+    assert "coverage_percent" not in kubeflow_metrics
     # and of a network without an interval of its own there is more room
     plain_network = dataclasses.replace(metrics, uncertainty=None)
-    assert "resolution" in shown_of_evaluation(plain_network)
+    assert "resolution" in kubeflow_metrics_of_evaluation(plain_network)
 
 
 def test_what_kubeflow_shows_of_a_search_has_names_without_blanks(documents):
@@ -106,9 +106,13 @@ def test_what_kubeflow_shows_of_a_search_has_names_without_blanks(documents):
     trials = [dataclasses.replace(search.best, name=f"t-{number}") for number in range(3)]
     failed = dataclasses.replace(trials[0], name="t-3", status="Failed")
     search = dataclasses.replace(search, trials=[*trials, failed], optimal="t-0")
-    shown = shown_of_search(search)
+    kubeflow_metrics = kubeflow_metrics_of_search(search)
     name = search.objective.name
-    assert shown == {name: pytest.approx(search.best_value, 1e-3), "trials": 4, "trials_failed": 1}
+    assert kubeflow_metrics == {
+        name: pytest.approx(search.best_value, 1e-3),
+        "trials": 4,
+        "trials_failed": 1,
+    }
 
 
 def test_each_metrics_artifact_has_its_headline_in_three_lines(documents):

@@ -75,11 +75,11 @@ def test_a_calibration_stands_out_from_every_page(name):
 
 @pytest.mark.parametrize("vision", VISION)
 def test_calibrations_are_told_apart_by_colour(vision):
-    seen = {}
+    looks = {}
     for name, look in CALIBRATIONS.items():
-        seen[name] = lab(np.array(VISION[vision]) @ linear(look.colour))
-    for one, other in itertools.combinations(seen, 2):
-        assert np.linalg.norm(seen[one] - seen[other]) >= 20, f"{one} and {other}"
+        looks[name] = lab(np.array(VISION[vision]) @ linear(look.colour))
+    for one, other in itertools.combinations(looks, 2):
+        assert np.linalg.norm(looks[one] - looks[other]) >= 20, f"{one} and {other}"
 
 
 def test_calibrations_are_told_apart_without_colour():

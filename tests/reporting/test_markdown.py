@@ -6,7 +6,7 @@ from reporting import markdown
 
 
 @pytest.mark.parametrize(
-    ("value", "shown"),
+    ("value", "expected"),
     [
         ("adamW", "adamW"),
         (3, "3"),
@@ -22,8 +22,8 @@ from reporting import markdown
         ("a/jec-b@sha256:" + 35 * "0", f"`a/jec-b@sha256:{27 * '0'}` `{8 * '0'}`"),
     ],
 )
-def test_a_value_is_shown_as_it_is(value, shown):
-    assert (markdown.code if "sha256" in str(value) else markdown.text)(value) == shown
+def test_a_value_is_shown_as_it_is(value, expected):
+    assert (markdown.code if "sha256" in str(value) else markdown.text)(value) == expected
 
 
 def test_a_block_is_no_wider_than_the_panel_and_does_not_end_early():

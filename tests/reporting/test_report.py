@@ -34,7 +34,7 @@ from reporting import report_physics
 from reporting.report import Documents, figures_of, render
 from reporting.report_run import reproduce
 from reporting.search_page import search_page
-from reporting.serving_section import section, updated
+from reporting.serving_section import replace_section, section
 from tests.reporting.elements import HOSTILE, Elements, assert_harmless
 
 
@@ -173,10 +173,10 @@ def test_the_service_s_answers_come_into_a_page_that_was_written_before(document
     inference = documents.metrics.inference
     before = render(dataclasses.replace(documents, service=None), [])
     assert "Not deployed yet" in before
-    assert updated(before, export, inference, service) == render(documents, [])
+    assert replace_section(before, export, inference, service) == render(documents, [])
     another = dataclasses.replace(export, sha256="def")
-    assert updated(before, another, inference, service).count("Not deployed yet") == 1
-    assert updated("<html></html>", export, None, service) == "<html></html>"
+    assert replace_section(before, another, inference, service).count("Not deployed yet") == 1
+    assert replace_section("<html></html>", export, None, service) == "<html></html>"
 
 
 def test_weighted_and_baseline_bins_are_shown(documents):
@@ -288,10 +288,10 @@ def test_weights_that_tell_nothing_are_not_said_to_be_missing(documents):
         effective_jets=15.0,
     )
     reason = "15.2 effective jets, fewer than 50"
-    lost = Unmeasured(
+    unmeasured = Unmeasured(
         quantity="weighted gain", where="jets above 30 GeV", num_jets=965, reason=reason
     )
-    metrics = dataclasses.replace(documents.metrics, weighted=weighted, unmeasured=[lost])
+    metrics = dataclasses.replace(documents.metrics, weighted=weighted, unmeasured=[unmeasured])
     page = Elements(render(Documents(metrics=metrics), [])).text
     assert f"Not weighted: {reason}" in page
     none = dataclasses.replace(documents.metrics, weighted=None, unmeasured=[])
@@ -309,9 +309,9 @@ def test_a_failed_gate_says_why(documents):
 
 @pytest.mark.parametrize("missing", ["run", "search", "history", "options", "export", "service"])
 def test_each_document_may_be_missing(documents, missing):
-    kept = {field.name: getattr(documents, field.name) for field in dataclasses.fields(documents)}
-    del kept[missing]
-    assert Elements(render(Documents(**kept), [])).open == []
+    values = {field.name: getattr(documents, field.name) for field in dataclasses.fields(documents)}
+    del values[missing]
+    assert Elements(render(Documents(**values), [])).open == []
 
 
 def test_without_any_jets_there_is_still_a_page(documents):

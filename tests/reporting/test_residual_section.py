@@ -41,12 +41,12 @@ FIT = ResidualRecord(
 
 
 def test_closure_with_and_without_stands_in_the_report(documents):
-    shown = dataclasses.replace(
+    bins = dataclasses.replace(
         documents,
         metrics=dataclasses.replace(documents.metrics, residual=EFFECT),
         export=dataclasses.replace(documents.export, residual=FIT),
     )
-    section = residual_section.content(shown.metrics, shown.export)
+    section = residual_section.content(bins.metrics, bins.export)
     assert section.closure is not None
     assert section.fit is not None
     row = ["endcap", "60-80", "1,234", "-1.31 % [-1.81, -0.81]", "+0.12 % [-0.38, 0.62]"]
@@ -54,7 +54,7 @@ def test_closure_with_and_without_stands_in_the_report(documents):
     assert section.unmeasured == "endcap 60-80"
     assert section.fit.rows == [["endcap", "68", "936", "1.0196 ± 0.0041", "1.0157"]]
     assert section.uncorrected == "barrel", "nothing was fitted there"
-    page = render(shown, [])
+    page = render(bins, [])
     assert "factor is 1: barrel" in page
     for text in (*row, "24,813", "+0.70 %", "1.0196 ± 0.0041"):
         assert text in page
@@ -70,11 +70,11 @@ def test_without_a_correction_the_report_says_why(documents):
 
 
 def test_a_correction_that_cannot_be_measured_is_still_named(documents):
-    shown = dataclasses.replace(
+    bins = dataclasses.replace(
         documents,
         metrics=dataclasses.replace(documents.metrics, residual=None),
         export=dataclasses.replace(documents.export, residual=FIT),
     )
-    page = render(shown, [])
+    page = render(bins, [])
     assert "24,813 validation jets" in page
     assert "Too few test jets to measure closure without it" in page

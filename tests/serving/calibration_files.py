@@ -123,10 +123,10 @@ def write_jets(path: Path, columns: Mapping, *, tree: str = TREE, basket: int = 
     for name, values in data.items():
         types[name] = values.dtype if isinstance(values, np.ndarray) else values.type.content
     with uproot.recreate(path) as file:
-        written = file.mktree(tree, types, counter_name=lambda name: "nPF")
+        tree_of_file = file.mktree(tree, types, counter_name=lambda name: "nPF")
         count = len(data["jetPt"])
         for first in range(0, count, basket):
-            written.extend({name: v[first : first + basket] for name, v in data.items()})
+            tree_of_file.extend({name: v[first : first + basket] for name, v in data.items()})
     return path
 
 

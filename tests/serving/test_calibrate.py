@@ -52,10 +52,10 @@ def info(path: Path) -> dict:
 
 def assert_answers(columns: dict, path: Path, **options) -> None:
     """The friend has the answers to these jets, each beside its own."""
-    written = friend(path)
-    assert written["event"].tolist() == columns["event"].tolist()
+    output = friend(path)
+    assert output["event"].tolist() == columns["event"].tolist()
     for name, values in expected(columns, **options).items():
-        np.testing.assert_allclose(written[name], values, rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(output[name], values, rtol=1e-5, err_msg=name)
 
 
 # ----------------------------------------------------------------------------------------- answers
@@ -69,12 +69,12 @@ def test_each_entry_has_its_answer_in_the_order_of_the_file(tmp_path, run):
     assert code == 0
     assert "2,500/2,500 jets" in err
     assert_answers(columns, tmp_path / "out" / "x.root")
-    written = friend(tmp_path / "out" / "x.root")
+    output = friend(tmp_path / "out" / "x.root")
     with uproot.open(path) as file, uproot.open(tmp_path / "out" / "x.root") as other:
         assert other["calibration"].num_entries == file[TREE].num_entries
-    invalid = ~written["jet_valid"]
+    invalid = ~output["jet_valid"]
     assert 0 < invalid.sum() < 500
-    np.testing.assert_array_equal(written["jetPt_calibrated"][invalid], columns["jetPt"][invalid])
+    np.testing.assert_array_equal(output["jetPt_calibrated"][invalid], columns["jetPt"][invalid])
     assert 'AddFriend("calibration"' in out.splitlines()[-1]
 
 
@@ -180,8 +180,8 @@ def test_numbers_that_are_not_finite_are_counted_and_do_not_spread(tmp_path, run
     columns["jetPt"][7] = np.nan
     code, _, _ = run(write_jets(tmp_path / "x.root", columns))
     assert code == 0
-    written = friend(tmp_path / "out" / "x.root")
-    assert np.isnan(written["jetPt_calibrated"]).tolist() == [n == 7 for n in range(200)]
+    output = friend(tmp_path / "out" / "x.root")
+    assert np.isnan(output["jetPt_calibrated"]).tolist() == [n == 7 for n in range(200)]
     assert info(tmp_path / "out" / "x.root")["invalid"]["input not finite"] == 1
 
 
@@ -229,10 +229,10 @@ def test_parquet_goes_in_and_out(tmp_path, run):
     ak.to_parquet(ak.Array(columns), tmp_path / "x.parquet")
     code, _, _ = run(tmp_path / "x.parquet", "--format", "parquet")
     assert code == 0
-    written = ak.from_parquet(tmp_path / "out" / "x.parquet")
-    assert written["event"].tolist() == columns["event"].tolist()
+    output = ak.from_parquet(tmp_path / "out" / "x.parquet")
+    assert output["event"].tolist() == columns["event"].tolist()
     for name, values in expected(columns).items():
-        np.testing.assert_allclose(ak.to_numpy(written[name]), values, rtol=1e-5)
+        np.testing.assert_allclose(ak.to_numpy(output[name]), values, rtol=1e-5)
 
 
 # ------------------------------------------------------------------------------------------ resume
@@ -301,10 +301,10 @@ def test_a_killed_command_leaves_whole_files_and_goes_on(tmp_path, run, onnx):
         while not list((tmp_path / "out").glob("*.root")) and process.poll() is None:
             time.sleep(0.01)
         process.kill()
-    left = list((tmp_path / "out").glob("*.root"))
+    outputs = list((tmp_path / "out").glob("*.root"))
     code, _, _ = run(tmp_path / "in" / "*.root")
     assert code == 0
-    assert left
+    assert outputs
     for number in range(30):
         assert_answers(jets(400, number), tmp_path / "out" / f"{number:02d}.root")
 
@@ -510,7 +510,7 @@ def test_models_that_cannot_be_used(tmp_path, run, onnx):
     (tmp_path / "empty").mkdir()
     for place, fact in {
         old: "earlier version",
-        tmp_path / "text.onnx": "no ONNX model",
+        tmp_path / "text.onnx": "not an ONNX model",
         tmp_path / "nothing.onnx": "there is no file",
         tmp_path / "run": "no exported model yet",
         tmp_path / "empty": "there is no model at",
@@ -582,8 +582,8 @@ def test_a_model_of_another_project_with_the_same_names(tmp_path, run, shape):
         helper.make_tensor_value_info(name, kind, shape)
         for name, kind in zip(names, types, strict=True)
     ]
-    taken = helper.make_tensor_value_info("jetPt", TensorProto.FLOAT, shape)
-    graph = helper.make_graph(nodes, "other", [taken], outputs)
+    info_of_input = helper.make_tensor_value_info("jetPt", TensorProto.FLOAT, shape)
+    graph = helper.make_graph(nodes, "other", [info_of_input], outputs)
     path = tmp_path / "other.onnx"
     opset = [helper.make_opsetid("", 17)]
     save_model(helper.make_model(graph, opset_imports=opset, ir_version=8), str(path))
@@ -600,13 +600,13 @@ def test_the_columns_are_padded_to_the_fullest_jet_of_a_batch(onnx):
 
     own = {name: plain(columns[name]) for name in ("jetPt", "QG_mult", "PF_pT")}
     description = model.local_model(str(onnx)).description
-    seen = []
+    places_so_far = []
     for places, inputs in batches.batches(description, own, 100, 30, "x"):
         counts = ak.to_numpy(ak.num(columns["PF_pT"][places]))
         assert inputs["nPF"][:, 0].tolist() == counts.tolist()
         assert inputs["PF_pT"].shape == (len(places), max(counts.max(), 1))
-        seen += places.tolist()
-    assert sorted(seen) == list(range(100))
+        places_so_far += places.tolist()
+    assert sorted(places_so_far) == list(range(100))
 
 
 def test_help_is_quick():

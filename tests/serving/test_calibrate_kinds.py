@@ -71,10 +71,10 @@ def test_years_of_a_model_card(text, years):
 
 def test_what_the_card_says():
     facts = {"Era": "2018", "campaign": "UL", "Jet type": "AK4 PFCHS", "JEC version": "UL17_V5"}
-    assert kinds.stated(facts, None) == JetKind(
+    assert kinds.kind_of_training(facts, None) == JetKind(
         radius="4", pileup="CHS", years=frozenset({2018}), era="2018"
     )
-    assert kinds.stated({}, "AK8jets/jetTree") == JetKind(radius="8")
+    assert kinds.kind_of_training({}, "AK8jets/jetTree") == JetKind(radius="8")
 
 
 @pytest.mark.parametrize(
@@ -94,5 +94,5 @@ def test_differences(jets, count):
 
 
 def test_the_first_view_counts():
-    seen = [JetKind(radius="4"), JetKind(radius="8", pileup="PUPPI", years=frozenset({2016}))]
-    assert kinds.together(seen) == JetKind(radius="4", pileup="PUPPI", years=frozenset({2016}))
+    views = [JetKind(radius="4"), JetKind(radius="8", pileup="PUPPI", years=frozenset({2016}))]
+    assert kinds.combined(views) == JetKind(radius="4", pileup="PUPPI", years=frozenset({2016}))

@@ -114,9 +114,9 @@ def test_the_same_as_by_way_of_a_jetntuple(tmp_path, run):
 def test_parquet_has_lists(tmp_path, run):
     code, _, _ = run(nanoaod.write(tmp_path / "nano.root"), "--format", "parquet")
     assert code == 0
-    written = ak.from_parquet(tmp_path / "out" / "nano.parquet")
-    assert written["Jet_valid"].tolist() == [[True, True], [True], [True, False]]
-    assert written["event"].tolist() == nanoaod.FLAT["event"]
+    output = ak.from_parquet(tmp_path / "out" / "nano.parquet")
+    assert output["Jet_valid"].tolist() == [[True, True], [True], [True, False]]
+    assert output["event"].tolist() == nanoaod.FLAT["event"]
 
 
 def test_plain_nanoaod_is_refused(tmp_path, run):

@@ -114,9 +114,9 @@ def server(onnx) -> Iterator[Server]:
     import onnx as onnx_package
 
     entries = onnx_package.load(str(onnx)).metadata_props
-    told = {entry.key: entry.value for entry in entries}
-    told["sha256"] = local_model(str(onnx)).description.digest
-    with serving(onnx, told) as server:
+    facts = {entry.key: entry.value for entry in entries}
+    facts["sha256"] = local_model(str(onnx)).description.digest
+    with serving(onnx, facts) as server:
         yield server
 
 

@@ -32,7 +32,7 @@ def scripted():
     running = []
 
     def start(*answers: tuple[int, object], delay: float = 0.0) -> str:
-        left = list(answers)
+        remaining = list(answers)
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_POST(self):
@@ -41,7 +41,7 @@ def scripted():
 
             def do_GET(self):
                 time.sleep(delay)
-                status, body = left.pop(0) if len(left) > 1 else left[0]
+                status, body = remaining.pop(0) if len(remaining) > 1 else remaining[0]
                 content = body.encode() if isinstance(body, str) else json.dumps(body).encode()
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(content)))
@@ -77,9 +77,9 @@ def golden_uri(tmp_path):
 def test_golden_check_does_not_wait_for_a_server_that_has_ended(golden_uri):
     url = f"http://127.0.0.1:{free_port()}"
     began = time.monotonic()
-    with pytest.raises(ClusterError, match="m ended") as ended:
+    with pytest.raises(ClusterError, match="m ended") as error:
         golden_check(url, "m", golden_uri, 30, is_running=lambda: False)
-    assert not isinstance(ended.value, DeadlineError)
+    assert not isinstance(error.value, DeadlineError)
     assert time.monotonic() - began < 1
 
 

@@ -69,8 +69,8 @@ def test_a_server_is_started_again_until_the_limit(launch, quick, tmp_path):
     (tmp_path / "log").write_text("started\nthe GPU is gone\n")
     with pytest.raises(ClusterError, match="the GPU is gone"):
         restarts.keep_running(first, restart, log=tmp_path / "log", report=lines.append)
-    assert len(started) == 1 + restarts.MOST_RESTARTS
-    assert len(lines) == restarts.MOST_RESTARTS
+    assert len(started) == 1 + restarts.MAX_RESTARTS
+    assert len(lines) == restarts.MAX_RESTARTS
     for (pid, folder, region), line in zip(started, lines, strict=False):
         assert str(pid) in line
         assert not folder.exists()
@@ -93,13 +93,13 @@ def test_a_server_that_ran_for_long_is_restarted_as_for_the_first_time(
     lines = []
 
     def restart() -> int:
-        if len(lines) == 2 * restarts.MOST_RESTARTS:
+        if len(lines) == 2 * restarts.MAX_RESTARTS:
             raise InputError("enough")
         return 2**22 + 1
 
     with pytest.raises(InputError):
         restarts.keep_running(restart(), restart, log=tmp_path / "no", report=lines.append)
-    assert all(f"(1 of {restarts.MOST_RESTARTS})" in line for line in lines)
+    assert all(f"(1 of {restarts.MAX_RESTARTS})" in line for line in lines)
 
 
 def test_a_server_ends_with_its_owner_that_was_killed(launch):

@@ -180,7 +180,7 @@ def server_at(url: str) -> server_folder.Running:
 
 
 @pytest.mark.faults
-def test_a_killed_server_is_started_again_and_ends_with_its_killed_command(triton_runs, run):
+def test_a_killed_server_is_restarted_and_ends_with_its_killed_command(triton_runs, run):
     with serving(run) as (process, text):
         process.stderr.readline()  # the model was not evaluated
         server = server_at(url_of(text))
@@ -207,16 +207,16 @@ def test_a_killed_server_is_started_again_and_ends_with_its_killed_command(trito
 
 @pytest.mark.faults
 def test_a_server_that_does_not_start_again_ends_the_command(run, monkeypatch, capsys):
-    gone = Server(pid=2**22 + 1, url="http://127.0.0.1:8123", kind="triton", log="")
+    dead_server = Server(pid=2**22 + 1, url="http://127.0.0.1:8123", kind="triton", log="")
     starts = []
 
     def start(models, ports, log):
         starts.append(ports.http)
         if len(starts) == 2:
             raise InputError(f"the server cannot load {NAME}")
-        return gone
+        return dead_server
 
-    monkeypatch.setattr("serving.serve._started", start)
+    monkeypatch.setattr("serving.serve._start_server", start)
     monkeypatch.setattr("serving.restarts.FIRST_PAUSE", 0.0)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     assert main([str(run), "--port", str(free_port())]) == 1
@@ -253,10 +253,10 @@ def test_two_models_of_one_name_are_refused(run, tmp_path, capsys):
 
 
 def test_a_port_that_is_taken_is_refused(run, capsys):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
         for flag in ("--port", "--grpc-port", "--metrics-port"):
             assert f"127.0.0.1:{port}" in refusal(capsys, run, flag, port)
     assert "192.0.2.1:9999" in refusal(capsys, run, "--host", "192.0.2.1", "--port", 9999)
@@ -281,6 +281,44 @@ def test_folders_of_servers_that_were_killed_are_removed(tmp_path):
     assert kept.path.exists()
     kept.leave()
     server_folder.remove_abandoned()
+
+
+def test_a_removal_that_was_interrupted_is_repeated(tmp_path, monkeypatch):
+    """The lock goes last, so that the folder of an interrupted removal counts as abandoned."""
+    monkeypatch.setattr(server_folder.tempfile, "gettempdir", lambda: str(tmp_path))
+    folder = server_folder.create()
+    (folder.path / "repository").mkdir()
+    record = {"pid": 1, "url": "http://127.0.0.1:1", "models": {}}
+    (folder.path / "server.json").write_text(json.dumps(record))
+    folder.leave()
+
+    def interrupt(path, **_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server_folder.shutil, "rmtree", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            server_folder.remove_abandoned()
+    assert (folder.path / "lock").exists()
+    server_folder.remove_abandoned()
+    assert not folder.path.exists()
+
+
+def test_a_folder_that_lost_its_lock_is_no_running_server(tmp_path, monkeypatch):
+    monkeypatch.setattr(server_folder.tempfile, "gettempdir", lambda: str(tmp_path))
+    folder = server_folder.create()
+    record = {"pid": 1, "url": "http://127.0.0.1:1", "models": {}}
+    (folder.path / "server.json").write_text(json.dumps(record))
+    folder.leave()
+    (folder.path / "lock").unlink()
+    assert folder.path in server_folder._folders()
+    server_folder.remove_abandoned()
+    assert folder.path.exists()  # it may be new
+    before = time.time() - 2 * server_folder.NEW_SECONDS
+    os.utime(folder.path, (before, before))
+    assert record["url"] not in [server.url for server in server_folder.running()]
+    server_folder.remove_abandoned()
+    assert not folder.path.exists()
 
 
 def test_a_temporary_folder_with_a_hostile_name_is_not_used(tmp_path, monkeypatch):

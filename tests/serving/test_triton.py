@@ -42,15 +42,15 @@ def golden_request(repository: Path, num_jets: int = 1) -> dict:
 
 def group_of(pid: int) -> list[int]:
     """Processes of the group that `pid` leads."""
-    found = []
+    names = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             state, _, group, *_ = stat.read_text().rsplit(")", 1)[1].split()
         except OSError:
             continue
         if int(group) == pid and state != "Z":
-            found.append(int(stat.parent.name))
-    return found
+            names.append(int(stat.parent.name))
+    return names
 
 
 def shared_memory_of(server: triton.Server):
@@ -221,7 +221,7 @@ def test_requests_of_any_size_are_each_answered_with_their_own_jets(server, repo
     rng = np.random.default_rng(0)
     sizes = [1, 200, 3, 33, 64, 7, 1000]  # more and fewer jets than the backend runs at once
     shapes = {"pf_features": (4, 20), "pf_mask": (1, 20), "jet_features": (3,)}
-    asked = [
+    requests = [
         {
             name: rng.uniform(0.1, 2, (size, *shape)).astype(np.float32)
             for name, shape in shapes.items()
@@ -229,9 +229,9 @@ def test_requests_of_any_size_are_each_answered_with_their_own_jets(server, repo
         for size in sizes
     ]
     client = Client(server.url, NAME)
-    with concurrent.futures.ThreadPoolExecutor(len(asked)) as pool:
-        answers = list(pool.map(client.ask, asked * 3))
-    for inputs, answer in zip(asked * 3, answers, strict=True):
+    with concurrent.futures.ThreadPoolExecutor(len(requests)) as pool:
+        answers = list(pool.map(client.ask, requests * 3))
+    for inputs, answer in zip(requests * 3, answers, strict=True):
         np.testing.assert_allclose(
             answer["output"], runtime.run(None, inputs)[0], rtol=1e-5, atol=1e-6
         )
@@ -344,11 +344,11 @@ def test_outlives_the_process_that_started_it(triton_runs, repository, tmp_path)
 def test_a_port_lost_to_another_process_is_replaced_by_the_next(
     start_triton, repository, monkeypatch
 ):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
         real = triton.free_port
-        ports = [taken.getsockname()[1]]
+        ports = [listener.getsockname()[1]]
         monkeypatch.setattr(triton, "free_port", lambda: ports.pop() if ports else real())
         server = start_triton(repository / "model")
     assert Path(server.log).read_text().count("starting triton") == 2
@@ -390,11 +390,11 @@ def test_kserves_server_answers_where_triton_is_missing_and_says_so(
     try:
         assert server.kind == "kserve-server"
         assert "nvidia-pytriton is not installed" in server.reason
-        said = (
+        message = (
             "serving with kserve's model server instead of Triton: nvidia-pytriton is not installed"
         )
-        assert said in lines[0]
-        assert said in Path(server.log).read_text()
+        assert message in lines[0]
+        assert message in Path(server.log).read_text()
         assert golden_check(server.url, NAME, str(repository / "golden"), 30).answer
     finally:
         assert triton.stop(server.pid)
@@ -428,12 +428,14 @@ def test_kserves_server_refuses_a_config_that_does_not_fit(repository, kserve, t
 
 
 def test_a_port_in_use_is_refused_where_it_was_asked_for(repository, kserve):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
         with pytest.raises(ClusterError, match="in use by another process; give another one"):
             triton.start(
-                repository / "model", **{**kserve, "kind": "auto"}, http_port=taken.getsockname()[1]
+                repository / "model",
+                **{**kserve, "kind": "auto"},
+                http_port=listener.getsockname()[1],
             )
 
 

@@ -57,9 +57,9 @@ def test_a_trial_is_as_katib_would_give_it(run):
 def test_the_trials_of_real_runs_are_those_of_their_records(tmp_path):
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(tmp_path, filter="data")
-    ended = Run.load(str(tmp_path / "runs" / ENDED))
-    record = SearchRecord.load(ended.folder.search)
-    trials = {trial.name: trial for trial in finished_trials(ended, print)}
+    ended_run = Run.load(str(tmp_path / "runs" / ENDED))
+    record = SearchRecord.load(ended_run.folder.search)
+    trials = {trial.name: trial for trial in finished_trials(ended_run, print)}
     assert list(trials) == [trial.name for trial in record.trials]
     for trial in record.trials:
         assert trials[trial.name].parameters == trial.parameters

@@ -1,15 +1,15 @@
 """Triton backend `onnxruntime` in Python, for a CPU where Triton has no libtriton_onnxruntime.so.
 
-It serves an unmodified repository. Triton starts one process a model instance and hands it the
-requests that the dynamic batcher put together. They are run in pieces of at most PIECE jets, on as
-many threads as there are cores, each piece on one: what a network of particles writes between its
-layers then stays in a core's cache, threads do not wait for each other after every layer, and a
-request of a piece or more is run where it lies, without a copy.
+It serves an unmodified repository. Triton starts one process per model instance and passes it the
+requests that the dynamic batcher combined. They run in pieces of at most PIECE jets, each piece on
+one of as many threads as there are cores. So what a network of particles writes between its layers
+stays in the cache of a core, threads do not wait for each other after every layer, and a request of
+at least one piece is not copied.
 
-What the C++ backend checks when it loads a model (names, types, dims) is checked here too, in like
-words, so that a config.pbtxt that a cluster would refuse is refused on one machine as well. The
-config must be complete: it is not filled in from the model. This file runs inside Triton and
-imports nothing of this project.
+What the C++ backend checks when it loads a model (names, types, dims) is checked here too, with
+similar messages, so that a config.pbtxt that a cluster would refuse is also refused on one machine.
+The config must be complete, because it is not filled in from the model. This file runs inside
+Triton and imports nothing of this project.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ LEVELS = {
     2: ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
 
-# Jets of one run. A particle flow network of 5 x 50 takes 20 us a jet on one core with 16 to 32, 23
+# Jets per run. A particle flow network of 5 x 50 takes 20 us a jet on one core with 16 to 32, 23
 # with 128, 30 with 1024.
 PIECE = 32
 
-# DLPack's name for a capsule whose memory was taken. A constant of the module, because the capsule
-# keeps the pointer and not the object.
-TAKEN = b"used_dltensor"
+# DLPack's name for a capsule whose memory has another owner. It is a constant of the module,
+# because the capsule stores only a pointer to it.
+CONSUMED_CAPSULE = b"used_dltensor"
 set_capsule_name = ctypes.pythonapi.PyCapsule_SetName
 set_capsule_name.argtypes = [ctypes.py_object, ctypes.c_char_p]
 
@@ -72,7 +72,8 @@ class TritonPythonModel:
     def initialize(self, args: Mapping[str, str]) -> None:
         """Load the ONNX file and compare it with the configuration.
 
-        Raises TritonModelException: Triton refuses the model.
+        Raises:
+            TritonModelException: If Triton must refuse the model.
         """
         config: Config = json.loads(args["model_config"])
         self.max_batch = int(config["max_batch_size"])
@@ -96,19 +97,19 @@ class TritonPythonModel:
         check(where, "output", self.session.get_outputs(), config["output"], self.max_batch)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """One response a request, in their order."""
+        """Return one response per request, in their order."""
         feeds = []
         for request in requests:
             feed = {}
             for name in self.inputs:
-                # DLPack, for as_numpy() is wrong with NumPy 2, see as_tensor.
+                # DLPack, because as_numpy() is wrong with NumPy 2, see as_tensor.
                 feed[name] = np.from_dlpack(pb.get_input_tensor_by_name(request, name))
             feeds.append(feed)
 
         answers: list[Any] = []
         try:
             answers += self.run(feeds)
-        # One bad request must not fail its neighbours: find it by running each alone.
+        # A bad request must not fail the others of its batch, so each runs alone.
         except Exception:
             if len(requests) > 1:
                 pb.Logger.log_warn(
@@ -134,18 +135,18 @@ class TritonPythonModel:
         return responses
 
     def run(self, feeds: Sequence[Feed]) -> list[list[np.ndarray]]:
-        """The outputs of each request, in the order of `self.outputs`."""
+        """Return the outputs of each request, in the order of `self.outputs`."""
         if self.max_batch == 0:
             return [self.session.run(self.outputs, feed) for feed in feeds]
         counts = [len(feed[self.inputs[0]]) for feed in feeds]
         pieces = list(self.pieces(feeds, counts))
         run = functools.partial(self.session.run, self.outputs)
-        # One piece, or one thread: a pool would only add the way to another thread.
+        # For one piece, or one thread, a pool would only add overhead.
         apply: Callable[..., Any] = self.pool.map if min(self.threads, len(pieces)) > 1 else map
         results = list(apply(run, pieces))
         outputs = [np.concatenate(parts) for parts in zip(*results, strict=True)]
 
-        # Each request gets its own jets back.
+        # Split the outputs by request.
         answers = []
         end = 0
         for count in counts:
@@ -154,30 +155,30 @@ class TritonPythonModel:
         return answers
 
     def pieces(self, feeds: Sequence[Feed], counts: Sequence[int]) -> Iterator[Feed]:
-        """What to run at once: small requests together, large ones in parts.
+        """Yield the inputs of each run: small requests combined, large ones split.
 
-        The threads have equal shares.
+        All threads get equal shares.
         """
-        most = min(PIECE, -(-sum(counts) // self.threads))
-        for group in groups(counts, most):
+        piece_size = min(PIECE, -(-sum(counts) // self.threads))
+        for group in groups(counts, piece_size):
             feed = {}
             for name in self.inputs:
                 arrays = [feeds[index][name] for index in group]
                 feed[name] = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
             jets = sum(counts[index] for index in group)
-            for start in range(0, max(jets, 1), most or 1):
-                yield {name: array[start : start + most] for name, array in feed.items()}
+            for start in range(0, max(jets, 1), piece_size or 1):
+                yield {name: array[start : start + piece_size] for name, array in feed.items()}
 
 
-def groups(counts: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Indices of requests that follow each other, with up to `most` jets together.
+def groups(counts: Sequence[int], max_jets: int) -> Iterator[list[int]]:
+    """Yield indices of consecutive requests with up to `max_jets` jets together.
 
-    A request with more jets makes a group by itself.
+    A request with more jets is a group by itself.
     """
     group: list[int] = []
     jets = 0
     for index, count in enumerate(counts):
-        if group and jets + count > most:
+        if group and jets + count > max_jets:
             yield group
             group = []
             jets = 0
@@ -187,34 +188,31 @@ def groups(counts: Sequence[int], most: int) -> Iterator[list[int]]:
 
 
 def parameters(config: Config) -> dict[str, str]:
-    """The backend's parameters, by name."""
+    """Return the parameters of the configuration by name."""
     return {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
 
 
 def thread_count(config: Config) -> int:
-    """How many threads an instance works with, unless the configuration says.
+    """Return the number of threads of an instance.
 
-    It is the instance's share of the CPUs that this process may use. By itself onnxruntime would
-    count the machine's CPUs, for each instance, and pin threads to them.
+    It is set by the configuration, or else the share of the instance of the CPUs that this process
+    may use. By default onnxruntime would use all CPUs of the machine for each instance, and pin
+    threads to them.
     """
-    configured = int(parameters(config).get("intra_op_thread_count", 0))
-    if configured:
-        return configured
+    num_threads = int(parameters(config).get("intra_op_thread_count", 0))
+    if num_threads:
+        return num_threads
     instances = sum(int(group.get("count", 1)) for group in config.get("instance_group", []))
     return max(len(os.sched_getaffinity(0)) // (instances or 1), 1)
 
 
 def session_options(config: Config) -> ort.SessionOptions:
-    """Options of onnxruntime from the configuration.
-
-    They are the graph level and the parameters that the C++ backend knows, too.
-    """
+    """Return options of onnxruntime: graph level and the parameters of the C++ backend."""
     settings = parameters(config)
     options = ort.SessionOptions()
-    # Where jets can be divided among threads, no run needs several.
+    # Jets are divided among threads, so that each run needs only one.
     options.intra_op_num_threads = 1 if int(config["max_batch_size"]) > 0 else thread_count(config)
-    # Threads that spin while they wait would take the cores from the server itself, which here
-    # shares them.
+    # Spinning threads would take cores from the server itself, which shares them.
     options.add_session_config_entry(
         "session.intra_op.allow_spinning", settings.get("session.intra_op.allow_spinning", "0")
     )
@@ -233,30 +231,31 @@ def check(
 ) -> None:
     """Compare the tensors of the model with those of the configuration.
 
-    Raises TritonModelException at the first that differs.
+    Raises:
+        TritonModelException: If one of them differs.
     """
-    known = {node.name: node for node in nodes}
+    nodes_by_name = {node.name: node for node in nodes}
     if kind == "input" and len(entries) != len(nodes):
         raise pb.TritonModelException(
             f"{where}: the configuration has {len(entries)} inputs, the model {len(nodes)}:"
-            f" {', '.join(known)}"
+            f" {', '.join(nodes_by_name)}"
         )
     for entry in entries:
         name = entry["name"]
-        if name not in known:
+        if name not in nodes_by_name:
             raise pb.TritonModelException(
-                f"{where}: unexpected {kind} '{name}', the model has: {', '.join(known)}"
+                f"{where}: unexpected {kind} '{name}', the model has: {', '.join(nodes_by_name)}"
             )
-        if TYPES.get(known[name].type) != entry["data_type"]:
+        if TYPES.get(nodes_by_name[name].type) != entry["data_type"]:
             raise pb.TritonModelException(
                 f"{where}, {kind} '{name}': {entry['data_type']} in the configuration,"
-                f" {known[name].type} in the model"
+                f" {nodes_by_name[name].type} in the model"
             )
         reshape: Config = entry.get("reshape") or {}
         sizes = reshape["shape"] if "shape" in reshape else entry["dims"]
         dims = [int(size) for size in sizes]
         full = ([-1] if max_batch > 0 else []) + dims
-        shape = [size if isinstance(size, int) else -1 for size in known[name].shape]
+        shape = [size if isinstance(size, int) else -1 for size in nodes_by_name[name].shape]
         fits = len(full) == len(shape) and all(
             a == b or -1 in (a, b) for a, b in zip(full, shape, strict=True)
         )
@@ -268,14 +267,14 @@ def check(
 
 
 def as_tensor(name: str, array: np.ndarray) -> Any:
-    """A Triton tensor by way of DLPack.
+    """Return a Triton tensor made with DLPack.
 
     The compiled stub is built against NumPy 1: with NumPy 2, pb.Tensor(name, array) silently sends
-    0 bytes and as_numpy() is wrong. It also renames the capsule that it took to a name of its own,
-    at which NumPy writes an error to stderr for each tensor; the name TAKEN keeps it quiet. The
-    memory is released through the tensor either way.
+    0 bytes and as_numpy() is wrong. It also gives the capsule a name of its own, for which NumPy
+    writes an error to stderr for each tensor; the name CONSUMED_CAPSULE avoids it. The memory is
+    released through the tensor in either case.
     """
     capsule = np.ascontiguousarray(array).__dlpack__()
     tensor = pb.Tensor.from_dlpack(name, capsule)
-    set_capsule_name(capsule, TAKEN)
+    set_capsule_name(capsule, CONSUMED_CAPSULE)
     return tensor

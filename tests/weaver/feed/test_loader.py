@@ -18,7 +18,9 @@ from tests.weaver.conftest import DATA, synthetic_jets, write_jets
 from weaver.config.data_config import DataConfig
 from weaver.feed.dataset import Dataset
 from weaver.feed.loader import Loader
+from weaver.feed.resident import free_bytes, padded_bytes
 from weaver.prepared.prepare import prepare
+from weaver.read.ahead import ahead
 
 LONE_GROUP = {
     "inputs": {
@@ -39,6 +41,36 @@ def jets(prepared) -> Dataset:
 def targets(batches) -> np.ndarray:
     """The targets of the batches' real jets, in order: they tell the jets apart."""
     return np.concatenate([batch.labels["target"][batch.weights > 0].numpy() for batch in batches])
+
+
+@pytest.mark.parametrize(
+    ("batches", "depth"),
+    [
+        pytest.param(None, 3, id="no limit"),
+        pytest.param(100, 3, id="room for all"),
+        pytest.param(12, 2, id="room for two"),
+        pytest.param(1, 1, id="room for none"),
+    ],
+)
+def test_fewer_batches_are_made_ahead_where_memory_is_short(jets, monkeypatch, batches, depth):
+    """batches: so many fit in what the limit leaves; a fifth of that is for those made ahead."""
+    room = None if batches is None else int(batches * 64 * padded_bytes(jets) / len(jets))
+    monkeypatch.setattr("weaver.feed.loader.memory_room", lambda: room)
+    asked = []
+
+    def recording(items, number, name):
+        asked.append(number)
+        return ahead(items, number, name)
+
+    monkeypatch.setattr("weaver.feed.loader.ahead", recording)
+    loader = Loader(jets, 64, shuffle=False, seed=1)
+    assert np.array_equal(targets(loader.epoch(0)), jets.label("target"))
+    assert asked == [depth]
+
+
+def test_memory_for_jets_ends_at_the_limit(monkeypatch):
+    monkeypatch.setattr("weaver.feed.resident.memory_room", lambda: 5000)
+    assert free_bytes(torch.device("cpu")) == 5000
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
@@ -184,9 +216,9 @@ def test_jets_are_drawn_by_their_weights(tmp_path):
     )
     dataset = Dataset.open(ref.uri, config)
     loader = Loader(dataset, 64, shuffle=True, seed=1)
-    drawn = [targets(loader.epoch(number)) for number in range(20)]
-    assert {len(epoch) for epoch in drawn} == {loader.num_jets}
-    times = [np.mean([(epoch == weight).sum() for epoch in drawn]) / 200 for weight in (0, 0.5, 1)]
+    sample = [targets(loader.epoch(number)) for number in range(20)]
+    assert {len(epoch) for epoch in sample} == {loader.num_jets}
+    times = [np.mean([(epoch == weight).sum() for epoch in sample]) / 200 for weight in (0, 0.5, 1)]
     assert times[0] == 0
     assert times[1] == pytest.approx(times[2] / 2, rel=0.05)
     assert {weight for batch in loader.epoch(0) for weight in batch.weights.tolist()} == {1.0}
@@ -206,13 +238,13 @@ def test_memory_stays_bounded_however_large_the_data_set(tmp_path, monkeypatch):
     config = DataConfig.from_options(
         yaml.safe_load((DATA / "jec_pfn_open.yaml").read_text()) | LONE_GROUP
     )
-    made = {"values": _sparse(tmp_path / "a.npy", np.float32, (count * length, variables))}
-    made["offsets"] = _sparse(tmp_path / "o.npy", np.int64, (count + 1,))
+    result = {"values": _sparse(tmp_path / "a.npy", np.float32, (count * length, variables))}
+    result["offsets"] = _sparse(tmp_path / "o.npy", np.int64, (count + 1,))
     np.load(tmp_path / "o.npy", mmap_mode="r+")[:] = np.arange(count + 1) * length
     target = _sparse(tmp_path / "t.npy", np.float32, (count,))
     description = {
         "num_jets": count,
-        "sequences": {"pf_features": made},
+        "sequences": {"pf_features": result},
         "columns": {"label.target": target},
     }
     dataset = Dataset(
