@@ -59,9 +59,11 @@ def _register(tracker: tracking.Tracker, folder: RunFolder, model: ModelRecord) 
         client.log_artifacts(tracker.parent, str(target), model.model)
     if not client.search_registered_models(f"name = '{model.model}'"):
         client.create_registered_model(model.model)
+    # The server opens no `runs:/...` of its own: its page would show no signature.
+    artifacts = client.get_run(tracker.parent).info.artifact_uri
     version = client.create_model_version(
         model.model,
-        source=f"runs:/{tracker.parent}/{model.model}",
+        source=f"{artifacts}/{model.model}",
         run_id=tracker.parent,
         tags={SHA256: model.sha256},
         await_creation_for=0,  # the files are uploaded already
