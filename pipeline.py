@@ -5,7 +5,7 @@ python pipeline.py                                   on this machine, on generat
 python pipeline.py --data-train 'train/*.root' --data-val 'val/*.root' --data-test 'test/*.root'
 python pipeline.py --host https://KUBEFLOW/pipeline --s3-bucket s3://bucket/jec --num-gpus 1
     --data-train ... --follow
-python pipeline.py --check ...                       what would fail, before anything is created
+python pipeline.py --check ...                       check everything, create nothing
 python pipeline.py --status RUN_ID                   and --logs RUN_ID [STEP], --down RUN_ID,
     --rerun RUN_ID
 python pipeline.py --list                            and --prune --older-than 30d,
@@ -46,11 +46,20 @@ COMMANDS = (
     "resume_schedule",
     "delete_schedule",
 )
-ON_SCHEDULES = ("schedules", "pause_schedule", "resume_schedule", "delete_schedule")
-ON_A_RUN = ("status", "logs", "down", "list", "prune", "prune_cache", "compare", *ON_SCHEDULES)
+SCHEDULE_COMMANDS = ("schedules", "pause_schedule", "resume_schedule", "delete_schedule")
+RUN_COMMANDS = (
+    "status",
+    "logs",
+    "down",
+    "list",
+    "prune",
+    "prune_cache",
+    "compare",
+    *SCHEDULE_COMMANDS,
+)
 EARLIER_RUNS = ("resume", "more_trials", "rerun")
 """Flags that take the parameters of an earlier run."""
-HOW_TO_RUN = (
+RUNNER_FLAGS = (
     "runner",
     "host",
     "auth",
@@ -60,14 +69,14 @@ HOW_TO_RUN = (
     "steps_image",
     "steps_account",
 )
-"""Flags beside the fields of RunConfig that a file of --config may have."""
+"""Flags that a --config file may have besides the fields of RunConfig."""
 
 
 class ShowVersion(argparse.Action):
-    """Print the version and the commit. The commit takes git, so it is looked up only here."""
+    """Print the version and the commit, and exit. Only this flag calls git, which takes time."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        """Print the line and end."""
+        """Print the version and exit."""
         from common.project import git_commit, version
 
         print(f"jec-pipeline {version()}, commit {git_commit()}")
@@ -80,7 +89,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--quiet",
         action="store_true",
-        help="print only how a run ended; with --check only what is not ok",
+        help="print only how a run ended; with --check, only lines that are not ok",
     )
     parser.add_argument(
         "--version", action=ShowVersion, nargs=0, help="show the version and the commit, and exit"
@@ -90,22 +99,28 @@ def build_parser() -> Parser:
         "--runner",
         choices=("auto", "local", "kubeflow"),
         default="auto",
-        help="'auto': Kubeflow where an endpoint is configured, else this machine (default: auto)",
+        help=(
+            "where to run: 'auto' is Kubeflow if an endpoint is configured, else this machine"
+            " (default: auto)"
+        ),
     )
     run.add_argument(
         "--host",
         type=word,
         default=AUTO,
         metavar="URL",
-        help="KFP endpoint; 'auto': KFP_ENDPOINT or a notebook's own; 'none' (default: auto)",
+        help=(
+            "Kubeflow Pipelines endpoint; 'auto' takes KFP_ENDPOINT or, in a notebook, Kubeflow's"
+            " own; 'none' ignores both (default: auto)"
+        ),
     )
     run.add_argument(
         "--auth",
         choices=("auto", "none", "notebook", "token", "cookie", "dex"),
         default="auto",
         help=(
-            "how to log in there: KFP_TOKEN(_FILE), KFP_COOKIE_FILE, KFP_USERNAME and KFP_PASSWORD"
-            " (default: what is set)"
+            "how to log in to Kubeflow: with KFP_TOKEN or KFP_TOKEN_FILE, KFP_COOKIE_FILE, or"
+            " KFP_USERNAME and KFP_PASSWORD; 'auto' takes the one that is set (default: auto)"
         ),
     )
     run.add_argument(
@@ -113,35 +128,38 @@ def build_parser() -> Parser:
         type=local_path,
         default=Path("runs"),
         metavar="DIR",
-        help="where local runs live; DIR/latest is the newest (default: runs)",
+        help="folder of the runs of this machine; DIR/latest is the newest (default: runs)",
     )
     run.add_argument(
         "--serve",
         action="store_true",
         help=(
-            "local: keep the service up at the end, until Ctrl-C; with --resume of a run that has"
-            " ended, only start the server, as python -m serving.serve does"
+            "this machine: keep the model server running after the run, until Ctrl-C; with --resume"
+            " of a finished run, only start the server, as python -m serving.serve does"
         ),
     )
     run.add_argument(
         "--follow",
         action="store_true",
-        help="Kubeflow: show steps, trials and the verdict until the end; its exit code",
+        help=(
+            "Kubeflow: print steps, trials and the gate's verdict until the run ends, and exit with"
+            " its exit code"
+        ),
     )
     run.add_argument(
         "--config",
         type=word,
         metavar="FILE",
         help=(
-            "take flags from a YAML file with lines as num_gpus: 1, or from a run.json; a flag that"
-            " is typed wins, and JEC_CONFIG names a file of the site's defaults"
+            "read flags from a YAML file with lines such as num_gpus: 1, or from a run.json; flags"
+            " of the command line override it. JEC_CONFIG names a file with a site's defaults"
         ),
     )
     run.add_argument(
         "--resume",
         type=word,
         metavar="RUN_ID",
-        help="go on with a run that was stopped; its own parameters are the defaults",
+        help="resume a stopped or failed run; its parameters are the defaults",
     )
     run.add_argument(
         "--more-trials",
@@ -149,23 +167,23 @@ def build_parser() -> Parser:
         nargs=2,
         metavar=("N", "RUN_ID"),
         help=(
-            "go on with a search that has ended for N more trials; then export, evaluate and deploy"
-            " its best"
+            "resume a finished search with N more trials; then export, evaluate and deploy the best"
+            " trial"
         ),
     )
     run.add_argument(
         "--rerun",
         type=word,
         metavar="RUN_ID",
-        help="a new run; the parameters of that one are the defaults",
+        help="start a new run; the parameters of run RUN_ID are the defaults",
     )
     run.add_argument(
         "--start-at",
         choices=START_STEPS,
         metavar="STEP",
         help=(
-            "with --resume: keep the results of the steps before export, evaluate or deploy, and do"
-            " this one and those after it again; from an earlier step --rerun begins"
+            "with --resume: repeat export, evaluate or deploy and all later steps, and keep the"
+            " results of the earlier ones; to repeat prepare or search use --rerun"
         ),
     )
     run.add_argument(
@@ -174,8 +192,8 @@ def build_parser() -> Parser:
         default=image("steps"),
         metavar="IMAGE",
         help=(
-            "image of the pipeline's steps on Kubeflow (default: the one that `make images` pushed"
-            " last)"
+            "image of the pipeline's steps on Kubeflow (default: the last one that `make images`"
+            " pushed)"
         ),
     )
     run.add_argument(
@@ -183,7 +201,7 @@ def build_parser() -> Parser:
         type=word,
         default=AUTO,
         metavar="NAME",
-        help="ServiceAccount of the steps' pods (default: Kubeflow's own)",
+        help="ServiceAccount of the steps' pods on Kubeflow (default: Kubeflow's own)",
     )
     add_commands(parser.add_argument_group("instead of running"))
     add_arguments(parser, skip=("run_id",))
@@ -192,47 +210,50 @@ def build_parser() -> Parser:
 
 
 def add_commands(group: argparse._ArgumentGroup) -> None:
-    """Add the flags of the commands that do something else than to run."""
+    """Add the flags of the commands that do not start a run."""
     group.add_argument(
         "--check",
         action="store_true",
-        help="look at everything the run needs, create nothing; exit code 1 on an error",
+        help="check everything that the run needs and create nothing; exit code 1 on an error",
     )
     group.add_argument(
         "--render",
         type=output_folder,
         metavar="DIR",
-        help="write every Kubernetes object the run would create as YAML",
+        help="write every Kubernetes object that the run would create, as YAML files",
     )
     group.add_argument(
         "--render-reana",
         type=output_folder,
         metavar="DIR",
-        help="write the chain up to its evaluation for REANA: reana.yaml and a Snakefile",
+        help="write the steps up to evaluate for REANA, as reana.yaml and a Snakefile",
     )
     group.add_argument(
         "--compile-to",
         type=output_file,
         metavar="FILE",
-        help="write the pipeline's IR as YAML, for the server of --host or else for any",
+        help=(
+            "compile the pipeline to KFP's IR (YAML), for the server of --host, or else for every"
+            " supported one"
+        ),
     )
     group.add_argument(
         "--write-config",
         action="store_true",
-        help="print every flag with its value now, as a file for --config",
+        help="print every flag with its current value, as a file for --config",
     )
     group.add_argument(
         "--status",
         type=word,
         metavar="RUN_ID",
-        help="what a run does, or how it ended; with --follow until its end",
+        help="show the state of a run; with --follow, until it ends",
     )
     group.add_argument(
         "--logs",
         type=word,
         nargs="+",
         metavar=("RUN_ID", "STEP"),
-        help="what its steps (or one step, or one trial) wrote",
+        help="print the logs of a run's steps, or of one step or trial",
     )
     group.add_argument(
         "--compare",
@@ -240,37 +261,41 @@ def add_commands(group: argparse._ArgumentGroup) -> None:
         nargs="+",
         metavar="RUN",
         help=(
-            "write one page of several runs (ids or folders): gain, closure, resolution and tails,"
-            " as OUTPUT/comparison.html"
+            "compare runs (ids or folders) on one page, DIR/comparison.html with DIR of --output:"
+            " gain, closure, resolution and tails"
         ),
     )
     group.add_argument(
         "--down",
         type=word,
         metavar="RUN_ID",
-        help="remove everything that a run left: objects, processes, its service",
+        help="remove a run's Kubernetes objects, processes and service, after asking",
     )
     group.add_argument(
-        "--storage", action="store_true", help="with --down: the run's folder of results as well"
+        "--storage", action="store_true", help="with --down: remove the run's folder as well"
     )
     group.add_argument(
         "--list",
         action="store_true",
-        help="the runs below --output, or --s3-bucket: state, gain, size, served or not",
+        help=(
+            "list the runs in --output or --s3-bucket: state, gain, size, and whether they are"
+            " served"
+        ),
     )
     group.add_argument(
         "--prune",
         action="store_true",
         help=(
-            "remove runs of an age or a size, after asking; never one that is served or going on"
+            "remove runs by --older-than and --larger-than, after asking; runs that are active or"
+            " served are kept"
         ),
     )
     group.add_argument(
         "--prune-cache",
         action="store_true",
         help=(
-            "remove decoded jets below --output and in this machine's cache (JEC_CACHE) by age or"
-            " size, after asking; never what is in use"
+            "remove decoded jets in --output and in this machine's cache (JEC_CACHE) by"
+            " --older-than and --larger-than, after asking; what is in use is kept"
         ),
     )
     group.add_argument(
@@ -278,23 +303,23 @@ def add_commands(group: argparse._ArgumentGroup) -> None:
         type=age,
         metavar="AGE",
         help=(
-            "with --prune: whose records changed longer ago than, for example, 30d or 12h; with"
-            " --prune-cache: which nothing has used for so long"
+            "with --prune: runs whose records last changed longer ago than AGE, as 30d or 12h; with"
+            " --prune-cache: decoded jets that were last used longer ago"
         ),
     )
     group.add_argument(
         "--larger-than",
         type=size,
         metavar="SIZE",
-        help=(
-            "with --prune and --prune-cache: whose files are larger than, for example, 1G or 500M"
-        ),
+        help=("with --prune and --prune-cache: only what is larger than SIZE, as 1G or 500M"),
     )
     group.add_argument(
         "--yes", action="store_true", help="with --down, --prune and --prune-cache: do not ask"
     )
     group.add_argument(
-        "--json", action="store_true", help="with --status, --check and --list: as one JSON object"
+        "--json",
+        action="store_true",
+        help="with --status, --check and --list: print one JSON object",
     )
     add_schedule_commands(group)
 
@@ -306,24 +331,26 @@ def add_schedule_commands(group: argparse._ArgumentGroup) -> None:
         type=cron_text,
         metavar="CRON",
         help=(
-            "Kubeflow: make a recurring run with these parameters, one at a time; CRON is minute,"
-            " hour, day, month and weekday, as '0 3 * * 1' for Mondays at 3:00 by the server's"
-            " clock (by itself UTC), or Kubeflow's six fields, the second first"
+            "Kubeflow: create a recurring run with these parameters, one run at a time. CRON is"
+            " minute, hour, day, month and weekday in the server's time zone (UTC by default), as"
+            " '0 3 * * 1' for Mondays at 3:00, or Kubeflow's six fields (seconds first)"
         ),
     )
     group.add_argument(
-        "--schedules", action="store_true", help="the recurring runs of this pipeline on Kubeflow"
+        "--schedules",
+        action="store_true",
+        help="list the recurring runs of this pipeline on Kubeflow",
     )
     for verb, text in (
-        ("pause", "make no more runs for now; one that goes on is left alone"),
-        ("resume", "go on with a schedule that was paused"),
-        ("delete", "remove a schedule; the runs that it made stay"),
+        ("pause", "start no more runs of a schedule until it is resumed; an active run continues"),
+        ("resume", "resume a paused schedule"),
+        ("delete", "delete a schedule; the runs that it started stay"),
     ):
         group.add_argument(f"--{verb}-schedule", type=word, metavar="NAME", help=text)
 
 
 def cron_text(text: str) -> str:
-    """A cron expression as it was typed; argparse reports one that is none."""
+    """Return a cron expression unchanged. Raises argparse.ArgumentTypeError if it is invalid."""
     try:
         cron.six_fields(text)
     except InputError as error:
@@ -337,9 +364,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parse_and_act(argv: list[str] | None) -> int:
-    """Refuse flags that do not go together, then do what they ask for; return the exit code."""
+    """Refuse flags that exclude each other, then run the command; return the exit code."""
     parser = build_parser()
-    flags = config_file.Flags(parser, config_file.keys(HOW_TO_RUN), argv)
+    flags = config_file.Flags(parser, config_file.keys(RUNNER_FLAGS), argv)
     flags.sources += config_file.site(flags)
     args = flags.parse()
     if args.config:
@@ -347,13 +374,19 @@ def parse_and_act(argv: list[str] | None) -> int:
         args = flags.parse()
     commands = typed_flags(args, COMMANDS)
     if len(commands) > 1:
-        parser.error(f"{commands[0]} and {commands[1]} are two commands; give one")
-    earlier = typed_flags(args, EARLIER_RUNS)
-    if len(earlier) > 1:
-        parser.error(f"{earlier[0]} and {earlier[1]} both name an earlier run; give one")
-    on_a_run = typed_flags(args, ON_A_RUN)
-    if on_a_run and earlier:
-        parser.error(f"{on_a_run[0]} looks at a run, {earlier[0]} starts one; give one of them")
+        parser.error(f"{commands[0]} and {commands[1]} are two commands; give only one of them")
+    earlier_run_flags = typed_flags(args, EARLIER_RUNS)
+    if len(earlier_run_flags) > 1:
+        parser.error(
+            f"{earlier_run_flags[0]} and {earlier_run_flags[1]} both name an earlier run; give only"
+            " one of them"
+        )
+    run_commands = typed_flags(args, RUN_COMMANDS)
+    if run_commands and earlier_run_flags:
+        parser.error(
+            f"{run_commands[0]} is about existing runs, {earlier_run_flags[0]} starts one; give"
+            " only one of them"
+        )
     check_companions(parser, args)
     try:
         return act(flags, args)
@@ -363,20 +396,22 @@ def parse_and_act(argv: list[str] | None) -> int:
 
 
 def check_companions(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Refuse flags without the command that they go with."""
+    """Refuse flags whose command is missing, by argparse's error (exit code 2)."""
     if args.storage and not args.down:
         parser.error("--storage goes with --down RUN_ID")
     prunes = args.prune or args.prune_cache
     if args.yes and not (args.down or prunes):
         parser.error("--yes goes with --down RUN_ID, --prune or --prune-cache")
     if args.schedule and (args.resume or args.more_trials):
-        parser.error("--schedule makes new runs; take an earlier run's parameters with --rerun")
+        parser.error("--schedule starts new runs; to take an earlier run's parameters use --rerun")
     if args.schedule and args.follow:
-        parser.error("--follow follows one run, and --schedule starts none now")
+        parser.error(
+            "--follow is for one run, and --schedule starts none now; leave one of them out"
+        )
     if args.json and not (args.status or args.check or args.list):
         parser.error("--json goes with --status RUN_ID, --check or --list")
     if args.json and (args.follow or args.quiet):
-        parser.error("--json prints one object; leave --follow and --quiet out")
+        parser.error("--json prints one object at the end; leave --follow and --quiet out")
     commands = [flag for flag in typed_flags(args, COMMANDS) if flag not in ("--check", "--status")]
     if args.quiet and (commands or (args.status and not args.follow)):
         parser.error("--quiet goes with a run, --check or --status RUN_ID --follow")
@@ -391,17 +426,23 @@ def check_companions(parser: argparse.ArgumentParser, args: argparse.Namespace) 
 
 
 def typed_flags(args: argparse.Namespace, names: tuple[str, ...]) -> list[str]:
-    """Those of the flags with these names that were typed."""
+    """Return the flags among `names` that were given, as '--name'."""
     return [f"--{name.replace('_', '-')}" for name in names if getattr(args, name)]
 
 
 def act(flags: config_file.Flags, args: argparse.Namespace) -> int:
-    """Do what the flags ask for; return the exit code."""
-    # Rooms are imported where they are used: --help answers before kfp and kubernetes are loaded.
+    """Run the command that the flags ask for, or the pipeline; return the exit code."""
+    # Packages are imported where they are used, so that --help need not load kfp and kubernetes.
     from components.step import use_endpoint
 
     use_endpoint(args.s3_endpoint)
-    if args.status or args.logs or args.down or args.compare or typed_flags(args, ON_SCHEDULES):
+    if (
+        args.status
+        or args.logs
+        or args.down
+        or args.compare
+        or typed_flags(args, SCHEDULE_COMMANDS)
+    ):
         from operations import commands
 
         return commands.act(args)
@@ -411,20 +452,25 @@ def act(flags: config_file.Flags, args: argparse.Namespace) -> int:
 
         return prune_cache.act(args) if args.prune_cache else run_list.act(args)
 
-    # The flags and their files alone, or on top of the parameters of an earlier run.
-    more_trials, resumed = args.more_trials or (None, args.resume)
-    if resumed or args.rerun:
+    # The parameters are those of the flags and config files, over those of an earlier run.
+    more_trials, resumed_id = args.more_trials or (None, args.resume)
+    if resumed_id or args.rerun:
         from operations.previous_run import with_parameters_of
 
-        args.resume = resumed
+        args.resume = resumed_id
         args = with_parameters_of(flags, args)
-        # the earlier run may have had an endpoint of its own
+        # the earlier run may have another endpoint
         use_endpoint(args.s3_endpoint)
     config = RunConfig.from_args(args)
     if args.write_config:
         print(flags.as_yaml(args), end="")
         return 0
-    if args.serve and resumed and not (more_trials or args.start_at) and args.runner != "kubeflow":
+    if (
+        args.serve
+        and resumed_id
+        and not (more_trials or args.start_at)
+        and args.runner != "kubeflow"
+    ):
         from operations.previous_run import has_ended
 
         folder = has_ended(config)
@@ -444,20 +490,20 @@ def act(flags: config_file.Flags, args: argparse.Namespace) -> int:
         return check(config, args)
     if args.render or args.render_reana or args.compile_to:
         return write_files(config, args)
-    if resumed:
+    if resumed_id:
         from common.run import Run
         from components import start_at
 
-        earlier_run = Run(config=config)
+        previous_run = Run(config=config)
         if args.start_at:
-            start_at.ask(earlier_run, args.start_at)
+            start_at.request(previous_run, args.start_at)
         else:
-            start_at.forget(earlier_run)
+            start_at.forget(previous_run)
     return run(flags, config, args)
 
 
 def write_files(config: RunConfig, args: argparse.Namespace) -> int:
-    """Write what the run would be, in the form that a flag asks for; return the exit code."""
+    """Write the files of --compile-to, --render-reana or --render; return the exit code."""
     if args.compile_to:
         return compile_pipeline(config, args)
     if args.render_reana:
@@ -474,11 +520,13 @@ def write_files(config: RunConfig, args: argparse.Namespace) -> int:
 
 
 def compile_pipeline(config: RunConfig, args: argparse.Namespace) -> int:
-    """Write the pipeline's IR with this configuration as its defaults.
+    """Write the pipeline's IR with this configuration as its defaults; return the exit code.
 
-    It is for the server at --host where that is given, else for every supported one. Raises
-    InputError for a file of the user's own that no pod could read, ClusterError for a server that
-    is too old.
+    The IR is for the server at --host if that is given, else for every supported one.
+
+    Raises:
+        InputError: the user's own files cannot be uploaded, so that no pod could read them.
+        ClusterError: the server is too old.
     """
     from common.project import is_own
     from components import chain
@@ -496,18 +544,22 @@ def compile_pipeline(config: RunConfig, args: argparse.Namespace) -> int:
         config = with_space_as_text(config)  # the images hold the project's own files
     elif config.s3_bucket == AUTO:
         raise InputError(
-            "a data config or network file of your own has to be uploaded: give --s3-bucket"
-            " s3://bucket/prefix as well"
+            "--compile-to with your own data config or network file: pods read it from S3; give"
+            " --s3-bucket s3://bucket/prefix as well"
         )
     else:
         config = with_uploaded_files(config)
     file = chain.compile_to(args.compile_to, config, args.steps_image, support=support)
-    print(f"{file}: upload it in the Kubeflow UI, or let --runner kubeflow do so")
+    print(f"{file}: upload it in the Kubeflow UI; --runner kubeflow does that itself")
     return 0
 
 
 def run(flags: config_file.Flags, config: RunConfig, args: argparse.Namespace) -> int:
-    """Run on Kubeflow where an endpoint is configured or asked for, else on this machine."""
+    """Run the pipeline on Kubeflow or on this machine, as --runner says; return the exit code.
+
+    Raises InputError if --runner kubeflow has no endpoint, if --schedule is used without Kubeflow,
+    or if the folder of runs cannot be written.
+    """
     from operations.endpoint import endpoint
 
     host, source = endpoint(args.host)
@@ -529,23 +581,23 @@ def run(flags: config_file.Flags, config: RunConfig, args: argparse.Namespace) -
         words = sys.argv[1:] if flags.words is None else flags.words
         line = crontab_line(args.schedule, words, args.output)
         raise InputError(
-            "--schedule makes a recurring run on Kubeflow, and this run is for one machine: paste"
-            f" this line into what `crontab -e` opens: {line}"
+            "--schedule needs Kubeflow, and this run is for this machine; to repeat it here, run"
+            f" `crontab -e` and add this line: {line}"
         )
     reason = "no Kubeflow endpoint: neither --host nor KFP_ENDPOINT"
     if args.runner == "local":
-        reason = "asked by --runner"
-    places = {"--output": str(args.output)}
+        reason = "--runner local"
+    folders = {"--output": str(args.output)}
     if config.s3_bucket != AUTO and storage.is_local(config.s3_bucket):
-        places["--s3-bucket"] = storage.absolute(config.s3_bucket)
-    for name, path in places.items():
+        folders["--s3-bucket"] = storage.absolute(config.s3_bucket)
+    for name, path in folders.items():
         try:
             check_writable_folder(path)
         except JecError as error:
             raise InputError(f"{name}: {error}") from None
     if not args.quiet:
         print(f"running on this machine ({reason})", flush=True)
-    # Printed before this import, which takes a second or two.
+    # Imported after the line is printed, because the import takes a second or two.
     from components.local_run import LocalRun
 
     return LocalRun(config, args.output, serve=args.serve, quiet=args.quiet)()

@@ -1,4 +1,4 @@
-"""Speed against peers, side by side in one run.
+"""Benchmarks: speed compared with other programs, measured side by side in one run.
 
 `python -m benchmarks.<name>`, results with machine and date in results/.
 """

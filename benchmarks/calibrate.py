@@ -1,14 +1,14 @@
-"""How fast files are calibrated, beside the model alone on jets that are decoded already.
+"""Measure how fast files are calibrated, compared with the model alone on decoded jets.
 
     python -m benchmarks.calibrate RUN 'jets/*.root'             # writes results/calibrate-*
     python -m benchmarks.calibrate RUN 'jets/*.root' --rounds 3
 
-RUN is a run's folder with both exported models. Two contenders are the command: a process of its
-own from the files to the friend trees, and the same in a process that has calibrated a file before,
-so that the imports of libraries are not in its time. The others are the calls of
-InferenceSession.run of the model that takes columns and of the one that takes features, both at
-1,000 jets with as many threads as there are cores. `python -m data.generate --jets 100000` makes
-jets in several minutes; copies of fewer jets are as good, since the work does not depend on values.
+RUN is a run's folder with both exported models. Two contenders run the command, from the files to
+the friend trees: once in a new process, and once in a process that has calibrated a file before,
+without the imports of libraries. The others call InferenceSession.run of the model of columns and
+of the model of features, both with 1,000 jets and as many threads as there are cores.
+`python -m data.generate --jets 100000` generates jets in several minutes; copies of fewer jets work
+as well, because the time does not depend on the values.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ print("seconds", time.perf_counter() - started)
 sys.exit(code)
 """
 BATCH = 1000  # jets of one call of a session
-DECODED = 20_000  # jets that the sessions are asked for in one round
+SESSION_JETS = 20_000  # jets that the sessions are asked for in one round
 
 Batch = Mapping[str, np.ndarray]
 
 
-def calibrated(model: str, patterns: Sequence[str], is_warm: bool) -> float:
-    """Calibrate all files by the command into an empty folder; jets a second."""
+def rate_of_command(model: str, patterns: Sequence[str], is_warm: bool) -> float:
+    """Calibrate all files by the command into an empty folder; return jets/s."""
     with tempfile.TemporaryDirectory(prefix="jec-bench-") as folder:
         command = [sys.executable, "-m", "serving.calibrate", *patterns, "--model", model]
         command += ["--output", f"{folder}/all"]
@@ -77,8 +77,8 @@ def calibrated(model: str, patterns: Sequence[str], is_warm: bool) -> float:
     return sum(info.jets for info in infos if info is not None) / seconds
 
 
-def asked(onnx: str, batches: Sequence[Batch]) -> float:
-    """Ask a session for batches, one after the other; jets a second."""
+def rate_of_session(onnx: str, batches: Sequence[Batch]) -> float:
+    """Run a session on batches, one after the other; return jets/s."""
     runtime = session(storage.read_bytes(onnx), threads=cores())
     fed = [feed_of(runtime, batch) for batch in batches]
     runtime.run(None, fed[0])
@@ -89,8 +89,10 @@ def asked(onnx: str, batches: Sequence[Batch]) -> float:
     return jets / (time.perf_counter() - started)
 
 
-def decoded(run: RunFolder, patterns: Sequence[str], count: int) -> tuple[list[Batch], list[Batch]]:
-    """Batches of jets in the order of the files: as columns, padded, and as features."""
+def read_batches(
+    run: RunFolder, patterns: Sequence[str], count: int
+) -> tuple[list[Batch], list[Batch]]:
+    """Return batches of jets in the order of the files, as padded columns and as features."""
     config = DataConfig.load(run.data_config)
     entries = files.find(patterns)
     program = raw_program(config, raw_columns(entries[0], config))
@@ -110,26 +112,26 @@ def decoded(run: RunFolder, patterns: Sequence[str], count: int) -> tuple[list[B
 
 
 def measure(report: Report, uri: str, patterns: Sequence[str], rounds: int) -> bool:
-    """Measure a run's models; returns whether both ratios are as large as they must be."""
+    """Measure a run's models; return whether both ratios reach their minimum."""
     run = RunFolder(storage.absolute(uri))
     record = ExportRecord.load(run.export)
     assert record.raw is not None
     raw_onnx, onnx = run.onnx(record.raw.model), run.onnx(record.model)
-    columns, features = decoded(run, patterns, DECODED)
+    columns, features = read_batches(run, patterns, SESSION_JETS)
     runs = alternate(
         {
-            FILES: functools.partial(calibrated, raw_onnx, patterns, True),
-            COMMAND: functools.partial(calibrated, raw_onnx, patterns, False),
-            RAW: functools.partial(asked, raw_onnx, columns),
-            FEATURES: functools.partial(asked, onnx, features),
+            FILES: functools.partial(rate_of_command, raw_onnx, patterns, True),
+            COMMAND: functools.partial(rate_of_command, raw_onnx, patterns, False),
+            RAW: functools.partial(rate_of_session, raw_onnx, columns),
+            FEATURES: functools.partial(rate_of_session, onnx, features),
         },
         rounds,
     )
     rows = [[name, Spread.of(runs[name]).text(), "", ""] for name in (FILES, COMMAND)]
-    passed = True
+    all_passed = True
     for name, least in LIMITS.items():
         spread = ratio(runs[FILES], runs[name])
-        passed = passed and spread.median >= least
+        all_passed = all_passed and spread.median >= least
         rows.append([name, Spread.of(runs[name]).text(), spread.text(".2f"), f"{least:g}"])
     entries = files.find(patterns)
     report.section(
@@ -139,14 +141,14 @@ def measure(report: Report, uri: str, patterns: Sequence[str], rounds: int) -> b
         notes=[
             f"{len(entries)} files, {sum(entry.size for entry in entries) / 1e6:,.0f} MB."
             " The start of the command is the import of its libraries.",
-            f"Sessions: {BATCH:,} jets a call, {cores()} threads, {DECODED:,} jets a round in the"
-            " order of the files, padded to the fullest jet of a call.",
+            f"Sessions: {BATCH:,} jets a call, {cores()} threads, {SESSION_JETS:,} jets a round in"
+            " the order of the files, padded to the fullest jet of a call.",
             "The command sorts a step's jets by their number of particles, so that fewer places"
             " are empty, and asks one step a core.",
         ],
         runs=runs,
     )
-    return passed
+    return all_passed
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -163,9 +165,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         report = Report("calibrate", "Files of jets, calibrated")
-        passed = measure(report, arguments.run, arguments.files, arguments.rounds)
+        all_passed = measure(report, arguments.run, arguments.files, arguments.rounds)
         report.save()
-        return 0 if passed else 1
+        return 0 if all_passed else 1
 
     return run_main(body)
 

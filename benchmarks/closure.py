@@ -1,14 +1,14 @@
-"""Closure of finished runs with and without the residual correction, as a table of the results.
+"""Tabulate the closure of finished runs with and without the residual correction.
 
     python -m benchmarks.closure RUN [RUN ...] --note "100,000 training jets, 15 epochs"
 
-RUN is the folder of a run that was evaluated, such as `make run ARGS="--sample-jets 100000"` makes;
-a note says of each run, in the same order, what its files do not.
+RUN is the folder of an evaluated run, for example of `make run ARGS="--sample-jets 100000"`. --note
+gives one remark for each run, in the same order.
 
     python -m benchmarks.closure RUN [RUN ...] --validation-jets 1000 3000 10000
 
-also fits the correction anew on so many of the run's validation jets, drawn at random DRAWS times,
-and measures the closure of each on the run's test jets.
+also fits the correction again on 1,000, 3,000 and 10,000 of the run's validation jets, drawn at
+random DRAWS times each, and measures the closure of each fit on the run's test jets.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from physics.residual import fit
 from physics.response import Floats
 
 RANGE = (60.0, 1000.0)
-"""GeV: bins within which closure is asked for."""
+"""Range of pT (GeV) of the bins in which closure is required."""
 
 DRAWS = 40
 """Of validation jets: the mean over them is then known to a sixth of the spread of one."""
@@ -41,7 +41,7 @@ the one that the label divides by (GeV) and eta is jetEta."""
 
 
 def inside(one: ResidualBin) -> bool:
-    """Whether a bin is one of those that closure is asked for in."""
+    """Return whether closure is required in a bin."""
     return one.pt_low >= RANGE[0] and one.pt_high is not None and one.pt_high <= RANGE[1]
 
 
@@ -59,9 +59,9 @@ def add(report: Report, uri: str, note: str) -> None:
         biases = [standard[place], one.without, one.with_residual]
         remark = "" if one.measured else "unmeasured"
         rows.append([*place, f"{one.num_jets:,}", *(b.percent(100, 2) for b in biases), remark])
-    asked = [one for one in effect.bins if inside(one)]
+    bins = [one for one in effect.bins if inside(one)]
     largest = {
-        name: max(abs(getattr(one, name).value) for one in asked)
+        name: max(abs(getattr(one, name).value) for one in bins)
         for name in ("without", "with_residual")
     }
     notes = [
@@ -71,7 +71,7 @@ def add(report: Report, uri: str, note: str) -> None:
         f" {100 * largest['without']:.2f} % without the correction,"
         f" {100 * largest['with_residual']:.2f} % with it. Bins that are not measured to"
         f" {100 * effect.measured_to:g} % to either side:"
-        f" {sum(not one.measured for one in asked)} of {len(asked)}.",
+        f" {sum(not one.measured for one in bins)} of {len(bins)}.",
     ]
     if effect.gain:
         notes.append(
@@ -90,7 +90,10 @@ def add(report: Report, uri: str, note: str) -> None:
 
 
 def jets_of(uri: str, split: str) -> Jets:
-    """The validation or test jets of a run with the answers of its network alone."""
+    """Return the validation or test jets of a run, with the answers of its network alone.
+
+    Raises InputError if the run lacks them.
+    """
     from evaluating.inference import load_session, predict
     from weaver.config.data_config import DataConfig
     from weaver.feed.dataset import Dataset
@@ -113,7 +116,7 @@ def jets_of(uri: str, split: str) -> Jets:
 
 
 def biases(jets: Jets, log_r: Floats | float) -> Floats:
-    """Median response - 1 in each bin that closure is asked for in: (bins,)."""
+    """Return median response - 1 in each bin in which closure is required: (bins,)."""
     response = jets["pt"] * np.exp(jets["output"][:, 0] + log_r) / jets["genJetPt"]
     values = []
     for one in r.bins(r.FINE_PT_EDGES):
@@ -123,12 +126,12 @@ def biases(jets: Jets, log_r: Floats | float) -> Floats:
 
 
 def add_few(report: Report, uri: str, numbers: Sequence[int]) -> None:
-    """Add the table of a run's closure by the number of validation jets of the fit."""
+    """Add a table of a run's closure as a function of the number of validation jets in the fit."""
     validation, test = jets_of(uri, "val"), jets_of(uri, "test")
-    calibrated = validation["pt"] * np.exp(validation["output"][:, 0])
+    pt = validation["pt"] * np.exp(validation["output"][:, 0])
     log_pt = np.log(test["pt"]) + test["output"][:, 0]
     without = np.abs(biases(test, 0.0))
-    total = len(calibrated)
+    total = len(pt)
     rng = np.random.default_rng(1)
     head = ["validation jets", "draws", "mean abs(bias)", "of which worse", "largest abs(bias)"]
     rows = [["0", "", f"{100 * without.mean():.3f} %", "", f"{100 * without.max():.2f} %"]]
@@ -136,14 +139,12 @@ def add_few(report: Report, uri: str, numbers: Sequence[int]) -> None:
         draws = DRAWS if number < total else 1
         means, largest = [], []
         for _ in range(draws):
-            chosen = rng.choice(total, number, replace=False)
-            residual = fit(
-                calibrated[chosen], validation["genJetPt"][chosen], validation["eta"][chosen]
-            )
+            indices = rng.choice(total, number, replace=False)
+            residual = fit(pt[indices], validation["genJetPt"][indices], validation["eta"][indices])
             log_r = residual.log_r(log_pt, test["eta"]) if residual else 0.0
-            left = np.abs(biases(test, log_r))
-            means.append(left.mean())
-            largest.append(left.max())
+            bias = np.abs(biases(test, log_r))
+            means.append(bias.mean())
+            largest.append(bias.max())
         error = f" ± {100 * np.std(means, ddof=1) / draws**0.5:.3f}" if draws > 1 else ""
         worse = np.count_nonzero(np.array(means) > without.mean())
         rows.append(

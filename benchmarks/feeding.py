@@ -1,15 +1,14 @@
-"""From ROOT files to ready batches: this project's feeding against weaver-core's.
+"""Compare the rate from ROOT files to batches with weaver-core's.
 
 Both have the same files, config and batch size.
 
     python -m benchmarks.feeding [--peer-python .venv-peer/bin/python] [--rounds 5] [--only
         first-pass,search,memory]
 
-first-pass  ROOT to ready batches once, and ready batches in the epochs after that; weaver-core with
-the flags that a scan finds best
-            here (or --peer-flags), and with its defaults
-search      what decoding once saves a search of 30 trials
-memory      memory that belongs to the process while an epoch passes, for data sets of rising size
+first-pass  from ROOT to batches in the first epoch, and in the later epochs; weaver-core with the
+            flags that a scan finds fastest (or --peer-flags), and with its defaults
+search      the time that a search of 30 trials saves because files are decoded once
+memory      anonymous memory of the process during an epoch, for data sets of increasing size
 
 Both sides run in processes of their own, in turn, with the same C allocator settings and with the
 files in the page cache.
@@ -70,17 +69,17 @@ def feed(order: dict[str, Any]) -> dict[str, Any]:
         reference = prepare(
             order["files"], config, storage, for_training=True, report=lambda line: None
         )
-        prepared = time.perf_counter()
+        prepare_end = time.perf_counter()
         dataset = Dataset.open(reference.uri, config)
-        opened = time.perf_counter()
+        open_end = time.perf_counter()
         loader = Loader(dataset, order["batch_size"], shuffle=True, seed=1)
         first = sum(len(batch) for batch in loader.epoch(0)) / (time.perf_counter() - started)
         resident = Loader(dataset, order["batch_size"], shuffle=True, seed=1, in_memory=True)
         return {
             "rates": [first, *(_epoch_rate(loader, number) for number in range(1, EPOCHS))],
             "in_memory": [_epoch_rate(resident, number) for number in range(1, EPOCHS)],
-            "prepare_seconds": prepared - started,
-            "open_seconds": opened - prepared,
+            "prepare_seconds": prepare_end - started,
+            "open_seconds": open_end - prepare_end,
             "jets": len(dataset),
         }
 
@@ -92,7 +91,7 @@ def _epoch_rate(loader: Any, number: int) -> float:
 
 
 def decompress(order: dict[str, Any]) -> dict[str, Any]:
-    """Our library for zlib on the baskets that the config needs, read before.
+    """Our library for zlib on the baskets that the config needs, which are in memory already.
 
     One file in each thread. No decoding can pass this rate.
     """
@@ -103,14 +102,14 @@ def decompress(order: dict[str, Any]) -> dict[str, Any]:
     from weaver.read import files
     from weaver.read.root import inflate
 
-    checked = files.check(
+    file_check = files.check(
         [storage.glob(path)[0] for path in order["files"]],
         DataConfig.load(order["config"]),
         for_training=True,
     )
     records = [
-        [_stored(file.entry.uri, branch) for branch in file.baskets.branches.values()]
-        for file in checked.files
+        [_stored_baskets(file.entry.uri, branch) for branch in file.baskets.branches.values()]
+        for file in file_check.files
     ]
     threads = len(os.sched_getaffinity(0))
     seconds, cpu = [], []
@@ -129,12 +128,12 @@ def decompress(order: dict[str, Any]) -> dict[str, Any]:
             )
             seconds.append(time.perf_counter() - started)
             cpu.append(time.process_time() - used)
-    jets = sum(file.num_entries for file in checked.files)
+    jets = sum(file.num_entries for file in file_check.files)
     return {"jets": jets, "seconds": min(seconds), "cpu": min(cpu), "threads": threads}
 
 
-def _stored(path: str, branch: Any) -> list[tuple[bytes, int]]:
-    """A branch's baskets as they are stored, each with its uncompressed size."""
+def _stored_baskets(path: str, branch: Any) -> list[tuple[bytes, int]]:
+    """Return a branch's compressed baskets, each with its uncompressed size."""
     content, baskets = Path(path).read_bytes(), []
     for seek, size in zip(branch.seeks.tolist(), branch.sizes.tolist(), strict=True):
         full = int.from_bytes(content[seek + 6 : seek + 10], "big")
@@ -144,7 +143,7 @@ def _stored(path: str, branch: Any) -> list[tuple[bytes, int]]:
 
 
 def hold(order: dict[str, Any]) -> dict[str, Any]:
-    """Anonymous memory (of no file) that preparing files, and then an epoch over them, takes.
+    """Measure the anonymous memory (of no file) of preparing files, and of an epoch over them.
 
     Beyond what the imports took.
     """
@@ -177,7 +176,7 @@ def hold(order: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Peak:
-    """The most anonymous memory while the block runs, asked for every few milliseconds."""
+    """The peak of anonymous memory while the block runs, sampled every few milliseconds."""
 
     def __enter__(self) -> _Peak:
         import threading
@@ -247,7 +246,7 @@ class Sides:
 
 def _answer(command: list[str], cwd: str) -> dict[str, Any]:
     environment = {name: value for name, value in with_allocator().items() if name != "PYTHONPATH"}
-    done = subprocess.run(
+    process = subprocess.run(
         command,
         cwd=cwd,
         env=environment,
@@ -256,15 +255,16 @@ def _answer(command: list[str], cwd: str) -> dict[str, Any]:
         timeout=1800,
         check=False,
     )
-    if done.returncode:
+    if process.returncode:
         raise JecError(
-            f"{command[0]} ended with {done.returncode}: {done.stderr.strip().splitlines()[-1:]}"
+            f"{command[0]} ended with {process.returncode}:"
+            f" {process.stderr.strip().splitlines()[-1:]}"
         )
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return json.loads(process.stdout.strip().splitlines()[-1])
 
 
 def _files(arguments: argparse.Namespace, scratch: str) -> list[str]:
-    """The training files, each under several names: to both sides they are so many files."""
+    """Link the training files under several names, so that both sides see more files."""
     from common import storage
     from data.generator.sample import ensure_sample
 
@@ -333,7 +333,7 @@ def first_pass(sides: Sides, report: Report, arguments: argparse.Namespace) -> N
                 " files in the page cache; imports left out."
             ),
             f"Ours inflates with {zlib_library()}.",
-            *_bound(sides, runs["ours"]),
+            *_inflate_notes(sides, runs["ours"]),
         ],
         runs=runs,
         peer_flags=flags,
@@ -373,8 +373,8 @@ def first_pass(sides: Sides, report: Report, arguments: argparse.Namespace) -> N
     )
 
 
-def _bound(sides: Sides, rates: list[float]) -> list[str]:
-    """What inflating the needed baskets alone would allow, as the notes under the table."""
+def _inflate_notes(sides: Sides, rates: list[float]) -> list[str]:
+    """Return notes with the rate that decompressing the needed baskets alone would allow."""
     answer = sides.ours("decompress")
     most = answer["jets"] / answer["seconds"]
     return [
@@ -396,7 +396,7 @@ def best_flags(sides: Sides) -> dict[str, Any]:
 
 
 def search(sides: Sides, report: Report, arguments: argparse.Namespace) -> None:
-    """Decoding once against decoding in each trial."""
+    """Compare decoding once with decoding in each trial."""
     ours = sides.ours()
     flags = json.loads(arguments.peer_flags) if arguments.peer_flags else best_flags(sides)
     peer = sides.peer(flags, epochs=1)
@@ -468,11 +468,11 @@ def memory(sides: Sides, report: Report, arguments: argparse.Namespace) -> None:
 
 def _distinct(files: list[str], scratch: str) -> list[str]:
     """The same files, each named once: a repeated name gets another."""
-    seen: dict[str, int] = {}
+    counts: dict[str, int] = {}
     names = []
     for path in files:
-        seen[path] = seen.get(path, 0) + 1
-        other = path if seen[path] == 1 else path.replace(".root", f"_{seen[path]}.root")
+        counts[path] = counts.get(path, 0) + 1
+        other = path if counts[path] == 1 else path.replace(".root", f"_{counts[path]}.root")
         if not os.path.exists(other):
             os.symlink(os.path.realpath(path), other)
         names.append(other)
@@ -480,7 +480,7 @@ def _distinct(files: list[str], scratch: str) -> list[str]:
 
 
 def _words(flags: dict[str, Any]) -> str:
-    """Flags as one types them."""
+    """Return flags as they are typed."""
     return " ".join(
         f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
         for name, value in flags.items()

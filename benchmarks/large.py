@@ -1,17 +1,16 @@
-"""Do prepare and training stream a data set ten times as large as their memory limit?
+"""Test that prepare and training stream a data set ten times as large as their memory limit.
 
     make large                                     # 600 MB, with 6 GB of prepared data
     python -m benchmarks.large --limit 500 --times 10 --folder DIR
     python -m benchmarks.large --variables 40 --particles 200            # wide rows
     python -m benchmarks.large --variables 6 --full-digits --steps 400   # large files
 
-Files of random jets are written, prepared, and trained on for one epoch. The numbers have few
-digits, so that the files are several times smaller than what is made of them; with --full-digits
-the files are large too. Both programs run in a control group of their
-own with a memory limit, so that the kernel ends them if they need more. Its counters tell what
-they took: memory that no file backs (anonymous), which the kernel cannot take back here, and the
-page cache of the files, which fills the rest of the limit. A limit on the address space
-(`ulimit -v`) would count mapped files too, and show nothing.
+The benchmark writes files of random jets, prepares them, and trains on them for one epoch. The
+numbers have few digits, so that the files are several times smaller than the prepared data; with
+--full-digits the files are large too. Both programs run in a control group with a memory limit, so
+that the kernel kills them if they need more. Its counters give their use: anonymous memory, which
+no file backs and which the kernel cannot reclaim, and the page cache of the files, which fills the
+rest of the limit. A limit on the address space (`ulimit -v`) would count mapped files too.
 
 Needs root (or rights on a control group) on Linux, and free disk of 1.3 times the prepared data
 (twice with --full-digits).
@@ -143,7 +142,7 @@ class MemoryGroup:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Use:
-    """What a program took below the limit (bytes, seconds)."""
+    """Memory (bytes) and time (seconds) of a program below the limit."""
 
     anonymous: int
     peak: int
@@ -153,7 +152,7 @@ class Use:
 
 
 def run_limited(command: Sequence[str], limit: int, log: Path) -> Use:
-    """Run a command below a memory limit. Raises JecError where it takes too long."""
+    """Run a command below a memory limit. Raises JecError if it takes too long."""
     group = MemoryGroup(limit)
     started = time.monotonic()
     most = 0
@@ -232,8 +231,8 @@ def size_of(folder: Path) -> int:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Streamed:
-    """What `stream` did."""
+class StreamResult:
+    """The result of `stream`."""
 
     root: int
     """Bytes of the ROOT files."""
@@ -246,7 +245,7 @@ class Streamed:
     train: Use
 
 
-def stream(folder: Path, limit: int, least: int, kind: Rows, steps: int | None) -> Streamed:
+def stream(folder: Path, limit: int, least: int, kind: Rows, steps: int | None) -> StreamResult:
     """Write files whose prepared data have at least so many bytes; prepare and train below a limit.
 
     steps: batches of the epoch, by default all. Raises JecError where one of both fails.
@@ -274,9 +273,9 @@ def stream(folder: Path, limit: int, least: int, kind: Rows, steps: int | None) 
     for name, value in zip(SMALL[::2], SMALL[1::2], strict=True):
         command += ["--network-option", name, value]
     command += ["--model-prefix", str(folder / "model"), "--regression-mode"]
-    uses.append(_checked(run_limited(command, limit, folder / "train.log"), folder / "train.log"))
+    uses.append(_check_use(run_limited(command, limit, folder / "train.log"), folder / "train.log"))
     jets = json.loads((train / "dataset.json").read_text())["num_jets"]
-    return Streamed(
+    return StreamResult(
         root=size_of(data),
         prepared=size_of(train),
         jets=jets,
@@ -286,7 +285,9 @@ def stream(folder: Path, limit: int, least: int, kind: Rows, steps: int | None) 
     )
 
 
-def _prepare(files: Path, folder: Path, limited: tuple[int, list[Use]] | None, *flags: str) -> Path:
+def _prepare(
+    files: Path, folder: Path, limit_and_uses: tuple[int, list[Use]] | None, *flags: str
+) -> Path:
     """Prepare files with the command; the folder that it names."""
     command = [sys.executable, "-m", "weaver.prepare", *flags]
     command += [
@@ -298,16 +299,16 @@ def _prepare(files: Path, folder: Path, limited: tuple[int, list[Use]] | None, *
         str(folder),
     ]
     log = folder / "prepare.log"
-    if limited:
-        limit, uses = limited
-        uses.append(_checked(run_limited(command, limit, log), log))
+    if limit_and_uses:
+        limit, uses = limit_and_uses
+        uses.append(_check_use(run_limited(command, limit, log), log))
     else:
         with log.open("w") as file:
             subprocess.run(command, cwd=ROOT, check=True, stdout=file, stderr=subprocess.STDOUT)
     return Path(log.read_text().splitlines()[-1])
 
 
-def _checked(use: Use, log: Path) -> Use:
+def _check_use(use: Use, log: Path) -> Use:
     if use.exit_code != 0:
         raise JecError(
             f"exit code {use.exit_code}, {use.kills} processes ended by the kernel at the limit,"
@@ -318,8 +319,8 @@ def _checked(use: Use, log: Path) -> Use:
 
 
 @contextlib.contextmanager
-def _work_folder(asked: Path | None) -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="jec-large-", dir=asked))
+def _work_folder(parent: Path | None) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="jec-large-", dir=parent))
     try:
         yield folder
     finally:
@@ -360,7 +361,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_main(body)
 
 
-def write(streamed: Streamed, limit: int, kind: Rows, results: Path) -> None:
+def write(streamed: StreamResult, limit: int, kind: Rows, results: Path) -> None:
     """Write the results of a limit (bytes) into a folder."""
     report = Report("large", "A data set larger than the memory limit", results)
     rows = []

@@ -1,4 +1,4 @@
-"""What every benchmark shares: the machine in words, runs in turn, ratios, files of results.
+"""Functions that all benchmarks share: alternating runs, ratios with spread, files of results.
 
 Ratios come with their spread.
 
@@ -10,9 +10,9 @@ Ratios come with their spread.
     report.save()                                                          #
         results/feeding-<date>-<machine>.json and .md
 
-A speed of another day or another machine says little, so a claim is always a ratio within one run:
-`ratio(runs["ours"], runs["weaver-core"])` pairs the i-th run of one with the i-th of the other,
-between which little time passes. A section that is measured again replaces the one of that name in
+Speeds of different days or machines are not comparable, so that a claim is always a ratio within
+one run: `ratio(runs["ours"], runs["weaver-core"])` pairs the i-th run of one with the i-th run of
+the other, shortly after it. A section that is measured again replaces the one of the same name in
 the file of the same day and machine, so that a long benchmark can be run in parts.
 """
 

@@ -1,14 +1,14 @@
-"""Our networks beside the form in which they are published.
+"""Compare our networks with the form in which they were published.
 
-Measured: the time of a step, and how near it is to the arithmetic's own limit.
+It measures the time of a training step, and the fraction of the machine's peak rate.
 
     python -m benchmarks.networks                      # batch 256, length 100, k 16; about two
         minutes
     python -m benchmarks.networks --rounds 9 --threads 4
 
-Both forms hold the same weights and see the same random jets, in one process, in turn, under the
+Both forms have the same weights and the same random jets, and run in turn in one process with the
 same settings of the C allocator. A step is forward, the published loss, and backward. bf16 is
-autocast, and is left out where the CPU has no bfloat16 of its own.
+autocast, and is left out if the CPU has no bfloat16 instructions.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from benchmarks.measure import (
     ratio,
     with_allocator,
 )
-from benchmarks.published import published
+from benchmarks.published import plain_form
 from networks import particle_net_regressor_open, pfn_regressor_open
 from networks.losses import MaskedL1
 from weaver.fit.allocator import ENVIRONMENT
@@ -108,7 +108,7 @@ def measure(
     ours, _ = file.get_model(
         types.SimpleNamespace(input_names=groups, input_shapes=shapes), **options
     )
-    forms = {"ours": ours, "published": published(ours)}
+    forms = {"ours": ours, "published": plain_form(ours)}
     rows, data = [], {}
     for mode, run in (("training step", train), ("evaluation", evaluate)):
         steps = {
@@ -210,7 +210,7 @@ def rate(one: Callable[[], None], batch_size: int) -> Callable[[], float]:
     So a hiccup of the machine is not taken for the network's.
     """
 
-    def timed() -> float:
+    def time_step() -> float:
         seconds = []
         for _ in range(2):
             started = time.perf_counter()
@@ -218,7 +218,7 @@ def rate(one: Callable[[], None], batch_size: int) -> Callable[[], float]:
             seconds.append(time.perf_counter() - started)
         return batch_size / min(seconds)
 
-    return timed
+    return time_step
 
 
 def row(

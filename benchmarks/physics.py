@@ -1,6 +1,6 @@
-"""Which inputs and options carry the gain?
+"""Measure how much each input and option contributes to the gain.
 
-Many trainings on the same generated jets, judged on the same test jets.
+Many trainings on the same generated jets are compared on the same test jets.
 
     python -m benchmarks.physics --folder DIR                    # one to two hours on 2 cores,
         generation included
@@ -66,7 +66,7 @@ class Network:
     full: str
     open: str
     options: dict[str, Any]
-    suited: dict[str, Any]
+    full_options: dict[str, Any]
     """Options of `full`, beside the running mean of the weights (EMA)."""
     flags: dict[str, Any]
     epochs: int
@@ -85,7 +85,7 @@ NETWORKS = {
         full="data/jec_pfn_full.yaml",
         open="data/jec_pfn_open.yaml",
         options={"num_conv_layers": 3, "conv_dim": 100, "num_fc_layers": 3, "fc_dim": 100},
-        suited={"norm": "layer", "loss": "quantile"},
+        full_options={"norm": "layer", "loss": "quantile"},
         flags={"batch-size": 256, "start-lr": 2e-3, "optimizer": "adam"},
         epochs=10,
         share=1.0,
@@ -103,7 +103,7 @@ NETWORKS = {
             "num_fc_layers": 2,
             "fc_dim": 100,
         },
-        suited={"loss": "quantile"},  # with batch normalisation, as published
+        full_options={"loss": "quantile"},  # with batch normalisation, as published
         flags={"batch-size": 64, "start-lr": 2e-3, "optimizer": "adam"},
         epochs=25,  # as many steps as the other network has
         share=0.1,
@@ -126,10 +126,11 @@ class Variant:
 
     def options(self, network: Network) -> dict[str, Any]:
         """Options of the network file."""
-        return {
-            **network.options,
-            **{name: value for name, value in network.suited.items() if name not in self.lacks},
-        }
+        options = dict(network.options)
+        for name, value in network.full_options.items():
+            if name not in self.lacks:
+                options[name] = value
+        return options
 
     def flags(self, network: Network) -> dict[str, Any]:
         """Flags of the training."""
@@ -159,7 +160,7 @@ def in_file_order(content: Content) -> None:
             group["length"] = 100
 
 
-def unscaled(content: Content) -> None:
+def remove_scaling(content: Content) -> None:
     """Variables as they are, neither shifted nor scaled nor clipped."""
     for group in content["inputs"].values():
         group["vars"] = [_name(entry) for entry in group["vars"]]
@@ -188,7 +189,7 @@ VARIANTS = {
     "without PF_fromAK4Jet": Variant(change=without("PF_fromAK4Jet")),
     "without the globals": Variant(change=without(*GLOBALS)),
     "in the file's order": Variant(change=in_file_order),
-    "not standardised": Variant(change=unscaled),
+    "not standardised": Variant(change=remove_scaling),
     "without LayerNorm": Variant(lacks=("norm",)),
     "L1 loss": Variant(lacks=("loss",)),
     "without EMA": Variant(lacks=("ema-decay",)),
@@ -301,11 +302,11 @@ class Bench:
         if part == "test":
             files = files.replace("*.root", NETWORKS[network].test_files)
         config = DataConfig.load(str(ROOT / NETWORKS[network].full))
-        checked = data_files.check(data_files.find(files), config, for_training=part != "test")
-        made = jet_columns.of_files(config, data_files.branch_names(checked.files[0]))
+        file_check = data_files.check(data_files.find(files), config, for_training=part != "test")
+        columns = jet_columns.of_files(config, data_files.branch_names(file_check.files[0]))
         jets = Dataset.open(
             files,
-            DataConfig.from_options(made.options, "jet columns"),
+            DataConfig.from_options(columns.options, "jet columns"),
             cache_dir=str(self.root),
             for_training=part != "test",
             validation=part == "val",
@@ -407,7 +408,7 @@ class Bench:
 
         The first ones have all cores, for their time; the others run side by side.
         """
-        timed = [
+        times = [
             task
             for task in tasks
             if task.variant == "full" and task.seed == self.arguments.seeds[0]
@@ -416,12 +417,12 @@ class Bench:
             for task in tasks:  # decoded before the trainings that share them
                 for part in ("train", "val", "test"):
                     self.dataset(task, part)
-            for task in timed:
+            for task in times:
                 self.train(task, self.arguments.workers)
                 progress.advance(1)
             with concurrent.futures.ThreadPoolExecutor(self.arguments.workers) as pool:
                 for _ in pool.map(
-                    lambda task: self.train(task, 1), [task for task in tasks if task not in timed]
+                    lambda task: self.train(task, 1), [task for task in tasks if task not in times]
                 ):
                     progress.advance(1)
 
@@ -480,17 +481,17 @@ class Judge:
             task: r.response(r.calibrated_pt(jet_pt, output), gen_pt)
             for task, output in {**self.answers, **self.trees}.items()
         }
-        kept = np.all([np.isfinite(values) for values in responses.values()], axis=0)
+        is_finite = np.all([np.isfinite(values) for values in responses.values()], axis=0)
         groups = {
             region: (
                 r.Bin(region=region, low=r.PT_EDGES[0], high=math.inf).contains(
-                    gen_pt[kept], self.columns["genJetEta"][kept]
+                    gen_pt[is_finite], self.columns["genJetEta"][is_finite]
                 )
             )
             for region in REGIONS
         }
         with Progress(f"bootstrap, {self.network}", total=REPLICATES + 1, unit="draws") as progress:
-            kept_responses = {name: values[kept] for name, values in responses.items()}
+            kept_responses = {name: values[is_finite] for name, values in responses.items()}
             return bootstrap_quantiles(
                 kept_responses, groups, replicates=REPLICATES, advance=progress.advance
             )
@@ -524,7 +525,7 @@ class Judge:
         """
         whole = self.gains(variant, "all")
         cells = [_interval(self.gains(variant, region).mean(axis=0)) for region in REGIONS]
-        lost = (
+        missing_text = (
             _interval(whole.mean(axis=0) - self.gains("full", "all").mean(axis=0))
             if variant != "full"
             else ""
@@ -536,7 +537,7 @@ class Judge:
             variant,
             *cells,
             f"{len(whole)}: {whole[:, 0].min():.2f} - {whole[:, 0].max():.2f}",
-            lost,
+            missing_text,
             errors.text(".5f"),
         ]
 
@@ -642,12 +643,14 @@ def write_headline(report: Report, judge: Judge) -> None:
             ]
         )
     for region in measured["full"]["flavour"]["regions"]:
-        taken = [_value(measured[n]["flavour"]["regions"][region]["reduction"]) for n in variants]
+        reductions = [
+            _value(measured[n]["flavour"]["regions"][region]["reduction"]) for n in variants
+        ]
         rows.append(
             [
                 f"flavour spread taken off (%), {region}",
                 f"above {measured['full']['flavour']['from_gev']:g} GeV",
-                *taken,
+                *reductions,
             ]
         )
     seconds = json.loads((judge.bench.folder(judge.tasks[0]) / "time.json").read_text())
@@ -771,8 +774,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--workers", type=int, default=2, help="trainings at a time, one thread each"
     )
     arguments = parser.parse_args(argv)
-    named = [part for part in SPLITS if getattr(arguments, f"data_{part}")]
-    if named and len(named) < len(SPLITS):
+    splits = [part for part in SPLITS if getattr(arguments, f"data_{part}")]
+    if splits and len(splits) < len(SPLITS):
         parser.error("--data-train, --data-val and --data-test go together")
     arguments.folder = arguments.folder.absolute()
     return run_main(lambda: run(arguments))

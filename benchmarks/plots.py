@@ -114,7 +114,9 @@ def bars_of(plot: Plot) -> list[Bar]:
     column = section["columns"].index(plot.column)
     bars = []
     for row in section["rows"]:
-        numbers = [float(text.replace(",", "")) for text in NUMBER.findall(spaced(row[column]))]
+        numbers = [
+            float(text.replace(",", "")) for text in NUMBER.findall(with_spaces(row[column]))
+        ]
         if numbers:
             value, low, high = numbers if len(numbers) == 3 else [numbers[0]] * 3
             ours = not row[0].startswith(("weaver-core", "published"))
@@ -122,7 +124,7 @@ def bars_of(plot: Plot) -> list[Bar]:
     return bars
 
 
-def spaced(cell: str) -> str:
+def with_spaces(cell: str) -> str:
     """A cell whose spread has no sign that could be a minus: '5 (4 - 6)' -> '5 (4  6)'."""
     return cell.replace(" - ", "  ").replace(", +", "  +").replace(", -", "  -")
 

@@ -1,14 +1,14 @@
-"""A TCP proxy on localhost that delays and counts what passes, as a distant server would look.
+"""A TCP proxy on localhost that delays and counts the traffic, to imitate a distant server.
 
     python -m benchmarks.proxy --to 9000 --delay-ms 10
 
-prints the port it listens on and serves until its standard input ends; a line on it is answered
-with the counts as JSON. Each byte is passed on `delay` after it came, in either direction, so that
-a request and its answer take 2 * delay longer. The rate is not limited, and TCP's slow start, loss
-and congestion are not imitated: this is a long line, not a bad one.
+prints its port and serves until its standard input ends; it answers each line on the input with its
+counters as JSON. Each byte is forwarded `delay` after it arrived, in either direction, so that a
+request and its answer take 2 * delay longer. The proxy imitates latency only: it does not limit the
+rate, and has no slow start, loss or congestion.
 
-The proxy shares its cores with what is measured, so it takes as little CPU time as it can: the
-bytes stay in the kernel, which moves them from socket to pipe to socket (splice of Linux).
+The proxy shares its cores with the measured program, so it must take little CPU time: the bytes
+stay in the kernel, which moves them from socket to pipe to socket (splice of Linux).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from collections.abc import Iterator
 from common.project import ROOT
 
 PIECE = 2**20  # bytes read at a time
-MOST_HELD = 2**28  # bytes on their way in one direction; beyond it nothing more is read
+MAX_BUFFERED = 2**28  # bytes on their way in one direction; beyond it nothing more is read
 PIPES = 200  # at most, each with a piece on its way; further pieces are copied
 PIPE_FLAGS = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 START_SECONDS = 20  # a process that does not say its port within this time has failed
@@ -90,7 +90,7 @@ class Proxy:
         self._stopped.set()
         self._thread.join()
         for end in list(self._ends):
-            self._cut(end)
+            self._close_end(end)
         self._selector.close()
         self._listener.close()
         while self._pipes:
@@ -145,7 +145,7 @@ class Proxy:
         except OSError as error:
             self._give_back(piece)
             if not isinstance(error, BlockingIOError):  # reset by the other side
-                self._cut(end)
+                self._close_end(end)
             return
         peer = end.peer
         peer.outgoing.append((time.monotonic() + self.delay, piece))
@@ -186,7 +186,7 @@ class Proxy:
                 self._give_back(piece)
                 end.is_finished = True
                 if end.peer.is_finished:
-                    self._cut(end)
+                    self._close_end(end)
                 else:
                     with contextlib.suppress(OSError):
                         end.socket.shutdown(socket.SHUT_WR)
@@ -196,7 +196,7 @@ class Proxy:
             except BlockingIOError:
                 count = 0
             except OSError:
-                self._cut(end)
+                self._close_end(end)
                 return
             end.held -= count
             if piece.size:
@@ -213,7 +213,7 @@ class Proxy:
         if end.is_closed:
             return
         events = 0
-        if not end.has_ended and end.peer.held < MOST_HELD:
+        if not end.has_ended and end.peer.held < MAX_BUFFERED:
             events |= selectors.EVENT_READ
         if end.waits_for_room:
             events |= selectors.EVENT_WRITE
@@ -227,7 +227,7 @@ class Proxy:
             self._selector.unregister(end.socket)
         end.events = events
 
-    def _cut(self, end: _End) -> None:
+    def _close_end(self, end: _End) -> None:
         """Close both ends of a connection."""
         for one in (end, end.peer):
             if not one.is_closed:

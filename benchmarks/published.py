@@ -1,11 +1,11 @@
-"""The two networks as published, in their plainest form.
+"""The two networks as published, in their simplest form.
 
-They are the reference of the tests and the other side of the benchmarks.
+They are the reference of tests and benchmarks.
 
 Channels first, one convolution of width 1 a layer, and in an edge convolution a tensor (N, 2C, P,
 k) of (x_i, x_j - x_i) before any layer, neighbours by the expanded square |x_i|^2 + |x_j|^2 - 2 x_i
-x_j: what arXiv:1801.07829, 1902.08570 and 1810.05165 write down. `published(model)` makes the plain
-form of one of our networks with the same weights.
+x_j, as arXiv:1801.07829, 1902.08570 and 1810.05165 write it. `plain_form(model)` makes the simplest
+form of one of our networks, with the same weights.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def settle(model: nn.Module, seed: int = 2) -> nn.Module:
 # ---------------------------------------------------------------- the same weights as one of ours
 
 
-def published(model: nn.Module) -> nn.Module:
+def plain_form(model: nn.Module) -> nn.Module:
     """The plain form of a network of ours, with copies of its weights and its training mode.
 
     Ours are those of networks/. Its parameters and buffers come in the same order as those of

@@ -1,4 +1,4 @@
-"""Preparing from S3, XRootD and https, near and far, beside the disk and beside plain uproot.
+"""Compare preparing data from S3, XRootD and https, at several latencies, with disk and uproot.
 
     python -m benchmarks.remote [--rounds 3] [--copies 16] [--delays 0,20]
         [--sources s3,xrootd,https] [--contenders 'ours,uproot decodes,plain uproot']
@@ -8,14 +8,14 @@ Real servers run on this machine (benchmarks/servers.py), each behind a proxy th
 round everything runs once, in processes of its own, the disk between the distant sources:
 
 ours             weaver.prepare, from the list of files to the prepared folder
-uproot decodes   the same, with uproot in place of our decoder: the decoder's trial
+uproot decodes   the same, with uproot in place of our decoder
 plain uproot     uproot alone, which only reads and decodes the needed branches, with the source
                  class and the number of files at a time that a scan finds best
 
 Servers, proxies and clients share this machine's cores, so keep it free of other work. The CPU time
-of each is shown, and an estimate of what the rate would be if server and proxy had cores of their
-own: the client's share of all CPU time is what the run would then take. On two cores it takes about
-six minutes. (A kernel with netem could delay without a proxy, but only for root.)
+of each is printed, and an estimate of the rate if server and proxy had cores of their own: the run
+would then take the client's share of the total CPU time. On two cores the benchmark takes about six
+minutes. (A kernel with netem could delay without a proxy, but only as root.)
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from common.project import ROOT
 COPIES = 16
 BUCKET = "jets"
 OURS, DECODED, PLAIN = CONTENDERS = ("ours", "uproot decodes", "plain uproot")
-SCANNED = 4  # files that a scan reads
+SCAN_FILES = 4  # files that a scan reads
 DISK = "disk"
 DISTANT = ("s3", "xrootd", "https")
 GOAL_OF_DISK = 0.7  # at 20 ms
@@ -145,15 +145,15 @@ def needed(order: dict[str, Any]) -> dict[str, Any]:
 
     config = DataConfig.load(order["config"])
     entries = files.find(order["pattern"])
-    checked = files.check(entries, config, for_training=True)
-    branches = sorted(set(checked.plan.branches.values()))
+    file_check = files.check(entries, config, for_training=True)
+    branches = sorted(set(file_check.plan.branches.values()))
     size = 0
-    for file in checked.files:
-        with files.open_file(file.entry.uri) as opened:
-            tree = opened[file.tree]
+    for file in file_check.files:
+        with files.open_file(file.entry.uri) as source:
+            tree = source[file.tree]
             size += sum(int(tree[name].compressed_bytes) for name in branches)
     return {
-        "tree": checked.files[0].tree,
+        "tree": file_check.files[0].tree,
         "branches": branches,
         "bytes": size,
         "files": len(entries),
@@ -237,7 +237,7 @@ def places(
     with contextlib.ExitStack() as stack:
         xrootd = stack.enter_context(servers.xrootd(data, work / "xrootd"))
         s3 = stack.enter_context(servers.s3(work / "s3"))
-        served = {
+        addresses = {
             "s3": (s3, s3.ports[0]),
             "xrootd": (xrootd, xrootd.ports[0]),
             "https": (xrootd, xrootd.ports[1]),
@@ -248,10 +248,10 @@ def places(
             "SSL_CERT_FILE": str(work / "xrootd" / "ca.pem"),
         }
         _fill_bucket(data, names, environment, s3.ports[0])
-        made = [Place(DISK, 0, str(data), names, environment)]
+        result = [Place(DISK, 0, str(data), names, environment)]
         for delay in delays:
             for where in sources:
-                server, port = served[where]
+                server, port = addresses[where]
                 proxy = stack.enter_context(ProxyProcess(port, delay / 2000))
                 base = {
                     "s3": f"s3://{BUCKET}",
@@ -259,8 +259,8 @@ def places(
                     "https": f"https://localhost:{proxy.port}",
                 }[where]
                 variables = {**environment, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.port}"}
-                made.append(Place(where, delay, base, names, variables, proxy, server))
-        yield made, s3.name
+                result.append(Place(where, delay, base, names, variables, proxy, server))
+        yield result, s3.name
 
 
 def _fill_bucket(data: Path, names: list[str], environment: dict[str, str], port: int) -> None:
@@ -281,7 +281,7 @@ def _fill_bucket(data: Path, names: list[str], environment: dict[str, str], port
 def _answer(work: str, order: dict[str, Any], environment: dict[str, str]) -> dict[str, Any]:
     """What a process of its own answers."""
     command = [sys.executable, "-m", "benchmarks.remote", "--work", work, json.dumps(order)]
-    done = subprocess.run(
+    process = subprocess.run(
         command,
         cwd=ROOT,
         env={**with_allocator(), **environment},
@@ -290,9 +290,9 @@ def _answer(work: str, order: dict[str, Any], environment: dict[str, str]) -> di
         timeout=300,
         check=False,
     )
-    if done.returncode:
-        raise JecError(f"{work} ended with {done.returncode}: {done.stderr.strip()[-1000:]}")
-    answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    if process.returncode:
+        raise JecError(f"{work} ended with {process.returncode}: {process.stderr.strip()[-1000:]}")
+    answer: dict[str, Any] = json.loads(process.stdout.strip().splitlines()[-1])
     return answer
 
 
@@ -316,12 +316,12 @@ def _copy_files(arguments: argparse.Namespace, data: Path) -> list[str]:
 class Comparison:
     """All contenders at all places, and what their runs gave."""
 
-    def __init__(self, made: list[Place], names: list[str], config: str, scratch: str) -> None:
+    def __init__(self, places: list[Place], names: list[str], config: str, scratch: str) -> None:
         """Compare these contenders at these places."""
-        self.places = made
+        self.places = places
         self.names = names  # of the contenders
         self.order = {"config": config, "scratch": scratch, "decoder": "ours"}
-        self.needed = made[0].run("needed", **self.order)
+        self.needed = places[0].run("needed", **self.order)
         self.answers: dict[str, list[dict[str, Any]]] = {}
         self.best: dict[str, dict[str, Any]] = {}
 
@@ -334,7 +334,7 @@ class Comparison:
                 for number in FILES_AT_A_TIME:
                     flags = {"source": source, "files_at_a_time": number}
                     try:
-                        answer = self.uproot(place, flags, SCANNED)
+                        answer = self.uproot(place, flags, SCAN_FILES)
                     except JecError as error:  # a source that does not work here
                         print(f"{place.name}: {flags}: {error}", file=sys.stderr)
                         continue
@@ -391,9 +391,9 @@ class Comparison:
         if place.proxy is None:
             cells += ["", ""]
         else:
-            moved = Spread.of(answer["received"] / self.needed["bytes"] for answer in answers)
+            byte_ratio = Spread.of(answer["received"] / self.needed["bytes"] for answer in answers)
             requests = Spread.of(answer["requests"] / self.needed["files"] for answer in answers)
-            cells += [moved.text(".3f"), requests.text(".1f")]
+            cells += [byte_ratio.text(".3f"), requests.text(".1f")]
         cells.append(cpu.text(".1f"))
         for process in ("server_cpu", "proxy_cpu"):
             used = Spread.of(1e6 * answer.get(process, 0) / answer["jets"] for answer in answers)
@@ -406,11 +406,11 @@ def _with_own_cores(rates: list[float], disk: list[float], answers: list[dict[st
 
     An estimate: the run then takes the client's share of the CPU time of all three.
     """
-    scaled = []
+    fractions = []
     for rate, answer in zip(rates, answers, strict=True):
         total = answer["cpu"] + answer["server_cpu"] + answer["proxy_cpu"]
-        scaled.append(rate * total / answer["cpu"])
-    return ratio(scaled, disk).text(".2f")
+        fractions.append(rate * total / answer["cpu"])
+    return ratio(fractions, disk).text(".2f")
 
 
 def measure(report: Report, comparison: Comparison, rounds: int, s3_name: str) -> None:
@@ -484,24 +484,25 @@ def _verdict(comparison: Comparison, runs: dict[str, list[float]]) -> list[str]:
         if place.proxy is None:
             continue
         ours = runs[f"{place.name}: {OURS}"]
-        moved = max(
+        byte_ratio = max(
             answer["received"] / comparison.needed["bytes"]
             for answer in comparison.answers[f"{place.name}: {OURS}"]
         )
         of_disk = ratio(ours, runs[f"{DISK}: {OURS}"]).median
         goals = [
-            f"{of_disk:.2f} of disk ({_met(of_disk >= GOAL_OF_DISK)} {GOAL_OF_DISK})",
-            f"{moved:.3f} of the needed bytes ({_met(moved <= GOAL_OF_BYTES)} {GOAL_OF_BYTES})",
+            f"{of_disk:.2f} of disk ({_meets_or_misses(of_disk >= GOAL_OF_DISK)} {GOAL_OF_DISK})",
+            f"{byte_ratio:.3f} of the needed bytes"
+            f" ({_meets_or_misses(byte_ratio <= GOAL_OF_BYTES)} {GOAL_OF_BYTES})",
         ]
         for name, goal in ((PLAIN, 1.0), (DECODED, GOAL_OF_DECODER)):
             if name in comparison.names:
                 times = ratio(ours, runs[f"{place.name}: {name}"]).median
-                goals.append(f"{times:.2f}x '{name}' ({_met(times >= goal)} {goal})")
+                goals.append(f"{times:.2f}x '{name}' ({_meets_or_misses(times >= goal)} {goal})")
         lines.append(f"{place.name}: {', '.join(goals)}.")
     return lines
 
 
-def _met(is_met: bool) -> str:
+def _meets_or_misses(is_met: bool) -> str:
     return "meets" if is_met else "misses"
 
 
@@ -555,8 +556,8 @@ def main(argv: list[str] | None = None) -> int:
             (work / "data").mkdir()
             names = _copy_files(arguments, work / "data")
             config = str(Path(arguments.data_config).resolve())
-            with places(names, delays, sources, work) as (made, s3_name):
-                comparison = Comparison(made, contenders, config, folder)
+            with places(names, delays, sources, work) as (run_places, s3_name):
+                comparison = Comparison(run_places, contenders, config, folder)
                 measure(report, comparison, arguments.rounds, s3_name)
         report.save()
 

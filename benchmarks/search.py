@@ -1,6 +1,6 @@
-"""Does tpe with early stopping reach random's best loss in less training time?
+"""Measure whether tpe with early stopping reaches random's best loss in less training time.
 
-Twenty trials each, several seeds, real trainings.
+Each search has twenty real trials; several seeds are compared.
 
     python -m benchmarks.search                       # about 20 minutes on 2 cores
     python -m benchmarks.search --seeds 1 --trials 6  # a look
@@ -9,9 +9,9 @@ Twenty trials each, several seeds, real trainings.
 
 Each search is the Experiment that a run would make, with small Particle Flow Networks on generated
 jets, one trial at a time on one thread. Time is the CPU time of the trials' processes, start-up
-included, so other programs on the machine do not count. For each seed it is asked how much of it
-passes until tpe with medianstop has a loss that is not above the best of random's trials, and
-compared with what all of random's trials took, as their best is known only after the last.
+included, so that other programs on the machine do not count. For each seed, the time until tpe with
+medianstop reaches the best loss of random's trials is compared with the time of all of random's
+trials, because their best is known only after the last one.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ CONTENDERS = {
 }
 
 
-class Timed(LocalSearch):
+class TimedSearch(LocalSearch):
     """A search that writes down its trials and the CPU seconds they took.
 
     After each trial: its status, its loss and the CPU seconds of all trials so far.
@@ -97,19 +97,19 @@ def search(
     )
     run = prepare(config.replace(seed="1"), "", "")  # all on the jets of one seed
     # of a search that was cut off: its times are lost
-    for left in (folder / "searches" / run.id, folder / run.id / "trials"):
-        shutil.rmtree(left, ignore_errors=True)
-    timed = Timed(
+    for folder_to_remove in (folder / "searches" / run.id, folder / run.id / "trials"):
+        shutil.rmtree(folder_to_remove, ignore_errors=True)
+    search = TimedSearch(
         experiment(type(run)(config=config), reproducible=True),
         folder=folder / "searches",
         root=ROOT,
         report=lambda line: None,
     )
-    timed.run(3600.0)
-    return timed.records
+    search.run(3600.0)
+    return search.records
 
 
-def reached(records: Sequence[dict[str, Any]], loss: float) -> float | None:
+def seconds_to_loss(records: Sequence[dict[str, Any]], loss: float) -> float | None:
     """CPU seconds after which a search had a trial with a loss not above this one.
 
     None if it never had.
@@ -146,11 +146,13 @@ def measure(
         running = {
             pool.submit(search, folder, name, seed, *sizes): (seed, name) for seed, name in missing
         }
-        for done in concurrent.futures.as_completed(running):
-            seed, name = running[done]
-            _record(folder, seed, name).write_text(json.dumps(done.result()))
+        for future in concurrent.futures.as_completed(running):
+            seed, name = running[future]
+            _record(folder, seed, name).write_text(json.dumps(future.result()))
             print(
-                f"seed {seed}, {name}: best {best(done.result()):.5f}", file=sys.stderr, flush=True
+                f"seed {seed}, {name}: best {best(future.result()):.5f}",
+                file=sys.stderr,
+                flush=True,
             )
     return {
         seed: {name: json.loads(_record(folder, seed, name).read_text()) for name in CONTENDERS}
@@ -172,22 +174,22 @@ def write(
     gains = []
     random, other = CONTENDERS
     for seed, searches in sorted(results.items()):
-        goal, spent = best(searches[random]), searches[random][-1]["seconds"]
-        when = reached(searches[other], goal)
-        stopped = sum(one["status"] == "EarlyStopped" for one in searches[other])
-        ratios += [when / spent] if when else []
+        goal, seconds = best(searches[random]), searches[random][-1]["seconds"]
+        when = seconds_to_loss(searches[other], goal)
+        num_stopped = sum(one["status"] == "EarlyStopped" for one in searches[other])
+        ratios += [when / seconds] if when else []
         gains.append(best(searches[other]) - goal)
         rows.append(
             [
                 seed,
                 f"{goal:.5f}",
-                f"{spent:.0f}",
-                f"{reached(searches[random], goal):.0f}",
+                f"{seconds:.0f}",
+                f"{seconds_to_loss(searches[random], goal):.0f}",
                 f"{best(searches[other]):.5f}",
                 f"{searches[other][-1]['seconds']:.0f}",
-                stopped,
+                num_stopped,
                 f"{when:.0f}" if when else "never",
-                f"{when / spent:.2f}" if when else "–",
+                f"{when / seconds:.2f}" if when else "–",
             ]
         )
     head = [

@@ -1,8 +1,8 @@
 """Real servers of S3, XRootD and https on this machine, over one folder of files.
 
 XRootD is Debian's package xrootd-server, which serves https as well. S3 is versitygw where it is
-installed (`go install github.com/versity/versitygw/cmd/versitygw@v1.8.0`), else moto, whose CPU
-time for a request is several times the client's, so that it bounds the rate of what it serves.
+installed (`go install github.com/versity/versitygw/cmd/versitygw@v1.8.0`), else moto, which takes
+several times the client's CPU time for a request and so limits the rate.
 """
 
 from __future__ import annotations

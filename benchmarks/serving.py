@@ -1,16 +1,16 @@
-"""How fast the exported networks answer, in ONNX Runtime and through Triton.
+"""Measure how fast the exported networks answer, in ONNX Runtime and through Triton.
 
-ONNX Runtime stands beside the published form of the networks, Triton beside ONNX Runtime in
-process.
+Our form of the networks is compared with the published form, both in ONNX Runtime; Triton is
+compared with ONNX Runtime in process.
 
     python -m benchmarks.serving                      # everything, a few minutes; writes
         benchmarks/results/serving-*
     python -m benchmarks.serving --parts runtime      # or: variants, triton-pfn, triton-particlenet
     python -m benchmarks.serving --run RUN            # a run's own two models, side by side
 
-Load on Triton comes from NVIDIA's perf_analyzer where it is on the PATH (it lies in the wheel
+Load on Triton comes from NVIDIA's perf_analyzer if it is on the PATH (it is in the wheel
 tritonclient 2.51.0, and needs libb64 and libcudart), else from a process of our own client, whose
-Python takes a good part of the cores that it shares with the server.
+Python takes much of the CPU time that it shares with the server.
 
 Weights are random and jets are generated numbers: neither changes the work. The networks have the
 sizes of the published study's best trials (ParticleNet: 3 blocks, k 16, 3 x 50, then 3 x 200; PFN:
@@ -116,23 +116,23 @@ def jets(config: Any, count: int, seed: int = 1) -> Inputs:
     real = (np.arange(LENGTH) < rng.integers(10, LENGTH + 1, count)[:, None])[:, None].astype(
         np.float32
     )
-    made = {
+    network = {
         group: (
             rng.normal(size=(count, *shape[1:])).astype(np.float32)
             * (1 if len(shape) == 2 else real)
         )
         for group, shape in config.input_shapes.items()
     }
-    return made | {"pf_mask": real}
+    return network | {"pf_mask": real}
 
 
 def export_pair(name: str, folder: Path) -> tuple[dict[str, Path], Any]:
     """The same function in our form and in the published one, as two ONNX files."""
-    from benchmarks.published import published
+    from benchmarks.published import plain_form
     from weaver.onnx.onnx_export import export_onnx
 
     model, info, config = build(name, **({"use_counts": False} if name == "ParticleNet" else {}))
-    forms = {"ours": model, "published form": published(model)}
+    forms = {"ours": model, "published form": plain_form(model)}
     return {
         form: export_onnx(one, info, config, folder / f"{name}-{form}.onnx")
         for form, one in forms.items()
@@ -142,19 +142,20 @@ def export_pair(name: str, folder: Path) -> tuple[dict[str, Path], Any]:
 def rate(run: Callable[[], Any], count: int) -> Callable[[], float]:
     """A contender: jets a second over at least SECONDS."""
 
-    def measured() -> float:
+    def measure_once() -> float:
+        """Run for SECONDS; return jets/s."""
         started, done = time.perf_counter(), 0
         while time.perf_counter() - started < SECONDS:
             run()
             done += count
         return done / (time.perf_counter() - started)
 
-    return measured
+    return measure_once
 
 
-def apart(got: np.ndarray, expected: np.ndarray) -> dict[str, float]:
+def apart(answers: np.ndarray, expected: np.ndarray) -> dict[str, float]:
     """Largest and median difference, and the share of jets within the gate's 1e-5."""
-    difference = np.abs(got.astype(np.float64) - expected).max(axis=1)
+    difference = np.abs(answers.astype(np.float64) - expected).max(axis=1)
     return {
         "largest": float(difference.max()),
         "median": float(np.median(difference)),
@@ -221,8 +222,8 @@ def variants(report: Report, rounds: int) -> None:
             for label, run in runners.items():
                 off = apart(run(inputs), expected)
                 gain = ratio(runs[label], runs["float32"])
-                shown = (f"{off[key]:.1e}" for key in ("largest", "median"))
-                rows.append([name, label, Spread.of(runs[label]).text(), gain.text(".2f"), *shown])
+                texts = (f"{off[key]:.1e}" for key in ("largest", "median"))
+                rows.append([name, label, Spread.of(runs[label]).text(), gain.text(".2f"), *texts])
     notes = [
         (
             "batch 100; differences are of log(pT_gen/pT) from ONNX Runtime's float32; the gate"
@@ -274,7 +275,7 @@ def _variants(name: str, folder: Path) -> tuple[dict[str, Callable[[Inputs], np.
     return runners | {"torch bf16": bf16}, config
 
 
-def served(report: Report, rounds: int, name: str) -> None:
+def measure_triton(report: Report, rounds: int, name: str) -> None:
     """A network in Triton with dynamic batching against ONNX Runtime in process.
 
     ONNX Runtime has the batch that Triton made of the requests.
@@ -285,14 +286,14 @@ def served(report: Report, rounds: int, name: str) -> None:
         if why_not := triton.triton_unusable(folder):
             print(f"no Triton here: {why_not}", file=sys.stderr)
             return
-        _served(report, name, rounds, Path(folder))
+        _measure_triton(report, name, rounds, Path(folder))
 
 
-def _served(report: Report, name: str, rounds: int, folder: Path) -> None:
+def _measure_triton(report: Report, name: str, rounds: int, folder: Path) -> None:
     has_analyzer = bool(shutil.which(ANALYZER))
     ways = WAYS if has_analyzer else ("HTTP",)
     client = "perf_analyzer" if has_analyzer else "a Python client"
-    data = _loaded(
+    data = _measure_cases(
         name, [(request, way) for request in REQUESTS[name] for way in ways], rounds, folder
     )
     rows = []
@@ -344,7 +345,7 @@ def _served(report: Report, name: str, rounds: int, folder: Path) -> None:
     )
 
 
-def _loaded(
+def _measure_cases(
     name: str, cases: list[tuple[int, str]], rounds: int, folder: Path
 ) -> dict[str, dict[str, list[float]]]:
     """Rates and the mean batch of each case, `rounds` times in turn.
@@ -502,7 +503,7 @@ def _analyzer_rate(url: str, model: str, request: int, way: str, grpc_port: int)
             if way == SHARED_MEMORY
             else []
         )
-        _finished(command)
+        _output_of(command)
         with table.open(newline="") as rows:
             return float(next(csv.DictReader(rows))["Inferences/Second"])
 
@@ -519,10 +520,10 @@ def _client_rate(url: str, model: str, request: int) -> float:
         "--request",
         str(request),
     ]
-    return json.loads(_finished(command))["rate"]
+    return json.loads(_output_of(command))["rate"]
 
 
-def _finished(command: list[str]) -> str:
+def _output_of(command: list[str]) -> str:
     done = subprocess.run(
         command,
         cwd=ROOT,
@@ -579,7 +580,7 @@ def load(url: str, model: str, request: int) -> None:
         thread.join()
 
 
-def trained(report: Report, rounds: int, run: str) -> None:
+def measure_run(report: Report, rounds: int, run: str) -> None:
     """A run's own two models, the one that takes features and the raw one, on its golden jets.
 
     Both take jets that are decoded and in memory. The 100 golden jets of each model, of the
@@ -627,7 +628,7 @@ def trained(report: Report, rounds: int, run: str) -> None:
 
 
 PARTS = {"runtime": runtime, "variants": variants} | {
-    f"triton-{name.lower()}": functools.partial(served, name=name) for name in NETWORKS
+    f"triton-{name.lower()}": functools.partial(measure_triton, name=name) for name in NETWORKS
 }
 
 
@@ -661,7 +662,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     report = Report("serving", "The exported networks: ONNX Runtime and Triton")
     if options.run:
-        trained(report, options.rounds, options.run)
+        measure_run(report, options.rounds, options.run)
         if not options.dry:
             report.save()
         return 0

@@ -1,16 +1,16 @@
-"""Do many searches in one process leave anything behind: memory, descriptors, files?
+"""Test whether many searches in one process leak memory, descriptors or files.
 
-Small local searches, one after the other, in this process, each with its prepare step.
+It runs small local searches one after the other in this process, each with its prepare step.
 
     python -m benchmarks.soak                               # 40 searches, about half an hour
     python -m benchmarks.soak --searches 5 --output DIR     # a look
 
-After each search it is counted what this process holds, what the searches left in the temporary
-folder, in /dev/shm and in the cache of prepared data, and how large the search's own folder is; the
+After each search it counts the process' memory, threads and descriptors, the files in the temporary
+folder, in /dev/shm and in the cache of prepared data, and the size of the search's folder; the
 memory of the trials is their largest sum during the search. A straight line is fitted to each
-count. What grows significantly (SIGNIFICANT errors of the slope, and by more than SHARE of its mean
-over all searches) is named, and the exit code is 1. The first searches are left out of the fit:
-they import what the others use.
+count. If a count grows significantly (by SIGNIFICANT errors of the slope, and by more than SHARE of
+its mean over all searches), it is printed and the exit code is 1. The first searches are left out
+of the fit, because they import modules and fill caches.
 
 /dev/shm is shared by all programs of a machine; `unshare --mount` with a tmpfs on it gives these
 searches one of their own.
@@ -179,7 +179,7 @@ class Line:
 
     @property
     def grows(self) -> bool:
-        """Whether the slope is significant, and the rise no triviality."""
+        """Whether the slope is significant and the growth exceeds SHARE."""
         rise = self.slope * (self.searches - 1)
         return self.slope > SIGNIFICANT * self.error and rise > SHARE * self.mean
 
@@ -219,20 +219,20 @@ def lines_of(counts: Sequence[Sequence[float]]) -> list[Line]:
 def figure(counts: Sequence[Sequence[float]]) -> Drawing:
     """Memory above, numbers of things below, by the number of the search."""
     with style():
-        drawn, (above, below) = panels((1, 1), (10, 10))
+        figure, (above, below) = panels((1, 1), (10, 10))
         x = np.arange(1, len(counts) + 1)
         values = np.array(counts)
-        for axes, chosen in ((above, (0, 1, 9)), (below, (3, 4, 5, 6))):
+        for axes, columns in ((above, (0, 1, 9)), (below, (3, 4, 5, 6))):
             looks = [*SET_LOOKS, {"color": INK, "linestyle": "-."}]
-            for look, index in zip(looks, chosen, strict=False):
+            for look, index in zip(looks, columns, strict=False):
                 axes.plot(x, values[:, index], label=COUNTS[index].name, **look)
-            axes.set_ylim(0, 1.6 * max(values[:, chosen].max(), 1))
+            axes.set_ylim(0, 1.6 * max(values[:, columns].max(), 1))
             axes.legend(fontsize=17, loc="upper right", ncols=2)
         above.set_ylabel("MB")
         below.set_ylabel("number")
         whole_number_axis(below, "search")
     alt = f"memory, threads, descriptors and files after each of {len(counts)} searches"
-    return Drawing(name="soak", caption=alt, alt=alt, figure=drawn)
+    return Drawing(name="soak", caption=alt, alt=alt, figure=figure)
 
 
 def save_figure(drawing: Drawing, path: Path) -> None:

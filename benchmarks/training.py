@@ -1,4 +1,4 @@
-"""The whole training loop, this project's against weaver-core's.
+"""Compare the whole training loop with weaver-core's.
 
 Both have the same files, data config, network options, batch size and optimizer.
 
@@ -8,12 +8,12 @@ Both have the same files, data config, network options, batch size and optimizer
         several seeds
     python -m benchmarks.training --device cuda --batch-size 4096
 
-Each side is its own command (`python -m weaver.train` here, `weaver` there), started in turn, in
-processes of their own with the same C allocator settings. What counts is the rate of the epochs
-after the first, as each side reports it: loading, forward and backward pass, optimizer,
-bookkeeping. weaver-core gets its fastest flags on a CPU, found by trying: all jets decoded in the
-first epoch and kept in memory, fed from the main process. (Its --use-amp is autocast for CUDA and
-does nothing on a CPU.) On a GPU it gets --use-amp and --compile.
+Each side runs its own command (`python -m weaver.train` here, `weaver` there), in turn, in
+processes with the same C allocator settings. The result is the rate of the epochs after the first,
+as each side reports it: loading, forward and backward pass, optimizer, bookkeeping. weaver-core
+gets the flags that were measured to be fastest on a CPU: all jets are decoded in the first epoch,
+kept in memory, and fed from the main process. (Its --use-amp is autocast for CUDA and does nothing
+on a CPU.) On a GPU it gets --use-amp and --compile.
 
 The networks are those of networks/ here, and there the same functions in the form in which they
 were published (benchmarks/published.py).
@@ -98,7 +98,7 @@ CASES = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Trained:
+class TrainingResult:
     """What a run reports: jets/s of each epoch's training, and each epoch's validation loss."""
 
     rates: list[float]
@@ -137,7 +137,7 @@ class Bench:
         epochs: int = EPOCHS,
         seed: int = 1,
         extra: tuple[str, ...] = (),
-    ) -> Trained:
+    ) -> TrainingResult:
         """Train with this project in a process of its own; return what it measured."""
         folder = self._folder()
         command = [
@@ -166,7 +166,7 @@ class Bench:
         ]
         _run(command, ROOT, with_allocator())
         history = json.loads((folder / "history.json").read_text())
-        return Trained(
+        return TrainingResult(
             rates=[epoch["jets_per_second"] for epoch in history],
             losses=[epoch["val_loss"] for epoch in history],
         )
@@ -179,7 +179,7 @@ class Bench:
         epochs: int = EPOCHS,
         allocator: bool = True,
         extra: tuple[str, ...] = (),
-    ) -> Trained:
+    ) -> TrainingResult:
         """Train with weaver-core in a process of its own; return what it measured."""
         folder, environment = self._folder(), with_allocator() if allocator else without_allocator()
         environment.pop("PYTHONPATH", None)
@@ -201,7 +201,7 @@ class Bench:
         speeds = [float(text) for text in re.findall(r"avg\. speed ([\d.]+) entries/s", log)]
         losses = [float(text) for text in re.findall(r"Current validation metric: ([\d.]+)", log)]
         # training and validation take turns in the log
-        return Trained(rates=speeds[::2], losses=losses)
+        return TrainingResult(rates=speeds[::2], losses=losses)
 
     def _common(
         self, case: Case, steps: int, epochs: int, folder: Path, data: dict[str, list[str]]
@@ -233,7 +233,7 @@ class Bench:
         from weaver.config.data_config import DataConfig
         from weaver.prepared.prepare import prepare
 
-        config, made = DataConfig.load(str(ROOT / case.data_config)), {}
+        config, paths = DataConfig.load(str(ROOT / case.data_config)), {}
         for part in ("train", "val"):
             files = self.files[part]
             options = {
@@ -241,8 +241,8 @@ class Bench:
                 "validation": part == "val",
                 "report": lambda line: None,
             }
-            made[part] = [prepare(files, config, str(self.scratch / "storage"), **options).uri]
-        return made
+            paths[part] = [prepare(files, config, str(self.scratch / "storage"), **options).uri]
+        return paths
 
     def _config(self, case: Case) -> Path:
         copy = self.scratch / Path(case.data_config).name  # weaver-core may write a file beside it
@@ -258,7 +258,7 @@ class Bench:
 
 
 def _run(command: list[str], cwd: Path, environment: dict[str, str]) -> str:
-    done = subprocess.run(
+    process = subprocess.run(
         command,
         cwd=cwd,
         env=environment,
@@ -268,12 +268,12 @@ def _run(command: list[str], cwd: Path, environment: dict[str, str]) -> str:
         timeout=1800,
         check=False,
     )
-    if done.returncode:
+    if process.returncode:
         raise JecError(
-            f"{' '.join(command[:3])} ended with {done.returncode}:\n"
-            + "\n".join(done.stdout.splitlines()[-5:])
+            f"{' '.join(command[:3])} ended with {process.returncode}:\n"
+            + "\n".join(process.stdout.splitlines()[-5:])
         )
-    return done.stdout
+    return process.stdout
 
 
 # --------------------------------------------------------------------------------------- sections
@@ -381,15 +381,19 @@ def loss(bench: Bench, name: str, report: Report, rounds: int) -> None:
     bf16 and weaver-core must lie within float32's spread.
     """
     case = CASES[name]
-    found: dict[str, list[list[float]]] = {"ours, float32": [], "ours, bf16": [], "weaver-core": []}
+    losses: dict[str, list[list[float]]] = {
+        "ours, float32": [],
+        "ours, bf16": [],
+        "weaver-core": [],
+    }
     for seed in range(1, SEEDS + 1):
         for precision in ("float32", "bf16"):
-            trained = bench.ours(
+            result = bench.ours(
                 case, precision, steps=case.loss_steps, epochs=EPOCHS + 1, seed=seed
             )
-            found[f"ours, {precision}"].append(trained.losses)
+            losses[f"ours, {precision}"].append(result.losses)
         # it seeds nothing: each run differs
-        found["weaver-core"].append(
+        losses["weaver-core"].append(
             bench.peer(case, steps=case.loss_steps, epochs=EPOCHS + 1).losses
         )
     columns = [
@@ -398,7 +402,7 @@ def loss(bench: Bench, name: str, report: Report, rounds: int) -> None:
         "last epoch by seed",
     ]
     rows = []
-    for side, curves in found.items():
+    for side, curves in losses.items():
         means = [
             f"{statistics.mean(curve[epoch] for curve in curves):.4f}"
             for epoch in range(EPOCHS + 1)
@@ -410,7 +414,7 @@ def loss(bench: Bench, name: str, report: Report, rounds: int) -> None:
         " weaver-core shuffles which jets it validates on."
     ]
     report.section(
-        f"{name}: validation loss", columns=columns, rows=rows, notes=notes, losses=found
+        f"{name}: validation loss", columns=columns, rows=rows, notes=notes, losses=losses
     )
 
 

@@ -120,7 +120,7 @@ class Survey:
         )
         try:
             return bool(
-                self._ask(self._reviews.create_self_subject_access_review, review).status.is_allowed
+                self._ask(self._reviews.create_self_subject_access_review, review).status.allowed
             )
         except ApiException as error:
             raise ClusterError(f"cannot ask for our rights: {complaint(error)}") from error
@@ -150,7 +150,7 @@ class Survey:
             self.namespace,
             review,
         )
-        return None if answer is None else bool(answer.status.is_allowed)
+        return None if answer is None else bool(answer.status.allowed)
 
     def _attributes(self, permission: Permission, verb: str) -> client.V1ResourceAttributes:
         resource, _, sub = permission.resource.partition("/")

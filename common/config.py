@@ -114,8 +114,8 @@ class RunConfig:
     )
     data_train: str = option(
         "sample",
-        "training ROOT files: comma-separated globs of paths, s3://, root:// or https:// addresses;"
-        " 'sample' makes generated jets",
+        "training ROOT files: comma-separated patterns of paths or s3://, root:// or https://"
+        " addresses; 'sample' generates jets",
         group="data and network",
         metavar="FILES",
         own_input=True,
@@ -129,31 +129,31 @@ class RunConfig:
     )
     data_test: str = option(
         "sample",
-        "test ROOT files, read once at the end",
+        "test ROOT files, which only the step evaluate uses",
         group="data and network",
         metavar="FILES",
         own_input=True,
     )
     skip_bad_files: bool = option(
         False,
-        "leave damaged data files out, and say how many jets are lost with them",
+        "skip damaged data files, and print how many jets are lost with them",
         group="data and network",
     )
     if_data_changed: bool = option(
         False,
-        "end before the training, and well, where an earlier run with the same parameters and data"
-        " has come to its end",
+        "end successfully before the training if a run with the same parameters and data has"
+        " completed before",
         group="data and network",
         form="data_if_changed",
     )
     sample_jets: int = option(
         20_000,
-        "training jets of the generated sample; a quarter as many for validation and for test each",
+        "number of generated training jets; a quarter as many each for validation and test",
         group="data and network",
     )
     s3_bucket: str = option(
         AUTO,
-        "where runs are kept: s3://bucket/prefix, root://server//path or a directory; 'auto' is"
+        "storage of runs: s3://bucket/prefix, root://server//path or a directory; 'auto' is"
         " --output on one machine",
         group="data and network",
         metavar="URI",
@@ -163,7 +163,7 @@ class RunConfig:
     )
     s3_endpoint: str = option(
         AUTO,
-        "S3 endpoint URL; 'auto' takes AWS_ENDPOINT_URL of the step",
+        "S3 endpoint URL; 'auto' takes the environment variable AWS_ENDPOINT_URL",
         group="data and network",
         metavar="URL",
         form="storage_endpoint",
@@ -183,34 +183,36 @@ class RunConfig:
     # -- search
     search_space: str = option(
         "training/search_space.yaml",
-        "what to search: a YAML or JSON file, or JSON itself (in the UI)",
+        "search space: a YAML or JSON file, or JSON itself (in the UI)",
         group="search",
         metavar="FILE",
         own_input=True,
     )
     algorithm: str = option(
         "random",
-        "Katib's name of the search algorithm",
+        "search algorithm, by Katib's name",
         group="search",
         choices=algorithms.offered_names(),
     )
     max_trials: int = option(
         30,
-        "trials in all",
+        "total number of trials",
         group="search",
         own_input=True,
     )
     parallel_trials: int = option(
-        5, "trials at a time (one machine: at most one a core)", group="search", own_input=True
+        5,
+        "number of parallel trials (one machine: at most one per core)",
+        group="search",
+        own_input=True,
     )
     # 1 would end a search at its first unlucky trial: Katib fails the experiment when failed >=
     # this.
-    max_failed_trials: int = option(
-        5, "the search fails when so many trials have failed", group="search"
-    )
+    max_failed_trials: int = option(5, "the search fails when N trials have failed", group="search")
     early_stopping: str = option(
         NONE,
-        "'medianstop' stops trials that do worse than the others did by then, by Katib's rule",
+        "'medianstop' stops a trial that is worse than the median of the others at the same epoch"
+        " (Katib's rule)",
         group="search",
         choices=EARLY_STOPPING,
     )
@@ -220,21 +222,21 @@ class RunConfig:
     )
     early_stopping_start_step: str = option(
         AUTO,
-        "epoch after which a trial is held against the others; 'auto': a fifth of its epochs, at"
+        "first epoch after which a trial may be stopped early; 'auto': a fifth of its epochs, at"
         " least 2",
         group="search",
         metavar="N",
     )
     goal: str = option(
         NONE,
-        "the search ends when a trial's AvgLoss is not above this number",
+        "the search ends when a trial's AvgLoss is LOSS or less",
         group="search",
         metavar="LOSS",
         form="search_goal_loss",
     )
     num_epochs: int = option(
         50,
-        "epochs of a trial, unless the search space has num-epochs",
+        "epochs per trial, unless the search space has num-epochs",
         group="search",
         own_input=True,
     )
@@ -243,17 +245,20 @@ class RunConfig:
     )
     precision: str = option(
         "float32",
-        "arithmetic of a trial, unless searched; 'auto' takes what is fast and safe on its device",
+        "numeric precision of the training, unless the search space has it; 'auto' takes the"
+        " fastest safe one of the device",
         group="search",
         choices=PRECISIONS,
     )
     data_fraction: float = option(
-        1.0, "part of the training jets that a trial uses, unless searched", group="search"
+        1.0,
+        "fraction of the training jets that a trial uses, unless the search space has it",
+        group="search",
     )
     seed: str = option(
         AUTO,
-        "seed of the initial weights, the order of jets and the search; 'auto' is 1, but on a"
-        " cluster Katib then draws freely: with a seed it repeats its first points whenever the"
+        "seed of the initial weights, the order of jets and the search; 'auto' is 1, except that on"
+        " a cluster Katib gets no seed, because with one it repeats its first points whenever the"
         " algorithm's pod restarts",
         group="search",
         metavar="N",
@@ -261,30 +266,34 @@ class RunConfig:
 
     # -- resources
     num_replicas: int = option(
-        1, "nodes a trial trains on (a Master and the rest Workers)", group="resources"
+        1, "nodes per trial (one Master, the others Workers)", group="resources"
     )
     num_gpus: int = option(
         0,
-        "GPUs a node",
+        "GPUs per node",
         group="resources",
         own_input=True,
     )
-    num_cpus: int = option(2, "CPUs a node", group="resources")
+    num_cpus: int = option(2, "CPUs per node", group="resources")
     memory: str = option(
-        "12Gi", "memory a node, as Kubernetes writes it", group="resources", metavar="QUANTITY"
+        "12Gi",
+        "memory per node, as a Kubernetes quantity",
+        group="resources",
+        metavar="QUANTITY",
     )
     shared_memory: str = option(
-        "1Gi", "size of /dev/shm, counted within --memory", group="resources", metavar="QUANTITY"
+        "1Gi", "size of /dev/shm, which is part of --memory", group="resources", metavar="QUANTITY"
     )
     ephemeral_storage: str = option(
         NONE,
-        "disk a node, for the copy of the jets and the logs: a quantity, or none to leave it open",
+        "disk per node, for the copy of the jets and the logs, as a Kubernetes quantity; 'none'"
+        " requests none",
         group="resources",
         metavar="QUANTITY",
     )
     gpu_resource: str = option(
         "nvidia.com/gpu",
-        "Kubernetes' name of a GPU, as nvidia.com/gpu, nvidia.com/mig-1g.5gb or amd.com/gpu",
+        "resource name of GPUs, as nvidia.com/gpu, nvidia.com/mig-1g.5gb or amd.com/gpu",
         group="resources",
         of_site=True,
     )
@@ -296,21 +305,21 @@ class RunConfig:
     )
     tolerations: str = option(
         NONE,
-        "taints that the pods stand, as key=value:NoSchedule,key:NoExecute,key",
+        "taints that the pods tolerate, as key=value:NoSchedule,key:NoExecute,key",
         group="resources",
         metavar="TAINTS",
     )
     priority_class: str = option(NONE, "PriorityClass of the pods", group="resources")
     nvidia_driver: str = option(
         NONE,
-        "folder of the nodes with NVIDIA's driver, mounted at the same path where a pod has GPUs",
+        "folder with NVIDIA's driver on the nodes, mounted at the same path into pods with GPUs",
         group="resources",
         metavar="DIR",
         of_site=True,
     )
     eos: str = option(
         NONE,
-        "folder of the nodes where EOS is mounted, as /var/eos; the pods see it as /eos",
+        "folder on the nodes where EOS is mounted, as /var/eos; the pods see it as /eos",
         group="resources",
         metavar="DIR",
     )
@@ -328,7 +337,7 @@ class RunConfig:
     )
     deadline_hours: float = option(
         48.0,
-        "the search fails after so many hours",
+        "the search fails after X hours",
         group="resources",
         form="search_deadline_hours",
     )
@@ -343,14 +352,14 @@ class RunConfig:
     # What a step itself does needs little; the limits, 2 CPUs and 4Gi, leave room for decoding.
     steps_cpus: str = option(
         "500m",
-        "CPUs that the pod of each step asks for; fixed when the pipeline is compiled",
+        "CPU request of each step's pod; fixed when the pipeline is compiled",
         group="resources",
         metavar="QUANTITY",
         of_site=True,
     )
     steps_memory: str = option(
         "1Gi",
-        "memory that the pod of each step asks for; fixed when the pipeline is compiled",
+        "memory request of each step's pod; fixed when the pipeline is compiled",
         group="resources",
         metavar="QUANTITY",
         of_site=True,
@@ -359,23 +368,24 @@ class RunConfig:
     # -- gates and serving
     gate: str = option(
         "default",
-        "'default' refuses a model if its test jets show that it is worse than the limits below;"
-        " 'strict' refuses one unless they show that it is within them, which takes several"
-        " 100,000 test jets",
+        "'default' refuses a model if its test jets show that it violates the limits below;"
+        " 'strict' refuses it unless they show that it meets them, which takes several 100,000 test"
+        " jets",
         group="gates and serving",
         choices=GATES,
     )
     min_improvement: float = option(
         MIN_IMPROVEMENT,
-        "resolution gain over the standard JEC, in per cent: the default gate passes any gain whose"
-        " 95 % interval reaches up to this, the strict gate one whose whole interval is above",
+        "smallest resolution gain over the standard JEC, in per cent: the default gate passes a"
+        " gain if the upper end of its 95 % interval reaches X, the strict gate if the lower end is"
+        " above X",
         group="gates and serving",
         form="gate_min_improvement_percent",
     )
     max_closure: float = option(
         MAX_CLOSURE,
-        "largest |median response - 1| in a bin, as a fraction; that of the standard JEC in the"
-        " same bin is allowed as well",
+        "largest |median response - 1| in a bin, as a fraction; if the standard JEC's value in the"
+        " bin is larger, that one is the limit",
         group="gates and serving",
         form="gate_max_closure_fraction",
     )
@@ -386,8 +396,8 @@ class RunConfig:
     )
     max_tail_ratio: float = option(
         MAX_TAIL_RATIO,
-        "largest share of jets off by more than 30 %, and by more than a factor 1.5, as a multiple"
-        " of the standard JEC's",
+        "largest fraction of jets whose response is off by more than 30 %, and by more than a"
+        " factor of 1.5, as a multiple of the standard JEC's",
         group="gates and serving",
     )
     max_flavour_ratio: float = option(
@@ -398,8 +408,8 @@ class RunConfig:
     )
     max_coverage_points: float = option(
         MAX_COVERAGE_POINTS,
-        "largest difference, in percentage points, of the share of jets within their own interval"
-        " from what it should be (68 %)",
+        "largest difference, in percentage points, between the fraction of jets inside their"
+        " predicted interval and the nominal 68 %",
         group="gates and serving",
     )
     gate_regions: str = option(
@@ -410,23 +420,24 @@ class RunConfig:
     )
     baseline: str = option(
         NONE,
-        "folder of an earlier run, whose model the report compares with this one's on the same test"
-        " jets; 'served': the run that was deployed last under this service's name",
+        "folder of an earlier run, whose model the report compares with this one on the same test"
+        " jets; 'served' is the run that was deployed last under this service's name",
         group="gates and serving",
         metavar="URI",
         form="report_baseline",
     )
     raw_model: str = option(
         AUTO,
-        "a second model that takes the files' own columns: 'auto' where the data config allows it,"
-        " 'required' refuses one that does not before any training, 'none' leaves it out",
+        "whether to export a second model that takes the files' own columns: 'auto' exports it if"
+        " the data config allows it, 'required' refuses another data config before the training,"
+        " 'none' does not export it",
         group="gates and serving",
         choices=RAW_MODELS,
     )
     card: str = option(
         NONE,
-        "file of what the model card is to say of the model (era, campaign, jet type, JEC version):"
-        " YAML or JSON with names and values, or Markdown",
+        "file with facts for the model card (era, campaign, jet type, JEC version): YAML or JSON"
+        " with names and values, or Markdown",
         group="gates and serving",
         metavar="FILE",
     )
@@ -439,7 +450,7 @@ class RunConfig:
     )
     service_account: str = option(
         "default",
-        "ServiceAccount of the predictor, which names the S3 secret",
+        "ServiceAccount of the predictor, which refers to the S3 Secret",
         group="gates and serving",
         metavar="NAME",
         form="serve_account",
@@ -447,9 +458,11 @@ class RunConfig:
     )
     # Scaled to zero, the first physicist of the day would wait for a node and a large image.
     min_replicas: int = option(
-        1, "servers that always run; 0 lets the service scale to zero", group="gates and serving"
+        1,
+        "minimum number of servers; 0 lets the service scale to zero",
+        group="gates and serving",
     )
-    max_replicas: int = option(1, "servers at most", group="gates and serving")
+    max_replicas: int = option(1, "maximum number of servers", group="gates and serving")
     # A jet takes microseconds on a CPU; a GPU that waits for requests is missed elsewhere.
     serving_gpus: int = option(
         0,
@@ -474,14 +487,14 @@ class RunConfig:
     )
     rollout: str = option(
         AUTO,
-        "how a new model replaces the former one: 'surge' brings the new pod up first, 'recreate'"
-        " ends the former one first, 'auto' takes surge where the quota has room for a second pod",
+        "how a new model replaces the previous one: 'surge' starts the new pod first, 'recreate'"
+        " ends the old pod first, 'auto' is surge if the quota has room for a second pod",
         group="gates and serving",
         choices=ROLLOUTS,
     )
     predictor_form: str = option(
         "model",
-        "how the InferenceService names Triton: 'model' (KServe since 0.8) or 'triton' (older)",
+        "field of the InferenceService's predictor: 'model' (KServe 0.8 and later) or 'triton'",
         group="gates and serving",
         choices=PREDICTOR_FORMS,
         of_site=True,
@@ -490,8 +503,8 @@ class RunConfig:
     # -- tracking
     mlflow: str = option(
         AUTO,
-        "MLflow tracking server that gets the run, its trials, report and models; 'auto' is"
-        " MLFLOW_TRACKING_URI where the step has it, 'none' logs nothing",
+        "MLflow tracking server for the run, its trials, report and models; 'auto' is the"
+        " environment variable MLFLOW_TRACKING_URI if set, 'none' logs nothing",
         group="tracking",
         metavar="URL",
         of_site=True,
@@ -507,8 +520,8 @@ class RunConfig:
     )
     model_registry: str = option(
         NONE,
-        "Kubeflow model registry that gets the model, its address and its metrics once it has"
-        " passed the gate",
+        "Kubeflow model registry in which to register the model, its address and its metrics if it"
+        " passes the gate",
         group="tracking",
         metavar="URL",
         of_site=True,
@@ -525,7 +538,7 @@ class RunConfig:
     # -- Kubeflow
     namespace: str = option(
         AUTO,
-        "Kubeflow namespace; 'auto' is the one that the step runs in",
+        "Kubeflow namespace; 'auto' is the namespace of the steps' pods",
         group="Kubeflow",
         of_site=True,
     )
@@ -537,15 +550,16 @@ class RunConfig:
     )
     user: str = option(
         AUTO,
-        "whose run it is, for the labels; 'auto': on Kubeflow the namespace's name, here the login"
-        " name",
+        "owner of the run, for labels; 'auto' is the namespace's name on Kubeflow and the login"
+        " name on one machine",
         group="Kubeflow",
         metavar="NAME",
     )
     webhook_secret: str = option(
         NONE,
-        "Secret and key with the URL that gets the run's summary as JSON when it ends, also badly;"
-        " fixed when the pipeline is compiled (one machine: JEC_WEBHOOK or JEC_WEBHOOK_FILE)",
+        "Secret and key with a URL to which the run's summary is sent as JSON at its end, also"
+        " after a failure; fixed when the pipeline is compiled (one machine: JEC_WEBHOOK or"
+        " JEC_WEBHOOK_FILE)",
         group="Kubeflow",
         metavar="NAME/KEY",
         of_site=True,
@@ -558,7 +572,7 @@ class RunConfig:
     )
     run_id: str = option(
         AUTO,
-        "'auto' makes one of the network's name and the KFP job; --resume sets it",
+        "run id; 'auto' derives it from the network's name and the KFP job; --resume sets it",
         group="Kubeflow",
         form="storage_run_id",
         own_input=True,

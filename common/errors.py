@@ -24,14 +24,14 @@
     ├── ServerError              the client's own: of these, its subclasses Unreachable, NotServing
     │                            and Refused, this project sees those of serving.client above
     ├── GateError                a finished model did not pass a gate
-    ├── StepFailed               a step of a local run ended with an error  (components.host_runner)
+    ├── StepError                a step of a local run ended with an error  (components.host_runner)
     └── InterruptedRun           stopped by the user or by the system (exit code 130)
 
 Its base and the words stand in the client's package (jec_client/errors.py), which is installed
 without this project; what the client raises of its own is in that tree as well.
 
-Exceptions outside the tree never reach a user: Unusual (weaver.read.root.root_tree: this file is
-left to uproot), _PortTakenError (serving.triton: another port is tried) and _FileError
+Exceptions outside the tree never reach a user: UnsupportedFile (weaver.read.root.root_tree: uproot
+reads this file instead), _PortTakenError (serving.triton: another port is tried) and _FileError
 (serving.calibration.work: it carries a file's JecError to the loop over files).
 """
 

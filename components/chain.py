@@ -1,7 +1,7 @@
-"""The chain as a KFP pipeline, compiled once, run anywhere.
+"""The steps as a KFP pipeline, which runs on a server and with kfp.local.
 
-prepare -> search -> export -> evaluate -> deploy, and finish however it ends. The gate is no
-task of its own: deploy runs in any case, and ends at once where the gate refused the model.
+prepare -> search -> export -> evaluate -> deploy, and at the end finish, whether they succeed or
+not. The gate is no task of its own: deploy ends at once if the gate refused the model.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from components.steps import (
 from training.search_space import as_document, load
 
 NAME = "jec-pipeline"
-# KFP draws what an exit handler guards as one box, with the steps a click below it.
+# KFP's UI shows the tasks of an exit handler as one box; a click opens the steps.
 GROUP = "all steps (open me)"
 DESCRIPTION = """\
 Jet energy calibration: from ROOT files to a served, validated model.
@@ -43,55 +43,63 @@ Jet energy calibration: from ROOT files to a served, validated model.
   which generates jets
 * `data_config`, `network_config`: Weaver's two files, as `s3://` addresses
 * `search_space` (JSON editor), `search_max_trials`, `search_parallel_trials`, `search_num_epochs`
-* `pods_num_gpus`: GPUs of a trial's node
+* `pods_num_gpus`: GPUs of each node of a trial
 
-**Everything else** is a line of `settings` (JSON editor), by the first word of its name: `data_`
-jets and damaged files, `search_` algorithm, early stopping and batch size, `pods_` memory, images
-and nodes, `gate_` what a model must reach to be deployed, `report_` the model to compare with,
-`serve_` the service, `tracking_` MLflow and the model registry, `kubeflow_` labels, webhook and
-clean-up. A line that is removed has its default. `auto` and `none` are values.
+**All other parameters** are lines of `settings` (JSON editor). The first word of a name says what
+it is for: `data_` jets and damaged files, `search_` algorithm, early stopping and batch size,
+`pods_` memory, images and nodes, `gate_` conditions for a deployment, `report_` the model to
+compare with, `serve_` the service, `tracking_` MLflow and the model registry, `kubeflow_` labels,
+webhook and clean-up. Without its line a parameter has its default. `auto` and `none` are values.
 
-**Where runs are kept**: `storage_`. Leave `storage_run_id` at `auto` for a new run.
+**Storage of runs**: `storage_`. Leave `storage_run_id` at `auto` for a new run.
 
-The form's own fields: choose an *Experiment*; *Service Account* may stay empty. More of each
-parameter: `python pipeline.py --help`; of the whole: `docs/kubeflow.md` of the project.
+Of the form's other fields, choose an *Experiment*; *Service Account* may stay empty. All
+parameters: `python pipeline.py --help`. Manual: `docs/kubeflow.md` of the project.
 """
-"""Markdown, as Kubeflow shows it."""
+"""Markdown that Kubeflow's UI shows."""
 STEPS_IMAGE = "jec-steps:latest"
 SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
-# Seconds between two attempts. Argo waits whatever the reason was, also where the next attempt ends
-# at once; so the wait for an API server or a storage that is away is the step's own (step.patient).
+# Seconds between two attempts. Argo waits so long after every failure, also if the next attempt
+# fails at once. Therefore a step itself waits for an API server or storage that does not answer
+# (step.patient).
 BACKOFF = 5
-ANY_SERVER = Support()  # an IR that every supported server takes
+ANY_SERVER = Support()  # an IR that every supported server accepts
 
 MLFLOW_STEPS = ("prepare", "search", "finish")
 """Steps that log to MLflow themselves; trials and the evaluation's job have pods of their own."""
 
 REGISTRY_STEPS = ("prepare", "evaluate")
-"""Steps that ask the model registry: prepare whether it is there."""
+"""Steps that use the model registry; prepare only checks that it answers."""
 
-# of a step's pod, unless it asks for more: prepare decodes the data
+# Limits of a step's pod, unless its requests are higher. prepare, which decodes the data, needs
+# the most.
 CPU_LIMIT = "2"
 MEMORY_LIMIT = "4Gi"
 
 
 def pipeline(config: RunConfig, image: str = STEPS_IMAGE, *, support: Support = ANY_SERVER) -> Any:
-    """The KFP pipeline whose parameters are those of common.form; `config` has the defaults.
+    """Return the KFP pipeline with the parameters of common.form.
 
-    Without an address in `s3_bucket` its parameter has no default: the form then asks for it. The
-    pipeline asks for what the server supports, because a server refuses fields that it does not
-    know. Raises InputError for a search space that cannot be read.
+    Args:
+        config: the defaults of the parameters. If `s3_bucket` is 'auto', its parameter has no
+            default, and the form in the UI requires it.
+        image: image of the steps.
+        support: features of the server; a server refuses an IR with fields that it does not know.
+
+    Raises:
+        InputError: the search space cannot be read.
     """
     from kfp import dsl
 
-    made = {step.name: component(step, image) for step in STEPS}
+    components = {step.name: component(step, image) for step in STEPS}
     defaults = parameters(config)
     if config.s3_bucket == AUTO:
         defaults["storage_bucket"] = inspect.Parameter.empty
-    # Python wants those without a default first.
+    # In Python parameters without a default come first.
     names = sorted(defaults, key=lambda name: defaults[name] is not inspect.Parameter.empty)
 
     def chain(*values: Any) -> None:
+        """Wire the steps; KFP calls it once, with a placeholder for each parameter."""
         inputs = dict(zip(names, values, strict=True))
         job = dsl.PIPELINE_JOB_ID_PLACEHOLDER
         common = {"storage_endpoint": inputs["storage_endpoint"], "job_id": job}
@@ -99,28 +107,28 @@ def pipeline(config: RunConfig, image: str = STEPS_IMAGE, *, support: Support = 
         tasks: dict[str, Any] = {}
 
         def task(name: str, **arguments: Any) -> Any:
-            """A step of the pipeline, with its artifacts and what it needs as a pod."""
-            taken = {one: tasks[producer(one)].outputs[one] for one in step_of(name).artifacts}
-            task = made[name](**arguments, **taken)
+            """Add a step with its artifacts and the settings of its pod."""
+            artifacts = {one: tasks[producer(one)].outputs[one] for one in step_of(name).artifacts}
+            task = components[name](**arguments, **artifacts)
             tasks[name] = task
             if support.display_names:
                 task.set_display_name(step_of(name).title)
             return _on_the_cluster(task, config, inputs["storage_secret"], support)
 
-        about = ("storage_bucket", "storage_run_id", "network_config")
-        end = task("finish", **{name: inputs[name] for name in about}, **common)
+        run_parameters = ("storage_bucket", "storage_run_id", "network_config")
+        end = task("finish", **{name: inputs[name] for name in run_parameters}, **common)
         _with_webhook(end, config, support)
         with dsl.ExitHandler(end, name=GROUP):
-            prepared = task("prepare", **inputs, job_id=job)
-            prepared.set_env_variable(IMAGE_VARIABLE, image)
-            run = prepared.outputs["run"]
+            prepare = task("prepare", **inputs, job_id=job)
+            prepare.set_env_variable(IMAGE_VARIABLE, image)
+            run = prepare.outputs["run"]
             trial = task("search", run=run, **common).outputs["best_trial"]
             task("export", run=run, trial=trial, **common)
-            evaluated = task("evaluate", run=run, trial=trial, **common)
-            task("deploy", run=run, passed=evaluated.outputs["passed"], **common)
+            evaluate = task("evaluate", run=run, trial=trial, **common)
+            task("deploy", run=run, passed=evaluate.outputs["passed"], **common)
 
     # KFP reads the pipeline's parameters from the signature.
-    chain.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # as inspect reads it
+    chain.__signature__ = inspect.Signature(  # type: ignore[attr-defined]  # inspect reads it
         [
             inspect.Parameter(
                 name,
@@ -131,16 +139,16 @@ def pipeline(config: RunConfig, image: str = STEPS_IMAGE, *, support: Support = 
             for name in names
         ]
     )
-    compiled = dsl.pipeline(name=NAME, description=DESCRIPTION)(chain)
-    for name, parameter in compiled.pipeline_spec.root.input_definitions.parameters.items():
+    result = dsl.pipeline(name=NAME, description=DESCRIPTION)(chain)
+    for name, parameter in result.pipeline_spec.root.input_definitions.parameters.items():
         parameter.description = form.DESCRIPTIONS[name]
-    return compiled
+    return result
 
 
 def parameters(config: RunConfig) -> dict[str, Any]:
-    """The pipeline's parameters for a configuration, as a run is made with them.
+    """Return the values of the pipeline's parameters for a configuration.
 
-    Raises InputError for a search space that cannot be read.
+    Raises InputError if the search space cannot be read.
     """
     return form.parameters(config, as_document(load(config.search_space)))
 
@@ -152,7 +160,10 @@ def compile_to(
     *,
     support: Support = ANY_SERVER,
 ) -> Path:
-    """Write the pipeline's IR as YAML, for a server of this support; returns the path."""
+    """Write the pipeline's IR as YAML, for servers with these features; return the path.
+
+    Raises InputError as `pipeline`.
+    """
     from kfp import compiler
 
     path = Path(path)
@@ -162,15 +173,15 @@ def compile_to(
 
 
 def sdk_version() -> str:
-    """Of kfp, which compiles the pipeline."""
+    """Return the version of kfp, which compiles the pipeline."""
     return importlib.metadata.version("kfp")
 
 
 def secret_as_env(task: Any, secret: Any, variables: Mapping[str, str], support: Support) -> None:
     """Give a step keys of a Secret as environment variables.
 
-    `variables` maps keys to variables. The step starts without the Secret where the server knows an
-    optional one, and elsewhere waits for it.
+    `variables` maps keys to variables. If the Secret does not exist, the step starts without it;
+    on servers without optional Secrets its pod waits for it.
     """
     from kfp import kubernetes
 
@@ -178,15 +189,15 @@ def secret_as_env(task: Any, secret: Any, variables: Mapping[str, str], support:
         task, secret_name=secret, secret_key_to_env=dict(variables), optional=True
     )
     if not support.optional_secret:
-        # kfp-kubernetes 2.17 writes the field whatever its value is
+        # kfp-kubernetes 2.17 always writes the field, which such servers refuse
         del task.platform_config["kubernetes"]["secretAsEnv"][-1]["optional"]
 
 
 def _with_xrootd_login(task: Any, config: RunConfig) -> None:
-    """Give a step the Secret with the login for root:// data, whose name is fixed in the IR.
+    """Mount the Secret with the login for root:// data into a step; the IR has its name.
 
-    Were its name a parameter, the Secret would be mounted in every run, and servers before 2.15
-    start no step without it. Of a Secret that is not there the step says what is missing.
+    With the name as a parameter the Secret would be mounted in every run, and servers before 2.15
+    start no step without it. If the Secret does not exist, the step's error says so.
     """
     from kfp import kubernetes
 
@@ -198,7 +209,7 @@ def _with_xrootd_login(task: Any, config: RunConfig) -> None:
 def _with_webhook(task: Any, config: RunConfig, support: Support) -> None:
     """Give finish the webhook's URL, which is a secret, in its environment.
 
-    The Secret's name and key are fixed in the IR: KFP takes no key from a parameter.
+    The IR has the Secret's name and key, because KFP takes no key from a parameter.
     """
     match = SECRET_KEY.fullmatch(config.webhook_secret)
     if match:
@@ -207,7 +218,10 @@ def _with_webhook(task: Any, config: RunConfig, support: Support) -> None:
 
 
 def _with_tracking_login(task: Any, config: RunConfig, support: Support) -> None:
-    """Give a step the login for the server that it logs to, by Secrets that are fixed in the IR."""
+    """Give a step the logins for MLflow and the model registry, if it uses them.
+
+    The IR has the names of the Secrets.
+    """
     if config.mlflow_secret != NONE and task.name in MLFLOW_STEPS:
         keys = {key: key for key in tracking.SECRET_KEYS}
         secret_as_env(task, config.mlflow_secret, keys, support)
@@ -218,13 +232,13 @@ def _with_tracking_login(task: Any, config: RunConfig, support: Support) -> None
 
 
 def _on_the_cluster(task: Any, config: RunConfig, secret: Any, support: Support) -> Any:
-    """Give a step what its pod needs: S3 keys, its label, small limits, a deadline, retries.
+    """Set up a step's pod: S3 keys, logins, label, requests and limits, a deadline, retries.
 
-    The requests are those of `config`, fixed in the IR: a server takes them as parameters only
-    since KFP 2.4, and a clone in the UI has no use for them.
+    The IR has the requests of `config`: only servers since KFP 2.4 accept them as parameters, and a
+    clone in the UI need not change them.
 
-    KFP's cache is off, because every step acts on the outside. The steps know what they may reuse:
-    decoded data, a finished search.
+    KFP's cache is off, because every step has effects outside of its outputs. The steps decide
+    themselves what to reuse: decoded data, a finished search.
     """
     from kfp import kubernetes
 
@@ -233,16 +247,15 @@ def _on_the_cluster(task: Any, config: RunConfig, secret: Any, support: Support)
     _with_tracking_login(task, config, support)
     if support.step_labels:
         kubernetes.add_pod_label(task, STEP_LABEL, task.name)
-    # A pod that is moved is lost: Argo 3.7.3 retries no pod that was deleted.
+    # Do not let the autoscaler evict the pod: Argo 3.7.3 does not retry a deleted pod.
     kubernetes.add_pod_annotation(task, SAFE_TO_EVICT, "false")
     kubernetes.set_timeout(task, step_of(task.name).deadline)
-    # the image's user is 1000 either way
+    # without the field the image's own user, 1000, is used as well
     if support.non_root:
         kubernetes.set_security_context(task, run_as_non_root=True)
     task.set_caching_options(False)
-    # Argo counts the longest duration from the start of the first attempt, and makes it the
-    # deadline of the later ones (seen with Argo 3.7.3). So it must hold all attempts; a retry that
-    # began after it would not begin at all.
+    # Argo measures backoff_max_duration from the start of the first attempt and starts no attempt
+    # after it (observed with Argo 3.7.3), so it must be longer than all attempts together.
     longest = (RETRIES + 1) * step_of(task.name).deadline + HOUR
     task.set_retry(
         RETRIES,

@@ -1,10 +1,10 @@
-"""deploy: create or update the InferenceService and hold it against the golden answers.
+"""deploy: create or update the InferenceService and check its answers.
 
-The service counts as ready only once it reproduces the golden answers. What it answered, and how
-fast, goes into service.json and into the report's section on serving.
+The service counts as ready only once it reproduces the golden answers. The result of this check and
+the response times go into service.json and into the report's section on serving.
 
-Where the gate refused the model, the step says so and ends well: nothing is deployed, and the
-run's status stays that of the evaluation.
+If the gate refused the model, the step prints the reasons and succeeds without deploying anything;
+status.json stays as evaluate wrote it.
 """
 
 import contextlib
@@ -33,16 +33,20 @@ from serving.inference_service import inference_service
 
 WRONG_ANSWER_PAUSE = 2.0  # seconds
 NOT_DEPLOYED = "not deployed"
-"""What the step gives as the URL of a service where the gate refused the model."""
+"""The step's output in place of the service's URL, if the gate refused the model."""
 
 
 def deploy(run: Run, artifacts: step.Artifacts) -> str:
-    """The URL of the service, after it gave the golden answers.
+    """Deploy the model and return the URL of the service, once it gave the golden answers.
 
-    Raises ClusterError, DeadlineError or GateError otherwise, and InputError where a model is
-    another one than was exported; then the service is as it was before.
-    The error of a service that is ready and answers wrongly or not at all also holds what the
-    service itself says.
+    After an error the previous service is restored. The error of a ready service with wrong or no
+    answers includes the service's own message.
+
+    Raises:
+        ClusterError: the cluster refuses the service, or the service fails.
+        DeadlineError: the service is not ready in time, or does not answer.
+        GateError: the service gives wrong answers.
+        InputError: a model file is not the one that was exported.
     """
     cluster = step.backend(run)
     predictor.check_keys(run)
@@ -52,23 +56,23 @@ def deploy(run: Run, artifacts: step.Artifacts) -> str:
             check_model(place, storage.read_bytes(place))
     search = SearchRecord.find(run.folder.search)
     manifest = inference_service(run, search.optimal if search else "")
-    checked: dict[str, GoldenAnswers] = {}
+    golden: dict[str, GoldenAnswers] = {}
     service = cluster.deploy(
         manifest,
-        check=lambda service: checked.update(golden_answers(run, service)),
+        check=lambda service: golden.update(golden_answers(run, service)),
         backup=run.folder.former_service,
         deadline=SERVICE_DEADLINE,
         report=step.say,
     )
     export = ExportRecord.find(run.folder.export)
-    others = {name: answers.max_difference for name, answers in checked.items()}
+    others = {name: answers.max_difference for name, answers in golden.items()}
     others.pop(run.model_name)
     record = ServiceRecord(
         name=service.name,
         url=service.url,
         kind=service.kind,
         details=service.details,
-        golden=checked[run.model_name],
+        golden=golden[run.model_name],
         others=others,
         model_sha256=export.sha256 if export else None,
         round_trips=_round_trips(run, service),
@@ -82,9 +86,9 @@ def deploy(run: Run, artifacts: step.Artifacts) -> str:
 
 
 def refuse(folder: RunFolder, artifacts: step.Artifacts) -> str:
-    """Say why the gate refused the model, and hand KFP the report as it is; returns NOT_DEPLOYED.
+    """Print why the gate refused the model and publish the unchanged report; return NOT_DEPLOYED.
 
-    It makes nothing and fails for nothing, so that the run ends as it does after an evaluation.
+    It changes nothing and never fails, so that the run's state stays that of the evaluation.
     """
     reasons, report = "the gate refused the model", ""
     try:
@@ -100,27 +104,34 @@ def refuse(folder: RunFolder, artifacts: step.Artifacts) -> str:
 
 
 def golden_answers(run: Run, service: Service) -> dict[str, GoldenAnswers]:
-    """Hold every model that has golden answers against them, all within one deadline.
+    """Compare every model that has golden answers with them, all within GOLDEN_DEADLINE.
 
-    The keys are the models' names: the one that the service is named after, and the raw one. Where
-    the former model may still answer, wrong answers are asked for again until the deadline.
+    While the previous model may still answer, wrong answers are requested again.
+
+    Returns:
+        Name of the model -> the comparison: the service's own model, and the raw one if exported.
+
+    Raises:
+        GateError: a model gives wrong answers.
+        DeadlineError: the service does not answer.
+        ClusterError: the server ended.
     """
-    ends = time.monotonic() + GOLDEN_DEADLINE
+    last_moment = time.monotonic() + GOLDEN_DEADLINE
     answers: dict[str, GoldenAnswers] = {}
     names = models(run)
     while len(answers) < len(names):
         name = names[len(answers)]
-        left = max(ends - time.monotonic(), 1.0)
+        remaining = max(last_moment - time.monotonic(), 1.0)
         try:
             answers[name] = golden_check(
                 service.url,
                 name,
                 run.folder.golden(name),
-                deadline=left,
+                deadline=remaining,
                 is_running=service.is_running,
             )
         except GateError:
-            if service.certain or time.monotonic() > ends:
+            if service.certain or time.monotonic() > last_moment:
                 raise
             time.sleep(WRONG_ANSWER_PAUSE)
             answers.clear()
@@ -128,9 +139,9 @@ def golden_answers(run: Run, service: Service) -> dict[str, GoldenAnswers]:
 
 
 def _round_trips(run: Run, service: Service) -> dict[str, RoundTrip] | None:
-    """How fast the service answers; None where it does not answer again.
+    """Return the response times of the service; None if it does not answer.
 
-    A number for the report is no reason to fail.
+    They are for the report only, so that an error here does not fail the step.
     """
     with contextlib.suppress(JecError):
         return round_trips(service.url, service.name, run.folder.golden(service.name))
@@ -138,10 +149,7 @@ def _round_trips(run: Run, service: Service) -> dict[str, RoundTrip] | None:
 
 
 def _report(run: Run, export: ExportRecord | None, service: ServiceRecord) -> str:
-    """Write the run's report again, with what the service answered; returns it.
-
-    Empty where the evaluation left no report.
-    """
+    """Add the section on serving to the run's report; return the report, empty if there is none."""
     place = run.folder.report
     if not storage.exists(place):
         return ""
@@ -153,7 +161,7 @@ def _report(run: Run, export: ExportRecord | None, service: ServiceRecord) -> st
 
 
 def models(run: Run) -> list[str]:
-    """The models of the run's repository that have golden answers, the service's own first."""
+    """Return the names of the models that have golden answers, the service's own first."""
     names = [run.model_name]
     raw = f"{run.model_name}{RAW_SUFFIX}"
     if storage.exists(run.folder.golden(raw)):
@@ -168,8 +176,7 @@ def main(argv: list[str] | None = None) -> int:
         "--passed",
         choices=("true", "false", step.UNCHANGED),
         required=True,
-        help="whether the gate let the model pass, as evaluate gave it; with 'false' nothing is"
-        " deployed",
+        help="the gate's verdict, an output of evaluate; with 'false' nothing is deployed",
     )
     parser.add_argument(
         "--url-output", default="", help=f"file that gets the service's URL, or '{NOT_DEPLOYED}'"
@@ -177,9 +184,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def body(run: Run) -> None:
+        """Run `deploy` and write its output."""
         step.write_output(args.url_output, deploy(run, step.Artifacts(args.executor_input)))
 
     def refusal() -> None:
+        """Run `refuse` and write its output."""
         step.use_endpoint(args.s3_endpoint)
         artifacts = step.Artifacts(args.executor_input)
         step.write_output(args.url_output, refuse(RunFolder(args.run), artifacts))

@@ -1,6 +1,6 @@
-"""evaluate: a job that measures the exported model on the test set.
+"""evaluate: measure the exported model on the test set, in a job, and apply the gate.
 
-Its verdict is the gate of the deployment.
+The gate's verdict decides whether the model is deployed.
 """
 
 from common import storage
@@ -12,7 +12,10 @@ from reporting.headline import evaluation_lines, kubeflow_metrics_of_evaluation
 
 
 def evaluate(run: Run, trial: str, artifacts: step.Artifacts, job_id: str = "") -> bool:
-    """True if the model may be deployed. Raises ClusterError if the job failed."""
+    """Evaluate the exported model; return whether the gate lets it be deployed.
+
+    Raises ClusterError if the job failed.
+    """
     if not start_at.keeps(run, "evaluate", trial, job_id):
         run_evaluate_job(run, trial, job_id)
     metrics = MetricsRecord.load(run.folder.metrics)
@@ -31,7 +34,7 @@ def run_evaluate_job(run: Run, trial: str, job_id: str) -> None:
     name = manifest["metadata"]["name"]
     if start_at.repeats(run, "evaluate", job_id):
         cluster.delete_job(name)
-    with step.watched(cluster, cluster.delete_job, name):
+    with step.remove_if_stopped(cluster, cluster.delete_job, name):
         cluster.run_job(manifest, deadline=DEADLINE, report=step.say)
     if run.config.delete_export_job:
         cluster.delete_job(name)
@@ -45,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def body(run: Run) -> None:
+        """Run `evaluate` and write its output."""
         passed = evaluate(run, args.trial, step.Artifacts(args.executor_input), args.job_id)
         step.write_output(args.passed_output, str(passed).lower())
 

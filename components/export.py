@@ -1,4 +1,4 @@
-"""export: a job turns the best checkpoint into a Triton model repository, if parity holds."""
+"""export: convert the best checkpoint to a Triton model repository, in a job, and check parity."""
 
 from common import storage
 from common.errors import ClusterError
@@ -8,7 +8,7 @@ from exporting.export_job import DEADLINE, export_job
 
 
 def export(run: Run, trial: str, artifacts: step.Artifacts, job_id: str = "") -> None:
-    """Run the export job. Raises ClusterError if it failed, or if it ended well without a model."""
+    """Run the export job. Raises ClusterError if it failed, or succeeded but wrote no model."""
     if not start_at.keeps(run, "export", trial, job_id):
         run_export_job(run, trial, job_id)
     lineage.publish_model(run, trial, artifacts)
@@ -21,11 +21,14 @@ def run_export_job(run: Run, trial: str, job_id: str) -> None:
     name = manifest["metadata"]["name"]
     if start_at.repeats(run, "export", job_id):
         cluster.delete_job(name)
-    with step.watched(cluster, cluster.delete_job, name):
+    with step.remove_if_stopped(cluster, cluster.delete_job, name):
         cluster.run_job(manifest, deadline=DEADLINE, report=step.say)
     place = run.folder.onnx(run.model_name)
     if not storage.exists(place):
-        raise ClusterError(f"the export job ended well, but there is no {place}")
+        raise ClusterError(
+            f"the export job succeeded, but {place} does not exist; see the job's log:"
+            f" python pipeline.py --logs {run.id} export"
+        )
     if run.config.delete_export_job:
         cluster.delete_job(name)
 

@@ -1,9 +1,10 @@
-"""finish: the exit handler. It ends what others could not end, and writes the run's summary.
+"""finish: the exit handler. It cleans up after a failure and writes the run's summary.
 
-It runs when the other steps are over: after a success, a failure, a termination, and after a step's
-pod was lost. It knows of them what the run's folder says: servers older than 2.14 give an exit
-handler no status, and none gives one of a run that was terminated. A step that was killed cannot
-say why, nor remove what it started; finish asks the cluster why, writes it down, and removes it.
+It runs after the other steps: after a success, a failure, a termination, or the loss of a step's
+pod. It reads the run's state from its folder, because servers older than 2.14 pass no status to an
+exit handler, and no server does after a termination. A killed step can neither write why it was
+killed nor remove the objects that it created. Therefore finish asks the cluster for the reason,
+writes it into status.json, and removes unfinished objects.
 """
 
 import dataclasses
@@ -39,45 +40,45 @@ WEBHOOK_SECONDS = 20.0
 LOOK_SECONDS = 60.0
 REMOVAL_SECONDS = 300.0
 
-STOPPED = ("running", "interrupted")
-"""States of a step that was stopped from outside; it may not have come to write the second."""
-CAME_TO_ITS_END = ("succeeded", "not deployed")
-"""States of a run whose chain has done all that it can."""
+STOPPED_STATES = ("running", "interrupted")
+"""States of a step that was killed: 'running' if it could not write 'interrupted' before."""
+COMPLETE = ("succeeded", "not deployed")
+"""States of a run in which no step remains to be done."""
 ENDING = "ending"
-"""State of a summary that was saved before the cluster was asked how the run ended."""
+"""State of the preliminary summary, saved before the cluster is asked why the run ended."""
 HOST_NOTE = "add --host, and --auth, --steps-image, --steps-account as for the first run"
 
 
 def finish(uri: str, artifacts: step.Artifacts, job_id: str = "") -> SummaryRecord:
-    """Write `<run>/summary.json` where there is such a run, and POST it to the webhook.
+    """Write `<run>/summary.json` if the run has a status, and POST it to the webhook.
 
-    Before it, write down why a step was stopped, and remove what the run left unfinished. The
-    webhook is that of the environment.
+    On Kubeflow, first write why a step was stopped and remove the run's unfinished objects. The
+    webhook's URL comes from the environment.
     """
     summary = summarise(uri, job_id)
-    # On one machine nothing runs on, and by hand nobody else has run the steps.
+    # On one machine, or without a KFP job, no objects of a cluster are left to remove.
     on_kubeflow = job_id and step.LOCAL_DIR not in os.environ
     if on_kubeflow and summary.state in ("failed", "interrupted"):
         summary = summarise_stopped(uri, job_id)
     if summary.steps:
         summary.save(RunFolder(uri).summary)
     tracked.end(uri, summary)
-    if summary.state in CAME_TO_ITS_END:
+    if summary.state in COMPLETE:
         unchanged.keep_success(uri, summary)
     artifacts.set("summary", content=as_markdown(summary))
     try:
         if url := webhook():
-            _tell(url, summary)
+            _post_summary(url, summary)
     except InputError as error:
         step.say(f"warning: the webhook did not get the summary: {error}")
     return summary
 
 
 def webhook() -> str:
-    """The URL of the webhook, from WEBHOOK or the file that WEBHOOK_FILE names; empty for none.
+    """Return the webhook's URL, from WEBHOOK or the file named by WEBHOOK_FILE; empty for none.
 
-    Raises InputError for a file that cannot be read, and for what is no URL. Its text never holds
-    the URL.
+    Raises InputError if the file cannot be read or the value is not a URL. The message never
+    contains the URL, which is a secret.
     """
     url = os.environ.get(WEBHOOK, "").strip()
     source = WEBHOOK
@@ -90,61 +91,61 @@ def webhook() -> str:
         if not url:
             raise InputError(f"{source} is empty; write the URL into it")
     if url and not url.startswith(("http://", "https://")):
-        raise InputError(f"the value of {source} is no http(s) URL; write https://...")
+        raise InputError(f"the value of {source} is not an http(s) URL; write https://...")
     return url
 
 
 def summarise_stopped(uri: str, job_id: str) -> SummaryRecord:
-    """Make the end of a run that did not end well true, and summarise it.
+    """Clean up after a failed or killed run, and return its summary.
 
-    status.json says why its last step was stopped, nothing of it runs on, and the summary says how
-    to go on, and what could not be removed. A summary is saved before each of the waits, as Argo
-    makes no second attempt of this step after a termination.
+    Writes into status.json why the last step was stopped, and removes the run's unfinished objects.
+    The summary has the command to resume the run and what could not be removed. A preliminary
+    summary is saved before each wait, because Argo does not retry this step after a termination.
     """
     status = status_of(uri, job_id)
     if status.steps:
         pending = summarise(uri, job_id)
-        if status.state in (*STOPPED, "done"):
+        if status.state in (*STOPPED_STATES, "done"):
             reason = "finish is asking the cluster why the run has ended"
             pending = dataclasses.replace(pending, state=ENDING, reason=reason)
         pending.save(RunFolder(uri).summary)
     stop = why_stopped(status.step, job_id)
-    # else another job of this run has begun: what runs now is its own
+    # Otherwise a later job of this run has started, to which the running objects belong.
     is_last = not status.steps or status.steps[status.step].job_id == job_id
     if is_last:
         write_end(uri, job_id, status, stop)
     status = status_of(uri, job_id)
     summary = summarise(uri, job_id, terminated=stop is not None and stop.reason == TERMINATED)
     if not status.steps and stop is not None and stop.task:
-        # an earlier job has its own status there
+        # status.json belongs to an earlier job
         summary = dataclasses.replace(summary, reason=f"{stop.task}: {stop.reason}")
     if not status.steps:
         return summary
     summary = dataclasses.replace(summary, resume=resume_command(uri))
     summary.save(RunFolder(uri).summary)
-    if is_last and (left := remove_unfinished(uri)):
-        reason = "; ".join(filter(None, (summary.reason, left)))
+    if is_last and (remaining := remove_unfinished(uri)):
+        reason = "; ".join(filter(None, (summary.reason, remaining)))
         summary = dataclasses.replace(summary, reason=reason)
     return summary
 
 
 def why_stopped(name: str, job_id: str) -> Stop | None:
-    """Why the run's last step was stopped, as the cluster tells; None where it tells nothing."""
+    """Ask the cluster why the run's last step was stopped; return None if it does not know."""
     from clusters.kubernetes import KubernetesCluster
 
     try:
         # the pods of a KFP run are in the namespace of this pod, wherever its jobs are
         return KubernetesCluster().why_stopped(job_id, name, deadline=LOOK_SECONDS)
     except JecError as error:
-        step.say(f"why the run ended is not known from the cluster: {error}")
+        step.say(f"the cluster cannot be asked why the run ended: {error}")
         return None
 
 
 def write_end(uri: str, job_id: str, status: StatusRecord, stop: Stop | None) -> None:
-    """Write down why the last step was stopped, or why the next one did not begin.
+    """Write into status.json why the last step was stopped, or why the next one did not start.
 
-    Let one that failed be tried again: what follows the end of a run, such as Retry in the UI, is a
-    person's wish, and begins to count attempts anew.
+    A failed step becomes retryable and its attempts are reset, because a retry after the end of a
+    run, such as Retry in the UI, is a user's decision.
     """
     name, entry = status.step, status.steps.get(status.step)
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -152,11 +153,11 @@ def write_end(uri: str, job_id: str, status: StatusRecord, stop: Stop | None) ->
         entry = dataclasses.replace(entry, retryable=True)
     elif stop is None:
         return
-    elif entry is not None and entry.state in STOPPED:
+    elif entry is not None and entry.state in STOPPED_STATES:
         entry = dataclasses.replace(entry, state=stop.state, reason=stop.reason, time=now)
     elif stop.task:
         if entry is None and step.read_status(uri).steps:
-            return  # the status of another job, which may be a later one
+            return  # status.json belongs to another, maybe later job
         name = stop.task if stop.task in NAMES else next_step(status)
         entry = StepStatus(state=stop.state, reason=stop.reason, time=now, job_id=job_id)
     if entry is None:
@@ -175,78 +176,78 @@ def write_end(uri: str, job_id: str, status: StatusRecord, stop: Stop | None) ->
 
 
 def next_step(status: StatusRecord) -> str:
-    """The step after the last one that has written to a status.json; the first one of an empty."""
+    """Return the step after the last one that wrote its status; the first step if none did."""
     if not status.steps:
         return NAMES[0]
     return NAMES[min(NAMES.index(status.step) + 1, len(NAMES) - 1)]
 
 
 def remove_unfinished(uri: str) -> str:
-    """Remove the run's unfinished Experiment and jobs; returns what could not be removed, and how.
+    """Remove the run's unfinished Experiment and jobs; finished objects and services stay.
 
-    Empty where all went well. Finished ones stay to be looked at, and services serve on.
+    Returns:
+        Empty, or the reason for a failure with the command that removes the rest.
     """
     from clusters.api import NoCluster
     from clusters.kubernetes import KubernetesCluster
 
     if not storage.exists(RunFolder(uri).run):
-        return ""  # prepare, which makes nothing on the cluster, did not end
+        return ""  # prepare did not end, and it creates no objects
     try:
         namespace = Run.load(uri).config.namespace
-        removed = KubernetesCluster(namespace).delete_unfinished(
+        names = KubernetesCluster(namespace).delete_unfinished(
             storage.name(uri), deadline=REMOVAL_SECONDS, report=step.say
         )
     except NoCluster as error:
-        step.say(f"nothing was looked for on a cluster: {error.short}")
+        step.say(f"unfinished objects were not removed: {error.short}")
         return ""
     except JecError as error:
         bucket, run_id = uri.rsplit("/", 1)
         down = f"python pipeline.py --down {run_id} --s3-bucket {bucket}"
         if endpoint := os.environ.get("AWS_ENDPOINT_URL"):
             down += f" --s3-endpoint {endpoint}"
-        return f"what is unfinished on the cluster may run on ({error}); {down} removes it"
-    for name in removed:
-        step.say(f"removed {name}, which the run left unfinished")
+        return f"unfinished objects may still run on the cluster ({error}); {down} removes them"
+    for name in names:
+        step.say(f"removed the unfinished {name}")
     return ""
 
 
 def resume_command(uri: str) -> str:
-    """The command that goes on with a run on Kubeflow, as far as a pod can know it.
+    """Return the command that resumes a run on Kubeflow.
 
-    Only the user knows Kubeflow's address and what else is no parameter of the run: a note at its
-    end, a comment of the shell, says so.
-    Where prepare did not end, it does the same again: nothing has been written to go on with.
+    A pod does not know Kubeflow's address and the other flags that are no parameters of the run; a
+    shell comment at the end of the command tells the user to add them. If prepare did not end,
+    there is nothing to resume, and the command is --rerun.
     """
     bucket, run_id = uri.rsplit("/", 1)
-    prepared = storage.exists(RunFolder(uri).run)
-    flags = ["--resume" if prepared else "--rerun", run_id, "--s3-bucket", bucket]
+    has_run_record = storage.exists(RunFolder(uri).run)
+    flags = ["--resume" if has_run_record else "--rerun", run_id, "--s3-bucket", bucket]
     if endpoint := os.environ.get("AWS_ENDPOINT_URL"):
         flags += ["--s3-endpoint", endpoint]
-    if prepared and (namespace := Run.load(uri).config.namespace) != AUTO:
+    if has_run_record and (namespace := Run.load(uri).config.namespace) != AUTO:
         flags += ["--namespace", namespace]
     return f"python pipeline.py {shlex.join(flags)}  # {HOST_NOTE}"
 
 
 def status_of(uri: str, job_id: str) -> StatusRecord:
-    """The run's status.json; empty where no step of the job `job_id` has written to it.
-
-    It then describes an earlier job.
-    """
+    """Return the run's status.json; an empty record if it belongs to another job than `job_id`."""
     status = step.read_status(uri)
     jobs = {entry.job_id for entry in status.steps.values()}
     return status if not job_id or job_id in jobs else StatusRecord()
 
 
 def summarise(uri: str, job_id: str = "", *, terminated: bool = False) -> SummaryRecord:
-    """How the run in a folder ended: state, the step it ended in and why, and its results.
+    """Return a summary of the run: its state, last step, reason and results.
 
-    job_id: of the KFP run that ended, whose steps and results alone count; empty: of whichever
-    wrote last. `terminated`: a user has ended the run, maybe between two steps.
+    Args:
+        uri: the run's folder.
+        job_id: count only steps and results of this KFP run; empty for the last one that wrote.
+        terminated: a user terminated the run, maybe between two steps.
     """
     folder, status = RunFolder(uri), status_of(uri, job_id)
 
     def of_this_job(name: str) -> bool:
-        """Whether the step of that name, and so its result, belongs to this job."""
+        """Return whether this job ran the step, so that its result counts."""
         if not job_id:
             return True
         return name in status.steps and status.steps[name].job_id == job_id
@@ -254,10 +255,14 @@ def summarise(uri: str, job_id: str = "", *, terminated: bool = False) -> Summar
     search = SearchRecord.find(folder.search) if of_this_job("search") else None
     metrics = MetricsRecord.find(folder.metrics) if of_this_job("evaluate") else None
     service = ServiceRecord.find_readable(folder.service) if of_this_job("deploy") else None
-    state, reason = _end(status, metrics, terminated=terminated)
-    skipped = UnchangedRecord.find_readable(folder.unchanged)
-    if skipped and of_this_job("prepare") and (status.step, status.state) == ("prepare", "done"):
-        state, reason = step.UNCHANGED, skipped.reason
+    state, reason = _final_state(status, metrics, terminated=terminated)
+    unchanged_record = UnchangedRecord.find_readable(folder.unchanged)
+    if (
+        unchanged_record
+        and of_this_job("prepare")
+        and (status.step, status.state) == ("prepare", "done")
+    ):
+        state, reason = step.UNCHANGED, unchanged_record.reason
     return SummaryRecord(
         run_id=storage.name(uri),
         run=uri,
@@ -276,14 +281,14 @@ def summarise(uri: str, job_id: str = "", *, terminated: bool = False) -> Summar
     )
 
 
-def _end(
+def _final_state(
     status: StatusRecord, metrics: MetricsRecord | None, *, terminated: bool
 ) -> tuple[str, str]:
-    """The run's final state, and its reason."""
+    """Return the run's final state and its reason."""
     name, state = status.step, status.state
     if state in ("failed", "interrupted"):
         return state, status.reason
-    if state == "running":  # a step that ends by itself says so: this one was killed
+    if state == "running":  # only a killed step does not write its end
         return "failed", f"{name} was killed, and the cluster does not tell why"
     if (name, state) == ("deploy", "done"):
         return "succeeded", ""
@@ -293,18 +298,18 @@ def _end(
         return "interrupted", TERMINATED
     if state == "done":
         return "failed", f"nothing happened after {name}: the next step's pod did not start"
-    return "failed", "prepare left no trace: it refused its parameters, or its pod did not start"
+    return "failed", "prepare wrote no status: it refused its parameters, or its pod did not start"
 
 
 def as_markdown(summary: SummaryRecord) -> str:
-    """The summary as Kubeflow shows it beside the step: what was reached, then why, then how."""
+    """Return the summary as Markdown for Kubeflow's UI: results, reason, command to resume."""
     gain, folder = summary.gain_percent, RunFolder(summary.run)
     gate = None
-    if summary.gate is not None and (asked := summary.gate_settings):
+    if summary.gate is not None and (settings := summary.gate_settings):
         gate = (
-            f"{'passed' if summary.gate else 'not passed'}; {asked.gate} gate, limits: gain"
-            f" {asked.min_improvement:g} %, closure {100 * asked.max_closure:g} % or the standard"
-            " JEC's own"
+            f"{'passed' if summary.gate else 'not passed'}; {settings.gate} gate, limits: gain"
+            f" {settings.min_improvement:g} %, closure {100 * settings.max_closure:g} % or the"
+            " standard JEC's own"
         )
     best = summary.best_trial and f"{summary.best_trial} of {summary.trials} trials"
     rows = {
@@ -322,15 +327,17 @@ def as_markdown(summary: SummaryRecord) -> str:
     if summary.reason:
         parts += ["Why:\n", markdown.block(summary.reason)]
     if summary.resume:
-        parts.append(f"Go on with {markdown.code(summary.resume)}\n")
-    if summary.state not in (*CAME_TO_ITS_END, step.UNCHANGED):
-        again = markdown.code(f"python pipeline.py --status {summary.run_id}")
-        parts.append(f"After Retry this page stays as it is; {again} shows how that ended.\n")
+        parts.append(f"Resume it with {markdown.code(summary.resume)}\n")
+    if summary.state not in (*COMPLETE, step.UNCHANGED):
+        status_command = markdown.code(f"python pipeline.py --status {summary.run_id}")
+        parts.append(
+            f"A Retry does not update this page; {status_command} shows the state after it.\n"
+        )
     return "\n".join(parts)
 
 
-def _tell(url: str, summary: SummaryRecord) -> None:
-    """POST the summary. A webhook that does not take it is a warning, and no reason to fail."""
+def _post_summary(url: str, summary: SummaryRecord) -> None:
+    """POST the summary. If the webhook refuses it, print a warning; the step does not fail."""
     try:
         answer = http.send(
             http.session(),
@@ -342,23 +349,24 @@ def _tell(url: str, summary: SummaryRecord) -> None:
             headers={"Content-Type": "application/json"},
         )
     except UnreachableError as error:
-        step.say(f"warning: the webhook did not take the summary: {error}")
+        step.say(f"warning: the webhook did not get the summary: {error}")
         return
     if answer.ok:
         step.say(f"webhook: {answer.status_code}")
     else:
-        step.say(f"warning: the webhook did not take the summary: {http.status_line(answer)}")
+        step.say(f"warning: the webhook refused the summary: {http.status_line(answer)}")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the step; return the exit code."""
     parser = Parser(prog="python -m components.finish", description=__doc__)
     for name in ("s3-bucket", "run-id", "network-config"):
-        parser.add_argument(f"--{name}", required=True, help="as the run's")
+        parser.add_argument(f"--{name}", required=True, help="the run's parameter")
     parser.add_argument(
         "--job-id",
         default="",
-        help="KFP job id: an 'auto' run id was made of it, and by it the run's own steps are known",
+        help="KFP job id, from which prepare derives an 'auto' run id, and which marks the steps of"
+        " this job",
     )
     parser.add_argument(
         "--s3-endpoint", default=AUTO, help="S3 endpoint URL, or 'auto' for AWS_ENDPOINT_URL"
@@ -369,21 +377,22 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def body() -> None:
+        """Find the run's folder and run `finish`."""
         step.use_endpoint(args.s3_endpoint)
         run_id = (
             make_run_id(args.network_config, args.job_id) if args.run_id == AUTO else args.run_id
         )
-        if args.s3_bucket == AUTO:  # prepare has refused it, and there is no folder to look into
+        if args.s3_bucket == AUTO:  # prepare has refused it, so there is no folder
             text = f"# {run_id}: failed\n\nprepare: {step.NO_BUCKET}\n"
             step.Artifacts(args.executor_input).set("summary", content=text)
             step.say(f"{run_id}: failed: {step.NO_BUCKET}")
             return
         uri = storage.join(storage.absolute(args.s3_bucket), run_id)
         if step.LOCAL_DIR in os.environ and not status_of(uri, args.job_id).steps:
-            return  # prepare refused, and has said why a line above
+            return  # prepare refused its parameters and has printed why
         summary = finish(uri, step.Artifacts(args.executor_input), args.job_id)
         if summary.resume:
-            step.say(f"to go on with it: {summary.resume}")
+            step.say(f"to resume it: {summary.resume}")
         first, *more = summary.reason.splitlines() or [""]
         if more:
             step.say(summary.reason)

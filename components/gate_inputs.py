@@ -1,7 +1,7 @@
-"""Say before any training what the gate and the residual correction will lack.
+"""Predict before the training whether the gate or the residual correction will lack inputs.
 
-The gate looks at a model after the whole search. That the label is of another kind, or that a test
-set has no jet in a region, is known before.
+The gate judges a model after the search, which takes hours. Unsuitable labels, missing observers,
+and a region without test jets are known before.
 """
 
 from __future__ import annotations
@@ -30,22 +30,23 @@ FLAVOURS = ("partonFlav", "hadronFlav")
 
 
 def settings_of(config: RunConfig) -> GateSettings:
-    """The gate's limits of a run."""
+    """Return the gate's limits of a run."""
     fields = [field.name for field in dataclasses.fields(GateSettings)]
     values = {name: getattr(config, name) for name in fields if name != "seed"}
     return GateSettings(**values, seed=config.seed_number)
 
 
 def missing_of_config(data_config: DataConfig, gate: str) -> list[str]:
-    """What a data config alone says: why the gate will refuse, and why there is no correction.
+    """Return why the gate will refuse any model of a data config, and why it has no correction.
 
-    gate: 'default' or 'strict'. Raises InputError without an observer that evaluation needs.
+    `gate` is 'default' or 'strict'. Raises InputError if an observer is missing that the evaluation
+    needs.
     """
     observers = data_config.observer_names
     check_observers(observers, data_config.source)
     reasons = []
-    columns = imagined_columns(data_config)
-    # Without the two momenta nothing can be said.
+    columns = random_columns(data_config)
+    # Only with both momenta can the label be recognised.
     label = columns.get(data_config.label_names[0]) if set(MOMENTA) <= set(columns) else None
     reason = label_reason(labels_of(data_config), label, columns)
     if reason:
@@ -61,7 +62,7 @@ def missing_of_config(data_config: DataConfig, gate: str) -> list[str]:
 
 
 def labels_of(data_config: DataConfig) -> dict[str, str]:
-    """Label -> its expression, as the exported model's metadata have it."""
+    """Return label -> its expression, as in the exported model's metadata."""
     labels = {}
     for name in data_config.label_names:
         if name in data_config.functions:
@@ -69,15 +70,15 @@ def labels_of(data_config: DataConfig) -> dict[str, str]:
     return labels
 
 
-def imagined_columns(data_config: DataConfig) -> dict[str, NDArray[np.float64]]:
-    """jetPt, genJetPt and the labels of jets whose branches are random: (50,) each.
+def random_columns(data_config: DataConfig) -> dict[str, NDArray[np.float64]]:
+    """Return jetPt, genJetPt and the labels of 50 jets with random branches: name -> (50,).
 
-    Two expressions that agree for them are the same. What cannot be computed of such branches, as
-    lists of particles, is missing.
+    If two expressions agree on these jets, they are taken as the same. Columns that need other
+    branches than numbers, such as lists of particles, are missing.
     """
     rng = np.random.default_rng(1)
-    wanted = (*MOMENTA, *data_config.label_names)
-    plan = data_config.plan_for(wanted)
+    names = (*MOMENTA, *data_config.label_names)
+    plan = data_config.plan_for(names)
     columns: dict[str, NDArray[np.float64]] = {}
     for name in plan.branches:
         columns[name] = rng.uniform(20.0, 200.0, 50)
@@ -85,11 +86,11 @@ def imagined_columns(data_config: DataConfig) -> dict[str, NDArray[np.float64]]:
         if set(expression.names) <= set(columns):
             with contextlib.suppress(InputError, TypeError, ValueError):
                 columns[name] = np.asarray(expression.evaluate(columns), dtype=np.float64)
-    return {name: columns[name] for name in wanted if name in columns}
+    return {name: columns[name] for name in names if name in columns}
 
 
 def missing_of_jets(test_set: str, config: RunConfig) -> list[str]:
-    """Why the gate will refuse every model, by the decoded test jets in the folder `test_set`."""
+    """Return why the gate will refuse every model on the decoded test jets in `test_set`."""
     columns = stored_columns(test_set, (*NEEDED, *FLAVOURS))
     if not set(NEEDED) <= set(columns):
         return []
@@ -97,7 +98,10 @@ def missing_of_jets(test_set: str, config: RunConfig) -> list[str]:
 
 
 def stored_columns(uri: str, names: tuple[str, ...]) -> Mapping[str, NDArray[np.float64]]:
-    """Observers of the prepared jets in the folder `uri`: those of `names` that are there, (N,)."""
+    """Return the observers of the prepared jets in the folder `uri`: name -> (N,).
+
+    Those of `names` that the folder does not have are missing.
+    """
     columns = {}
     for name in names:
         file = storage.join(uri, f"observer.{name}.npy")

@@ -1,4 +1,4 @@
-"""The tasks of the compiled pipeline, in order, and what each takes from the others."""
+"""The tasks of the compiled pipeline in topological order, with their inputs and outputs."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ class Task:
     """The tasks that it waits for."""
 
     def values_from(self, name: str) -> list[str]:
-        """The outputs of task `name` that it takes; empty where it only waits for that task."""
+        """Return the outputs of task `name` that it takes; empty if it only waits for the task."""
         sources = [*self.parameters.values(), *self.artifacts.values()]
         return sorted({source.output for source in sources if source.task == name})
 
 
 @functools.cache
 def tasks() -> tuple[Task, ...]:
-    """The tasks of the pipeline, each behind those that it waits for.
+    """Return the tasks of the pipeline in topological order.
 
-    They are the same for every configuration. A task of the exit handler waits for all others.
+    They are the same for every configuration. The task of the exit handler waits for all others.
     """
     from google.protobuf import json_format
 
@@ -58,13 +58,13 @@ def tasks() -> tuple[Task, ...]:
                 inner.append(_task(name, part, components))
         else:
             outer.append(_task(key, entry, components))
-    in_order = _in_order(inner)
-    guarded = tuple(task.name for task in in_order)
-    return (*in_order, *(dataclasses.replace(task, after=guarded) for task in outer))
+    in_order = _topological_order(inner)
+    names = tuple(task.name for task in in_order)
+    return (*in_order, *(dataclasses.replace(task, after=names) for task in outer))
 
 
 def _task(name: str, entry: Mapping[str, Any], components: Mapping[str, Any]) -> Task:
-    """A task of the IR."""
+    """Convert a task of the IR."""
     inputs = entry.get("inputs", {})
     parameters = {}
     for parameter, value in inputs.get("parameters", {}).items():
@@ -88,16 +88,16 @@ def _task(name: str, entry: Mapping[str, Any], components: Mapping[str, Any]) ->
     )
 
 
-def _in_order(tasks: list[Task]) -> list[Task]:
-    """The tasks, each behind those that it waits for, which the compiler has made free of circles.
+def _topological_order(tasks: list[Task]) -> list[Task]:
+    """Sort tasks so that each comes after those that it waits for, and otherwise by name.
 
-    Of several that may come next, the first by name.
+    The compiler ensures that there are no cycles.
     """
-    left = sorted(tasks, key=lambda task: task.name)
-    ordered: list[Task] = []
-    while left:
-        done = {task.name for task in ordered}
-        task = next(task for task in left if done.issuperset(task.after))
-        ordered.append(task)
-        left.remove(task)
-    return ordered
+    remaining = sorted(tasks, key=lambda task: task.name)
+    result: list[Task] = []
+    while remaining:
+        names = {task.name for task in result}
+        task = next(task for task in remaining if names.issuperset(task.after))
+        result.append(task)
+        remaining.remove(task)
+    return result

@@ -1,10 +1,10 @@
-"""Runs the compiled pipeline on this machine: kfp.local, with host processes for containers.
+"""Run the compiled pipeline on this machine with kfp.local, using processes instead of containers.
 
-kfp's SubprocessRunner takes lightweight Python components only and has no extension point, so two
+kfp's SubprocessRunner accepts only lightweight Python components and has no extension point, so two
 of its internals are replaced while a pipeline runs (hence the exact pin of kfp in pyproject.toml):
-  - the handler that runs a task's command line, which here starts it as a process with this Python;
-  - the reading of a task's outputs, which here adds the artifacts that the component declared, as
-      the cluster's launcher does.
+  - the handler of a task's command line starts it as a process with this Python;
+  - the reader of a task's outputs adds the artifacts that the component declares, as the cluster's
+      launcher does.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from common.errors import InterruptedRun, JecError
 from common.project import ROOT
 
 
-class StepFailed(JecError):
-    """A step ended with an exit code that is not 0; it has said why itself."""
+class StepError(JecError):
+    """A step ended with an exit code other than 0; it has printed its reason itself."""
 
     def __init__(self, step: str, code: int) -> None:
-        """Keep the step's name and its exit code."""
+        """Store the step's name and exit code; a signal's negative code becomes 1."""
         super().__init__(f"step {step} ended with exit code {code}")
         self.step, self.exit_code = step, code if code > 0 else 1
 
 
 LAST_LINES = 20
-"""Lines of a step that failed which a quiet run shows."""
+"""Number of last lines of a failed step that a quiet run prints."""
 
 
 @dataclasses.dataclass
 class _Session:
-    """What the handlers of one run share.
+    """State that the handlers of one run share.
 
-    It is the environment of steps, the processes that run, the step that failed, and whether the
-    run is stopping.
+    It has the environment of the steps, the running processes, the error of the first failed step,
+    and whether the run is stopping.
     """
 
     environment: dict[str, str]
@@ -55,7 +55,7 @@ class _Session:
     on_end: Callable[[str, list[str]], None]
     quiet: bool = False
     running: list[subprocess.Popen[str]] = dataclasses.field(default_factory=list)
-    failed: StepFailed | None = None
+    failed: StepError | None = None
     stopping: bool = False
     lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
@@ -70,19 +70,27 @@ def run_pipeline(
     on_end: Callable[[str, list[str]], None] = lambda step, command: None,
     quiet: bool = False,
 ) -> None:
-    """Execute the IR at `path`.
+    """Execute the IR at `path`. No step still runs when the function returns or raises.
 
-    `on_start(step, command)` is called before each step, `on_end` after each that ended well.
-    With `quiet` nothing of the steps' output is shown, but the last lines of a step that failed.
-    Raises StepFailed, or InterruptedRun when SIGINT or SIGTERM came; either way no step is left
-    running.
+    Args:
+        path: file with the compiled pipeline.
+        parameters: values of the pipeline's parameters.
+        work: folder for the files of kfp.
+        environment: additional environment variables of the steps.
+        on_start: called as `on_start(step, command)` before each step.
+        on_end: called as `on_end(step, command)` after each step that succeeded.
+        quiet: print only the last lines of a failed step.
+
+    Raises:
+        StepError: a step failed.
+        InterruptedRun: SIGINT, SIGTERM or SIGHUP arrived.
     """
     from kfp import components, local
 
     session = _Session(environment=environment, on_start=on_start, on_end=on_end, quiet=quiet)
     pipeline = components.load_component_from_text(_without_retries(path))
-    with _replaced_internals(session), _stopped_by_signals(session), _quiet():
-        # kfp would make the workspace in the temporary folder and leave it there.
+    with _patched_kfp(session), _stopped_by_signals(session), _quiet():
+        # By default kfp leaves its workspace in the temporary folder.
         local.init(
             local.SubprocessRunner(use_venv=False),
             pipeline_root=str(work),
@@ -100,9 +108,9 @@ def run_pipeline(
 
 
 def _without_retries(path: Path) -> str:
-    """The IR with one attempt for each step.
+    """Return the IR with a single attempt for each step.
 
-    What fails on one machine fails again, and its user is there to see it.
+    On one machine a repeated attempt would fail in the same way, and the user sees the error.
     """
     import yaml
 
@@ -118,14 +126,14 @@ def _without_retries(path: Path) -> str:
 
 
 def step_name(command: list[str]) -> str:
-    """The step of a command line `python -m components.<step> ...`."""
+    """Return the step's name in a command line `python -m components.<step> ...`."""
     return next(
         (part.rsplit(".", 1)[1] for part in command if part.startswith("components.")), command[0]
     )
 
 
 def _run(session: _Session, command: list[str], env: dict[str, str]) -> bool:
-    """Run one step to its end, its lines on our stdout behind its name; True if it ended well."""
+    """Run one step to its end and print its lines with its name; return whether it succeeded."""
     name = step_name(command)
     with session.lock:
         if session.stopping:
@@ -146,8 +154,8 @@ def _run(session: _Session, command: list[str], env: dict[str, str]) -> bool:
             stderr=None if sys.stderr.isatty() and not session.quiet else subprocess.STDOUT,
             text=True,
             errors="replace",
-            start_new_session=True,  # Ctrl-C reaches us alone, and we end the steps in order
-            # It calls prctl and nothing else, which is safe in a forked process.
+            start_new_session=True,  # Ctrl-C reaches only us, and we end the steps in order
+            # It only calls prctl, which is safe in a forked process.
             preexec_fn=processes.ends_with_parent,  # noqa: PLW1509
         )
         session.running.append(process)
@@ -156,27 +164,27 @@ def _run(session: _Session, command: list[str], env: dict[str, str]) -> bool:
     assert process.stdout is not None  # it is a pipe
     # kfp captures sys.stdout while a step runs.
     terminal = sys.__stdout__ or sys.stdout
-    last: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
+    last_lines: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
     with process.stdout:
         for line in process.stdout:
-            last.append(f"[{name}] {line}")
+            last_lines.append(f"[{name}] {line}")
             if not session.quiet:
-                terminal.write(last[-1])
+                terminal.write(last_lines[-1])
                 terminal.flush()
     code = process.wait()
     session.running.remove(process)
     if code != 0:
         if session.quiet and not session.stopping:
-            terminal.writelines(last)
+            terminal.writelines(last_lines)
             terminal.flush()
-        session.failed = session.failed or StepFailed(name, code)
+        session.failed = session.failed or StepError(name, code)
         return False
     session.on_end(name, command)
     return True
 
 
 @contextlib.contextmanager
-def _replaced_internals(session: _Session) -> Iterator[None]:
+def _patched_kfp(session: _Session) -> Iterator[None]:
     from kfp.local import (
         executor_output_utils,
         status,
@@ -197,23 +205,28 @@ def _replaced_internals(session: _Session) -> Iterator[None]:
             self.command, self.env = list(full_command), env_vars or {}
 
         def run(self) -> status.Status:
+            """Run the task; kfp calls it."""
             return (
                 status.Status.SUCCESS
                 if _run(session, self.command, self.env)
                 else status.Status.FAILURE
             )
 
-    typed = executor_output_utils.add_type_to_executor_output
+    add_type = executor_output_utils.add_type_to_executor_output
 
     def with_declared_artifacts(executor_input: Any, executor_output: Any) -> Any:
+        """Add the declared artifacts, with their URIs, to a task's outputs."""
         for name, declared in executor_input.outputs.artifacts.items():
             if name not in executor_output.artifacts:
                 executor_output.artifacts[name].CopyFrom(declared)
-            for given, wanted in zip(
+            for artifact, expected in zip(
                 executor_output.artifacts[name].artifacts, declared.artifacts, strict=False
             ):
-                given.uri, given.name = given.uri or wanted.uri, given.name or wanted.name
-        return typed(executor_input=executor_input, executor_output=executor_output)
+                artifact.uri, artifact.name = (
+                    artifact.uri or expected.uri,
+                    artifact.name or expected.name,
+                )
+        return add_type(executor_input=executor_input, executor_output=executor_output)
 
     with (
         mock.patch.object(subprocess_task_handler, "SubprocessTaskHandler", HostTaskHandler),
@@ -225,7 +238,7 @@ def _replaced_internals(session: _Session) -> Iterator[None]:
 
 
 def stop_signals() -> list[signal.Signals]:
-    """Signals that mean to stop. A closed terminal's is among them, unless nohup had it ignored."""
+    """Return the signals that stop a run; SIGHUP (closed terminal) unless nohup ignores it."""
     hangup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
     return [signal.SIGINT, signal.SIGTERM, *hangup]
 
@@ -234,10 +247,11 @@ def stop_signals() -> list[signal.Signals]:
 def _stopped_by_signals(session: _Session) -> Iterator[None]:
     """End the running steps on SIGINT, SIGTERM or SIGHUP (a closed terminal).
 
-    They end their own children, and kfp then sees a failed task.
+    The steps end their own children, and kfp then sees a failed task.
     """
 
     def stop(*_: Any) -> None:
+        """Send SIGTERM to the running steps once."""
         if session.stopping:
             return
         session.stopping = True
@@ -246,7 +260,7 @@ def _stopped_by_signals(session: _Session) -> Iterator[None]:
         for process in list(session.running):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGTERM)
-        threading.Thread(target=_make_sure, args=(session,), daemon=True).start()
+        threading.Thread(target=_kill_remaining, args=(session,), daemon=True).start()
 
     before = {number: signal.signal(number, stop) for number in stop_signals()}
     try:
@@ -256,16 +270,16 @@ def _stopped_by_signals(session: _Session) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _make_sure(session: _Session) -> None:
+def _kill_remaining(session: _Session) -> None:
     """Kill a step that ignores SIGTERM. The kernel then ends its children."""
     processes.stop(*session.running, grace=2 * processes.GRACE)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Leave out kfp's log lines, its rulers, and its warnings about limits of pods.
+    """Suppress kfp's log lines and its warnings about limits of pods.
 
-    The steps print all that matters here.
+    The steps print what a user needs.
     """
     before = logging.root.manager.disable
     logging.disable(logging.INFO)

@@ -1,9 +1,8 @@
-"""Check what the user names: data configuration, search space, network, data files.
+"""Check the inputs of a run: data configuration, search space, network, data files.
 
-Each check exists once, as a function that reads, tries and never writes. prepare runs all of them
-before it writes anything, `--check` makes a line of its table of each, and submit runs those that
-need no data, which may lie where only the pods can read them. A check raises InputError, or returns
-what it has seen as a Result.
+Each check is one function that reads files and never writes. prepare runs all of them before it
+writes anything, and `--check` prints a line for each. submit runs only those that need no data,
+because maybe only the pods can read the data. A check raises InputError, or returns a Result.
 """
 
 from __future__ import annotations
@@ -32,33 +31,33 @@ from training.search_space import Parameter, check_algorithm, for_network, load
 if TYPE_CHECKING:
     from weaver.config.data_config import DataConfig
     from weaver.network.network_file import NetworkFile
-    from weaver.read.files import Checked
+    from weaver.read.files import CheckResult
 
 COPIES = frozenset({"data.yaml", "network.py", "search_space.json"})
-"""Files of a run's folder `config`, into which a network file's siblings go too."""
+"""Files in a run's folder `config`; the files that a network file imports are copied there too."""
 SAMPLE = "sample"
-"""Stands for data that prepare generates, so that there are no files to check before."""
+"""Value of --data-train, --data-val and --data-test for jets that prepare generates."""
 
 
 class Inputs:
-    """What a configuration names, as far as the checks have read it."""
+    """The inputs of a configuration; each check stores here what it has read."""
 
-    def __init__(self, config: RunConfig, kept: str = NONE) -> None:
-        """Name the inputs of a configuration; the checks read them.
+    def __init__(self, config: RunConfig, copies_folder: str = NONE) -> None:
+        """Store the configuration; nothing is read yet.
 
-        `kept` is the folder of copies (`config/`) of a run that exists: its copy of a file of this
-        project is what the run goes on with, because a later version of the project may have
-        changed the file. A user's own file is read anew.
+        `copies_folder` is the folder `config/` of an existing run. From it come the project's own
+        files, because a later version of the project may have changed them. A user's own file is
+        read again.
         """
         self.config = config
-        self.kept = kept
+        self.copies_folder = copies_folder
         self.space: list[Parameter] = []
         self.data_config: DataConfig | None = None
         self.parameters: int | None = None
         """Of the largest network of the search space; None before it was built."""
         self.patterns = {split: str(getattr(config, f"data_{split}")) for split in SPLITS}
         self.files: dict[str, list[storage.Entry]] = {}
-        self.checked: dict[str, Checked] = {}
+        self.file_checks: dict[str, CheckResult] = {}
 
     @functools.cached_property
     def data_config_text(self) -> bytes:
@@ -67,40 +66,42 @@ class Inputs:
 
     @functools.cached_property
     def network(self) -> NetworkFile:
-        """The network file, loaded. Raises InputError."""
+        """The loaded network file. Raises InputError if it cannot be read."""
         from weaver.network.network_file import NetworkFile
 
         place = self.place(self.config.network_config, "network.py")
-        # Errors name the file as the user does, not the copy that was read.
+        # Error messages name the user's path, not the copy's.
         return NetworkFile.read(self.config.network_config, place)
 
     @property
     def known_data_config(self) -> DataConfig:
-        """The data configuration. Raises InputError where its check has not passed."""
+        """The data configuration. Raises InputError if its check has not passed."""
         if self.data_config is None:
             raise InputError(f"the data configuration {self.config.data_config} was not read")
         return self.data_config
 
     def place(self, path: str, copy: str) -> str:
-        """Return the file to read for a configuration that was named as `path`."""
-        if self.kept == NONE or not is_own(path):
+        """Return the file to read for the path in a flag: the file itself, or the run's copy."""
+        if self.copies_folder == NONE or not is_own(path):
             return here(path)
-        return storage.join(self.kept, copy)
+        return storage.join(self.copies_folder, copy)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a check that passed has seen."""
+    """The result of a check that passed."""
 
     text: str
+    """What was checked, or why it could not be."""
     warning: str = ""
-    seen: bool = True
-    """False where this machine cannot look, and `text` says why."""
+    is_checked: bool = True
+    """False if it cannot be checked on this machine."""
     cure: str = ""
+    """How to have it checked."""
 
 
 def check_data_config(inputs: Inputs) -> Result:
-    """Read the data configuration."""
+    """Read the data configuration. Raises InputError if it is invalid."""
     from weaver.config.data_config import DataConfig
 
     config = DataConfig.load(inputs.place(inputs.config.data_config, "data.yaml"))
@@ -112,13 +113,16 @@ def check_data_config(inputs: Inputs) -> Result:
 
 
 def check_search_space(inputs: Inputs) -> Result:
-    """Hold the search space against the network's options, the algorithm and Katib's own rules."""
+    """Check the search space against the network's options, the algorithm and Katib's rules.
+
+    Raises InputError if one of them refuses it.
+    """
     config = inputs.config
-    # Kept before its own checks: --check builds the network with it even if they refuse.
+    # Stored before its checks, because --check builds the network with it even if they fail.
     inputs.space = for_network(load(config.search_space), config.network_config)
     check_options(inputs.space, config.network_config, inputs.network.source)
     check_algorithm(inputs.space, config.algorithm)
-    # The id of a run to come is as long as this one, and names of objects are made of it.
+    # A placeholder as long as a real run id, because Katib limits names that contain it.
     run_id = config.run_id
     if run_id == AUTO:
         run_id = make_run_id(config.network_config, "checked")
@@ -128,20 +132,23 @@ def check_search_space(inputs: Inputs) -> Result:
 
 
 def check_gate(inputs: Inputs) -> Result:
-    """Say before any training why the gate will refuse the model, or the correction be missing."""
-    # submit and --help need no physics
+    """Warn before the training if the gate will refuse the model or it will have no correction.
+
+    Raises InputError if an observer is missing that the evaluation needs.
+    """
+    # Imported here, because submit and --help do not need the physics.
     from components.gate_inputs import missing_of_config
 
     missing = missing_of_config(inputs.known_data_config, inputs.config.gate)
     if missing:
-        return Result(text="looks at the exported model", warning="; ".join(missing))
-    return Result(text="can judge a model of this label, by the observers listed")
+        return Result(text="the gate judges the exported model", warning="; ".join(missing))
+    return Result(text="the label and the observers are suitable for the gate")
 
 
 def check_service_name(inputs: Inputs) -> Result:
-    """Refuse a name of which KServe would never make a service.
+    """Raise InputError for a name from which KServe cannot make a service.
 
-    Where --namespace is auto, the namespace is known in a pod alone.
+    With --namespace auto, only a pod knows the namespace, and with it the length of the host name.
     """
     config = inputs.config
     run = Run(config=config)
@@ -150,8 +157,8 @@ def check_service_name(inputs: Inputs) -> Result:
     namespace = own_namespace() if config.namespace == AUTO else config.namespace
     if not namespace:
         return Result(
-            text=f"{run.model_name}: its length is looked at in the namespace of the steps",
-            seen=False,
+            text=f"{run.model_name}: its length is checked when the steps know their namespace",
+            is_checked=False,
             cure="give --namespace",
         )
     service_name.check(run.model_name, namespace)
@@ -159,11 +166,14 @@ def check_service_name(inputs: Inputs) -> Result:
 
 
 def check_network(inputs: Inputs) -> Result:
-    """Build the network and its loss with the extremes of the search space; it takes jets."""
-    if taken := COPIES & set(inputs.network.siblings):
+    """Build the network and its loss with the extremes of the search space, and run it on jets.
+
+    Raises InputError if that fails, or if a file beside the network file has a reserved name.
+    """
+    if conflicts := COPIES & set(inputs.network.siblings):
         raise InputError(
-            f"{inputs.config.network_config} needs the file {min(taken)} beside it, a name that the"
-            " run's own copies have; rename it"
+            f"{inputs.config.network_config} imports the file {min(conflicts)} beside it; the run's"
+            " own files have the same name; rename it"
         )
     try:
         inputs.parameters = check_builds(inputs.space, inputs.network, inputs.known_data_config)
@@ -172,24 +182,24 @@ def check_network(inputs: Inputs) -> Result:
         if other is None or other == inputs.config.network_config:
             raise
         raise InputError(
-            f"{error}; the network of these inputs: --network-config {other}"
+            f"{error}; the network for these inputs is --network-config {other}"
         ) from None
     if inputs.parameters is None:
         return Result(
-            text="torch is not installed here: it was read, not built",
-            seen=False,
-            cure="the weaver image has it; or pip install torch",
+            text="torch is not installed: the network file was read, but the network not built",
+            is_checked=False,
+            cure="run it in the weaver image, or pip install torch",
         )
     return Result(
-        text=f"{inputs.config.network_config}: built for this data configuration with every extreme"
-        " of the search space, and takes its inputs"
+        text=f"{inputs.config.network_config}: built and run for this data configuration with every"
+        " extreme of the search space"
     )
 
 
 def network_for(data_config: DataConfig) -> str | None:
-    """The network of this project that takes the input groups of a data config; None without one.
+    """Return the project's network for the input groups of a data config; None if there is none.
 
-    torch is installed.
+    It needs torch.
     """
     groups = set(data_config.input_names)
     for name in ("pfn_regressor_open", "particle_net_regressor_open"):
@@ -200,29 +210,32 @@ def network_for(data_config: DataConfig) -> str | None:
 
 
 def check_files(inputs: Inputs, split: str) -> Result:
-    """List the files of a split and hold each against the data configuration."""
-    # submit and --help need neither uproot nor awkward
+    """List the files of a split and check each against the data configuration.
+
+    Raises InputError for a missing, damaged or unsuitable file, StorageError if a server fails.
+    """
+    # Imported here, because submit and --help need neither uproot nor awkward.
     from weaver.read import files
 
     pattern = inputs.patterns[split]
     if pattern == SAMPLE:
         return Result(
-            text=f"generated ({inputs.config.sample_jets:,} training jets), kept in the storage for"
-            " the next run"
+            text=f"prepare generates them ({inputs.config.sample_jets:,} training jets) and stores"
+            " them for later runs"
         )
     warnings: list[str] = []
     entries = files.find(pattern, warnings.append)
-    checked = files.check(
+    file_check = files.check(
         entries,
         inputs.known_data_config,
-        # the test set needs no weights, and has a selection of its own
+        # the test set has no weights and its own selection
         for_training=split != "test",
         skip_bad_files=inputs.config.skip_bad_files,
     )
     inputs.files[split] = entries
-    inputs.checked[split] = checked
+    inputs.file_checks[split] = file_check
     size = sum(entry.size for entry in entries)
-    jets = sum(file.num_entries for file in checked.files)
+    jets = sum(file.num_entries for file in file_check.files)
     return Result(
         text=f"{len(entries)} files, {size / 1e9:.2f} GB, {jets:,} jets, fingerprint"
         f" {storage.fingerprint(entries)[:12]}",
@@ -231,12 +244,15 @@ def check_files(inputs: Inputs, split: str) -> Result:
 
 
 def check_sets_apart(inputs: Inputs) -> Result:
-    """Refuse a file that is in two of the sets: it would make a model look better than it is."""
+    """Raise InputError for a file that is in two sets.
+
+    A model that is tested on its training jets looks better than it is.
+    """
     split_of: dict[str, str] = {}
     for split, entries in inputs.files.items():
         uris = {entry.uri for entry in entries}
-        if both := uris & split_of.keys():
-            uri = min(both)
+        if common := uris & split_of.keys():
+            uri = min(common)
             raise InputError(
                 f"{uri} is in --data-{split_of[uri]} and in --data-{split}; the sets must have no"
                 " file in common"
@@ -246,45 +262,49 @@ def check_sets_apart(inputs: Inputs) -> Result:
 
 
 def check_raw_model(inputs: Inputs) -> Result:
-    """Say before any training whether a model can take the files' own columns.
+    """Check before the training whether a model of the files' own columns can be exported.
 
-    The validation set is the one that export takes its jets from.
+    It reads a file of the validation set, from which export takes its jets. Raises InputError if
+    --raw-model is 'required' and it cannot be exported.
     """
     from weaver.onnx.raw_jets import raw_columns
     from weaver.onnx.raw_program import check_raw
 
     if inputs.config.raw_model == NONE:
-        return Result(text="none is to be exported")
-    if "val" not in inputs.checked:
-        return Result(text="looked at when the validation jets are there")
-    entry = inputs.checked["val"].files[0].entry
+        return Result(text="--raw-model none: it is not exported")
+    if "val" not in inputs.file_checks:
+        return Result(text="checked when the validation jets have been generated")
+    entry = inputs.file_checks["val"].files[0].entry
     config = inputs.known_data_config
     try:
         check_raw(config, raw_columns(entry, config))
     except InputError as error:
         if inputs.config.raw_model != AUTO:
             raise InputError(f"{error}; or leave --raw-model out") from None
-        caution = f"no model that takes raw jets will be exported: {error}"
-        return Result(text="the other model is exported alone", warning=caution)
-    return Result(text="a model that takes the files' own columns can be exported")
+        caution = f"the model of the files' own columns will not be exported: {error}"
+        return Result(text="only the model of features is exported", warning=caution)
+    return Result(text="the model of the files' own columns can be exported")
 
 
 def check_card(inputs: Inputs) -> Result:
-    """Check the file of --card. Raises InputError."""
+    """Read the file of --card. Raises InputError if it is invalid."""
     if inputs.config.card == NONE:
-        return Result(text="nothing of the user's own (--card)")
+        return Result(text="no facts of the user's own (--card none)")
     facts, notes = card.read(inputs.config.card)
     return Result(text=", ".join(facts) if facts else f"{len(notes):,} characters of text")
 
 
 def check_baseline(inputs: Inputs) -> Result:
-    """Look for the earlier run, which evaluation would miss after all training."""
+    """Check that the run of --baseline exists; evaluate needs it only after the training.
+
+    Raises InputError if it was not evaluated.
+    """
     baseline = inputs.config.baseline
     if baseline == NONE:
         return Result(text="no earlier run is compared")
     if baseline == SERVED:
         return Result(
-            text="the run that was deployed last under this service's name; prepare looks for it"
+            text="the last run that was deployed under this service's name; prepare looks for it"
         )
     if not storage.exists(storage.join(storage.absolute(baseline), "metrics.json")):
         raise InputError(
@@ -293,9 +313,13 @@ def check_baseline(inputs: Inputs) -> Result:
         )
     warning = ""
     record = RunRecord.find(RunFolder(storage.absolute(baseline)).run)
-    theirs = record.data.get("test") if record else None
-    ours = inputs.files.get("test")
-    if theirs and ours and theirs.fingerprint != storage.fingerprint(ours):
+    baseline_files = record.data.get("test") if record else None
+    test_files = inputs.files.get("test")
+    if (
+        baseline_files
+        and test_files
+        and baseline_files.fingerprint != storage.fingerprint(test_files)
+    ):
         warning = (
             f"--baseline {baseline} was tested on other files than --data-test; the step evaluate"
             " refuses a baseline that was tested on other jets"
@@ -310,10 +334,10 @@ class Check:
     name: str
     run: Callable[[Inputs], Result]
     reads_data_config: bool = False
-    """It cannot run where the data configuration could not be read."""
+    """Whether it needs the data configuration, and is skipped if that cannot be read."""
 
 
-OF_CONFIGURATION = (
+CONFIGURATION_CHECKS = (
     Check(name="data configuration", run=check_data_config),
     Check(name="search space", run=check_search_space),
     Check(name="network", run=check_network, reads_data_config=True),
@@ -321,9 +345,9 @@ OF_CONFIGURATION = (
     Check(name="service name", run=check_service_name),
     Check(name="model card", run=check_card),
 )
-"""The checks that read nothing but the configurations, in their order."""
+"""The checks that need no data files, in the order in which they run."""
 
-OF_DATA = (
+DATA_CHECKS = (
     *(
         Check(
             name=f"{split} data",
@@ -336,4 +360,4 @@ OF_DATA = (
     Check(name="raw model", run=check_raw_model, reads_data_config=True),
     Check(name="baseline", run=check_baseline),
 )
-"""The checks that open the data files or look for an earlier run, in their order."""
+"""The checks that open data files or look for an earlier run, in the order in which they run."""

@@ -1,9 +1,10 @@
-"""What the artifacts of a run say of themselves in Kubeflow: where the results lie, and of what.
+"""Publish the data and the model of a run as Kubeflow artifacts, with addresses and origin.
 
-An artifact's file is a small JSON of the same content, in Kubeflow's own store. The data and the
-models stay in the run's folder, which the artifact names: the launcher fails a step whose artifact
-has an address outside of Kubeflow's own store, and copies all below an address into the pod of each
-step that takes the artifact (KFP 2.15.0 backend/src/v2/component/launcher_v2.go:637, 765).
+An artifact's file is a small JSON with its metadata, in Kubeflow's own store. The data and models
+stay in the run's folder, whose address is part of the metadata. They cannot be artifacts
+themselves: the launcher fails a step whose artifact has an address outside of Kubeflow's store, and
+copies everything below an artifact's address into the pod of each step that takes it (KFP 2.15.0
+backend/src/v2/component/launcher_v2.go:637, 765).
 """
 
 from __future__ import annotations
@@ -17,35 +18,35 @@ from common.run import Run
 from components import step
 
 Metadata = dict[str, str | float]
-"""Key -> text or number: Kubeflow stores no null, and its pages show no nested values."""
+"""Key -> text or number; Kubeflow stores no null values, and its UI shows no nested ones."""
 
 
 def publish_dataset(run: Run, artifacts: step.Artifacts) -> None:
-    """Hand Kubeflow the prepared data of a run as a Dataset."""
+    """Publish the prepared data of a run as an artifact of the type Dataset."""
     _publish("dataset", dataset(run), artifacts)
 
 
 def publish_model(run: Run, trial: str, artifacts: step.Artifacts) -> None:
-    """Hand Kubeflow the exported model of a run as a Model."""
+    """Publish the exported model of a run as an artifact of the type Model."""
     _publish("model", model(run, trial), artifacts)
 
 
 def dataset(run: Run) -> Metadata:
-    """The prepared data: the place and number of jets of each set."""
-    described: Metadata = {
+    """Return the metadata of the prepared data: address and number of jets of each set."""
+    metadata: Metadata = {
         "framework": "Weaver",
         "format": "NumPy columns, decoded from ROOT",
         "data_config": run.folder.data_config,
     }
     for split, data in run.record.data.items():
-        described[split] = data.dataset
-        described[f"{split}_jets"] = data.jets
-    return {**described, **origin(run)}
+        metadata[split] = data.dataset
+        metadata[f"{split}_jets"] = data.jets
+    return {**metadata, **origin(run)}
 
 
 def model(run: Run, trial: str) -> Metadata:
-    """The exported model: the repository that Triton serves, and the trial that trained it."""
-    described: Metadata = {
+    """Return the metadata of the exported model: Triton repository, trial, digest, versions."""
+    metadata: Metadata = {
         "framework": "ONNX",
         "format": "Triton model repository",
         "name": run.model_name,
@@ -53,16 +54,16 @@ def model(run: Run, trial: str) -> Metadata:
         "trial": trial,
     }
     if export := ExportRecord.find(run.folder.export):
-        described |= {"sha256": export.sha256, "opset": export.opset}
+        metadata |= {"sha256": export.sha256, "opset": export.opset}
         if export.versions:
-            described["packages"] = export.versions
-    return {**described, **origin(run)}
+            metadata["packages"] = export.versions
+    return {**metadata, **origin(run)}
 
 
 def origin(run: Run) -> Metadata:
-    """The run, and what it was made of: version, commit, images and data."""
+    """Return the origin of a result: run, version, commit, data and images."""
     record = run.record
-    known: Metadata = {
+    metadata: Metadata = {
         "run_id": run.id,
         "run": run.uri,
         "version": project.version(),
@@ -71,10 +72,10 @@ def origin(run: Run) -> Metadata:
     }
     for name, image in record.images.items():
         if image != NONE:
-            known[f"image_{name}"] = image
-            known[f"image_{name}_digest"] = record.image_digests.get(name) or "unknown"
-    return {name: value for name, value in known.items() if value != ""}
+            metadata[f"image_{name}"] = image
+            metadata[f"image_{name}_digest"] = record.image_digests.get(name) or "unknown"
+    return {name: value for name, value in metadata.items() if value != ""}
 
 
-def _publish(name: str, described: Metadata, artifacts: step.Artifacts) -> None:
-    artifacts.set(name, metadata=described, content=json.dumps(described, indent=2))
+def _publish(name: str, metadata: Metadata, artifacts: step.Artifacts) -> None:
+    artifacts.set(name, metadata=metadata, content=json.dumps(metadata, indent=2))

@@ -1,4 +1,4 @@
-"""A run on this machine: the folder of local runs, the chain, the service, the last lines."""
+"""Run the pipeline on this machine: lock, steps, model server, and the summary at the end."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from serving import restarts, server_folder, triton
 from weaver.fit.allocator import ENVIRONMENT as ALLOCATOR
 
 STALE_SECONDS = 24 * 3600
-SMALL = (
+SMALL_FILES = (
     "run.json",
     "search.json",
     "metrics.json",
@@ -49,39 +49,41 @@ SMALL = (
     "summary.json",
     "status.json",
 )
-"""Copied beside the logs when the results lie on S3, so that `latest` has something to look at."""
+"""Files that are copied to --output if the results are on S3, so that `latest` shows them."""
 
 
 class LocalRun:
-    """Runs the chain below `output`.
+    """A run on this machine, with its logs in `output`; calling it executes the steps.
 
-    Results lie in `output` too, unless the configuration names another storage.
+    The results are in `output` too, unless the configuration names another storage.
     """
 
     def __init__(
         self, config: RunConfig, output: Path, *, serve: bool, quiet: bool = False
     ) -> None:
-        """Settle where results lie; nothing is started yet."""
+        """Decide where the results go; nothing is started yet."""
         self.output, self.serve, self.started = output.resolve(), serve, time.monotonic()
         self.quiet = quiet
         place = str(self.output) if config.s3_bucket == AUTO else storage.absolute(config.s3_bucket)
         self.config = tracking.settled(config.replace(s3_bucket=place), on_this_machine=True)
         self.run: Run | None = None
-        # why the chain did nothing after prepare
+        # set if --if-data-changed ended the run after prepare
         self.unchanged: UnchangedRecord | None = None
-        # of the steps; the run's id once prepare has settled it
+        # environment variables of the steps; after prepare also the run's id
         self.environment = {**ALLOCATOR, LOCAL_DIR: str(self.output)}
-        # prepare writes the run's URI into it as soon as it is settled
+        # prepare writes the run's URI into this file as soon as it is known
         self.uri_file: Path | None = None
         self.lock: RunLock | None = None
 
     def __call__(self) -> int:
-        """Run it, and return the exit code.
+        """Execute the steps; return the exit code.
 
-        It is 0 also where the gate refused the model, because that is an answer.
+        It is 0 also if the gate refused the model, because that is a valid result.
         """
         if self.config.webhook_secret != NONE:
-            print(f"--webhook-secret is for Kubeflow; here {WEBHOOK} or {WEBHOOK_FILE} is taken")
+            print(
+                f"--webhook-secret is for Kubeflow; on one machine set {WEBHOOK} or {WEBHOOK_FILE}"
+            )
         self.output.mkdir(parents=True, exist_ok=True)
         workspaces = self.output / ".kfp"
         remove_workspaces(workspaces)
@@ -118,7 +120,7 @@ class LocalRun:
             return code
         finally:
             shutil.rmtree(work, ignore_errors=True)
-            with contextlib.suppress(OSError):  # another run may have its own there
+            with contextlib.suppress(OSError):  # another run may have its workspace there
                 workspaces.rmdir()
             self._end_service()
             if self.lock is not None:
@@ -127,9 +129,9 @@ class LocalRun:
 
     @property
     def _prepared(self) -> Run:
-        """The run of a chain whose prepare step has ended well. Raises JecError before that."""
+        """The run, after the step prepare. Raises JecError before that."""
         if self.run is None:
-            raise JecError("the chain ended without a run: prepare did not run")
+            raise JecError("the pipeline ended without a run, because prepare did not run")
         return self.run
 
     def _before_step(self, step: str, command: list[str]) -> None:
@@ -140,19 +142,21 @@ class LocalRun:
                 self._take_lock(make_run_id(self.config.network_config, job_id))
 
     def _take_lock(self, run_id: str) -> None:
-        """Make this the only process that runs the run; end what a killed one left running.
+        """Lock the run for this process, and end processes of an earlier, killed command.
 
-        Raises InputError where another process runs it.
+        Raises InputError if another process has the lock.
         """
         has_results_elsewhere = self.config.s3_bucket != str(self.output)
         remote = storage.join(self.config.s3_bucket, run_id) if has_results_elsewhere else ""
         lock = RunLock(run_id, self.output / run_id / "local", remote)
-        lock.take(_say)
+        lock.take(print_line)
         self.lock = lock
-        left = orphans.processes_of(run_id, self.output)
-        if left:
-            _say(f"ending {len(left)} processes that a killed command for {run_id} left")
-            orphans.end(list(left))
+        orphan_processes = orphans.processes_of(run_id, self.output)
+        if orphan_processes:
+            print_line(
+                f"ending {len(orphan_processes)} processes that a killed command for {run_id} left"
+            )
+            orphans.end(list(orphan_processes))
         server_folder.remove_abandoned()
 
     def _after_step(self, step: str, command: list[str]) -> None:
@@ -166,16 +170,16 @@ class LocalRun:
             self._point_latest(run)
 
     def _forget_refused(self, run_id: str) -> None:
-        """Remove the folder of a run that prepare refused: it holds the lock alone."""
+        """Remove the folder of a run that prepare refused; it has nothing but the lock."""
         folder = self.output / run_id
         files = [path for path in folder.rglob("*") if not path.is_dir()]
         if files == [folder / "local" / LOCK]:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _point_latest(self, run: Run) -> None:
-        """Let `latest` name the newest run whose preparation is whole.
+        """Let the link `latest` point to this run, whose preparation is complete.
 
-        The link is replaced in one step, so that it always leads somewhere.
+        The link is replaced atomically, so that it never dangles.
         """
         folder = self.output / run.id
         folder.mkdir(exist_ok=True)
@@ -193,31 +197,31 @@ class LocalRun:
         if isinstance(error, InterruptedRun):
             if self.run:
                 with contextlib.suppress(JecError):
-                    write_status(self.run, "pipeline", "interrupted", "told to stop")
+                    write_status(self.run, "pipeline", "interrupted", "stopped by a signal")
             print("interrupted", file=sys.stderr)
-        elif isinstance(error, host_runner.StepFailed):
+        elif isinstance(error, host_runner.StepError):
             print(f"failed in step {error.step}", file=sys.stderr)
         else:
             print(f"error: {error}", file=sys.stderr)
         if run_id and error.exit_code != InputError.exit_code:
-            # Before run.json there is nothing to take the parameters from.
+            # Without run.json the parameters have to be typed again.
             command = (
-                f"python pipeline.py --output {_shown(self.output)}"
+                f"python pipeline.py --output {_short_path(self.output)}"
                 if self.run
                 else "the same command with"
             )
-            print(f"to go on where it stopped: {command} --resume {run_id}", file=sys.stderr)
+            print(f"to resume it: {command} --resume {run_id}", file=sys.stderr)
         return error.exit_code
 
     # --------------------------------------------------------------------------- the end of a run
 
     def _summary(self, run: Run) -> None:
-        """What there is, where, how good, and what to do next."""
+        """Print the best trial, the gain, the service, the folder, and the next commands."""
         search = SearchRecord.load(run.folder.search)
         metrics = MetricsRecord.load(run.folder.metrics)
         best = search.best
         duration = clock(time.monotonic() - self.started)
-        lines = [("run", f"{_shown(self.output / run.id)} ({duration})")]
+        lines = [("run", f"{_short_path(self.output / run.id)} ({duration})")]
         if self.config.s3_bucket != str(self.output):
             lines.append(("results", run.uri))
         lines += [
@@ -233,7 +237,7 @@ class LocalRun:
         print("\nnext: " + "\n      ".join(self._next_steps(run)), flush=True)
 
     def _served_lines(self, run: Run, service: ServiceRecord) -> list[tuple[str, str]]:
-        """Send one real jet to the running service."""
+        """Return the lines on the service, with its answer for one jet of the golden request."""
         import numpy as np
 
         from serving.client import Client
@@ -255,7 +259,7 @@ class LocalRun:
         return [("served by", f"{service.kind} at {service.url}"), ("answer", text)]
 
     def _next_steps(self, run: Run) -> list[str]:
-        folder = _shown(self.output / run.id)
+        folder = _short_path(self.output / run.id)
         steps = [f"look at {folder}/report.html"]
         if self.serve and self._service():
             steps.append("calibrate jets with it (docs/using-the-model.md); Ctrl-C ends it")
@@ -268,7 +272,7 @@ class LocalRun:
         return steps
 
     def _service(self) -> ServiceRecord | None:
-        """The service that this run's deploy step left running."""
+        """Return the record of the service that deploy started; None without a service."""
         if self.run is None or self._service_file() is None:
             return None
         return ServiceRecord.find_readable(self.run.folder.service)
@@ -290,31 +294,35 @@ class LocalRun:
         log = file.parent / "server.log"
         try:
             restarts.keep_running(
-                pid, lambda: self._restart_service(file.parent), log=log, report=_say
+                pid, lambda: self._restart_service(file.parent), log=log, report=print_line
             )
         except InterruptedRun:
             return
         except JecError as error:
-            with contextlib.suppress(JecError):  # a storage that fails must not hide the reason
+            with contextlib.suppress(JecError):  # an error of the storage must not hide the reason
                 write_status(self._prepared, "pipeline", "failed", str(error))
             raise
 
     def _ensure_service(self) -> None:
-        """Start the server again where it has ended by itself since the deploy step."""
+        """Start the server again if it has ended since the step deploy."""
         file = self._service_file()
         if file is not None and not triton.is_running(json.loads(file.read_text())["pid"]):
             self._restart_service(file.parent)
 
     def _restart_service(self, folder: Path) -> int:
-        """Start the server again, and let service.json say so; returns its pid."""
-        run = self._prepared
+        """Start the server again and update service.json; return the server's pid."""
+        loaded_run = self._prepared
         cluster = LocalCluster(self.output, servers=triton)
-        served = cluster.restart_service(folder, run.folder.models, deadline=SERVICE_DEADLINE)
-        record = ServiceRecord.load(run.folder.service)
-        details = {**record.details, **served.details}
-        dataclasses.replace(record, details=details, kind=served.kind).save(run.folder.service)
-        _say(f"{served.kind} serves {served.name} again at {served.url}")
-        pid: int = served.details["pid"]
+        service = cluster.restart_service(
+            folder, loaded_run.folder.models, deadline=SERVICE_DEADLINE
+        )
+        record = ServiceRecord.load(loaded_run.folder.service)
+        details = {**record.details, **service.details}
+        dataclasses.replace(record, details=details, kind=service.kind).save(
+            loaded_run.folder.service
+        )
+        print_line(f"{service.kind} serves {service.name} again at {service.url}")
+        pid: int = service.details["pid"]
         return pid
 
     def _end_service(self) -> None:
@@ -323,40 +331,41 @@ class LocalRun:
             cluster.end_service(file.parent)
 
     def _collect(self) -> None:
-        """Bring small results of a run in a remote storage beside its local logs."""
+        """Copy the small results of a run on remote storage to its local folder."""
         if self.run and not storage.is_local(self.run.uri):
-            for name in SMALL:
+            for name in SMALL_FILES:
                 if storage.exists(self.run.path(name)):
                     storage.download(self.run.path(name), self.output / self.run.id / name)
 
 
 def remove_workspaces(folder: Path) -> None:
-    """Remove what kfp kept for runs that were killed: workspaces whose process is gone.
+    """Remove kfp's workspaces of runs that were killed, whose process no longer exists.
 
-    Those of another machine and of earlier versions go after a day.
+    Workspaces of other machines and of earlier versions are removed after a day.
     """
     for path in folder.glob("*"):
         host, _, rest = path.name.rpartition(".")[0].rpartition(".")
-        is_left = time.time() - path.lstat().st_mtime > STALE_SECONDS
+        is_stale = time.time() - path.lstat().st_mtime > STALE_SECONDS
         if host == socket.gethostname() and rest.isdigit():
-            is_left = not orphans.is_alive(int(rest))
-        if is_left and path.is_dir() and not path.is_symlink():
+            is_stale = not orphans.is_alive(int(rest))
+        if is_stale and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
-        elif is_left:
+        elif is_stale:
             path.unlink(missing_ok=True)
 
 
 def _uri_file(command: list[str]) -> Path:
-    """The file into which the prepare step with this command writes the run's URI."""
+    """Return the file into which the step prepare with this command writes the run's URI."""
     return Path(command[command.index("--run-output") + 1])
 
 
-def _say(line: str) -> None:
+def print_line(line: str) -> None:
+    """Print a line at once."""
     print(line, flush=True)
 
 
 def _interrupt(*_: Any) -> None:
-    raise InterruptedRun("told to stop")
+    raise InterruptedRun("stopped by a signal")
 
 
 def _gain_text(gain: Interval | None) -> str:
@@ -365,6 +374,6 @@ def _gain_text(gain: Interval | None) -> str:
     return f"{gain.percent()} in resolution, over the standard JEC"
 
 
-def _shown(path: Path) -> str:
-    """A path as short as it can be typed from here."""
+def _short_path(path: Path) -> str:
+    """Return a path relative to the working directory if it is below it."""
     return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)

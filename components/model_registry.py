@@ -1,9 +1,9 @@
-"""Kubeflow's model registry: the model of a run, once the gate has passed it.
+"""Register the model of a run in Kubeflow's model registry, if it passed the gate.
 
-A run is a version of the registered model that is named after the service. The version has the
-numbers of the evaluation, and its artifact the address of the model repository, which KServe takes
-as it is. A run that registers again, after --resume, updates its version. A model that the gate
-refused is not registered: what stands in the registry may be deployed.
+The registered model has the name of the service, and each run is a version of it. The version has
+the metrics of the evaluation; its artifact has the address of the model repository, which KServe
+can serve. A resumed run updates its version. A model that the gate refused is not registered, so
+that every model in the registry may be deployed.
 
 The API is v1alpha3 of kubeflow/model-registry (api/openapi/model-registry.yaml there).
 """
@@ -32,19 +32,21 @@ Entry = dict[str, Any]
 
 
 class Registry:
-    """The API of one registry; the token is that of the environment."""
+    """The API of one registry; its token comes from the environment."""
 
     def __init__(self, url: str) -> None:
-        """Make requests to the registry at a URL; nothing is sent yet."""
+        """Prepare requests to the registry at a URL; nothing is sent yet."""
         self.url = url.rstrip("/")
         self._session = http.session()
         if token := os.environ.get(REGISTRY_TOKEN, "").strip():
             self._session.headers["Authorization"] = f"Bearer {token}"
 
     def check(self) -> None:
-        """Raise InputError for what is no registry or refuses the token, UnreachableError for none.
+        """Check that the registry answers and accepts the token.
 
-        A registry that asks for a token is there.
+        Raises:
+            InputError: the address is not a registry's, or the registry refuses the token.
+            UnreachableError: nothing answers at the address.
         """
         answer = self._send("GET", "registered_models", params={"pageSize": "1"})
         if answer.ok and "items" in _json(answer):
@@ -58,16 +60,19 @@ class Registry:
         )
 
     def find(self, kind: str, **by: str) -> Entry | None:
-        """The resource of that name or parent; None where there is none. Raises StorageError."""
+        """Return the resource with this name or parent; None if there is none.
+
+        Raises StorageError if the registry refuses, UnreachableError if it does not answer.
+        """
         answer = self._send("GET", kind, params=by)
         return None if answer.status_code == 404 else self._content(answer)
 
     def make(self, path: str, content: Entry) -> Entry:
-        """Make a resource and return it. Raises StorageError."""
+        """Create a resource and return it. Raises StorageError as `find`."""
         return self._content(self._send("POST", path, json=content))
 
     def change(self, path: str, content: Entry) -> None:
-        """Change fields of a resource. Raises StorageError."""
+        """Change fields of a resource. Raises StorageError as `find`."""
         self._content(self._send("PATCH", path, json=content))
 
     def _send(self, method: str, path: str, **options: Any) -> requests.Response:
@@ -89,13 +94,13 @@ class Registry:
 
 
 def check(config: RunConfig) -> None:
-    """Refuse a registry that cannot be used, before a run begins. Raises as Registry.check."""
+    """Check the registry of a configuration before the run starts. Raises as Registry.check."""
     if config.model_registry != NONE:
         Registry(config.model_registry).check()
 
 
 def register(run: Run, metrics: MetricsRecord) -> None:
-    """Register the model of an evaluated run. What fails is a warning, and costs no result."""
+    """Register the model of an evaluated run; an error is printed as a warning."""
     if run.config.model_registry == NONE:
         return
     if not metrics.passed:
@@ -114,24 +119,24 @@ def _register(registry: Registry, run: Run, metrics: MetricsRecord) -> str:
     model = registry.find("registered_model", name=run.model_name)
     if model is None:
         model = registry.make("registered_models", {"name": run.model_name, "state": "LIVE"})
-    about: Entry = {
+    fields: Entry = {
         "author": run.config.user,
         "state": "LIVE",
         "customProperties": _properties(run, export, metrics),
     }
     version = registry.find("model_version", name=run.id, parentResourceId=model["id"])
     if version is None:
-        content = {"name": run.id, "registeredModelId": model["id"], **about}
+        content = {"name": run.id, "registeredModelId": model["id"], **fields}
         version = registry.make(f"registered_models/{model['id']}/versions", content)
     else:
-        registry.change(f"model_versions/{version['id']}", about)
+        registry.change(f"model_versions/{version['id']}", fields)
     _register_file(registry, version["id"], run, export)
     return str(version["id"])
 
 
 def _register_file(registry: Registry, version: str, run: Run, export: ExportRecord) -> None:
     """Register the address of the model repository as the artifact of a version."""
-    about = {
+    fields = {
         "artifactType": "model-artifact",
         "uri": run.folder.models,
         "state": "LIVE",
@@ -142,17 +147,17 @@ def _register_file(registry: Registry, version: str, run: Run, export: ExportRec
         "modelSourceName": run.id,
     }
     if run.record.kfp_run:
-        about["modelSourceId"] = run.record.kfp_run
+        fields["modelSourceId"] = run.record.kfp_run
     path = f"model_versions/{version}/artifacts"
     for entry in (registry.find(path) or {}).get("items", []):
         if entry.get("name") == run.model_name:
-            registry.change(f"model_artifacts/{entry['id']}", about)
+            registry.change(f"model_artifacts/{entry['id']}", fields)
             return
-    registry.make(path, {"name": run.model_name, **about})
+    registry.make(path, {"name": run.model_name, **fields})
 
 
 def _properties(run: Run, export: ExportRecord, metrics: MetricsRecord) -> Mapping[str, Entry]:
-    """Metrics as numbers, and where the model is from as texts, in the registry's form."""
+    """Return the metrics as numbers and the model's origin as texts, in the registry's form."""
     texts = {
         "run_id": run.id,
         "trial": export.trial,
@@ -173,7 +178,7 @@ def _properties(run: Run, export: ExportRecord, metrics: MetricsRecord) -> Mappi
 
 
 def _json(answer: requests.Response) -> Entry:
-    """The object that an answer holds; empty where it holds none."""
+    """Return the JSON object of an answer; empty if it has none."""
     try:
         content = answer.json()
     except ValueError:

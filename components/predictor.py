@@ -1,6 +1,6 @@
-"""Whether the predictor of a run would get its model: its Secret and its ServiceAccount.
+"""Check that the predictor of a run can load its model: its Secret and its ServiceAccount.
 
-prepare looks before days of search, and deploy before it makes anything.
+prepare checks it before the search, which takes days, and deploy before it creates the service.
 """
 
 from __future__ import annotations
@@ -18,30 +18,32 @@ from components import step
 
 
 def check_keys(run: Run) -> None:
-    """On a cluster: refuse before anything is made where the predictor would have no S3 keys.
+    """On a cluster, check that the predictor will have S3 keys.
 
-    Raises InputError with the cure.
+    Raises InputError, with the cure, if it will not; NoCluster, ClusterError, DeadlineError or
+    UnreachableError if the cluster cannot be asked.
     """
     if step.LOCAL_DIR in os.environ or not storage.is_s3(run.config.s3_bucket):
         return
     config, connection = run.config, connect()
     endpoint = "" if config.s3_endpoint == AUTO else config.s3_endpoint
     survey = Survey(connection, namespace_of(connection, config.namespace))
-    for one in keys.findings(
+    for finding in keys.findings(
         survey, secret=config.s3_secret, account=config.service_account, endpoint=endpoint
     ):
-        if one.state == "error":
+        if finding.state == "error":
             raise InputError(
-                f"the service would not get its model: {one.what} {one.found}; {one.cure}"
+                f"the service could not load its model: {finding.what} {finding.found};"
+                f" {finding.cure}"
             )
-        if one.state == "not seen":
-            step.say(f"not seen: {one.what}: {one.found}")
+        if finding.state == "not seen":
+            step.say(f"not seen: {finding.what}: {finding.found}")
 
 
 def check_keys_early(run: Run) -> None:
-    """The same, where the cluster answers: what cannot be seen now is looked at by deploy.
+    """Do the same for prepare, but only print a line if the cluster cannot be asked.
 
-    Raises InputError with the cure.
+    deploy checks again. Raises InputError, with the cure, if the predictor will have no S3 keys.
     """
     try:
         check_keys(run)

@@ -1,7 +1,7 @@
-"""prepare: parse every parameter once, fix the run id, check and decode the data, write run.json.
+"""prepare: parse the parameters, choose the run id, check and decode the data, write run.json.
 
-Everything that can be refused is refused before anything is written. The later steps take the run's
-URI and little else.
+Everything that can be refused is refused before anything is written. The later steps read all
+parameters from run.json and get only the run's URI.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ RESUMABLE_PARAMETERS = (
 )
 """Parameters that may differ on resume, because they do not affect finished trials."""
 MAX_SHARED = 0.001
-"""The fraction of a set's jets that may be in another set too.
+"""Maximum fraction of a set's jets that may be in another set too.
 
-A production has a few jets twice by itself; a file that leaked is far more.
+A production may contain a few jets twice; a file that is in two sets by mistake exceeds this.
 """
 REGISTRY_SECONDS = 5.0
 PACKAGES = (
@@ -96,13 +96,16 @@ PACKAGES = (
 def prepare(
     config: RunConfig, job_id: str, run_output: str = "", artifacts: step.Artifacts | None = None
 ) -> Run:
-    """Make the run's folder and return the run.
+    """Create the run's folder, or update that of a run to resume; return the run.
 
-    Of a run that is complete it notes the status and the parameters that may change, and decodes
-    data that were cleared away. Raises InputError for data, configurations, a network or a search
-    space that cannot be used, before anything is written.
+    For an existing run it updates the status and the RESUMABLE_PARAMETERS, and decodes data again
+    that were removed.
+
+    Raises:
+        InputError: an input cannot be used, or an existing run has other inputs. Nothing is
+            written before.
     """
-    config = named(config, job_id)
+    config = with_run_id(config, job_id)
     if config.s3_bucket == AUTO:
         raise InputError(step.NO_BUCKET)
     config = config.replace(
@@ -116,19 +119,19 @@ def prepare(
 
     # Refuse what cannot be used.
     run = Run(config=config)
-    complete = storage.exists(run.path("run.json"))
-    inputs = checked_inputs(config, kept=run.path("config") if complete else NONE)
+    is_complete = storage.exists(run.path("run.json"))
+    inputs = check_inputs(config, copies_folder=run.path("config") if is_complete else NONE)
     predictor.check_keys_early(run)
-    tracker = tracked.connected(config, resumed=complete)
-    if not complete:
+    tracker = tracked.connect(config, is_resumed=is_complete)
+    if not is_complete:
         model_registry.check(config)
     run = Run(config=config.replace(search_space=to_json(inputs.space)))
-    missing = True
-    if complete:
+    is_missing = True
+    if is_complete:
         before = Run.load(run.uri)
         check_same(before, run, inputs)
-        # also where nothing has changed: an earlier version wrote the webhook's URL, a secret
-        # the images may be others now, as the configuration says
+        # Always saved, because an earlier version wrote the webhook's URL, which is a secret. The
+        # images may have changed.
         record = before.record
         if record.images != images(run.config):
             record = dataclasses.replace(
@@ -136,8 +139,8 @@ def prepare(
             )
         Run(config=run.config, record=record).save()
         # the cache of decoded data may have been cleared, or its disk damaged
-        missing = not all(is_decoded(run, split) for split in before.record.data)
-        missing |= not has_jet_columns(before)
+        is_missing = not all(is_decoded(run, split) for split in before.record.data)
+        is_missing |= not has_jet_columns(before)
 
     start_at.claim(run, job_id)
     step.write_output(run_output, run.uri)
@@ -146,7 +149,7 @@ def prepare(
     if artifacts:
         artifacts.set("parameters", content=parameters_page(run))
     unchanged.forget(run)
-    if not complete and config.if_data_changed:
+    if not is_complete and config.if_data_changed:
         earlier = unchanged.earlier_success(run.config, unchanged.inputs_digest(run.config, inputs))
         if earlier:
             add_sample(inputs)
@@ -154,36 +157,38 @@ def prepare(
                 unchanged.end(run, earlier, artifacts, job_id)
                 return run
     step.with_status(
-        "prepare", run, lambda: fill(run, inputs, job_id) if missing else None, job_id=job_id
+        "prepare", run, lambda: fill(run, inputs, job_id) if is_missing else None, job_id=job_id
     )
-    prepared = Run.load(run.uri)
-    tracked.begin(tracker, prepared)
+    prepared_run = Run.load(run.uri)
+    tracked.begin(tracker, prepared_run)
     if artifacts:
-        lineage.publish_dataset(prepared, artifacts)
-    jets = ", ".join(f"{data.jets:,} {split}" for split, data in prepared.record.data.items())
+        lineage.publish_dataset(prepared_run, artifacts)
+    jets = ", ".join(f"{data.jets:,} {split}" for split, data in prepared_run.record.data.items())
     step.say_result(f"{run.id} is prepared, with these jets: {jets}")
-    return prepared
+    return prepared_run
 
 
 def is_decoded(run: Run, split: str) -> bool:
-    """Whether the prepared data that a run's reference names are there, and whole."""
-    from weaver.prepared.columns import referred  # late: it imports awkward
+    """Return whether the prepared data of a split exist and are complete."""
+    from weaver.prepared.columns import resolve_reference  # late: it imports awkward
 
     reference = run.folder.data(split)
     content = storage.find_json(reference)
-    return content is not None and is_whole(referred(reference, content["dataset"]))
+    return content is not None and is_whole(resolve_reference(reference, content["dataset"]))
 
 
 def has_jet_columns(run: Run) -> bool:
-    """Whether the jet-level columns that a run recorded are there, and whole."""
-    from weaver.prepared.columns import referred  # late: it imports awkward
+    """Return whether the jet-level columns of a run exist and are complete."""
+    from weaver.prepared.columns import resolve_reference  # late: it imports awkward
 
     reference = run.folder.data("test")
-    return all(is_whole(referred(reference, uri)) for uri in run.record.jet_columns.values())
+    return all(
+        is_whole(resolve_reference(reference, uri)) for uri in run.record.jet_columns.values()
+    )
 
 
 def is_whole(dataset: str) -> bool:
-    """Whether prepared data is there and, on a disk, as it was written."""
+    """Return whether prepared data exist and, on a local disk, are undamaged."""
     from weaver.prepared.columns import damage, is_prepared  # late: it imports awkward
 
     if not is_prepared(dataset):
@@ -191,24 +196,24 @@ def is_whole(dataset: str) -> bool:
     return not storage.is_local(dataset) or not damage(Path(dataset))
 
 
-def named(config: RunConfig, job_id: str) -> RunConfig:
-    """The configuration with the run id of a KFP job where it has none of its own."""
+def with_run_id(config: RunConfig, job_id: str) -> RunConfig:
+    """Return the configuration with a run id; 'auto' becomes an id derived from the KFP job."""
     if config.run_id != AUTO:
         return config
     return config.replace(run_id=make_run_id(config.network_config, job_id))
 
 
 def namespace(config: RunConfig) -> str:
-    """The namespace of the run's objects; 'auto' stays on one machine."""
+    """Return the namespace of the run's objects: for 'auto' the pod's, on one machine 'auto'."""
     if config.namespace != AUTO or step.LOCAL_DIR in os.environ:
         return config.namespace
     return own_namespace() or AUTO
 
 
 def baseline_folder(config: RunConfig) -> str:
-    """Return the earlier run's folder, whatever the working directory.
+    """Return the absolute folder of the run of --baseline, or 'none'.
 
-    Raises InputError where no run was evaluated there, or none was deployed.
+    Raises InputError if it was not evaluated, or for 'served' if no run was deployed.
     """
     if config.baseline == NONE:
         return NONE
@@ -224,21 +229,21 @@ def baseline_folder(config: RunConfig) -> str:
 
 
 def served_run(config: RunConfig) -> str:
-    """Return the folder of the run that was deployed last under this run's service name.
+    """Return the folder of the run in this storage that was deployed last under the same name.
 
-    Only runs of this storage count. Raises InputError where there is none.
+    Raises InputError if there is none.
     """
     place, name = storage.absolute(config.s3_bucket), Run(config=config).model_name
     times = {}
     for entry in storage.glob(storage.join(place, "*", "service.json")):
         folder = RunFolder(entry.uri.rsplit("/", 1)[0])
         service, status = ServiceRecord.find(folder.service), StatusRecord.find(folder.status)
-        deployed = status.steps.get("deploy") if status else None
-        # A run that goes on with --resume is no baseline of its own.
+        deploy_status = status.steps.get("deploy") if status else None
+        # A resumed run is not its own baseline.
         if storage.name(folder.uri) == config.run_id or not storage.exists(folder.metrics):
             continue
-        if service and service.name == name and deployed:
-            times[folder.uri] = deployed.time
+        if service and service.name == name and deploy_status:
+            times[folder.uri] = deploy_status.time
     if not times:
         raise InputError(
             f"--baseline {SERVED}: no run in {place} was deployed as {name}; leave"
@@ -248,35 +253,35 @@ def served_run(config: RunConfig) -> str:
 
 
 def parameters_page(run: Run) -> str:
-    """Return every parameter as it was understood, for Kubeflow to show beside the step.
+    """Return a page (Markdown) with the value of every parameter, for Kubeflow's UI.
 
-    Those that differ from the default come first; the search space is JSON in a block of its own.
+    Parameters that differ from their default come first. The search space is a block of JSON.
     """
     defaults, values = RunConfig().parameters(), run.config.parameters()
     space = values.pop("search_space")
-    changed: list[tuple[str, str]] = []
-    others: list[tuple[str, str]] = []
+    other_values: list[tuple[str, str]] = []
+    default_values: list[tuple[str, str]] = []
     for name, value in values.items():
-        rows = changed if value != defaults[name] else others
+        rows = other_values if value != defaults[name] else default_values
         rows.append((flag(name), markdown.code(value)))
     head = ["parameter", "value"]
     parts = [f"# {run.id}\n"]
-    if changed:
-        parts += ["Not the default:\n", markdown.table(head, changed)]
-    parts += ["The defaults:\n", markdown.table(head, others)]
-    indented = json.dumps(json.loads(str(space)), indent=2)
-    parts += ["Search space:\n", markdown.block(indented, "json", wrap=False)]
+    if other_values:
+        parts += ["Not the default:\n", markdown.table(head, other_values)]
+    parts += ["The defaults:\n", markdown.table(head, default_values)]
+    space_text = json.dumps(json.loads(str(space)), indent=2)
+    parts += ["Search space:\n", markdown.block(space_text, "json", wrap=False)]
     return "\n".join(parts)
 
 
-def checked_inputs(config: RunConfig, kept: str) -> Inputs:
-    """Run every check on what the configuration names. Raises InputError as the checks do."""
-    inputs = Inputs(config, kept)
+def check_inputs(config: RunConfig, copies_folder: str) -> Inputs:
+    """Run all checks of the inputs; return the inputs. Raises InputError as the checks do."""
+    inputs = Inputs(config, copies_folder)
     for path, name in ((config.data_config, "data.yaml"), (config.network_config, "network.py")):
         place = inputs.place(path, name)
         if place != here(path) and storage.read_bytes(place) != storage.read_bytes(here(path)):
-            step.say(f"{path} has changed since the run was made; it goes on with its copy {place}")
-    for check in (*inputs_module.OF_CONFIGURATION, *inputs_module.OF_DATA):
+            step.say(f"{path} has changed since the run started; the run uses its copy {place}")
+    for check in (*inputs_module.CONFIGURATION_CHECKS, *inputs_module.DATA_CHECKS):
         say_warning(check.run(inputs))
     return inputs
 
@@ -288,17 +293,17 @@ def say_warning(result: inputs_module.Result) -> None:
 
 
 def check_same(before: Run, run: Run, inputs: Inputs) -> None:
-    """Refuse to resume a run with other inputs, because its trials would mean nothing.
+    """Refuse to resume a run with other inputs, because its trials would not be comparable.
 
-    Raises InputError with the first difference of parameters, configurations and data.
+    Raises InputError with the first difference in parameters, configurations or data.
     """
-    # earlier versions wrote down 'auto' for the pod's own namespace
+    # earlier versions stored 'auto' instead of the pod's own namespace
     before_now = before.config.replace(namespace=namespace(before.config))
-    then, now = before_now.parameters(), run.config.parameters()
+    old, new = before_now.parameters(), run.config.parameters()
     different = []
-    for name, value in now.items():
-        if value != then[name] and name not in RESUMABLE_PARAMETERS:
-            different.append(f"{flag(name)} was {then[name]!r}, now {value!r}")
+    for name, value in new.items():
+        if value != old[name] and name not in RESUMABLE_PARAMETERS:
+            different.append(f"{flag(name)} was {old[name]!r}, now {value!r}")
     if storage.read_bytes(run.path("config", "data.yaml")) != inputs.data_config_text:
         different.append("config/data.yaml is not what the file holds now")
     if storage.read_bytes(run.path("config", "network.py")) != inputs.network.source.encode():
@@ -312,16 +317,20 @@ def check_same(before: Run, run: Run, inputs: Inputs) -> None:
     for split, files in inputs.files.items():
         if before.record.data[split].fingerprint != storage.fingerprint(files):
             different.append(f"the files of --data-{split} have changed")
-    changed = [name for name in RESUMABLE_PARAMETERS if now[name] != then[name]]
-    if changed and not different:
-        for name in changed:
-            step.say(f"goes on with --{flag(name)} {now[name]} in place of {then[name]}")
-        fixed = [f"--{flag(name)}" for name in changed if name in CHANGEABLE_PARAMETERS]
-        if fixed and step.LOCAL_DIR not in os.environ and not storage.exists(run.folder.search):
+    new_names = [name for name in RESUMABLE_PARAMETERS if new[name] != old[name]]
+    if new_names and not different:
+        for name in new_names:
+            step.say(f"continues with --{flag(name)} {new[name]} instead of {old[name]}")
+        fixed_flags = [f"--{flag(name)}" for name in new_names if name in CHANGEABLE_PARAMETERS]
+        if (
+            fixed_flags
+            and step.LOCAL_DIR not in os.environ
+            and not storage.exists(run.folder.search)
+        ):
             step.say(
-                f"an Experiment that has begun cannot change {', '.join(fixed)}: another one"
-                " follows for what is left of the search; finished trials count, and those under"
-                " way resume from their checkpoints"
+                f"Katib cannot change {', '.join(fixed_flags)} of a running Experiment: a new one"
+                " runs the rest of the search; finished trials count, and unfinished ones resume"
+                " from their checkpoints"
             )
     if different:
         more = f", and {len(different) - 1} more" if len(different) > 1 else ""
@@ -332,11 +341,11 @@ def check_same(before: Run, run: Run, inputs: Inputs) -> None:
 
 
 def add_sample(inputs: Inputs) -> None:
-    """Generate the jets of the sets that are to be the sample, and check their files."""
+    """Generate the jets of the sets whose files are 'sample', and check the generated files."""
     from data.generator.sample import ensure_sample
 
-    sampled = [split for split in SPLITS if inputs.patterns[split] == SAMPLE]
-    if not sampled:
+    splits = [split for split in SPLITS if inputs.patterns[split] == SAMPLE]
+    if not splits:
         return
     config = inputs.config
     # validation and test get a quarter as many each, as --sample-jets says
@@ -344,25 +353,28 @@ def add_sample(inputs: Inputs) -> None:
     sample = ensure_sample(
         config.s3_bucket, jets=(config.sample_jets, part, part), seed=config.seed_number
     )
-    for split in sampled:
+    for split in splits:
         inputs.patterns[split] = sample[split]
         inputs_module.check_files(inputs, split)
-    if "val" in sampled:
+    if "val" in splits:
         say_warning(inputs_module.check_raw_model(inputs))
 
 
 def fill(run: Run, inputs: Inputs, job_id: str = "") -> None:
-    """Decode the data, copy the configurations, and write run.json last, which makes the run."""
+    """Decode the data, copy the configurations, and write run.json last.
+
+    A run with a run.json is completely prepared. Raises InputError if sets share too many jets.
+    """
     from components.gate_inputs import missing_of_jets
     from weaver.network.siblings import write_siblings
 
-    # before the files of a sample take the place of the word
+    # computed before `add_sample` replaces 'sample' by file names
     inputs_digest = unchanged.inputs_digest(run.config, inputs)
     add_sample(inputs)
     say_disk_need(run, inputs)
     sets = decode_sets(run, inputs)
     jet_columns, no_jet_columns = decode_jet_columns(run, inputs)
-    # Only the decoded momenta show that files of other names hold the same jets.
+    # Files with different names may hold the same jets; only the decoded momenta show that.
     shared = check_shared({split: data.dataset for split, data in sets.items()})
     for reason in missing_of_jets(sets["test"].dataset, run.config):
         step.say(f"warning: the gate will refuse the model: {reason}")
@@ -393,31 +405,31 @@ PAGES = 30 * 10**6  # bytes of reports, figures, golden requests and records
 
 
 def say_disk_need(run: Run, inputs: Inputs) -> None:
-    """Say what a run may write to a disk of this machine; warn where there is less room.
+    """Print how much a run may write to a local disk; warn if less is free.
 
-    It is no error, because a selection may leave most jets out, and data may be decoded already.
+    It is no error: the selection may drop most jets, and the data may be decoded already.
     """
     if not storage.is_local(run.uri) or inputs.parameters is None:
         return
     data = sum(
         file.bytes_per_entry * file.num_used
-        for checked in inputs.checked.values()
-        for file in checked.files
+        for file_check in inputs.file_checks.values()
+        for file in file_check.files
     )
     trials = run.config.max_trials * disk_need.trial_bytes(inputs.parameters)
     models = MODELS * disk_need.NUMBER * inputs.parameters + PAGES
     folder = local_path(run.config.s3_bucket)
-    needed, free = int(data + trials + models), space.free_bytes(folder)
+    need, free = int(data + trials + models), space.free_bytes(folder)
     line = (
-        f"the run may take {space.shown(needed)} in {folder} (jets {space.shown(int(data))},"
+        f"the run may take {space.shown(need)} in {folder} (jets {space.shown(int(data))},"
         f" {run.config.max_trials} trials {space.shown(trials)}, models and reports"
         f" {space.shown(models)}); {space.shown(free)} are free"
     )
-    step.say(line if needed <= free else f"warning: {line}")
+    step.say(line if need <= free else f"warning: {line}")
 
 
 def decode_sets(run: Run, inputs: Inputs) -> dict[str, DataSet]:
-    """Decode the files of each split into the run's storage, or find them decoded there."""
+    """Decode the files of each split into the run's storage, unless they are decoded already."""
     from weaver.prepared.columns import reference_to, where
     from weaver.prepared.prepare import prepare as decode
 
@@ -435,7 +447,7 @@ def decode_sets(run: Run, inputs: Inputs) -> dict[str, DataSet]:
             skip_bad_files=config.skip_bad_files,
             report=step.say,
         )
-        # with what was derived on the training set, which comes first
+        # has the standardisation that was derived from the training set, which comes first
         data_config = ref.data_config
         reference = run.folder.data(split)
         storage.write_json(reference, reference_to(ref.uri, reference))
@@ -447,17 +459,19 @@ def decode_sets(run: Run, inputs: Inputs) -> dict[str, DataSet]:
             fingerprint=storage.fingerprint(inputs.files[split]),
         )
         if ref.reused:
-            step.say(f"{split}: {ref.num_jets:,} jets, decoded before")
+            step.say(f"{split}: {ref.num_jets:,} jets, already decoded")
         if storage.is_local(ref.uri):
             step.say(f"{split}: decoded jets in {where(Path(local_path(ref.uri)))}")
     return sets
 
 
 def decode_jet_columns(run: Run, inputs: Inputs) -> tuple[dict[str, str], str]:
-    """Decode the jet-level columns that evaluate needs, in prepared data of their own.
+    """Decode the jet-level columns that evaluate needs into separate prepared data.
 
-    Returns split -> URI of the prepared folder, or why there is none: the report then goes without
-    them, so that no run fails for a column that its network does not need.
+    Returns:
+        Split -> URI of the prepared folder, and an empty string. Or no folders and the reason: the
+        report then lacks them, because a run must not fail for columns that its network does not
+        use.
     """
     from evaluating import jet_columns
     from weaver.config.data_config import DataConfig
@@ -465,9 +479,9 @@ def decode_jet_columns(run: Run, inputs: Inputs) -> tuple[dict[str, str], str]:
     from weaver.read.files import branch_names
 
     branches: set[str] | None = None
-    for checked in inputs.checked.values():
-        of_split = set(branch_names(checked.files[0]))
-        branches = of_split if branches is None else branches & of_split
+    for file_check in inputs.file_checks.values():
+        names = set(branch_names(file_check.files[0]))
+        branches = names if branches is None else branches & names
     sets: dict[str, str] = {}
     try:
         columns = jet_columns.of_files(inputs.known_data_config, branches or ())
@@ -482,9 +496,9 @@ def decode_jet_columns(run: Run, inputs: Inputs) -> tuple[dict[str, str], str]:
                 for_training=split != "test",
                 validation=split == "val",
                 skip_bad_files=run.config.skip_bad_files,
-                report=lambda line: None,  # what is wrong with the files was said before
+                report=lambda line: None,  # problems of the files were printed before
             )
-            # with the histograms of a reweighting, made of the training set, which comes first
+            # has the histograms of a reweighting, derived from the training set
             config = ref.data_config
             sets[split] = ref.uri
     except InputError as error:
@@ -494,10 +508,10 @@ def decode_jet_columns(run: Run, inputs: Inputs) -> tuple[dict[str, str], str]:
 
 
 def check_shared(sets: Mapping[str, str]) -> dict[str, int]:
-    """Count the jets that each two of the prepared sets have in common: {"train and test": 0, ...}.
+    """Count the jets that each pair of prepared sets has in common: {"train and test": 0, ...}.
 
-    sets: name -> URI of the prepared folder. Raises InputError where they are more than MAX_SHARED:
-    a copied, reordered or merged file is the same file under another name.
+    `sets` is name -> URI of the prepared folder. It also notices copied, reordered and merged
+    files. Raises InputError if a pair shares more than MAX_SHARED of its jets.
     """
     from weaver.prepared.shared_jets import shared_jets
 
@@ -519,68 +533,68 @@ def check_shared(sets: Mapping[str, str]) -> dict[str, int]:
 
 
 def images(config: RunConfig) -> dict[str, str]:
-    """Return the images of the run by name, as the user named them; on one machine 'none'."""
+    """Return the run's images: 'steps' and 'weaver' -> image, on one machine 'none'."""
     if step.LOCAL_DIR in os.environ:
         return {"steps": NONE, "weaver": NONE}
     return {"steps": os.environ.get(IMAGE_VARIABLE, NONE), "weaver": config.weaver_image}
 
 
 def image_digests(config: RunConfig) -> dict[str, str | None]:
-    """Return the digests of the run's images as far as they can be known; empty on one machine.
+    """Return the digests of the run's images, None if unknown; empty on one machine.
 
-    A tag is asked of its registry, without waiting long: pods may not reach it.
+    For a tag the registry is asked, for at most REGISTRY_SECONDS, because pods may not reach it.
     """
-    named = images(config).items()
+    names = images(config).items()
     return {
         name: digest_of(image, seconds=REGISTRY_SECONDS)
-        for name, image in named
+        for name, image in names
         if step.LOCAL_DIR not in os.environ
     }
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that make the results; 'none' is absent."""
-    known = {"python": sys.version.split(maxsplit=1)[0]}
+    """Return the versions of Python and of PACKAGES; 'none' for one that is not installed."""
+    result = {"python": sys.version.split(maxsplit=1)[0]}
     for package in PACKAGES:
         try:
-            known[package] = importlib.metadata.version(package)
+            result[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            known[package] = "none"
-    return known
+            result[package] = "none"
+    return result
 
 
 @contextlib.contextmanager
-def refusal_recorded(config: RunConfig, job_id: str) -> Iterator[None]:
-    """Note in the run's folder why prepare refused, on Kubeflow.
+def record_refusal(config: RunConfig, job_id: str) -> Iterator[None]:
+    """On Kubeflow, write into the run's status.json why prepare refused its inputs.
 
-    The exit handler tells it, and a repeated attempt ends at once. On one machine nothing is
-    written for what was refused, as the reason stands on the screen.
+    The exit handler reports the reason, and a repeated attempt ends at once. On one machine nothing
+    is written, because the user sees the reason on the screen.
     """
     if step.LOCAL_DIR in os.environ or not job_id or not storage.is_s3(config.s3_bucket):
         yield
         return
-    run = Run(config=named(config, job_id))
+    run = Run(config=with_run_id(config, job_id))
     step.refuse_repetition("prepare", run.uri, job_id)
     try:
         yield
     except InputError as error:
-        # a storage that fails as well must not hide why prepare refused
+        # an error of the storage must not hide why prepare refused
         with contextlib.suppress(JecError):
             step.write_failure(run, "prepare", error, job_id)
         raise
 
 
 def place(args: argparse.Namespace) -> RunConfig:
-    """A configuration that says where the run's folder is, whatever the other arguments are."""
+    """Return a configuration with only the parameters that determine the run's folder."""
     return RunConfig(
         s3_bucket=args.s3_bucket, run_id=args.run_id, network_config=args.network_config
     )
 
 
 def configuration(parser: argparse.ArgumentParser, argv: list[str] | None) -> RunConfig:
-    """The configuration of the arguments; what `--settings` names are the defaults of the flags.
+    """Return the configuration of the arguments; `--settings` sets the defaults of the flags.
 
-    Raises InputError for settings and for values that cannot be meant.
+    Raises InputError for invalid settings or values.
     """
     settings = parser.parse_args(argv).settings
     parser.set_defaults(**form.fields_of_settings(settings))
@@ -597,7 +611,7 @@ def main(argv: list[str] | None = None) -> int:
         metavar="JSON",
         help="the parameter `settings` of Kubeflow's form: the defaults of the other flags",
     )
-    parser.add_argument("--job-id", default="", help="KFP job id, of which the run id is made")
+    parser.add_argument("--job-id", default="", help="KFP job id, from which the run id is derived")
     parser.add_argument("--run-output", default="", help="file that gets the run's URI")
     parser.add_argument(
         "--executor-input", default="", help="KFP's executor input (JSON); by hand: leave it out"
@@ -605,17 +619,19 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def body() -> None:
+        """Check the arguments and run `prepare`."""
         step.use_endpoint(args.s3_endpoint)
         if args.run_id == AUTO and not args.job_id:
             raise InputError(
                 f"give --job-id or --run-id, as --run-id {slug(args.network_config)}-00000001"
             )
-        with refusal_recorded(place(args), args.job_id):
+        with record_refusal(place(args), args.job_id):
             config = configuration(parser, argv)
             prepare(config, args.job_id, args.run_output, step.Artifacts(args.executor_input))
 
     def is_last() -> bool:
-        run = Run(config=named(place(args), args.job_id))
+        """Return whether Kubeflow makes no further attempt of this step."""
+        run = Run(config=with_run_id(place(args), args.job_id))
         return step.is_last_attempt("prepare", run.uri, args.job_id)
 
     step.stop_on_sigterm()

@@ -1,7 +1,7 @@
 """search: run the Katib experiment of a run to its end; write search.json, search.html, trials.csv.
 
-A search that has ended is not repeated. It goes on where the run asks for more trials
-(`--more-trials`). Where another experiment has to follow, the trials under way resume before it.
+A finished search is not repeated, but continued if the run asks for more trials (`--more-trials`).
+If that needs a new experiment, unfinished trials of the old one are resumed first.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from common.config import NONE
 from common.records import Objective, SearchRecord, Trial
 from common.run import Run
 from components import step
-from components.resumed_trials import delete_jobs, failed_resumed, resume_trials
+from components.resumed_trials import delete_jobs, failed_trials, resume_trials
 from components.tracked import log_search
 from reporting.headline import kubeflow_metrics_of_search, search_lines
 from reporting.search_page import as_csv, as_markdown, search_page
@@ -26,32 +26,33 @@ from training.search_space import cautions, for_network, load
 
 
 def search(run: Run, artifacts: step.Artifacts) -> str:
-    """The name of the best trial.
+    """Run or continue the search; return the name of the best trial.
 
-    Raises ClusterError if the experiment failed, DeadlineError if it took too long.
+    Raises ClusterError if the experiment failed, DeadlineError if it took longer than
+    --deadline-hours.
     """
     earlier = SearchRecord.find(run.folder.search)
     if earlier and _is_done(run, earlier):
-        step.say(f"searched before: best trial {earlier.optimal}")
+        step.say(f"the search has already ended: best trial {earlier.optimal}")
         _publish(earlier, search_page(earlier), artifacts)
         return earlier.optimal
     cluster = step.backend(run)
     end = time.monotonic() + run.config.deadline_hours * 3600
-    plan = _what_to_run(run, cluster, earlier, end)
-    manifest, carried = plan.manifest, plan.carried
+    plan = _plan(run, cluster, earlier, end)
+    manifest, earlier_trials = plan.manifest, plan.earlier_trials
     name = manifest["metadata"]["name"]
     if plan.is_done:
-        step.say(f"all {len(carried)} trials have ended before; nothing is left to search")
+        step.say(f"all {len(earlier_trials)} trials have already ended; no trial remains to be run")
         result = ExperimentResult(name=name, trials=[], optimal="")
     else:
         step.say(f"losses of all trials: tensorboard --logdir {run.folder.trials}")
-        with step.watched(cluster, cluster.delete_experiment, name):
+        with step.remove_if_stopped(cluster, cluster.delete_experiment, name):
             result = cluster.run_experiment(
                 manifest, deadline=end - time.monotonic(), report=step.say
             )
-    record = as_record(run, manifest, *_joined(manifest, carried, result))
+    record = as_record(run, manifest, *_merge(manifest, earlier_trials, result))
     record.save(run.folder.search)
-    # Drawn once, for the run's folder and for Kubeflow: figures take seconds.
+    # Drawn once for the run's folder and Kubeflow, because the figures take seconds.
     page = search_page(record)
     storage.write_text(run.folder.trials_table, as_csv(record))
     storage.write_text(run.folder.search_page, page)
@@ -64,91 +65,92 @@ def search(run: Run, artifacts: step.Artifacts) -> str:
 
 
 def _is_done(run: Run, earlier: SearchRecord) -> bool:
-    """Whether the search has had all trials that the run asks for, and its best weights exist."""
+    """Return whether the search has all trials that the run asks for, and its best weights."""
     trials = run.config.max_trials
-    asked_before = trials if earlier.asked is None else earlier.asked
-    # Fewer trials than asked are enough where the goal, or the end of a grid, ended the search.
-    asks_for_more = trials > len(earlier.trials) and trials != asked_before
+    earlier_max = trials if earlier.asked is None else earlier.asked
+    # A search that reached its goal, or the end of a grid, is complete with fewer trials.
+    asks_for_more = trials > len(earlier.trials) and trials != earlier_max
     return not asks_for_more and storage.exists(run.folder.weights(earlier.optimal))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """What is left of a search."""
+    """The experiment to run, and the trials that have ended before."""
 
     manifest: Manifest
-    carried: list[Trial]
-    """The trials that count beside those of the experiment."""
+    earlier_trials: list[Trial]
+    """Trials outside of the experiment that count for the search."""
     is_done: bool = False
-    """Whether the carried trials are all, so that the experiment is not run."""
+    """Whether the earlier trials are enough, so that the experiment is not run."""
 
 
-def _what_to_run(run: Run, cluster: Cluster, earlier: SearchRecord | None, end: float) -> _Plan:
-    """The experiment to run or to continue, and the trials that count beside its own.
+def _plan(run: Run, cluster: Cluster, earlier: SearchRecord | None, end: float) -> _Plan:
+    """Return the experiment to run or continue, and the earlier trials that count.
 
-    An experiment that is gone, or that its backend cannot continue, is followed by another one for
-    the remaining trials. The trials that it left under way are resumed here, before the time `end`
-    of time.monotonic().
+    If the run's experiment no longer exists, or its backend cannot continue it, a new one runs the
+    remaining trials. Unfinished trials of the old one are resumed here, until `end` (a time of
+    time.monotonic()).
     """
-    name = _experiment_to_go_on(run, cluster, earlier)
-    trials, failed = _trials_before(run, earlier)
+    name = _experiment_to_continue(run, cluster, earlier)
+    trials, failed_names = _trials_before(run, earlier)
     if name:
         others = [trial for trial in trials if not _is_of(trial.name, name, cluster)]
-        failed &= {trial.name for trial in others}
+        failed_names &= {trial.name for trial in others}
         manifest = experiment(
             run,
             carried=len(others),
-            failed=len(failed),
+            failed=len(failed_names),
             name=name,
             reproducible=cluster.resumes,
         )
-        return _Plan(manifest=manifest, carried=others)
+        return _Plan(manifest=manifest, earlier_trials=others)
 
     if not _is_enough(run, trials) and resume_trials(
         run, cluster, trials, deadline=end - time.monotonic()
     ):
-        trials, failed = _trials_before(run, earlier)
+        trials, failed_names = _trials_before(run, earlier)
     if earlier is None and not trials and not cluster.resumes:
         _say_cautions(run)
     manifest = experiment(
-        run, carried=len(trials), failed=len(failed), reproducible=cluster.resumes
+        run, carried=len(trials), failed=len(failed_names), reproducible=cluster.resumes
     )
     is_done = _is_enough(run, trials)
     if trials and not is_done:
         _say_what_follows(run, trials)
     if earlier:
         cluster.delete_experiment(earlier.experiment)
-    return _Plan(manifest=manifest, carried=trials, is_done=is_done)
+    return _Plan(manifest=manifest, earlier_trials=trials, is_done=is_done)
 
 
 def _trials_before(run: Run, earlier: SearchRecord | None) -> tuple[list[Trial], set[str]]:
-    """The trials that have ended, and the names of those that failed after they were resumed.
+    """Return the trials that have ended, and the names of those that failed after a resume.
 
-    No record has the trials of an experiment whose launcher was lost; the storage has them.
+    They come from search.json and, for an experiment whose step was killed, from the trials'
+    folders.
     """
     trials = list(earlier.trials) if earlier else []
-    known = {trial.name for trial in trials}
-    failed = set()
-    for trial in [*finished_trials(run, step.say), *failed_resumed(run)]:
-        if trial.name not in known:
-            known.add(trial.name)
+    names = {trial.name for trial in trials}
+    failed_names = set()
+    for trial in [*finished_trials(run, step.say), *failed_trials(run)]:
+        if trial.name not in names:
+            names.add(trial.name)
             trials.append(trial)
             if not trial.counts:
-                failed.add(trial.name)
-    return trials, failed
+                failed_names.add(trial.name)
+    return trials, failed_names
 
 
 def _is_of(trial: str, experiment: str, cluster: Cluster) -> bool:
-    """Whether a trial belongs to an experiment that goes on.
+    """Return whether a trial belongs to an experiment.
 
-    On one machine the trials of an experiment that was run again are named NAME-2-000.
+    On one machine the trials of an experiment's second run are named NAME-2-000.
     """
     again = cluster.resumes and trial.startswith(f"{experiment}-")
     return again or experiment_of(trial) == experiment
 
 
 def _is_enough(run: Run, trials: Sequence[Trial]) -> bool:
-    """Whether trials are all that the run asks for, or reach its goal, which ends a search."""
+    """Return whether the trials are as many as the run asks for, or one reaches its goal."""
     manifest = experiment(run)
     best = best_trial(manifest, trials)
     if best is None:
@@ -159,23 +161,23 @@ def _is_enough(run: Run, trials: Sequence[Trial]) -> bool:
     return len(trials) >= run.config.max_trials or (goal != NONE and value <= float(goal))
 
 
-def _experiment_to_go_on(run: Run, cluster: Cluster, earlier: SearchRecord | None) -> str:
-    """The name of the run's experiment that still exists and goes on; empty if none does.
+def _experiment_to_continue(run: Run, cluster: Cluster, earlier: SearchRecord | None) -> str:
+    """Return the name of the run's experiment that can be continued; empty if there is none.
 
-    One that search.json records has been read to its end: it must take more trials. One that was
-    made with other parameters is removed, where its backend does not let them change.
+    A finished experiment (in search.json) must be able to take more trials. An experiment with
+    other parameters, which its backend cannot change, is removed.
     """
     for name, annotations in cluster.experiments(run.id).items():
-        recorded = earlier is not None and earlier.experiment == name
-        if recorded and not cluster.can_continue(name):
+        is_recorded = earlier is not None and earlier.experiment == name
+        if is_recorded and not cluster.can_continue(name):
             continue
-        changed = changes(run, annotations)
-        if not changed:
+        differences = changes(run, annotations)
+        if not differences:
             return name
         step.say(
-            f"experiment {name} was made with other parameters, and Katib does not let them change"
-            f" ({'; '.join(changed)}): it is removed, its trials under way resume from their"
-            " checkpoints, and another one follows for the rest"
+            f"experiment {name} has other parameters, which Katib cannot change"
+            f" ({'; '.join(differences)}): it is removed, its unfinished trials resume from their"
+            " checkpoints, and a new experiment runs the rest"
         )
         cluster.delete_experiment(name)
         return ""
@@ -183,37 +185,34 @@ def _experiment_to_go_on(run: Run, cluster: Cluster, earlier: SearchRecord | Non
 
 
 def _say_cautions(run: Run) -> None:
-    """Say what a cluster does with the algorithm other than the search space asks for."""
+    """Print how Katib's algorithm departs from the search space."""
     space = for_network(load(run.config.search_space), run.config.network_config)
     for caution in cautions(space, run.config.algorithm):
         step.say(f"note: {caution}")
 
 
 def _say_what_follows(run: Run, trials: Sequence[Trial]) -> None:
-    """Say that earlier trials count, and what the algorithm knows of them."""
+    """Print that earlier trials count, and whether the algorithm uses them."""
     algorithm = algorithms.offered(run.config.algorithm)
-    knows = ""  # random needs no earlier trials
+    note = ""  # random needs no earlier trials
     if algorithm.learns:
-        knows = f"; {algorithm.name} learns from trials, and starts without these"
+        note = f"; {algorithm.name} learns from trials, but starts without these"
     elif algorithm.plan == "sequence":
-        knows = f"; {algorithm.name} would begin anew, so that the rest is drawn at random"
+        note = f"; {algorithm.name} would start again, so that the rest is drawn at random"
     elif algorithm.plan == "grid":
-        knows = f"; {algorithm.name} starts at its first point, so that some may come again"
+        note = f"; {algorithm.name} starts at its first point, so that some may be repeated"
     step.say(
-        f"{len(trials)} trials of this run have ended and count; their experiment is gone or cannot"
-        f" go on, and another one follows for the rest{knows}"
+        f"{len(trials)} trials of this run have ended and count; their experiment cannot be"
+        f" continued, and a new one runs the rest{note}"
     )
 
 
-def _joined(
-    manifest: Manifest, carried: Sequence[Trial], result: ExperimentResult
+def _merge(
+    manifest: Manifest, earlier_trials: Sequence[Trial], result: ExperimentResult
 ) -> tuple[ExperimentResult, int]:
-    """The result with the trials of earlier experiments in front, and the best of all.
-
-    Also how many these are.
-    """
+    """Return the result with the earlier trials in front and the best of all, and their number."""
     own = {trial.name for trial in result.trials}
-    others = [trial for trial in carried if trial.name not in own]
+    others = [trial for trial in earlier_trials if trial.name not in own]
     if not others:
         return result, 0
     trials = [*others, *result.trials]
@@ -223,7 +222,7 @@ def _joined(
 
 
 def _publish(record: SearchRecord, page: str, artifacts: step.Artifacts) -> None:
-    """Print the result and hand it, with its page, to KFP."""
+    """Print the result and publish it, with its page, as KFP artifacts."""
     best, loss = record.best, record.best_value
     artifacts.set(
         "search_metrics", metadata=kubeflow_metrics_of_search(record), content=search_lines(record)
@@ -237,8 +236,10 @@ def _publish(record: SearchRecord, page: str, artifacts: step.Artifacts) -> None
     )
 
 
-def as_record(run: Run, manifest: Manifest, result: ExperimentResult, carried: int) -> SearchRecord:
-    """The content of search.json; the first `carried` trials are of experiments before this one."""
+def as_record(
+    run: Run, manifest: Manifest, result: ExperimentResult, num_earlier: int
+) -> SearchRecord:
+    """Return the content of search.json; `num_earlier` trials come from earlier experiments."""
     setting = algorithms.offered(run.config.algorithm).seed_setting
     names = [one["name"] for one in manifest["spec"]["algorithm"]["algorithmSettings"]]
     return SearchRecord(
@@ -248,7 +249,7 @@ def as_record(run: Run, manifest: Manifest, result: ExperimentResult, carried: i
         early_stopping=run.config.early_stopping,
         seed=run.config.seed_number if setting in names else None,
         asked=run.config.max_trials,
-        carried=carried,
+        carried=num_earlier,
         optimal=result.optimal,
         trials=result.trials,
     )
@@ -263,6 +264,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def body(run: Run) -> None:
+        """Run `search` and write its output."""
         step.write_output(args.best_trial_output, search(run, step.Artifacts(args.executor_input)))
 
     return step.main("search", args, body)

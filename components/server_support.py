@@ -1,9 +1,9 @@
-"""What a Kubeflow Pipelines server does with the pipeline's IR, by the server's version.
+"""The features of the pipeline's IR that a Kubeflow Pipelines server supports, by its version.
 
-A server refuses a run whose IR has a field that it does not know, and says so only after the
-pipeline is uploaded. So the IR is written for the server that is asked. There are no servers
-between 2.5 and 2.14. The fields are those of pipeline_spec.proto and
-kubernetes_executor_config.proto in the server's source; the tests hold each version's messages.
+A server refuses a run whose IR has an unknown field, and only after the upload. Therefore the IR is
+compiled for the server's version. There are no releases between 2.5 and 2.14. The fields are those
+of pipeline_spec.proto and kubernetes_executor_config.proto in the server's source; the tests have
+the messages of each version.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ OLDEST = (2, 5)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Support:
-    """What a server knows of what the IR may ask.
+    """Features that a server supports.
 
-    The defaults are for a server of an unknown version: every version takes that IR.
+    The defaults are for a server of an unknown version; every version accepts the resulting IR.
     """
 
     step_labels: bool = True
-    """It gives the pod of each step the step's own labels.
+    """The pod of each step gets the step's own labels.
 
     Before 2.14 all steps inside an exit handler share one pod template: with 2.5.0's compiler all
     of them get the label of deploy (backend/src/v2/compiler/argocompiler/container.go:274-289).
     """
     nested_retries: bool = True
-    """It retries steps inside an exit handler.
+    """Steps inside an exit handler are retried.
 
-    Before 2.14 it looks for retry policies among the outermost tasks only (the same file, 508-518).
+    Before 2.14 only the outermost tasks have retry policies (the same file, 508-518).
     """
     display_names: bool = False
-    """It finds a task's outputs by the task's key also where the task has another name to show.
+    """A task may have a display name.
 
-    Before 2.14 it looks for the key among the shown names (pipelines#11938).
+    Before 2.14 the server then does not find the task's outputs (pipelines#11938).
     """
     optional_secret: bool = False
-    """It knows SecretAsEnv.optional, so that a run may have no Secret with S3 keys."""
+    """SecretAsEnv.optional is known, so that a step starts without the Secret with S3 keys."""
     non_root: bool = False
-    """It knows SecurityContext.run_as_non_root."""
+    """SecurityContext.run_as_non_root is known."""
 
 
 def support_of(version: tuple[int, int] | None) -> Support:
@@ -59,7 +59,7 @@ def support_of(version: tuple[int, int] | None) -> Support:
 
 
 def losses(support: Support, secret: str, webhook_secret: str = NONE) -> list[str]:
-    """Return what a run on such a server goes without or needs, one sentence each.
+    """Return what does not work on such a server or is needed there, one sentence each.
 
     `secret` is the name of the Secret with the S3 keys, `webhook_secret` NAME/KEY of the one with
     the webhook's URL.
@@ -67,13 +67,12 @@ def losses(support: Support, secret: str, webhook_secret: str = NONE) -> list[st
     sentences = []
     if not support.nested_retries:
         sentences.append(
-            "it makes no second attempt of the steps before finish: after any failure go on with"
-            " --resume"
+            "it does not retry the steps before finish: after a failure, continue with --resume"
         )
     if not support.step_labels:
         sentences.append(
-            "the steps' pods get no label jec/step: --logs shows no log of theirs, a summary may"
-            " not tell why one was stopped, and PodDefaults such as deploy/eos do not reach them"
+            "the steps' pods get no label jec/step: --logs does not find them, a summary may lack"
+            " the reason why one was stopped, and PodDefaults such as deploy/eos do not apply"
         )
     if not support.optional_secret:
         sentences.append(

@@ -1,8 +1,7 @@
-"""What all steps of the chain share: arguments, exit code, status.json, artifacts.
+"""Functions that all steps share: arguments, exit code, retries, status.json, artifacts.
 
-A step is a KFP container component and the small program it runs. The program finds its cluster in
-its environment: on the pods of a KFP run the one that the pod is in, below the local runner this
-machine.
+A step is a program in a KFP container component. In a pod of a KFP run it uses the pod's cluster;
+started by the local runner (LOCAL_DIR) it uses this machine.
 """
 
 from __future__ import annotations
@@ -34,23 +33,22 @@ from common.storage.addresses import check_endpoints, local_path
 from components.steps import RETRIES, step_of
 
 LOCAL_DIR = "JEC_LOCAL_DIR"
+"""Variable that the local runner sets to the folder of local runs; unset in a cluster's pods."""
 RESERVE = ".reserve"
 RESERVED_BYTES = 64 * 2**10
-"""Set by the local runner to the folder of local runs; without it a step belongs to the cluster
-whose pod it is.
-"""
+"""Size of the file RESERVE, which is removed to make room for status.json on a full disk."""
 NO_BUCKET = (
     "--s3-bucket (storage_bucket in Kubeflow's form) is 'auto': give s3://bucket/prefix, where the"
     " pods of the run can read and write"
 )
 UNCHANGED = "unchanged"
-"""What a step gives as its outputs where --if-data-changed left it nothing to do."""
+"""Output of a step that --if-data-changed has skipped."""
 PATIENCE_SECONDS = 45.0
-"""How long an attempt stays after a failure that may pass, before Kubeflow makes the next one."""
+"""How long an attempt waits after a temporary failure, before Kubeflow makes the next one."""
 
 
 def parser(name: str, description: str) -> argparse.ArgumentParser:
-    """A parser with the arguments that every step after prepare takes."""
+    """Return a parser with the arguments that every step after prepare takes."""
     result = Parser(prog=f"python -m components.{name}", description=description)
     result.add_argument(
         "--run", required=True, help="URI of the run's folder, as prepare printed it"
@@ -61,7 +59,7 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
     result.add_argument(
         "--job-id",
         default="",
-        help="KFP job id, by which a repeated attempt is known; by hand: leave it out",
+        help="KFP job id, by which a repeated attempt is recognised; by hand: leave it out",
     )
     result.add_argument(
         "--executor-input", default="", help="KFP's executor input (JSON); by hand: leave it out"
@@ -70,9 +68,10 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
 
 
 def main(name: str, args: argparse.Namespace, body: Callable[[Run], None]) -> int:
-    """Run a step on the run that its arguments name; records how it went; returns the exit code."""
+    """Run a step on the run in its arguments and write its status; return the exit code."""
 
-    def recorded() -> None:
+    def run_step() -> None:
+        """Run the step unless it is skipped or failed before for a permanent reason."""
         use_endpoint(args.s3_endpoint)
         if is_unchanged(name, args):
             return
@@ -82,11 +81,11 @@ def main(name: str, args: argparse.Namespace, body: Callable[[Run], None]) -> in
 
     stop_on_sigterm()
     is_last = functools.partial(is_last_attempt, name, args.run, args.job_id)
-    return run_main(patient(recorded, args.job_id, is_last))
+    return run_main(patient(run_step, args.job_id, is_last))
 
 
 def is_unchanged(name: str, args: argparse.Namespace) -> bool:
-    """Whether --if-data-changed left the step nothing to do; then its outputs say so."""
+    """Return whether --if-data-changed skips the step; if so, write 'unchanged' to its outputs."""
     record = UnchangedRecord.find(RunFolder(args.run).unchanged)
     if record is None:
         return False
@@ -95,7 +94,7 @@ def is_unchanged(name: str, args: argparse.Namespace) -> bool:
         if kind == "parameter":
             write_output(getattr(args, f"{output}_output"), UNCHANGED)
         else:
-            # a page that is not there is an error in Kubeflow's UI
+            # Kubeflow's UI shows an error for a missing page
             artifacts.set(output, content=f"unchanged: {record.reason}\n")
     say_result(f"unchanged: {record.reason}")
     return True
@@ -104,14 +103,15 @@ def is_unchanged(name: str, args: argparse.Namespace) -> bool:
 def patient(
     body: Callable[[], None], job_id: str, is_last: Callable[[], bool] = lambda: False
 ) -> Callable[[], None]:
-    """Let an attempt that failed for a reason that may pass stay before it ends.
+    """Return `body` with a pause after a temporary failure.
 
-    Kubeflow makes the next attempt after a few seconds, whatever the reason was. Without a job id
-    and after the last attempt no other one follows, and the failure is raised at once. The exit
-    handler does not count its attempts, and always stays.
+    Kubeflow makes the next attempt after a few seconds, whatever the reason of the failure; the
+    pause gives the cause time to pass. There is none without a job id and after the last attempt,
+    because no attempt follows. The exit handler does not count attempts and always pauses.
     """
 
     def attempt() -> None:
+        """Run `body`; after a temporary failure wait PATIENCE_SECONDS before raising it."""
         try:
             body()
         except (KeyboardInterrupt, InterruptedRun):
@@ -127,10 +127,9 @@ def patient(
 
 
 def is_last_attempt(name: str, uri: str, job_id: str) -> bool:
-    """Whether status.json says that a step has begun all the attempts that Kubeflow makes.
+    """Return whether a step has started the last attempt that Kubeflow makes, by status.json.
 
-    False where it cannot be read: an attempt that failed before it read it is not counted either.
-    Retry in the UI starts all attempts of the same job again.
+    False if status.json cannot be read. Retry in the UI allows all attempts of the job again.
     """
     try:
         entry = read_status(uri).steps.get(name)
@@ -142,25 +141,27 @@ def is_last_attempt(name: str, uri: str, job_id: str) -> bool:
 
 
 def is_retryable(error: Exception) -> bool:
-    """Whether another attempt may succeed, which nobody knows of an exception of others."""
+    """Return whether another attempt may succeed; True for exceptions that are not ours."""
     return error.retryable if isinstance(error, JecError) else True
 
 
 def echo(config: RunConfig) -> None:
-    """Tell the parameters as they were understood: those that are not the defaults."""
+    """Print the parameters that differ from their defaults."""
     defaults = RunConfig().parameters()
-    chosen = {name: value for name, value in config.parameters().items() if value != defaults[name]}
-    for name, value in chosen.items():
+    changed_values = {
+        name: value for name, value in config.parameters().items() if value != defaults[name]
+    }
+    for name, value in changed_values.items():
         say(f"  --{flag(name)} {value}")
-    say(f"  and {len(defaults) - len(chosen)} parameters at their defaults")
+    say(f"  and {len(defaults) - len(changed_values)} parameters at their defaults")
 
 
 def refuse_repetition(name: str, uri: str, job_id: str) -> None:
-    """End at once where Kubeflow retries a step that failed for a reason which repeats.
+    """Raise JecError if Kubeflow retries a step that failed for a permanent reason.
 
-    Kubeflow retries every failure alike. Raises JecError with the reason. Another run of the
-    pipeline (`--resume`) is another job, and does the step. So does Retry in the UI, which keeps
-    the job id: finish has cleared the flag, and where finish was lost, the retries are used up.
+    Kubeflow retries every failure. After `--resume`, which is another job, the step runs again. So
+    it does after Retry in the UI, which keeps the job id: finish has reset the flag `retryable`,
+    or, if finish was lost, the retries are used up.
     """
     status = read_status(uri)
     before = status.steps.get(name)
@@ -168,29 +169,27 @@ def refuse_repetition(name: str, uri: str, job_id: str) -> None:
         return
     if before.state != "failed" or before.retryable or before.refused >= RETRIES:
         return
-    counted = dataclasses.replace(before, refused=before.refused + 1)
-    # a storage that fails as well must not hide the reason
+    entry = dataclasses.replace(before, refused=before.refused + 1)
+    # an error of the storage must not hide the reason
     with contextlib.suppress(JecError):
-        dataclasses.replace(status, steps={**status.steps, name: counted}).save(
-            RunFolder(uri).status
-        )
+        dataclasses.replace(status, steps={**status.steps, name: entry}).save(RunFolder(uri).status)
     raise JecError(f"{name} failed before for a reason that would repeat: {before.reason}")
 
 
 def with_status(name: str, run: Run, body: Callable[[], None], *, job_id: str = "") -> None:
-    """Do the step and keep status.json true.
+    """Run a step and write its state into status.json.
 
-    It says running, then done, failed or interrupted, with the reason.
+    The state is running, then done, failed or interrupted, with the reason. Raises as `body`.
     """
     write_status(run, name, "running", job_id=job_id)
     folder = local_path(run.uri) if storage.is_local(run.uri) else None
     try:
-        with _reserved(folder), space.explained(folder):
+        with _reserve_space(folder), space.explained(folder):
             body()
     except (KeyboardInterrupt, InterruptedRun):
-        # a storage that fails as well must not hide why the step ended
+        # an error of the storage must not hide why the step ended
         with contextlib.suppress(JecError):
-            write_status(run, name, "interrupted", "told to stop", job_id=job_id)
+            write_status(run, name, "interrupted", "stopped by a signal", job_id=job_id)
         raise
     except Exception as error:
         with contextlib.suppress(JecError):
@@ -200,13 +199,13 @@ def with_status(name: str, run: Run, body: Callable[[], None], *, job_id: str = 
 
 
 @contextlib.contextmanager
-def _reserved(folder: str | None) -> Iterator[None]:
-    """Keep room on a run's disk for the status of a step that ends because the disk is full."""
+def _reserve_space(folder: str | None) -> Iterator[None]:
+    """Reserve space on a run's disk, to write the status of a step that fills the disk."""
     if folder is None:
         yield
         return
     path = Path(folder, RESERVE)
-    with contextlib.suppress(OSError):  # then there is none to give back
+    with contextlib.suppress(OSError):  # the disk is full already
         path.write_bytes(bytes(RESERVED_BYTES))
     try:
         yield
@@ -215,7 +214,7 @@ def _reserved(folder: str | None) -> Iterator[None]:
 
 
 def write_failure(run: Run, name: str, error: Exception, job_id: str = "") -> None:
-    """Note in status.json why a step failed, and whether another attempt may succeed."""
+    """Write into status.json why a step failed, and whether another attempt may succeed."""
     reason = str(error) if isinstance(error, JecError) else f"{type(error).__name__}: {error}"
     write_status(run, name, "failed", reason, job_id=job_id, retryable=is_retryable(error))
 
@@ -223,7 +222,7 @@ def write_failure(run: Run, name: str, error: Exception, job_id: str = "") -> No
 def write_status(
     run: Run, step: str, state: str, reason: str = "", *, job_id: str = "", retryable: bool = True
 ) -> None:
-    """Write status.json: which step is in which state, since when, and why if it failed."""
+    """Write a step's state, time and reason into status.json, and count its attempts."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     steps = read_status(run.uri).steps
     before = steps.get(step)
@@ -244,15 +243,15 @@ def write_status(
 
 
 def read_status(uri: str) -> StatusRecord:
-    """status.json of a run's folder; an empty record where there is none."""
+    """Return the status.json of a run's folder; an empty record if there is none."""
     return StatusRecord.find_readable(RunFolder(uri).status) or StatusRecord()
 
 
 def use_endpoint(endpoint: str) -> None:
-    """Make an explicit S3 endpoint that of this process and of its children.
+    """Set the S3 endpoint of this process and its children, unless it is 'auto'.
 
-    TensorBoard reads it from S3_ENDPOINT. Raises InputError for what is no URL, and for one with a
-    login, which logs and objects of a cluster would show.
+    TensorBoard reads it from S3_ENDPOINT. Raises InputError for an invalid URL, and for one with a
+    login, which logs and Kubernetes objects would show.
     """
     if endpoint != AUTO:
         require_url("--s3-endpoint", endpoint)
@@ -266,11 +265,10 @@ def use_endpoint(endpoint: str) -> None:
 
 
 def user(config: RunConfig) -> str:
-    """Whose run it is, as a label's value.
+    """Return the owner of a run, as a label's value.
 
-    'auto' is the login name on one machine, and on Kubeflow the namespace, which a profile's user
-    owns. So a run that a colleague clones in the UI is the colleague's, without a parameter to
-    change.
+    'auto' is the login name on one machine, and on Kubeflow the namespace, which belongs to a user.
+    So a run that a colleague clones in the UI gets the colleague's name.
     """
     if config.user != AUTO:
         return config.user
@@ -285,7 +283,7 @@ def user(config: RunConfig) -> str:
 
 
 def backend(run: Run) -> Cluster:
-    """The backend that this step acts on."""
+    """Return the backend of this step: this machine or the pod's cluster."""
     if LOCAL_DIR in os.environ:
         from clusters.local import LocalCluster
         from serving import triton
@@ -299,13 +297,13 @@ def backend(run: Run) -> Cluster:
 
 
 @contextlib.contextmanager
-def watched(cluster: Cluster, remove: Callable[[str], None], name: str) -> Iterator[None]:
-    """Remove what runs on a cluster if its watcher gives up or is told to stop.
+def remove_if_stopped(cluster: Cluster, remove: Callable[[str], None], name: str) -> Iterator[None]:
+    """Remove an object on a cluster, by `remove(name)`, if the block is stopped or gives up.
 
-    Otherwise it would keep its GPUs. What has failed by itself stays, to be looked at. On one
-    machine nothing runs on, and what was interrupted resumes later. A step's pod on Kubeflow that
-    is told to stop is killed half a second later (seen with KFP 2.15.0 and Argo 3.7.3), and
-    another attempt may go on with what it watched: there `finish` removes it.
+    Otherwise it would keep its GPUs. A failed object stays for inspection. On one machine nothing
+    continues to run, and an interrupted search resumes later. On Kubeflow a stopped pod is killed
+    after half a second (observed with KFP 2.15.0 and Argo 3.7.3), and another attempt may continue
+    with the object, so that the step `finish` removes it instead.
     """
     try:
         yield
@@ -325,15 +323,12 @@ def say(line: str) -> None:
 
 
 def say_result(line: str) -> None:
-    """Say what the step has come to, in the last line of its log.
-
-    On Kubeflow some lines of its launcher follow, and this is the first of ours above them.
-    """
+    """Print the step's result as its last line. On Kubeflow lines of the launcher follow it."""
     say(f"result: {line}")
 
 
 def write_output(path: str, value: str) -> None:
-    """A KFP output parameter: a file with the value. An empty path, as by hand, writes nothing."""
+    """Write a KFP output parameter to its file; nothing for an empty path, without KFP."""
     if path:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(value)
@@ -342,9 +337,8 @@ def write_output(path: str, value: str) -> None:
 class Artifacts:
     """KFP artifacts of a container component.
 
-    Their content is written to their paths, their metadata to executor_output.json. KFP's launcher
-    prints that file below the step's log and knows the rest of an artifact itself, so that nothing
-    else is in it.
+    Their content is written to their paths, their metadata to executor_output.json. That file has
+    nothing else, because KFP's launcher prints it below the step's log and sets the other fields.
     """
 
     def __init__(self, executor_input: str) -> None:
@@ -357,7 +351,7 @@ class Artifacts:
     def set(
         self, name: str, *, metadata: dict[str, Any] | None = None, content: str | None = None
     ) -> None:
-        """Fill the output artifact `name`. Without KFP (by hand) nothing happens."""
+        """Write the output artifact `name`. Without KFP (by hand) nothing happens."""
         for artifact in self._outputs.get("artifacts", {}).get(name, {}).get("artifacts", []):
             if content is not None:
                 write_output(_local_path(artifact["uri"]), content)
@@ -368,7 +362,7 @@ class Artifacts:
 
 
 def _local_path(uri: str) -> str:
-    """Where KFP mounts an artifact's URI in the pod; a local run has plain paths."""
+    """Return the path at which KFP mounts an artifact's URI; a local run has plain paths."""
     for scheme, mount in (("minio://", "/minio/"), ("s3://", "/s3/"), ("gs://", "/gcs/")):
         if uri.startswith(scheme):
             return mount + uri[len(scheme) :]
@@ -376,14 +370,14 @@ def _local_path(uri: str) -> str:
 
 
 def stop_on_sigterm() -> None:
-    """Let SIGTERM raise InterruptedRun, so that what was started is ended in order.
+    """Let SIGTERM raise InterruptedRun, so that the step can clean up.
 
-    It comes when a pod is deleted, and from the local runner.
+    Kubernetes sends it when a pod is deleted, and the local runner when it is stopped.
     """
     signal.signal(signal.SIGTERM, _stop)
 
 
 def _stop(*_: Any) -> None:
-    # one is enough; cleaning up must not be cut short by a second
+    # ignore a second signal, which would interrupt the clean-up
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise InterruptedRun("told to stop")
+    raise InterruptedRun("stopped by a signal")

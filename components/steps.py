@@ -1,8 +1,8 @@
-"""The steps of the chain: one table, from which all that lists steps derives.
+"""The table of the steps; every other list of steps derives from it.
 
-A step is a KFP container component and the program it runs, `python -m components.<name>`. What
-this table says of a step makes its component (`component`), its pod's deadline, the place of its
-logs and the rights it needs on a cluster.
+A step is a KFP container component that runs the program `python -m components.<name>`. The table
+has each step's inputs and outputs, the deadline of its pod, the folder of its logs and the rights
+that it needs on a cluster. `component` makes the KFP component.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from evaluating.evaluate_job import DEADLINE as EVALUATE_DEADLINE
 from exporting.export_job import DEADLINE as EXPORT_DEADLINE
 
 HOUR = 3600  # seconds
-RETRIES = 2  # attempts of a step after the first one that failed
-MARGIN = HOUR // 4  # a step's own deadlines come first, because they say what was waited for
+RETRIES = 2  # further attempts of a step after its first failure
+# A pod's deadline is longer than the step's own ones, whose errors say what the step waited for.
+MARGIN = HOUR // 4
 SERVICE_DEADLINE = 1800.0  # until a service is ready: a fresh node pulls Triton's large image first
 GOLDEN_DEADLINE = 300.0  # until it has answered the golden requests
 
@@ -45,18 +46,18 @@ class Step:
 
     name: str
     title: str
-    """Its name in Kubeflow's pictures of a run, which cut longer ones than about 22 characters."""
+    """Its name in Kubeflow's UI, which truncates names after about 22 characters."""
     inputs: Mapping[str, type]
     """KFP parameters -> their types; each is an argument of the program.
 
-    Its flag is that of the field which the parameter is (common.form), else `--<name>`.
+    The flag is that of the parameter's field (common.form), or else `--<name>`.
     """
     outputs: Mapping[str, Kind]
     """Outputs -> their kinds; a parameter is written to the file `--<name>-output`."""
     artifacts: tuple[str, ...] = ()
-    """Artifacts of earlier steps that it takes, so that Kubeflow draws where results come from.
+    """Artifacts of earlier steps that it takes, so that Kubeflow shows the lineage.
 
-    The program reads the run's folder: an artifact is a small description of what lies there.
+    The program does not read them, but the run's folder.
     """
     deadline: int
     """Seconds that the step's pod may live."""
@@ -123,7 +124,7 @@ STEPS = (
         inputs={**_RUN, "passed": str, **_COMMON},
         outputs={"url": "parameter", "report_with_service": "html"},
         artifacts=("model",),
-        # twice: a new model is tried beside the service before it replaces the former one
+        # twice, because a new model is first tested beside the current service
         deadline=round(2 * (SERVICE_DEADLINE + 2 * GOLDEN_DEADLINE)) + MARGIN,
         logs="services",
         rights=(
@@ -159,23 +160,23 @@ NAMES = tuple(step.name for step in STEPS)
 
 
 def step_of(name: str) -> Step:
-    """The step of that name. Raises KeyError where there is none."""
+    """Return the step with this name. Raises KeyError if there is none."""
     return {step.name: step for step in STEPS}[name]
 
 
 def artifact_kind(name: str) -> Kind:
-    """The kind of an artifact, whose name no other has. Raises KeyError where no step makes it."""
+    """Return the kind of an artifact. Raises KeyError if no step produces it."""
     kinds = {name: kind for step in STEPS for name, kind in step.outputs.items()}
     return kinds[name]
 
 
 def producer(name: str) -> str:
-    """The step that makes an artifact. Raises KeyError where none does."""
+    """Return the name of the step that produces an artifact. Raises KeyError if none does."""
     return {name: step.name for step in STEPS for name in step.outputs}[name]
 
 
 def component(step: Step, image: str) -> Any:
-    """The KFP component of a step, whose container runs the step's program in `image`."""
+    """Return the KFP component of a step, whose container runs the step's program in `image`."""
     from kfp import dsl
 
     classes = {
@@ -192,7 +193,7 @@ def component(step: Step, image: str) -> Any:
         types[name] = dsl.OutputPath(str) if kind == "parameter" else dsl.Output[classes[kind]]
 
     def build(*placeholders: Any) -> dsl.ContainerSpec:
-        """Called by KFP with the placeholder of each input and output."""
+        """Return the container; KFP calls it with a placeholder for each input and output."""
         values = dict(zip(types, placeholders, strict=True))
         args = []
         for name in step.inputs:
@@ -200,7 +201,7 @@ def component(step: Step, image: str) -> Any:
         for name, kind in step.outputs.items():
             if kind == "parameter":
                 args += [f"--{flag(name)}-output", values[name]]
-        # By it the program learns where KFP wants its artifacts.
+        # has the paths of the output artifacts
         args += ["--executor-input", "{{$}}"]
         command = ["python", "-m", f"components.{step.name}"]
         return dsl.ContainerSpec(image=image, command=command, args=args)

@@ -1,7 +1,7 @@
-"""What the steps tell MLflow of a run: its begin, its trials, its end.
+"""Log a run to MLflow: its parameters, its trials, its end.
 
 Trials log their epochs themselves, and the evaluation's job logs the models
-(evaluating.mlflow_models). A server that fails later than in prepare costs no result.
+(evaluating.mlflow_models). A failure of the server after prepare is only a warning.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ STATUS_OF_RUN = {
 }
 
 
-def connected(config: RunConfig, *, resumed: bool) -> tracking.Tracker | None:
-    """The run on its tracking server; None for a run that is not tracked.
+def connect(config: RunConfig, *, is_resumed: bool) -> tracking.Tracker | None:
+    """Return the tracker of a run; None for a run that is not tracked.
 
-    Before a run begins, raises InputError or UnreachableError for a server that cannot be used.
-    One that is resumed goes on without it, after a warning.
+    For a new run, raises InputError or UnreachableError if the server cannot be used. A resumed run
+    continues without tracking, after a warning.
     """
-    if not resumed:
+    if not is_resumed:
         return tracking.of_run(config)
     with tracking.tolerated(step.say, GOES_ON):
         return tracking.of_run(config)
@@ -46,11 +46,11 @@ def connected(config: RunConfig, *, resumed: bool) -> tracking.Tracker | None:
 
 
 def begin(tracker: tracking.Tracker | None, run: Run) -> None:
-    """Log what a run is: its parameters, the commit of the code, the fingerprint of its data."""
+    """Log a run's parameters, the commit of the code, and the fingerprint of its data."""
     if tracker is None:
         return
     parameters = run.config.parameters()
-    del parameters["search_space"]  # a document, which run.json holds
+    del parameters["search_space"]  # too long; run.json has it
     record = run.record
     tags = {
         "jec.commit": record.git_commit,
@@ -67,7 +67,7 @@ def begin(tracker: tracking.Tracker | None, run: Run) -> None:
 
 
 def log_search(run: Run, search: SearchRecord) -> None:
-    """Log what the trials of a finished search could not log themselves, and how each ended."""
+    """Log each trial's final status, and what an interrupted trial could not log itself."""
     with tracking.tolerated(step.say, GOES_ON):
         tracker = tracking.of_run(run.config)
         if tracker is None:
@@ -99,7 +99,7 @@ def _log_trial(tracker: tracking.Tracker, run: Run, trial: Trial, *, is_best: bo
 
 
 def end(uri: str, summary: SummaryRecord) -> None:
-    """Log how a run ended, with its report and the numbers of its evaluation."""
+    """Log a run's final state, report and metrics."""
     folder = RunFolder(uri)
     with tracking.tolerated(step.say, GOES_ON):
         if summary.state not in STATUS_OF_RUN or not storage.exists(folder.run):
@@ -120,7 +120,7 @@ def end(uri: str, summary: SummaryRecord) -> None:
 
 
 def _log_file(tracker: tracking.Tracker, uri: str) -> None:
-    """Make a text file of the run's folder an artifact of its MLflow run, where it exists."""
+    """Log a text file of the run's folder as an artifact of its MLflow run, if it exists."""
     if storage.exists(uri):
         text = storage.read_text(uri)
         tracker.client.log_text(tracker.parent, text, storage.name(uri))

@@ -1,9 +1,9 @@
-"""--if-data-changed: a run whose data an earlier one has seen ends before the training, and well.
+"""--if-data-changed: end a run before the training if an earlier run had the same data.
 
-Beside the runs lies, for each set of parameters, which run has come to its end last, and on which
-data. The step prepare compares. Where nothing has changed it writes unchanged.json into the run's
-folder and decodes nothing; the later steps see it and end at once, as does a deployment that the
-gate refused, because Kubeflow has no end of a run in its middle.
+A file beside the runs has, for each set of parameters, the last completed run and its data. The
+step prepare compares them. If nothing has changed, it decodes nothing and writes unchanged.json
+into the run's folder. The later steps read it and succeed at once, because Kubeflow cannot end a
+run early with success.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from common.run import Run
 from components import step
 from components.inputs import Inputs
 
-OF_ONE_RUN = (
+RUN_ONLY_PARAMETERS = (
     "run_id",
     "user",
     "namespace",
@@ -34,28 +34,31 @@ OF_ONE_RUN = (
     "if_data_changed",
     "baseline",
 )
-"""Parameters on which no trained model depends; of --baseline served the run has an address."""
+"""Parameters that do not change the results of a run, so that they are not compared.
+
+`baseline` is one because 'served' becomes another address after each deployment.
+"""
 BY_CONTENT = ("data_config", "network_config")
-"""Parameters that name files, whose content counts in place of their address."""
+"""Parameters with paths of files whose contents are compared instead of the paths."""
 
 
 def inputs_digest(config: RunConfig, inputs: Inputs) -> str:
-    """Digest of all that makes a run's results but the jets, as before they are looked at."""
+    """Return a digest of everything except the jets that determines a run's results."""
     values = config.parameters()
-    for name in (*OF_ONE_RUN, *BY_CONTENT):
+    for name in (*RUN_ONLY_PARAMETERS, *BY_CONTENT):
         del values[name]
     contents = (storage.digest(inputs.data_config_text), inputs.network.digest())
     return storage.digest(json.dumps([values, contents], sort_keys=True).encode())
 
 
 def data_fingerprint(inputs: Inputs) -> str:
-    """Digest of the files of all sets: it stays the same as long as none of them changes."""
+    """Return a digest of the files of all sets, which changes if a file changes."""
     fingerprints = "".join(storage.fingerprint(inputs.files[split]) for split in SPLITS)
     return storage.digest(fingerprints.encode())
 
 
 def earlier_success(config: RunConfig, digest: str) -> SuccessRecord | None:
-    """The last run of these inputs that came to its end; None where there is none (any more)."""
+    """Return the last completed run with these inputs; None if there is none or it was removed."""
     record = SuccessRecord.find_readable(place(config.s3_bucket, digest))
     if record is None or not storage.exists(RunFolder(_uri(config, record.run_id)).run):
         return None
@@ -63,10 +66,10 @@ def earlier_success(config: RunConfig, digest: str) -> SuccessRecord | None:
 
 
 def end(run: Run, earlier: SuccessRecord, artifacts: step.Artifacts | None, job_id: str) -> None:
-    """Let the run end with the step prepare: write why, which the later steps read."""
+    """End the run after prepare, by writing unchanged.json, which the later steps read."""
     reason = (
-        f"the data are those of {earlier.run_id} ({earlier.state}, {earlier.time}), which had the"
-        " same parameters; leave --if-data-changed out to run all the same"
+        f"run {earlier.run_id} ({earlier.state}, {earlier.time}) had the same data and parameters;"
+        " leave --if-data-changed out to run anyway"
     )
     UnchangedRecord(
         run_id=run.id, job_id=job_id, same_as=_uri(run.config, earlier.run_id), reason=reason
@@ -74,19 +77,19 @@ def end(run: Run, earlier: SuccessRecord, artifacts: step.Artifacts | None, job_
     step.write_status(run, "prepare", "running", job_id=job_id)
     step.write_status(run, "prepare", "done", reason, job_id=job_id)
     if artifacts:
-        described = {"run": _uri(run.config, earlier.run_id)}
-        artifacts.set("dataset", metadata=described, content=f"{reason}\n")
+        metadata = {"run": _uri(run.config, earlier.run_id)}
+        artifacts.set("dataset", metadata=metadata, content=f"{reason}\n")
     step.say_result(f"unchanged: {reason}")
 
 
 def forget(run: Run) -> None:
-    """Let a run that is resumed do its work, whatever it found before."""
+    """Remove unchanged.json, so that a resumed run executes its steps."""
     if storage.exists(run.folder.unchanged):
         storage.delete(run.folder.unchanged)
 
 
 def keep_success(uri: str, summary: SummaryRecord) -> None:
-    """Note that a run has come to its end on its data."""
+    """Record that a run has completed on its data."""
     if not storage.exists(RunFolder(uri).run):
         return
     run = Run.load(uri)
@@ -101,7 +104,7 @@ def keep_success(uri: str, summary: SummaryRecord) -> None:
 
 
 def place(bucket: str, digest: str) -> str:
-    """Where the last success of some inputs is noted."""
+    """Return the address of the record of the last completed run with these inputs."""
     return storage.join(bucket, LAST_SUCCESS, f"{digest}.json")
 
 

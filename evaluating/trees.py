@@ -27,7 +27,7 @@ from evaluating.jet_columns import FRACTIONS, GROUP, JET, KEY_OBSERVERS, PILEUP
 from evaluating.requirements import label_reason
 from physics.boosted_trees import LEAST_JETS, MOST_JETS, SETTINGS, Jets, fit_and_predict
 from weaver.feed.order import spread
-from weaver.prepared.columns import referred
+from weaver.prepared.columns import resolve_reference
 
 if TYPE_CHECKING:
     from weaver.config.data_config import DataConfig
@@ -65,8 +65,8 @@ def compare(run: Run, columns: Columns, *, fraction: float = 1.0, seed: int) -> 
         return TreesComparison(record=Trees(reason=run.record.no_jet_columns or NO_COLUMNS))
     places = {}
     for split, uri in run.record.jet_columns.items():
-        # The folder of runs may have been moved since.
-        places[split] = referred(run.folder.data(split), uri)
+        # The folder of runs may have been moved.
+        places[split] = resolve_reference(run.folder.data(split), uri)
     try:
         config = _data_config(run)
         test = _open(places["test"], config)

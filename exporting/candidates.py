@@ -159,7 +159,7 @@ def raw_model(
 
     def explain() -> str:
         """Return which input the preprocessing in the graph computes differently."""
-        explanation: str = raw_jets.preprocessing_apart(
+        explanation: str = raw_jets.describe_worst_input(
             with_preprocessing, raw_info["input_names"], jets.inputs, reference, config
         )
         return explanation
@@ -181,11 +181,11 @@ def with_residual(
     network: torch.nn.Module, info: ModelInfo, residual: Residual | None
 ) -> tuple[torch.nn.Module, ModelInfo]:
     """Return the network and its model_info with the residual correction as last layer."""
-    from weaver.onnx.residual import Corrected, with_features
+    from weaver.onnx.residual import CorrectedNetwork, with_features
 
     if residual is None:
         return network, info
-    return Corrected(network, residual).eval(), with_features(info)
+    return CorrectedNetwork(network, residual).eval(), with_features(info)
 
 
 def expected_output(

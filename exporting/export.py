@@ -78,7 +78,7 @@ def export(request: Export) -> ExportRecord:
         GateError: If the model does not pass the parity gate.
     """
     from weaver.feed.dataset import Dataset
-    from weaver.onnx.onnx_export import untrimmed
+    from weaver.onnx.onnx_export import without_trimming
     from weaver.predict import load_model
 
     run = request.folder
@@ -88,7 +88,7 @@ def export(request: Export) -> ExportRecord:
         names = {entry.uri[len(run.trials) + 1 :].split("/")[0] for entry in entries}
         raise InputError(f"{request.run}: {unknown('trial', request.trial, names)}")
     network, info, data_config = load_model(trial, run.config)
-    model = untrimmed(network)  # the function that a graph can have
+    model = without_trimming(network)  # the function that a graph can have
     dataset = Dataset.open(run.data("val"), data_config)
     if not len(dataset):
         raise InputError(f"{run.data('val')} has no jets, but the model must be checked with some")

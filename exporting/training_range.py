@@ -36,7 +36,7 @@ def training_range(folder: RunFolder, validation: Dataset) -> ValidRange | None:
     by.
     """
     from weaver.config.reference import eta_group, reference_expression
-    from weaver.onnx.valid_range import selected_abs_eta, valid_range
+    from weaver.onnx.valid_range import selection_eta_limit, valid_range
     from weaver.read.jagged import evaluate
 
     config = validation.data_config
@@ -54,7 +54,7 @@ def training_range(folder: RunFolder, validation: Dataset) -> ValidRange | None:
     eta = None
     if eta_group(config) is not None:
         eta = np.zeros(1)
-        if selected_abs_eta(config) is None:
+        if selection_eta_limit(config) is None:
             eta = eta_of(dataset)
     return valid_range(config, pt[np.isfinite(pt)], eta, jets)
 
@@ -70,11 +70,11 @@ def eta_of(dataset: Dataset) -> np.ndarray:
 def local_training_jets(folder: RunFolder, validation: Dataset) -> Dataset | None:
     """Return the training jets if they are on this machine and readable without a copy."""
     from weaver.feed.dataset import Dataset
-    from weaver.prepared.columns import referred
+    from weaver.prepared.columns import resolve_reference
 
     reference = folder.data("train")
     place = storage.find_json(reference, {}).get("dataset", "")
-    prepared = referred(reference, place) if place else ""
+    prepared = resolve_reference(reference, place) if place else ""
     if not prepared or not storage.is_local(prepared) or not storage.exists(prepared):
         return None
     dataset = Dataset.open(reference, validation.data_config)

@@ -1,4 +1,4 @@
-"""Builds the two images with docker, podman or buildah, and pushes them.
+"""Build the two images with docker, podman or buildah, and push them.
 
     python -m images.build --registry registry/project                 # what `make images` runs
     python -m images.build --registry registry/project --torch cpu     # for a cluster without GPUs
@@ -33,7 +33,7 @@ DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """What an image is made from."""
+    """The commit that an image is built from."""
 
     commit: str
     """The checkout's commit, with '+' behind it where files differ."""
@@ -65,7 +65,7 @@ def source() -> Source:
 
 
 def find_engine(name: str) -> str:
-    """The engine of this name, or for `auto` the first one installed.
+    """Return the engine of this name, or for `auto` the first installed one.
 
     Raises InputError where there is none.
     """
@@ -81,7 +81,7 @@ def find_engine(name: str) -> str:
 def build_command(
     engine: str, name: str, tag: str, made_from: Source, args: argparse.Namespace
 ) -> list[str]:
-    """The command that builds one image from the whole project as context.
+    """Return the command that builds one image, with the whole project as context.
 
     .dockerignore leaves in what is copied.
     """
@@ -129,10 +129,10 @@ def record(made_from: Source, references: dict[str, str]) -> None:
 
     Images that were not pushed now stay as noted if they are of the same commit.
     """
-    earlier = digests.recorded()
-    kept = earlier["images"] if earlier["commit"] == made_from.commit else {}
+    earlier = digests.read_digests()
+    other_images = earlier["images"] if earlier["commit"] == made_from.commit else {}
     # In the order of NAMES, so that the file does not depend on which image was pushed first.
-    images = {name: kept[name] for name in NAMES if name in kept} | references
+    images = {name: other_images[name] for name in NAMES if name in other_images} | references
     temporary = digests.FILE.with_suffix(".tmp")
     content = {"commit": made_from.commit, "images": images}
     temporary.write_text(json.dumps(content, indent=2) + "\n")

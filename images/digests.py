@@ -1,6 +1,7 @@
-"""Which images the pipeline uses.
+"""The images that the pipeline uses by default.
 
-Those that `make images` pushed last, by digest, or else a tag that the user has to provide.
+They are the last ones that `make images` pushed, by digest, or else a tag that the user has to
+provide.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ FILE = Path(__file__).resolve().parent / "digests.json"
 
 
 class Digests(TypedDict):
-    """What digests.json holds."""
+    """The content of digests.json."""
 
     commit: str
     images: dict[str, str]
@@ -22,8 +23,8 @@ class Digests(TypedDict):
 
 
 def image(name: str) -> str:
-    """The reference of the image `steps` or `weaver`, by digest where it was pushed from here."""
-    return recorded()["images"].get(name, f"jec-{name}:latest")
+    """Return the reference of the image `steps` or `weaver`, by digest if pushed from here."""
+    return read_digests()["images"].get(name, f"jec-{name}:latest")
 
 
 def commit() -> str:
@@ -31,10 +32,10 @@ def commit() -> str:
 
     Empty where none were pushed from here.
     """
-    return recorded()["commit"]
+    return read_digests()["commit"]
 
 
-def recorded() -> Digests:
-    """What the last push wrote; without images where none were pushed from here."""
+def read_digests() -> Digests:
+    """Read digests.json; the result has no images if none were pushed from here."""
     content = json.loads(FILE.read_text()) if FILE.exists() else {}
     return {"commit": content.get("commit", ""), "images": content.get("images", {})}

@@ -1,13 +1,12 @@
-"""Derives each image's lock from requirements.lock.
+"""Derive each image's lock from requirements.lock.
 
-A lock holds the packages of `<image>.in` and all that they need, with the same pins and hashes.
+A lock has the packages of `<image>.in` and their dependencies, with the same pins and hashes.
 
     python -m images.locks            # writes images/steps.lock and images/weaver.lock (make lock)
     python -m images.locks --check    # exit code 1 if a lock is out of date
 
-Dependencies are read from the packages installed beside this program (the environment that `make
-setup` makes), so nothing is resolved a second time and no index is asked: an image never holds
-another version than the tests ran with.
+Dependencies are read from the installed packages (the environment of `make setup`), so that nothing
+is resolved again and no index is asked: an image always has the versions that were tested.
 """
 
 from __future__ import annotations
@@ -59,42 +58,42 @@ def read_names(path: Path) -> list[str]:
 
 
 def closure(requirements: list[str]) -> set[str]:
-    """The packages named and all that they need on this machine.
+    """Return the names of the required packages and of all their dependencies on this machine.
 
-    Raises InputError for one that is not installed.
+    Raises InputError if one is not installed.
     """
-    locked = read_lock(MAIN)
-    seen: set[tuple[str, frozenset[str]]] = set()
+    lock = read_lock(MAIN)
+    visited: set[tuple[str, frozenset[str]]] = set()
     todo = [Requirement(text) for text in requirements]
     while todo:
         package = todo.pop()
         name = canonicalize_name(package.name)
         entry = (name, frozenset(package.extras))
-        if entry in seen:
+        if entry in visited:
             continue
-        seen.add(entry)
+        visited.add(entry)
         for needed in needed_by(package):
             # A CUDA build of torch also needs nvidia's packages. They come with torch, from torch's
             # own lock.
-            if name not in SEPARATE or canonicalize_name(needed.name) in locked:
+            if name not in SEPARATE or canonicalize_name(needed.name) in lock:
                 todo.append(needed)
-    return {name for name, _ in seen}
+    return {name for name, _ in visited}
 
 
 def needed_by(package: Requirement) -> list[Requirement]:
-    """What an installed package with these extras needs on this machine.
+    """Return the dependencies of an installed package with these extras on this machine.
 
-    Raises InputError where it is not installed.
+    Raises InputError if it is not installed.
     """
     try:
-        declared = importlib.metadata.requires(package.name) or []
+        requirements = importlib.metadata.requires(package.name) or []
     except importlib.metadata.PackageNotFoundError:
         raise InputError(
             f"{package.name} is not installed here; run this with the project's environment (make"
             " setup)"
         ) from None
     needed = []
-    for text in declared:
+    for text in requirements:
         requirement = Requirement(text)
         # A marker holds for the package itself ("") or for one of its extras.
         for extra in package.extras or {""}:
@@ -105,19 +104,19 @@ def needed_by(package: Requirement) -> list[Requirement]:
 
 
 def derive(image: str) -> str:
-    """The text of the image's lock.
+    """Return the text of the image's lock.
 
     Raises InputError for a package that requirements.lock does not have.
     """
-    locked = read_lock(MAIN)
+    lock = read_lock(MAIN)
     names = sorted(closure(read_names(HERE / f"{image}.in")) - set(SEPARATE))
-    missing = [name for name in names if name not in locked]
+    missing = [name for name in names if name not in lock]
     if missing:
         raise InputError(
             f"images/{image}.in needs {', '.join(missing)}, which requirements.lock does not have;"
             " add it to pyproject.toml"
         )
-    return "".join(locked[name] for name in names)
+    return "".join(lock[name] for name in names)
 
 
 def main(argv: list[str] | None = None) -> int:

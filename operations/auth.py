@@ -1,16 +1,17 @@
 """Find the credentials for Kubeflow's gateway.
 
-They are none, a notebook's token, a bearer token, a cookie of single sign-on, or a Dex login:
+There are five kinds: no credential, a notebook's token, a bearer token, a cookie of single sign-on,
+and a Dex login:
 
     KFP_TOKEN, KFP_TOKEN_FILE      a bearer token, or the file that holds it
     KFP_COOKIE_FILE                cookies of a browser or of CERN's auth-get-sso-cookie (Netscape's
         format, or name=value; ...)
     KFP_USERNAME, KFP_PASSWORD     a login of Dex, as Kubeflow's own installation has it
-    KF_PIPELINES_SA_TOKEN_PATH     the token that Kubeflow mounts into a notebook (its usual place
-        is known)
+    KF_PIPELINES_SA_TOKEN_PATH     file of the token that Kubeflow mounts into a notebook (default:
+        /var/run/secrets/kubeflow/pipelines/token)
 
 Secrets come from the environment or from files, never from arguments, which everybody on a machine
-can read. An error about one that has expired or is refused says how to get another.
+can read. The error for an expired or rejected credential says how to get a new one.
 """
 
 from __future__ import annotations
@@ -46,16 +47,19 @@ SESSION_COOKIE = (None, 0, -1)
 
 
 class AuthError(InputError):
-    """Kubeflow does not accept our credential; the text says which it was and how to renew it."""
+    """Kubeflow rejects our credential; the message names the credential and how to renew it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Credentials:
-    """What goes with every request. The secret parts are left out of `repr`."""
+    """The headers of every request to Kubeflow. `repr` hides the secret fields."""
 
     kind: str
+    """One of KINDS, without 'auto'."""
     source: str
+    """Where the credential comes from, for messages."""
     renew: str
+    """How to get a new one, as a sentence for error messages."""
     token: str = dataclasses.field(default="", repr=False)
     cookies: str = dataclasses.field(default="", repr=False)
 
@@ -70,24 +74,28 @@ class Credentials:
         return headers
 
     def refused(self, host: str, how: str) -> AuthError:
-        """Return the error for a gateway that did not let us in."""
+        """Return the error for a gateway that rejects the credential; `how` is its answer."""
         what = f"{self.source} was not accepted"
         if self.kind == "none":
-            what = "it wants a login, and no credential is set"
+            what = "it requires a login, and no credential is set"
         return AuthError(f"Kubeflow at {host}: {what} ({how}). {self.renew}")
 
 
 def credentials(host: str, kind: str = "auto") -> Credentials:
     """Return the credentials of this kind for a host.
 
-    'auto' takes the first kind that is configured: token, cookie, Dex login, notebook. Raises
-    AuthError for a credential that is missing or has expired, or a login that is refused.
+    'auto' takes the first kind that is configured: token, cookie, Dex login, notebook.
+
+    Raises:
+        AuthError: a credential is missing or has expired, or Dex refuses the login.
+        ClusterError: the host does not answer a Dex login.
+        InputError: `kind` is not one of KINDS.
     """
     if kind not in KINDS:
         raise InputError(f"--auth: {unknown('kind', kind, KINDS)}")
     if kind == "auto":
         kind = configured_kind()
-    return MAKERS[kind](host)
+    return LOG_INS[kind](host)
 
 
 def configured_kind() -> str:
@@ -102,12 +110,12 @@ def configured_kind() -> str:
 
 
 def notebook_token() -> Path:
-    """Return where Kubeflow mounts a notebook's token."""
+    """Return the path at which Kubeflow mounts a notebook's token."""
     return Path(os.environ.get("KF_PIPELINES_SA_TOKEN_PATH", NOTEBOOK_CREDENTIAL))
 
 
 def no_credential(host: str) -> Credentials:
-    """Log in with nothing."""
+    """Return credentials without any secret, for a server that requires no login."""
     renew = (
         f"Set KFP_COOKIE_FILE (single sign-on; CERN: auth-get-sso-cookie -u {host} -o FILE),"
         " KFP_USERNAME and KFP_PASSWORD (Dex), or KFP_TOKEN; in a Kubeflow notebook, tick 'Allow"
@@ -117,16 +125,16 @@ def no_credential(host: str) -> Credentials:
 
 
 def notebook_credential(host: str) -> Credentials:
-    """Log in with the token of a Kubeflow notebook. Raises AuthError."""
+    """Log in with the token of a Kubeflow notebook. Raises AuthError if it is missing or old."""
     path = notebook_token()
     renew = "Restart the notebook with the configuration 'Allow access to Kubeflow Pipelines'"
     if not path.exists():
-        raise AuthError(f"there is no token of a notebook at {path}. {renew}")
+        raise AuthError(f"no notebook token at {path}. {renew}")
     return _with_token(path.read_text(), f"the notebook's token {path}", "notebook", renew)
 
 
 def token_credential(host: str) -> Credentials:
-    """Log in with KFP_TOKEN or KFP_TOKEN_FILE. Raises AuthError."""
+    """Log in with KFP_TOKEN or KFP_TOKEN_FILE. Raises AuthError if it is missing or expired."""
     file = os.environ.get("KFP_TOKEN_FILE", "")
     renew = (
         f"Put a new token into {file or 'KFP_TOKEN'}, as kubectl create token ACCOUNT --audience"
@@ -148,7 +156,7 @@ def _with_token(text: str, source: str, kind: str, renew: str) -> Credentials:
 
 
 def expiry(token: str) -> float | None:
-    """Return when a JSON web token ends, in seconds since 1970; None for any other token."""
+    """Return when a JSON web token expires, in seconds since 1970; None for any other token."""
     try:
         payload = token.split(".")[1]
         # the padding that RFC 7515 leaves out
@@ -159,7 +167,10 @@ def expiry(token: str) -> float | None:
 
 
 def cookie_credential(host: str) -> Credentials:
-    """Log in with KFP_COOKIE_FILE. Raises AuthError."""
+    """Log in with KFP_COOKIE_FILE.
+
+    Raises AuthError if the file is missing, has no cookie for the host, or only expired ones.
+    """
     file = os.environ.get("KFP_COOKIE_FILE", "")
     renew = f"Get a new one, as with: auth-get-sso-cookie -u {host} -o {file or 'FILE'}"
     if not file:
@@ -179,9 +190,9 @@ def cookie_credential(host: str) -> Credentials:
 
 
 def cookies_of_jar(file: str, host: str, renew: str) -> list[str]:
-    """Return 'name=value' of each cookie for a host in a file of Netscape's format.
+    """Return 'name=value' of each valid cookie for a host in a cookie file in Netscape's format.
 
-    Raises AuthError for a file of another format, and where all cookies of the host have expired.
+    Raises AuthError for a file in another format, or if all cookies of the host have expired.
     """
     jar = http.cookiejar.MozillaCookieJar()
     try:
@@ -193,7 +204,7 @@ def cookies_of_jar(file: str, host: str, renew: str) -> list[str]:
     except http.cookiejar.LoadError:
         # its text quotes the line, which is a secret
         raise AuthError(
-            f"{file} is no cookie file in Netscape's format, which begins with"
+            f"{file} is not a cookie file in Netscape's format, which begins with"
             f" '# Netscape HTTP Cookie File'. {renew}"
         ) from None
 
@@ -215,7 +226,11 @@ def cookies_of_jar(file: str, host: str, renew: str) -> list[str]:
 def dex_credential(host: str) -> Credentials:
     """Log in at Dex as a browser would and keep the session's cookie.
 
-    Follow the redirects to the form, post it, and see where that leads.
+    Follows the redirects to the form, posts the form, and checks whether it leads back to a login.
+
+    Raises:
+        AuthError: a variable is not set, or Dex refuses the login.
+        ClusterError: the host does not answer.
     """
     name, password = os.environ.get("KFP_USERNAME", ""), os.environ.get("KFP_PASSWORD", "")
     renew = (
@@ -228,7 +243,7 @@ def dex_credential(host: str) -> Credentials:
     try:
         page = login_page(browser, host)
         if not LOGIN_PAGE.search(urlsplit(page.url).path):
-            source = "no credential (none was asked for)"
+            source = "no credential (the server asks for none)"
             return Credentials(kind="none", source=source, renew=renew)
         # The form is posted to its action, or else to the page itself.
         action = re.search(r"<form[^>]*\baction=\"([^\"]+)\"", page.text)
@@ -273,7 +288,7 @@ def _ago(moment: float) -> str:
     return f"{minutes:.0f} minutes ago" if minutes < 120 else f"{minutes / 60:.0f} hours ago"
 
 
-MAKERS = {
+LOG_INS = {
     "none": no_credential,
     "notebook": notebook_credential,
     "token": token_credential,

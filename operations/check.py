@@ -1,8 +1,8 @@
-"""`pipeline.py --check`: look at everything that a run needs, and create nothing.
+"""`pipeline.py --check`: check everything that a run needs, and create nothing.
 
-The objects are rendered and validated, the network is built for the data configuration, the data
-are listed, S3 is written to and read, and where a cluster or Kubeflow Pipelines answers they are
-asked as well. What could not be looked at is a line too.
+It renders and validates the objects, builds the network for the data configuration, lists the data,
+writes and reads a small file in the storage, and asks the cluster and Kubeflow Pipelines if they
+answer. What cannot be checked is a line of the table too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from operations.check_inputs import check_inputs
 from operations.check_storage import check_storage
 from operations.endpoint import endpoint
 from operations.pods_login import as_the_pods
-from operations.render import objects, rendered_run
+from operations.render import objects, placeholder_run
 from operations.table import Line, State, error, not_seen, ok, warning
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def check(config: RunConfig, args: argparse.Namespace) -> int:
-    """Print the table, or one JSON object; the exit code is 1 if a line is an error."""
+    """Print the table, or one JSON object; return exit code 1 if a line is an error, else 0."""
     host, source = endpoint(args.host)
     on_kubeflow = args.runner == "kubeflow" or (args.runner == "auto" and bool(host))
     where = "on this machine"
@@ -39,29 +39,29 @@ def check(config: RunConfig, args: argparse.Namespace) -> int:
         where = f"on Kubeflow at {host} (from {source})" if host else "on Kubeflow"
     elif config.s3_bucket == AUTO:
         config = config.replace(s3_bucket=str(args.output.resolve()))
-    hidden: tuple[State, ...] = ()
+    hidden_states: tuple[State, ...] = ()
     if args.json:
-        hidden = tuple(State)
+        hidden_states = tuple(State)
     elif args.quiet:
-        hidden = (State.OK,)
+        hidden_states = (State.OK,)
     else:
         print(f"checked for a run {where}\n")
 
-    reached: list[Server] = []  # by the section on Kubeflow Pipelines, for those after it
+    servers: list[Server] = []  # filled by the section on Kubeflow Pipelines, read by later ones
     images = [args.steps_image, config.weaver_image]
-    # Each section begins only when it is shown, so that its lines appear as they are known.
+    # A section starts only when it is printed, so that each line appears as soon as it is known.
     sections: list[tuple[str, Callable[[], Iterable[Line]]]] = [
-        # first: what is wrong with an input is told there, and not by what is made of it
+        # First, so that the error of an input names the input, not an object rendered from it.
         ("inputs", lambda: inputs_of_a_run(config, on_kubeflow=on_kubeflow)),
         ("objects", lambda: check_objects(config)),
-        ("Kubeflow Pipelines", lambda: check_server(config, host, args.auth, reached)),
+        ("Kubeflow Pipelines", lambda: check_server(config, host, args.auth, servers)),
         (
             "cluster",
             lambda: check_cluster(
                 config,
                 account=args.steps_account,
                 on_cluster=on_kubeflow,
-                single_user=any(server.multi_user is False for server in reached),
+                single_user=any(server.multi_user is False for server in servers),
             ),
         ),
         ("storage", lambda: check_storage(config, on_kubeflow=on_kubeflow)),
@@ -69,14 +69,14 @@ def check(config: RunConfig, args: argparse.Namespace) -> int:
     ]
     lines: list[Line] = []
     for name, section in sections:
-        lines += table.show(guarded(name, section, lines), hidden)
+        lines += table.show(lines_or_error(name, section, lines), hidden_states)
 
     fails = table.count(lines, State.ERROR) > 0
     if args.json:
         table_as_json = {
             "where": where,
             "fails": fails,
-            "lines": [dataclasses.asdict(one) for one in lines],
+            "lines": [dataclasses.asdict(line) for line in lines],
         }
         print(json.dumps(table_as_json, indent=2))
         return 1 if fails else 0
@@ -88,8 +88,8 @@ def check(config: RunConfig, args: argparse.Namespace) -> int:
     ):
         if number := table.count(lines, state):
             counts.append(f"{number} {words}")
-    verdict = "this run would fail" if fails else "nothing that was seen stands in the way"
-    print(f"\n{', '.join(counts) or 'all well'}: {verdict}")
+    verdict = "this run would fail" if fails else "no check found a reason for the run to fail"
+    print(f"\n{', '.join(counts) or 'all ok'}: {verdict}")
     return 1 if fails else 0
 
 
@@ -103,18 +103,18 @@ def inputs_of_a_run(config: RunConfig, *, on_kubeflow: bool) -> Iterator[Line]:
         yield from check_inputs(config, on_kubeflow=True)
 
 
-def guarded(
-    name: str, section: Callable[[], Iterable[Line]], before: Iterable[Line] = ()
+def lines_or_error(
+    name: str, section: Callable[[], Iterable[Line]], earlier_lines: Iterable[Line] = ()
 ) -> Iterator[Line]:
-    """Yield the lines of a section; an error it raises becomes its last line.
+    """Yield the lines of a section; an error that it raises becomes its last line.
 
-    So the other sections are still looked at. An error that is one of the lines `before` is not
-    told again.
+    So one failure does not hide the sections after it. An error that `earlier_lines` already show
+    is not repeated.
     """
     try:
         yield from section()
     except JecError as failure:
-        same = [line.what for line in before if line.finding == str(failure)]
+        same = [line.what for line in earlier_lines if line.finding == str(failure)]
         if same:
             yield not_seen(name, f"cannot be looked at before the error of '{same[0]}' is gone")
         else:
@@ -122,10 +122,10 @@ def guarded(
 
 
 def check_objects(config: RunConfig) -> Iterator[Line]:
-    """Hold every object of the run against the typed models and the controllers' rules."""
+    """Validate every object of the run against the typed models and the controllers' rules."""
     from clusters.validate import problems
 
-    for manifest in objects(rendered_run(config)).values():
+    for manifest in objects(placeholder_run(config)).values():
         name = f"{manifest['kind']} ({manifest['metadata']['labels'][STEP_LABEL]})"
         violations = problems(manifest)
         for violation in violations:
@@ -134,8 +134,8 @@ def check_objects(config: RunConfig) -> Iterator[Line]:
             yield ok(name, "typed model and admission rules hold")
 
 
-def check_server(config: RunConfig, host: str, auth: str, reached: list[Server]) -> Iterator[Line]:
-    """Reach Kubeflow Pipelines, log in, and look at its version and at our namespace.
+def check_server(config: RunConfig, host: str, auth: str, servers: list[Server]) -> Iterator[Line]:
+    """Connect to Kubeflow Pipelines, and check its version, the parameters and the namespace.
 
     A server that answers is added to `reached`.
     """
@@ -152,7 +152,7 @@ def check_server(config: RunConfig, host: str, auth: str, reached: list[Server])
 
     namespace = None if config.namespace == AUTO else config.namespace
     server = connect(host, auth, namespace)
-    reached.append(server)
+    servers.append(server)
     yield ok("Kubeflow Pipelines", f"answers at {host}, logged in by {server.credentials.source}")
     sdk = sdk_version()
     if problem := version_problem(server.version, sdk):
@@ -179,13 +179,13 @@ def check_parameters(config: RunConfig) -> Line:
 
 
 def check_namespace(config: RunConfig, server: Server) -> Line:
-    """Return whether runs of our namespace can be listed, and where the steps will run."""
+    """Return whether we may list runs in our namespace, and in which namespace the steps run."""
     try:
         namespace = server.namespace_for(config.namespace)
     except InputError as problem:
         return error("its namespace", str(problem))
-    # Whether the namespace is ours shows only in what we may do there.
-    with server.explained("list runs"):
+    # No request tells whether a namespace is ours; listing its runs fails if it is not.
+    with server.explain_errors("list runs"):
         server.client.list_runs(page_size=1, namespace=namespace)
     if namespace:
         return ok("its namespace", f"{namespace}: runs can be listed")

@@ -1,7 +1,7 @@
-"""Whether the pods of a run fit the namespace's quota and the nodes, and how many trials at once.
+"""Check whether a run's pods fit the namespace's quota and the nodes, and how many trials at once.
 
-Not only the trials count: beside them run the step that watches them, the algorithm's pod, Katib's
-metrics collector in each trial, and at the end the service.
+The trials are not all: the search step, the pod of Katib's algorithm and the metrics collector in
+each trial run at the same time, and at the end the service does.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from clusters.protocol import Manifest
 from clusters.survey import Node, Survey
 from common.config import RunConfig, selector
 from common.run import Run
-from operations.quantities import amount, shown
+from operations.quantities import amount, short_number
 from operations.render import objects
 from operations.table import Line, error, not_seen, ok, warning
 
@@ -27,7 +27,7 @@ KATIB: Manifest = {
     "requests": {"cpu": "50m", "memory": "10Mi", "ephemeral-storage": "500Mi"},
     "limits": {"cpu": "500m", "memory": "100Mi", "ephemeral-storage": "5Gi"},
 }
-# Argo's container beside each step, as Kubeflow Pipelines' own manifests have it.
+# Argo's container beside each step, as the manifests of Kubeflow Pipelines set it.
 ARGO: Manifest = {
     "requests": {"cpu": "10m", "memory": "32Mi"},
     "limits": {"cpu": "500m", "memory": "512Mi"},
@@ -45,9 +45,9 @@ class Limit:
 
 
 def check_capacity(survey: Survey, run: Run, *, on_kubeflow: bool) -> Iterator[Line]:
-    """Yield lines on the quota and on the nodes.
+    """Yield the lines on the quota and on the nodes.
 
-    `on_kubeflow`: whether pods of the run's steps stand beside what they start.
+    `on_kubeflow`: the steps run in pods too, which need room beside the trials and the service.
     """
     step = step_needs(run.config) if on_kubeflow else {}
     yield from check_quota(survey, run, step)
@@ -55,7 +55,7 @@ def check_capacity(survey: Survey, run: Run, *, on_kubeflow: bool) -> Iterator[L
 
 
 def check_quota(survey: Survey, run: Run, step: Needs) -> Iterator[Line]:
-    """Yield how many trials fit what is left of the quotas, and where the service does not."""
+    """Yield a line on how many trials fit the unused quota, and lines if the service does not."""
     quotas = survey.quotas()
     if quotas is None:
         yield not_seen("quota", survey.unseen.get("ResourceQuotas", "not readable"))
@@ -64,8 +64,8 @@ def check_quota(survey: Survey, run: Run, step: Needs) -> Iterator[Line]:
     for name, hards, used in quotas:
         for resource, text in hards.items():
             hard = amount(text)
-            left = hard - amount(used.get(resource, "0"))
-            limits.append(Limit(quota=name, resource=resource, left=left, hard=hard))
+            available = hard - amount(used.get(resource, "0"))
+            limits.append(Limit(quota=name, resource=resource, left=available, hard=hard))
     if not limits:
         yield ok("quota", "the namespace has none")
         return
@@ -74,36 +74,37 @@ def check_quota(survey: Survey, run: Run, step: Needs) -> Iterator[Line]:
 
 
 def trials_line(limits: list[Limit], run: Run, step: Needs) -> Line:
-    """Return how many trials fit beside the step that watches them and the algorithm's pod."""
+    """Return the line on how many trials fit beside the search step and the algorithm's pod."""
     needs, parallel = trial_needs(run), run.config.parallel_trials
-    beside = added(step, of_containers([KATIB]))
+    beside = total_needs(step, of_containers([KATIB]))
     fits, tightest = parallel, ""
     for limit in limits:
         need, others = needs.get(limit.resource, 0.0), beside.get(limit.resource, 0.0)
-        text = f"a trial asks for {limit.resource} {shown(need)}"
+        text = f"a trial asks for {limit.resource} {short_number(need)}"
         if others:
-            text += f", {shown(others)} more are for the algorithm" + (
+            text += f", the algorithm needs {short_number(others)} more" + (
                 " and a step" if step else ""
             )
         if need and need + others > limit.hard:
-            # no waiting helps
+            # more than the whole quota: waiting does not help
             return error(
                 "quota",
-                f"{text}; {limit.quota} allows {shown(limit.hard)} in all",
+                f"{text}; {limit.quota} allows {short_number(limit.hard)} in all",
                 f"ask for less ({SMALLER}) or for a larger quota",
             )
         room = max(0, int((limit.left - others) // need)) if need else fits
         if room < fits:
             fits = room
-            left = f"{shown(max(limit.left, 0.0))} of {shown(limit.hard)} left in {limit.quota}"
-            tightest = f"{limit.resource}: {left}, {text}"
+            rest = short_number(max(limit.left, 0.0))
+            total = short_number(limit.hard)
+            tightest = f"{limit.resource}: {rest} of {total} left in {limit.quota}, {text}"
     if not tightest:
         return ok("quota", f"{parallel} trials fit at once")
     if fits == 0:
         return warning(
             "quota",
             f"no trial fits now ({tightest})",
-            "the search will wait; --status tells for what",
+            "the search will wait; --status shows for what",
         )
     return warning(
         "quota",
@@ -113,26 +114,27 @@ def trials_line(limits: list[Limit], run: Run, step: Needs) -> Line:
 
 
 def service_lines(limits: list[Limit], run: Run, step: Needs) -> Iterator[Line]:
-    """Yield a line where the service does not fit, which comes when the trials are over."""
+    """Yield a line for each limit that the service exceeds; it starts after the trials."""
     needs = service_needs(run)
-    together = added(
+    together = total_needs(
         step, {key: max(run.config.min_replicas, 1) * one for key, one in needs.items()}
     )
     for limit in limits:
         need = together.get(limit.resource, 0.0)
-        text = f"the service and the step that makes it ask for {limit.resource} {shown(need)}"
+        amount_text = f"{limit.resource} {short_number(need)}"
+        text = f"the service and the step that deploys it ask for {amount_text}"
         if need > limit.hard:
             yield error(
                 "quota",
-                f"{text}; {limit.quota} allows {shown(limit.hard)} in all",
+                f"{text}; {limit.quota} allows {short_number(limit.hard)} in all",
                 "ask for a larger quota",
             )
         elif need > limit.left:
             yield warning(
                 "quota",
-                f"{text}; {shown(max(limit.left, 0.0))} of {shown(limit.hard)} are left in"
-                f" {limit.quota}",
-                "the service will wait for room; where it runs already, it counts as used",
+                f"{text}; {short_number(max(limit.left, 0.0))} of {short_number(limit.hard)} are"
+                f" left in {limit.quota}",
+                "the service will wait for room; if it runs already, it is part of what is used",
             )
 
 
@@ -143,13 +145,13 @@ def check_nodes(survey: Survey, run: Run, step: Needs) -> Iterator[Line]:
         yield not_seen(
             "nodes",
             f"how large they are ({survey.unseen.get('Nodes', '')})",
-            "kubectl describe nodes, by who may list them",
+            "ask somebody who may list nodes for the output of kubectl describe nodes",
         )
         return
-    chosen = selector(run.config.node_selector)
-    usable = [node for node in nodes if node.schedulable and fits_labels(node, chosen)]
+    labels = selector(run.config.node_selector)
+    usable = [node for node in nodes if node.schedulable and fits_labels(node, labels)]
     if not usable:
-        what = f" with {run.config.node_selector}" if chosen else ""
+        what = f" with {run.config.node_selector}" if labels else ""
         yield error("nodes", f"none of the {len(nodes)} nodes{what} takes pods", "--node-selector")
         return
     kinds = {
@@ -159,13 +161,13 @@ def check_nodes(survey: Survey, run: Run, step: Needs) -> Iterator[Line]:
         "the service": requests_of(service_needs(run)),
         "a step": requests_of(step),
     }
-    good = True
+    all_fit = True
     for what, needs in kinds.items():
         reason = too_large(needs, usable)
         if reason:
-            good = False
+            all_fit = False
             yield error("nodes", f"no node is large enough for {what}: {reason}", f"less {SMALLER}")
-    if good:
+    if all_fit:
         yield ok("nodes", f"each pod of the run fits one of {len(usable)} nodes when it is empty")
 
 
@@ -177,15 +179,17 @@ def too_large(needs: Needs, nodes: list[Node]) -> str:
     for key, need in needs.items():
         largest = max(amount(node.allocatable.get(key, "0")) for node in nodes)
         if need > largest:
-            return f"it asks for {key} {shown(need)}, the largest has {shown(largest)}"
+            return (
+                f"it asks for {key} {short_number(need)}, the largest has {short_number(largest)}"
+            )
     return "no single node has all that it asks for: " + ", ".join(
-        f"{key} {shown(need)}" for key, need in needs.items()
+        f"{key} {short_number(need)}" for key, need in needs.items()
     )
 
 
-def fits_labels(node: Node, chosen: Mapping[str, str]) -> bool:
+def fits_labels(node: Node, labels: Mapping[str, str]) -> bool:
     """Whether a node has all labels of a node selector."""
-    return all(node.labels.get(key) == value for key, value in chosen.items())
+    return all(node.labels.get(key) == value for key, value in labels.items())
 
 
 def trial_needs(run: Run) -> Needs:
@@ -195,10 +199,10 @@ def trial_needs(run: Run) -> Needs:
     for replica in job["pytorchReplicaSpecs"].values():
         containers = [one["resources"] for one in replica["template"]["spec"]["containers"]]
         for _ in range(replica["replicas"]):
-            needs = added(needs, of_containers(containers))
+            needs = total_needs(needs, of_containers(containers))
     collector = of_containers([KATIB])
     collector.pop("pods")  # it is no pod of its own
-    return added(needs, collector)
+    return total_needs(needs, collector)
 
 
 def largest_pod(experiment: Manifest) -> list[Manifest]:
@@ -215,7 +219,7 @@ def service_needs(run: Run) -> Needs:
 
 
 def step_needs(config: RunConfig) -> Needs:
-    """Return what the pod of a step asks for, as the pipeline is compiled for it."""
+    """Return what the pod of a step asks for, from the compiled pipeline."""
     from google.protobuf import json_format
 
     from components import chain
@@ -236,9 +240,10 @@ def step_needs(config: RunConfig) -> Needs:
 
 
 def of_containers(containers: list[Manifest], *, requests_only: bool = False) -> Needs:
-    """Return what a pod with containers of these resources asks for, as a quota names it.
+    """Return what a pod with containers of these resources asks for.
 
-    With `requests_only`, as a node names it: cpu, memory, nvidia.com/gpu.
+    The keys are a quota's (requests.cpu, limits.memory, pods), or with `requests_only` a node's
+    (cpu, memory, nvidia.com/gpu).
     """
     needs: Needs = {"pods": 1.0}
     for resources in containers:
@@ -259,7 +264,7 @@ def requests_of(needs: Needs) -> Needs:
     return {key.removeprefix(start): need for key, need in needs.items() if key.startswith(start)}
 
 
-def added(*parts: Needs) -> Needs:
+def total_needs(*parts: Needs) -> Needs:
     """Return the sum of needs."""
     total: Needs = {}
     for part in parts:

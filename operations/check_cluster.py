@@ -1,6 +1,7 @@
-"""Look at the cluster, where one answers.
+"""Check the cluster that the environment names, for `--check`.
 
-APIs and their versions, permissions, secrets and accounts, quota, and a dry run of every object.
+The checks cover the APIs and their versions, permissions, Secrets and ServiceAccounts, the serving
+runtime, Pod Security, quota and nodes, and a dry run of every object.
 """
 
 from __future__ import annotations
@@ -26,19 +27,20 @@ from common.run import Run
 from components.steps import EVERY_STEP, STEPS
 from operations.check_capacity import check_capacity
 from operations.check_pod_security import check_pod_security
-from operations.render import objects, rendered_run
+from operations.render import objects, placeholder_run
 from operations.server import MULTI_USER_ACCOUNT, SINGLE_USER_ACCOUNT
 from operations.table import Line, State, error, not_seen, ok, warning
 from serving.inference_service import RUNTIME
 
 KINDS = (EXPERIMENT, PYTORCHJOB, INFERENCE_SERVICE)
 KUBEFLOW = "kubeflow"  # namespace of Kubeflow's own installation
-OF_THE_POD = (*EVERY_STEP, "workflows.argoproj.io")
-"""Rights that a step needs in the namespace that it runs in, not in that of the run's objects."""
-BLIND = (
+STEP_NAMESPACE_RIGHTS = (*EVERY_STEP, "workflows.argoproj.io")
+"""Rights that a step needs in the namespace of its own pod, not in that of the run's objects."""
+UNCHECKED = (
     "API versions, permissions, Secret, ServiceAccount, serving runtime, Pod Security, quota,"
-    " nodes, the webhooks' word"
+    " nodes, dry run"
 )
+"""What is not checked where no cluster answers."""
 # trainer v1.9.3 pkg/config/config.go:28, cmd/training-operator.v1/main.go:104
 INIT_IMAGE = "alpine:3.10"
 INIT_IMAGE_FLAG = "pytorch-init-container-image"
@@ -49,30 +51,34 @@ def check_cluster(
 ) -> Iterator[Line]:
     """Yield lines on the cluster that the environment names.
 
-    One line tells what was not seen where it names none, or none answers. `account` is the
-    ServiceAccount of the steps' pods, 'auto' for Kubeflow's own. `on_cluster` is False for a run on
-    this machine. `single_user`: Kubeflow Pipelines runs all steps in its own namespace.
+    If it names no cluster, or the cluster does not answer, one line says what was not checked.
+
+    Args:
+        config: configuration of the run.
+        account: ServiceAccount of the steps' pods; 'auto' for Kubeflow's own.
+        on_cluster: False for a run on this machine.
+        single_user: Kubeflow Pipelines runs all steps in its own namespace.
     """
     cure = "set KUBECONFIG, or run this in a notebook of the cluster" if on_cluster else ""
     try:
         connection = connect()
         home = server_namespace(connection, config.namespace) if single_user else ""
-        asked = home if home and config.namespace == AUTO else config.namespace
-        survey = Survey(connection, namespace_of(connection, asked))
+        namespace = home if home and config.namespace == AUTO else config.namespace
+        survey = Survey(connection, namespace_of(connection, namespace))
         version = survey.version()
     except InputError as problem:
         reason = problem.short if isinstance(problem, NoCluster) else str(problem)
-        yield not_seen("cluster", f"{reason}: {BLIND}", cure)
+        yield not_seen("cluster", f"{reason}: {UNCHECKED}", cure)
         return
     except JecError as problem:
-        # A run on this machine does not need the cluster that does not answer.
+        # A run on this machine does not need the cluster.
         yield (error if on_cluster else not_seen)("cluster", str(problem), cure)
         return
     yield ok("cluster", f"Kubernetes {version} ({connection.source}), namespace {survey.namespace}")
 
-    run = rendered_run(config.replace(namespace=survey.namespace))
-    served = [kind for kind in KINDS if survey.serves(kind)]
-    yield from check_apis(survey, served)
+    run = placeholder_run(config.replace(namespace=survey.namespace))
+    served_kinds = [kind for kind in KINDS if survey.serves(kind)]
+    yield from check_apis(survey, served_kinds)
     if account == AUTO:
         account = SINGLE_USER_ACCOUNT if single_user else MULTI_USER_ACCOUNT
     steps = Survey(connection, home) if home else survey
@@ -80,8 +86,8 @@ def check_cluster(
     if single_user and not home:
         yield not_seen(
             "rights of the steps",
-            f"no namespace that was looked at has ServiceAccount {SINGLE_USER_ACCOUNT}, as which"
-            " the server runs them",
+            f"no namespace that was checked has the ServiceAccount {SINGLE_USER_ACCOUNT}, as which"
+            " the server runs the steps",
             "--namespace NAME, the server's own",
         )
     else:
@@ -93,22 +99,22 @@ def check_cluster(
         survey, secret=config.s3_secret, account=config.service_account, endpoint=endpoint
     ):
         yield Line(State(finding.state), finding.what, finding.found, finding.cure)
-    # The other form brings its own Triton, without a runtime of KServe.
+    # The form 'triton' names its own image and needs no serving runtime.
     if config.predictor_form == "model":
         yield check_runtime(survey)
     yield from check_logins(survey, config)
     yield from check_init_container(survey, run)
     yield from check_pod_security(survey, run)
     yield from check_capacity(survey, run, on_kubeflow=on_cluster)
-    yield from check_dry_run(survey, run, served)
+    yield from check_dry_run(survey, run, served_kinds)
 
 
-def check_apis(survey: Survey, served: list[Kind]) -> Iterator[Line]:
-    """Yield for each kind of object whether the cluster serves it, and by which controller."""
+def check_apis(survey: Survey, served_kinds: list[Kind]) -> Iterator[Line]:
+    """Yield for each kind of object whether the cluster serves it, and the controller's version."""
     for kind in KINDS:
         name = f"{kind.name} API"
-        if kind in served:
-            version = survey.controller_version(kind.owner) or "(its version may not be seen)"
+        if kind in served_kinds:
+            version = survey.controller_version(kind.owner) or "(its version cannot be read)"
             yield ok(name, f"{kind.api_version}, {kind.owner} {version}")
         else:
             yield error(
@@ -116,14 +122,14 @@ def check_apis(survey: Survey, served: list[Kind]) -> Iterator[Line]:
             )
 
 
-def server_namespace(connection: Connection, asked: str) -> str:
-    """Return the namespace of a single-user server, which does not tell it; empty if not seen.
+def server_namespace(connection: Connection, requested: str) -> str:
+    """Return the namespace of a single-user server; empty if no namespace looks like it.
 
-    It is the first of these with the account that such a server runs steps as: the one asked for,
-    that of the kubeconfig, that of Kubeflow's own installation. We may not be allowed to look into
-    the last one.
+    The server does not tell its namespace. It is the first one with the ServiceAccount that such a
+    server runs steps as, of: the requested one, that of the kubeconfig, and Kubeflow's own. If we
+    may not read the last one, it is assumed.
     """
-    for namespace in (asked, connection.namespace, KUBEFLOW):
+    for namespace in (requested, connection.namespace, KUBEFLOW):
         if namespace and namespace != AUTO:
             survey = Survey(connection, namespace)
             if survey.account_secrets(SINGLE_USER_ACCOUNT) is not None:
@@ -132,7 +138,7 @@ def server_namespace(connection: Connection, asked: str) -> str:
 
 
 def check_steps_secret(survey: Survey, name: str) -> Line:
-    """Return whether the steps find their S3 keys in a namespace other than the run's."""
+    """Return whether the steps' own namespace, other than the run's, has the S3 Secret."""
     what = f"Secret {name} of the steps"
     if survey.secret(name) is not None:
         return ok(what, f"in namespace {survey.namespace}, where the steps run")
@@ -141,13 +147,13 @@ def check_steps_secret(survey: Survey, name: str) -> Line:
     return error(
         what,
         f"there is none in namespace {survey.namespace}, where the steps run",
-        f"make it there as in the namespace of the run: kubectl -n {survey.namespace} create secret"
+        f"create it there as in the run's namespace: kubectl -n {survey.namespace} create secret"
         f" generic {name} ...",
     )
 
 
 def check_our_permissions(survey: Survey) -> Iterator[Line]:
-    """Yield what we may not do, for --status, --logs and --down."""
+    """Yield the permissions that we lack; --status, --logs and --down need them."""
     namespace = survey.namespace
     denied = [
         (one, verb) for one, verb in permissions.requests() if not survey.is_allowed(one, verb)
@@ -162,7 +168,7 @@ def check_our_permissions(survey: Survey) -> Iterator[Line]:
 
 
 def check_steps_permissions(survey: Survey, account: str, steps: Survey) -> Iterator[Line]:
-    """Yield what the account of the steps may not: it is they that create the objects.
+    """Yield the permissions that the steps' ServiceAccount lacks: the steps create the objects.
 
     `survey` is of the namespace of the objects, `steps` of the one that the steps run in.
     """
@@ -171,10 +177,10 @@ def check_steps_permissions(survey: Survey, account: str, steps: Survey) -> Iter
     who = f"ServiceAccount {account}" + (f" of {home}" if home != namespace else "")
     denied = []
     for permission, verb in permissions.requests():
-        place = steps if permission.name in OF_THE_POD else survey
-        is_allowed = place.account_is_allowed(account, permission, verb, home)
-        if is_allowed is None:
-            # Where one question about another account is refused, all are.
+        place = steps if permission.name in STEP_NAMESPACE_RIGHTS else survey
+        allowed = place.account_is_allowed(account, permission, verb, home)
+        if allowed is None:
+            # The right to ask about another account covers all questions or none.
             yield not_seen(
                 what,
                 f"{who}: we may not ask for others ({place.unseen.get(unseen, '')})",
@@ -182,7 +188,7 @@ def check_steps_permissions(survey: Survey, account: str, steps: Survey) -> Iter
                 f" system:serviceaccount:{home}:{account}, or run this in a notebook",
             )
             return
-        if not is_allowed:
+        if not allowed:
             denied.append((permission, verb))
     spaces = sorted({namespace, home})
     yield from denied_lines(
@@ -198,9 +204,9 @@ def check_steps_permissions(survey: Survey, account: str, steps: Survey) -> Iter
 def denied_lines(
     what: str, who: str, denied: list[tuple[permissions.Permission, str]], cure: str
 ) -> Iterator[Line]:
-    """Yield a line for each permission of which a verb is denied, or one that all are there.
+    """Yield a line for each permission with a denied verb, or one line if nothing is denied.
 
-    The cure, which is the same for all, goes with the first.
+    The cure is the same for all lines and is printed with the first.
     """
     if not denied:
         total = sum(1 for _ in permissions.requests())
@@ -226,11 +232,11 @@ def steps_that_need(permission: permissions.Permission) -> str:
 
 
 def check_runtime(survey: Survey) -> Line:
-    """Return whether KServe's runtime for Triton is there, enabled, and speaks protocol v2."""
+    """Return whether KServe's runtime for Triton exists, is enabled, and speaks protocol v2."""
     spec, what = survey.runtime(RUNTIME), "serving runtime"
     if spec is None:
         cure = "install KServe's runtimes, or --predictor-form triton"
-        # runtimes exist in the namespace and in the cluster; either may be closed to us
+        # A runtime may be in the namespace or in the cluster; we may lack the right to read either.
         for name, why in survey.unseen.items():
             if name.endswith(f"ServingRuntime {RUNTIME}"):
                 return not_seen(what, why, cure)
@@ -241,14 +247,14 @@ def check_runtime(survey: Survey) -> Line:
         return error(
             what,
             f"{RUNTIME} speaks {', '.join(spec['protocolVersions'])}, not v2",
-            "have its protocolVersions name v2",
+            "add v2 to its protocolVersions",
         )
     image = next((container.get("image", "") for container in spec.get("containers", [])), "")
     return ok(what, f"{RUNTIME}: {image.rsplit('/', 1)[-1]}")
 
 
 def check_logins(survey: Survey, config: RunConfig) -> Iterator[Line]:
-    """Yield whether the Secrets of the webhook and of the tracking servers have their keys."""
+    """Yield whether the Secrets of the webhook, MLflow and the model registry have their keys."""
     keys = {"webhook": config.webhook_secret, "model registry": config.model_registry_secret}
     if config.mlflow_secret != NONE and config.mlflow == AUTO:
         keys["MLflow"] = f"{config.mlflow_secret}/{tracking.ADDRESS}"
@@ -259,7 +265,7 @@ def check_logins(survey: Survey, config: RunConfig) -> Iterator[Line]:
 
 
 def check_key(survey: Survey, subject: str, name: str, key: str) -> Line:
-    """Whether a Secret has a key; its value is not shown."""
+    """Return whether a Secret has a key; its value is not shown."""
     what = f"Secret {name}"
     secret = survey.secret(name)
     make = f"kubectl -n {survey.namespace} create secret generic {name} --from-file={key}=FILE"
@@ -273,7 +279,7 @@ def check_key(survey: Survey, subject: str, name: str, key: str) -> Line:
 
 
 def check_init_container(survey: Survey, run: Run) -> Iterator[Line]:
-    """Yield the image that the training operator adds to the workers of several replicas."""
+    """Yield a line on the init container that the training operator adds to worker pods."""
     if run.config.num_replicas < 2:
         return
     arguments = survey.operator_arguments()
@@ -282,15 +288,15 @@ def check_init_container(survey: Survey, run: Run) -> Iterator[Line]:
         flag, _, value = argument.lstrip("-").partition("=")
         if flag == INIT_IMAGE_FLAG:
             image = value
-    seen = (
-        "" if arguments is not None else ", unless its own flags, which may not be read, say else"
+    unless_flags = (
+        "" if arguments is not None else ", unless its own flags, which we may not read, differ"
     )
     what = "init container"
     workers = f"the training operator starts the workers of {run.config.num_replicas} replicas"
     if INIT_IMAGE in image:
         yield warning(
             what,
-            f"{workers} with {image}{seen}",
+            f"{workers} with {image}{unless_flags}",
             f"where nodes cannot pull it: --{INIT_IMAGE_FLAG}=REGISTRY/IMAGE of the operator, an"
             " image with sh and nslookup",
         )
@@ -298,9 +304,9 @@ def check_init_container(survey: Survey, run: Run) -> Iterator[Line]:
         yield ok(what, f"{workers} with {image}")
 
 
-def check_dry_run(survey: Survey, run: Run, served: list[Kind]) -> Iterator[Line]:
-    """Yield whether the cluster's own webhooks and schemas would take each object."""
-    kinds = {kind.name: kind for kind in served}
+def check_dry_run(survey: Survey, run: Run, served_kinds: list[Kind]) -> Iterator[Line]:
+    """Yield whether the cluster's own webhooks and schemas accept each object (server dry run)."""
+    kinds = {kind.name: kind for kind in served_kinds}
     for manifest in objects(run).values():
         kind = kinds.get(manifest["kind"])
         if kind is None:

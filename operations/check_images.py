@@ -14,7 +14,7 @@ from operations.table import Line, error, not_seen, ok, warning
 
 
 def check_images(images: Iterable[str], *, on_cluster: bool) -> Iterator[Line]:
-    """Yield one line an image. `on_cluster` is False for a run on this machine, which uses none."""
+    """Yield a line for each image. `on_cluster`: False for a run here, which uses no images."""
     if not on_cluster:
         yield not_seen("images", "a run on this machine uses none")
         return
@@ -23,13 +23,13 @@ def check_images(images: Iterable[str], *, on_cluster: bool) -> Iterator[Line]:
 
 
 def check_image(image: str) -> Line:
-    """Ask the image's registry for its manifest and say whether nodes will get it."""
+    """Ask the image's registry for its manifest; return whether nodes can pull it."""
     what = f"image {image.split('@', 1)[0].rsplit('/', 1)[-1]}"
     reference = Reference.parse(image)
     if reference is None:
         return error(
             what,
-            f"{image} names no registry: nodes would look for it at their default one",
+            f"{image} names no registry: nodes would pull it from their default one",
             "make images REGISTRY=..., then --steps-image and --weaver-image REGISTRY/NAME@DIGEST",
         )
     try:
@@ -38,15 +38,15 @@ def check_image(image: str) -> Line:
         words = str(problem)
         if not isinstance(problem, UnreachableError):
             words = f"{type(problem).__name__}: {problem}"
-        return not_seen(what, f"{reference.registry} cannot be asked from here: {words}")
+        return not_seen(what, f"{reference.registry} cannot be reached from here: {words}")
 
     if answer.status_code == 404:
         return error(what, f"{image} is not in its registry", "push it, or correct the name")
     if answer.status_code in (401, 403):
         return warning(
             what,
-            f"its registry wants a login that is not in {DOCKER_CONFIG}: not seen whether it is"
-            " there",
+            f"its registry requires a login that is not in {DOCKER_CONFIG}: whether the image"
+            " exists was not checked",
             "log in, and give the namespace's ServiceAccounts an imagePullSecret",
         )
     if not answer.ok:

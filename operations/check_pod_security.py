@@ -1,7 +1,7 @@
-"""Which pods of a run the namespace's Pod Security level would refuse, and who can change it.
+"""Check which pods of a run the namespace's Pod Security level refuses, and who can change that.
 
-The pods of a run are ours; those of Katib, KServe, the training operator and Kubeflow Pipelines are
-made by these, and only a cluster's administrator can secure them.
+We set the security contexts of the run's own pods. Katib, KServe, the training operator and
+Kubeflow Pipelines add containers and pods of their own, which only an administrator can secure.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def check_pod_security(survey: Survey, run: Run) -> Iterator[Line]:
     if labels is None:
         yield not_seen(
             WHAT,
-            f"the labels of namespace {survey.namespace} may not be read"
+            f"we may not read the labels of namespace {survey.namespace}"
             f" ({survey.unseen.get(f'Namespace {survey.namespace}', 'there is none')})",
             f"ask its owner for {ENFORCE}, or for the right to get namespaces",
         )
@@ -39,33 +39,33 @@ def check_pod_security(survey: Survey, run: Run) -> Iterator[Line]:
     if level not in (BASELINE, RESTRICTED):
         yield ok(WHAT, f"namespace {survey.namespace} takes all pods ({ENFORCE}: {level})")
         return
-    refused = False
+    any_refused = False
     for line in [*own_lines(survey, run, level), *foreign_lines(survey, run, level)]:
-        refused = True
+        any_refused = True
         yield line
-    if not refused:
+    if not any_refused:
         yield ok(WHAT, f"namespace {survey.namespace} enforces {level}, and takes every pod")
 
 
 def own_lines(survey: Survey, run: Run, level: str) -> Iterator[Line]:
-    """Yield a line for each reason why pods would be refused, with the objects they belong to."""
+    """Yield a line for each reason to refuse pods of our objects, with the names of the objects."""
     runtime = survey.runtime(RUNTIME)
-    refused: dict[str, list[str]] = {}
+    objects_by_reason: dict[str, list[str]] = {}
     for manifest in objects(run).values():
         name = f"{manifest['kind']} ({manifest['metadata']['labels'][STEP_LABEL]})"
         for spec in pods_of(manifest, runtime):
             for reason in violations(spec, level):
-                names = refused.setdefault(reason, [])
+                names = objects_by_reason.setdefault(reason, [])
                 if name not in names:
                     names.append(name)
-    for reason, names in refused.items():
+    for reason, names in objects_by_reason.items():
         yield error(
             WHAT, f"{level} refuses the pods of {', '.join(names)}: {reason}", cure_of(reason)
         )
 
 
 def cure_of(reason: str) -> str:
-    """Return what helps against a reason."""
+    """Return what the user can do about a violation."""
     if reason.startswith("folders of the node"):
         return (
             f"--eos and --nvidia-driver need a namespace with {ENFORCE}: privileged; or copy the"
@@ -75,7 +75,7 @@ def cure_of(reason: str) -> str:
 
 
 def pods_of(manifest: Manifest, runtime: Manifest | None) -> Iterator[Manifest]:
-    """Yield the pods' specs of an object, for an InferenceService over its runtime's containers."""
+    """Yield the pod specs of an object; an InferenceService extends its runtime's container."""
     spec = manifest["spec"]
     if manifest["kind"] == "Experiment":
         spec = spec["trialTemplate"]["trialSpec"]["spec"]
@@ -85,10 +85,13 @@ def pods_of(manifest: Manifest, runtime: Manifest | None) -> Iterator[Manifest]:
         return
     predictor = spec["predictor"]
     server = predictor.get("model") or predictor["triton"]
-    below: Manifest = {}
+    runtime_container: Manifest = {}
     if runtime and runtime.get("containers"):
-        below = runtime["containers"][0]
-    context = {**(below.get("securityContext") or {}), **(server.get("securityContext") or {})}
+        runtime_container = runtime["containers"][0]
+    context = {
+        **(runtime_container.get("securityContext") or {}),
+        **(server.get("securityContext") or {}),
+    }
     container = {"name": "kserve-container", "securityContext": context}
     yield {**predictor, "containers": [container]}
 
@@ -110,7 +113,7 @@ def foreign_lines(survey: Survey, run: Run, level: str) -> Iterator[Line]:
     yield warning(
         WHAT,
         f"{level} refuses the pods of Kubeflow Pipelines (driver, launcher, Argo's init and wait),"
-        " which have no security context unless Argo is told so",
+        " which have no security context unless Argo's configuration sets one",
         f"run the steps in a namespace with {ENFORCE}: {BASELINE}, or have the administrator set"
         " them in Argo's workflow-controller-configmap (executor, mainContainer, workflowDefaults)",
     )
@@ -136,8 +139,8 @@ def katib_lines(survey: Survey, run: Run) -> Iterator[Line]:
         yield not_seen(
             WHAT,
             f"{RESTRICTED} refuses Katib's metrics collector and the pod of {algorithm} unless"
-            f" KatibConfig secures them, which may not be read ({why})",
-            f"ask the administrator for {collector_cure} and, {algorithm_cure}",
+            f" KatibConfig, which we may not read ({why}), sets their security contexts",
+            f"ask the administrator to set {collector_cure} and, {algorithm_cure}",
         )
         return
     controller = (config.get("init") or {}).get("controller") or {}
@@ -170,8 +173,8 @@ def storage_lines(survey: Survey, run: Run) -> Iterator[Line]:
         why = survey.unseen.get("ClusterStorageContainer default", "there is none")
         yield not_seen(
             WHAT,
-            f"{RESTRICTED} refuses the predictor unless KServe's storage initializer is secured,"
-            f" which may not be read ({why})",
+            f"{RESTRICTED} refuses the predictor unless KServe's storage initializer, which we may"
+            f" not read ({why}), has a security context",
             cure,
         )
         return

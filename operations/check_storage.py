@@ -1,6 +1,6 @@
-"""Try the storage of runs with a small file: write, read, list and remove it.
+"""Test the storage of runs with a small file: write, read, list and remove it.
 
-It is tried with the credentials that the run's pods will have.
+The test uses the credentials that the run's pods will have, if they can be read from here.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ PROBE = ".check"
 def check_storage(config: RunConfig, *, on_kubeflow: bool) -> Iterator[Line]:
     """Yield lines on the storage.
 
-    A directory is tried as we are; S3 on Kubeflow with the Secret's keys where they can be read,
-    else with our own.
+    A directory is tested as the current user. S3 is tested with the Secret's keys if the run is on
+    Kubeflow and they can be read, else with our own keys.
     """
     if not storage.is_s3(config.s3_bucket):
         if on_kubeflow:
@@ -52,7 +52,10 @@ def check_storage(config: RunConfig, *, on_kubeflow: bool) -> Iterator[Line]:
 
 
 def try_storage(place: str, whose: str) -> Line:
-    """Write, read, list and remove one small file with the credentials of this process."""
+    """Write, read, list and remove one small file with the credentials of this process.
+
+    `whose` names the credentials in the line. A failure is an error line, not an exception.
+    """
     uri = storage.join(place, f"{PROBE}-{uuid.uuid4().hex[:12]}")
     content = uuid.uuid4().bytes
     endpoint = ""
@@ -61,15 +64,15 @@ def try_storage(place: str, whose: str) -> Line:
     try:
         storage.write_bytes(uri, content)
         if storage.read_bytes(uri) != content:
-            raise StorageError(f"{uri} came back with other content than was written")
+            raise StorageError(f"{uri} was read back with other content than was written")
         if [entry.uri for entry in storage.entries(uri)] != [uri]:
             raise StorageError(f"{uri} was written and is not listed")
         storage.delete(uri)
     except (InputError, StorageError, OSError) as problem:
         reason, cure = str(problem), ""
-        # The words of common.storage for the two mistakes that a user can mend.
+        # common.storage uses these words for the two mistakes that a user can correct.
         if "no bucket" in reason:
-            cure = "make the bucket, or correct --s3-bucket or --s3-endpoint"
+            cure = "create the bucket, or correct --s3-bucket or --s3-endpoint"
         elif "refused access" in reason:
             cure = "check the keys and the bucket's policy"
         return error("storage", f"{place}{endpoint} as {whose}: {reason}", cure)
@@ -79,7 +82,7 @@ def try_storage(place: str, whose: str) -> Line:
 def pods_keys(config: RunConfig) -> Mapping[str, str]:
     """Return the AWS variables that the pods will have: the Secret's keys and the endpoint.
 
-    Raises InputError with the reason where they cannot be read from here.
+    Raises InputError with the reason if they cannot be read from here.
     """
     values = secret_of(config, config.s3_secret).values
     if missing := [key for key in CREDENTIALS if not values.get(key)]:
@@ -94,7 +97,7 @@ def pods_keys(config: RunConfig) -> Mapping[str, str]:
 def secret_of(config: RunConfig, secret_name: str) -> SecretKeys:
     """Return a Secret of the run's namespace.
 
-    Raises InputError with the reason where they cannot be read from here.
+    Raises InputError with the reason if it cannot be read from here.
     """
     from clusters.api import NoCluster, connect, namespace_of
     from clusters.survey import Survey
@@ -115,8 +118,8 @@ def secret_of(config: RunConfig, secret_name: str) -> SecretKeys:
 
 @contextlib.contextmanager
 def credentials(values: Mapping[str, str]) -> Iterator[None]:
-    """Ask the storage with these AWS variables within it."""
-    # A session's token or a profile of ours would go with the other's keys.
+    """Use these AWS variables for all storage requests within the block."""
+    # Our own session token or profile must not be combined with the Secret's keys.
     foreign = [name for name in ("AWS_SESSION_TOKEN", "AWS_PROFILE") if name in os.environ]
     before = {name: os.environ.get(name) for name in (*values, *foreign)}
     for name in foreign:

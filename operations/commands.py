@@ -1,4 +1,4 @@
-"""The commands on a run or a schedule that exists, and the submission of a new one."""
+"""Run the commands on an existing run or schedule, and submit new ones to Kubeflow."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from operations.target import PLACES, Target, ask_cluster, locate, place_flags
 
 
 def act(args: argparse.Namespace) -> int:
-    """Do the command that the flags ask for; return the exit code."""
+    """Run the command that the flags ask for; return the exit code.
+
+    Raises InputError if no place has the run, or for more than one step of --logs.
+    """
     if args.compare:
         from operations.compare import compare
 
@@ -40,16 +43,16 @@ def act(args: argparse.Namespace) -> int:
     from operations.status import local_processes
 
     target = locate(args.down, args, must_exist=False)
-    # A run that is removed already is no error: --down works twice.
+    # --down of a run that is already removed is no error, so that it can be repeated.
     if not (target.is_known or local_processes(target) or was_removed(target)):
         raise no_such_run(args.down, args, "; ".join(target.unseen))
     return down(target, storage_too=args.storage, yes=args.yes)
 
 
 def run_on_kubeflow(config: RunConfig, host: str, args: argparse.Namespace) -> int:
-    """Submit, say where to look, and with --follow stay until the end; or make a schedule.
+    """Submit a run and print its address, or create a schedule with --schedule.
 
-    The exit code is the run's if it was followed, else 0.
+    With --follow, wait until the run ends and return its exit code; else return 0.
     """
     from operations.submit import for_pods, submit
 

@@ -18,8 +18,8 @@ PAGE = "comparison.html"
 def compare(names: Sequence[str], args: argparse.Namespace) -> int:
     """Write the page of these runs into --output; return the exit code.
 
-    names: run ids, or folders of runs. Raises InputError where one does not exist or was not
-    evaluated, where two are the same run, and where their networks have different labels.
+    `names` are run ids or folders of runs. Raises InputError if a run does not exist or was not
+    evaluated, if two are the same run, or if their networks have different labels.
     """
     if not 2 <= len(names) <= MOST_RUNS:
         raise InputError(
@@ -53,9 +53,9 @@ def compare(names: Sequence[str], args: argparse.Namespace) -> int:
 
 
 def folder_of(name: str, args: argparse.Namespace) -> RunFolder:
-    """The folder of a run that was named by its id or by its folder.
+    """Return the folder of a run, given its id or its folder.
 
-    Raises InputError where there is none.
+    Raises InputError if there is no such run.
     """
     if uri := previous_run.run_folder(name, args):
         return RunFolder(uri)
@@ -66,12 +66,12 @@ def folder_of(name: str, args: argparse.Namespace) -> RunFolder:
 
 
 def label_of(metrics: MetricsRecord, folder: RunFolder) -> str:
-    """What the network of a run learned, whatever the label's name and layout."""
+    """Return the quantity that a run's network learned, in a form without names and spaces."""
     from weaver.config.data_config import DataConfig
     from weaver.config.expressions import Expression
 
     label = metrics.label
-    if not label:  # an earlier version did not write it down
+    if not label:  # metrics.json of an earlier version has no label
         value = DataConfig.load(folder.data_config).label_value
         label = value if isinstance(value, dict) else {"": " or ".join(map(str, value))}
     return ", ".join(Expression(text, "label").canonical() for text in label.values())

@@ -1,6 +1,6 @@
-"""`pipeline.py --down RUN_ID`: list what a run left, ask once, remove it, say what is left.
+"""`pipeline.py --down RUN_ID`: list what exists of a run, ask once, and remove it.
 
-It works twice.
+It prints what could not be removed, and can be repeated.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from serving import server_folder, triton
 
 TERMINATION_SECONDS = 300.0  # for Kubeflow to end a run: its pods get a grace period each
 STEP_SECONDS = 10.0
-"""After a termination no step lives any more, and makes anything (seen with Argo 3.7.3: 3 s)."""
+"""So long after a termination no step still runs and creates objects (Argo 3.7.3: after 3 s)."""
 POLL = 2.0
 LOCAL_OBJECTS = (
     ("services", "InferenceService"),
@@ -33,43 +33,43 @@ LOCAL_OBJECTS = (
 
 
 def down(target: Target, *, storage_too: bool, yes: bool) -> int:
-    """Return the exit code: 0 if nothing of the run is left (that was to go), 1 if something is.
+    """Remove the run; return 0 if all that should go is removed, else 1.
 
-    Order: whatever runs it (or it would make things anew), processes, the cluster's objects, the
-    folder last, because what still ran would write to it.
+    The order matters: first the run on Kubeflow, which would create objects again; then processes;
+    then the cluster's objects; the folder last, because what still runs writes to it.
     """
     plan = plan_lines(target, storage_too)
     for line in target.unseen:
         print(f"not seen: {line}")
-    kept = ""
+    remark = ""
     if target.folder and not storage_too:
-        kept = f"; its results stay in {target.folder} (--storage removes them as well)"
+        remark = f"; its results stay in {target.folder} (--storage removes them as well)"
     if not plan and not (storage_too and target.storage_unseen):
-        print(f"nothing of run {target.run_id} is left{kept}")
+        print(f"nothing of run {target.run_id} is left{remark}")
         return 0
     print(f"of run {target.run_id} there is:")
     for line in plan:
         print(f"  {line}")
-    if not (yes or confirmed(target.run_id)):
+    if not (yes or confirm(target.run_id)):
         print("nothing was removed")
         return 1
 
     problems = []
     run = target.kubeflow
-    began = time.monotonic()
+    start = time.monotonic()
     if run is not None and not run.has_ended:
         if not run.is_terminated:
             problems += terminate(run)
-        # The end takes a minute or more, most of it for `finish`. It has to be awaited where only
-        # `finish` can remove the objects, and where it would write to a folder that goes.
+        # The run needs a minute or more to end, most of it for `finish`. Wait for it if only
+        # `finish` can remove the objects, or if it would write to a folder that is removed.
         if target.operator is None or storage_too:
             problems += wait_for_end(run)
     problems += end_processes(target)
     problems += remove_objects(target)
     if run is not None and not run.has_ended and not problems:
-        time.sleep(max(0.0, began + STEP_SECONDS - time.monotonic()))
-        problems += remove_objects(target)  # what a step made while it was killed
-        kept += "; on Kubeflow Pipelines finish still writes its summary"
+        time.sleep(max(0.0, start + STEP_SECONDS - time.monotonic()))
+        problems += remove_objects(target)  # those that a step created while it was killed
+        remark += "; on Kubeflow Pipelines finish still writes its summary"
     if storage_too:
         problems += remove_storage(target, in_use=bool(problems))
     if not problems:
@@ -77,12 +77,12 @@ def down(target: Target, *, storage_too: bool, yes: bool) -> int:
 
     for problem in problems:
         print(f"left: {problem}", file=sys.stderr)
-    print("done: something is left" if problems else f"run {target.run_id} is removed{kept}")
+    print("done: something is left" if problems else f"run {target.run_id} is removed{remark}")
     return 1 if problems else 0
 
 
 def plan_lines(target: Target, storage_too: bool) -> list[str]:
-    """Return what will be removed, in order."""
+    """Return a line for each thing that will be removed, in order."""
     lines = []
     run = target.kubeflow
     if run is not None and not (run.has_ended or run.is_terminated):
@@ -104,7 +104,7 @@ def plan_lines(target: Target, storage_too: bool) -> list[str]:
 
 
 def size_of(folder: str) -> tuple[int, int]:
-    """Files below a folder and their bytes. A link counts as itself: what it leads to stays."""
+    """Return the number of files below a folder and their bytes; links are not followed."""
     if not storage.is_local(folder):
         entries = storage.entries(folder)
         return len(entries), sum(entry.size for entry in entries)
@@ -113,13 +113,13 @@ def size_of(folder: str) -> tuple[int, int]:
 
 
 def was_removed(target: Target) -> bool:
-    """Whether an earlier --down from this folder of runs removed the run."""
+    """Return whether an earlier --down with the same --output removed the run."""
     path = removals(target)
     return path.is_file() and target.run_id in path.read_text(errors="replace").split()
 
 
 def note_removal(target: Target) -> None:
-    """Remember that the run was removed, so that a repeated --down finds nothing wrong."""
+    """Record that the run was removed, so that a repeated --down succeeds."""
     path = removals(target)
     if path.parent.is_dir() and not was_removed(target):
         with contextlib.suppress(OSError), path.open("a") as file:
@@ -127,19 +127,19 @@ def note_removal(target: Target) -> None:
 
 
 def removals(target: Target) -> Path:
-    """Folder in which removed runs are noted."""
+    """Return the file that lists the ids of removed runs."""
     return Path(target.args.output).resolve() / ".removed"
 
 
-def confirmed(run_id: str) -> bool:
-    """Ask once. Raises InputError where nobody can answer."""
+def confirm(run_id: str) -> bool:
+    """Ask once on the terminal. Raises InputError if there is no terminal."""
     if not sys.stdin.isatty():
-        raise InputError("nobody can be asked here: repeat it with --yes")
+        raise InputError("there is no terminal to ask on: repeat the command with --yes")
     return input(f"remove all of this of run {run_id}? [y/N] ").strip().lower() in ("y", "yes")
 
 
 def terminate(run: KubeflowRun) -> list[str]:
-    """Terminate the run on Kubeflow; return what went wrong."""
+    """Terminate the run on Kubeflow; return the problems."""
     try:
         run.terminate()
         run.refresh()
@@ -150,13 +150,13 @@ def terminate(run: KubeflowRun) -> list[str]:
 
 
 def wait_for_end(run: KubeflowRun) -> list[str]:
-    """Wait until a terminated run has ended; return what went wrong."""
-    ends = time.monotonic() + TERMINATION_SECONDS
+    """Wait up to TERMINATION_SECONDS until a terminated run has ended; return the problems."""
+    deadline = time.monotonic() + TERMINATION_SECONDS
     if not run.has_ended:
-        print("waiting: Kubeflow Pipelines ends the run, and its finish cleans up", flush=True)
+        print("waiting: Kubeflow Pipelines ends the run, its step finish cleans up", flush=True)
     try:
         while not run.has_ended:
-            if time.monotonic() > ends:
+            if time.monotonic() > deadline:
                 return [f"the run on Kubeflow Pipelines is still {run.state.lower()}: {run.url}"]
             time.sleep(POLL)
             run.refresh()
@@ -166,32 +166,32 @@ def wait_for_end(run: KubeflowRun) -> list[str]:
 
 
 def end_processes(target: Target) -> list[str]:
-    """End the run's processes on this machine; return those that do not end."""
+    """End the run's processes on this machine; return a line for each that does not end."""
     from clusters.local import LocalCluster
 
     output = Path(target.args.output).resolve()
-    # The command that runs it comes first: it ends its own children in order.
+    # First the process of `pipeline.py`, which ends its own children in order.
     if owner := run_lock.owner(output / target.run_id / "local"):
         orphans.end([owner], grace=2 * orphans.GRACE)
         print(f"ended process {owner}", flush=True)
-    # Model servers are known by their own record, with their shared memory.
-    # Any, because mypy compares the names of parameters that are passed by position alone.
+    # Model servers have a record of their own and shared memory to free.
+    # Any: mypy also compares names of parameters that are only passed by position.
     servers: Any = triton
     for name in LocalCluster(target.args.output, servers=servers).delete(target.run_id):
         print(f"removed {name} (this machine)", flush=True)
-    # The rest carries the run's id in its environment.
+    # All other processes have the run's id in their environment.
     processes = orphans.processes_of(target.run_id, output)
     for pid in processes:
         if triton.is_running(pid):
-            # killed before its record was written: it has shared memory to clear
+            # a model server without a record, because its starter was killed; free its memory
             triton.stop(pid)
-    left = orphans.end(list(processes))
+    remaining = orphans.end(list(processes))
     server_folder.remove_abandoned()
-    return [f"process {pid} does not end" for pid in left]
+    return [f"process {pid} does not end" for pid in remaining]
 
 
 def remove_objects(target: Target) -> list[str]:
-    """Remove the cluster's objects; return what is left after the deadline, with its finalizers."""
+    """Remove the cluster's objects; return those left at the deadline, with their finalizers."""
     if target.operator is None:
         return []
     try:
@@ -203,14 +203,15 @@ def remove_objects(target: Target) -> list[str]:
 
 
 def report_wait(line: str) -> None:
-    """Print what is waited for."""
+    """Print a line about what the removal waits for."""
     print(f"waiting: {line}", flush=True)
 
 
 def remove_storage(target: Target, *, in_use: bool) -> list[str]:
-    """Remove the run's results and, where they lay on S3, the local copy; return what is left.
+    """Remove the run's results and, if they were on S3, the local copy; return what is left.
 
-    Decoded data belongs to other runs as well, and stays.
+    Decoded jets stay, because other runs use them too. `in_use`: something of the run may still
+    write to the folder, so keep it.
     """
     if target.storage_unseen:
         return [f"the folder of results: {target.storage_unseen}"]
@@ -220,14 +221,14 @@ def remove_storage(target: Target, *, in_use: bool) -> list[str]:
     if storage.is_local(target.folder) and Path(target.folder).is_symlink():
         return [f"{target.folder}: kept, because it is a link to a folder elsewhere"]
     try:
-        removed = storage.delete(target.folder) if target.folder else 0
+        file_count = storage.delete(target.folder) if target.folder else 0
         if local.exists():
-            removed += storage.delete(str(local))
+            file_count += storage.delete(str(local))
     except JecError as error:
         return [f"{target.folder}: {error}"]
-    # The link to the newest run must not lead to a folder that is gone.
+    # Remove a dangling link to the newest run.
     latest = local.parent / "latest"
     if latest.is_symlink() and not latest.exists():
         latest.unlink()
-    print(f"removed {removed} files of {target.folder}", flush=True)
+    print(f"removed {file_count} files of {target.folder}", flush=True)
     return []

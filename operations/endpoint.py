@@ -1,4 +1,4 @@
-"""Find the address of Kubeflow Pipelines in what this machine is configured with."""
+"""Find the address of Kubeflow Pipelines: --host, KFP_ENDPOINT, or a notebook's own."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ IN_CLUSTER_URL = "http://ml-pipeline.kubeflow.svc.cluster.local:8888"
 
 
 def endpoint(host: str) -> tuple[str, str]:
-    """Return the KFP endpoint and its source; two empty texts where there is none.
+    """Return the KFP endpoint and where it comes from; two empty strings if there is none.
 
-    'in-cluster' stands for KFP's own default, 'none' for no endpoint, whatever is configured.
-    Raises InputError for an address that is no URL.
+    `host` is the value of --host: a URL; 'in-cluster' for KFP's own default; 'none' to ignore
+    KFP_ENDPOINT and the notebook; 'auto' for the first of these. Raises InputError for an invalid
+    URL.
     """
     if host == NONE:
         return "", ""

@@ -1,4 +1,4 @@
-"""Follow a run on Kubeflow to its end: steps, trials, the verdict. The exit code is the run's."""
+"""`pipeline.py --follow`: print steps, trials and verdict of a run on Kubeflow until it ends."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from operations.kubeflow_runs import KubeflowRun, Step
 from operations.status import is_refused_by_gate, reason_lines, results_of, run_word
 from operations.target import Target, place_flags
 
-POLL = 10.0  # seconds between two looks
-# Seconds that a server may stay away before we stop following: a restart of Kubeflow takes minutes.
+POLL = 10.0  # seconds between two requests
+# Stop following after so many seconds without an answer; a restart of Kubeflow takes minutes.
 PATIENCE = 900.0
-SILENCE = 30.0  # seconds without a state before it is said: KFP's agent takes a few
-# No run can take longer.
+SILENCE = 30.0  # report a run without a state after so many seconds; KFP's agent needs a few
+# Seconds. No run can take longer: all attempts of all steps have deadlines.
 DEADLINE = sum(step.deadline for step in STEPS) * (1 + RETRIES)
 
 
 class Screen:
-    """Prints a line about a topic whenever it differs from the last one about it."""
+    """Print a line about a topic only if it differs from the last line about that topic."""
 
     def __init__(self) -> None:
-        """Begin with nothing printed."""
+        """Start without any line."""
         self.lines: dict[str, str] = {}
 
     def show(self, topic: str, line: str) -> None:
@@ -37,7 +37,7 @@ class Screen:
             print(line, flush=True)
 
     def note(self, topic: str, line: str) -> None:
-        """Take a line as printed, because it says nothing about this run."""
+        """Remember a line without printing it, because it is not about this run."""
         self.lines[topic] = line
 
 
@@ -49,18 +49,28 @@ def follow(
     poll: float = POLL,
     deadline: float = DEADLINE,
 ) -> int:
-    """Print every change until the run has ended, or only its end: 0 if it succeeded, 1 if not.
+    """Print every change until the run has ended; return the exit code.
 
-    Ctrl-C leaves the run alone and says how to come back. Raises DeadlineError for a server that
-    stays away, and AuthError for a login that ended meanwhile.
+    It is 0 if the run succeeded, 1 if not, and 130 after Ctrl-C, which does not stop the run.
+
+    Args:
+        target: the run and the places that know it.
+        run: the same run on Kubeflow.
+        quiet: print only how the run ended.
+        poll: seconds between two requests.
+        deadline: seconds after which to stop following.
+
+    Raises:
+        DeadlineError: the server does not answer for PATIENCE, or the run does not end in time.
+        AuthError: the login has expired.
     """
     screen = Screen()
     again = (
         f"to follow it again: python pipeline.py --status {target.run_id} --follow"
         f" {place_flags(run.server.host, target.args)}"
     )
-    begun = time.monotonic()
-    ends = begun + deadline
+    start = time.monotonic()
+    last_moment = start + deadline
     away_since: float | None = None
     try:
         while True:
@@ -68,7 +78,7 @@ def follow(
                 run.refresh()
                 away_since = None
             except AuthError:
-                # an expired login does not come back by waiting
+                # waiting does not renew an expired login
                 raise
             except ClusterError as error:
                 away_since = away_since or time.monotonic()
@@ -76,7 +86,7 @@ def follow(
                 if time.monotonic() - away_since > PATIENCE:
                     raise DeadlineError(f"{error}. The run goes on; {again}") from error
             else:
-                if not run.state and time.monotonic() - begun > SILENCE:
+                if not run.state and time.monotonic() - start > SILENCE:
                     screen.show(
                         "state",
                         f"Kubeflow Pipelines has given the run no state for {SILENCE:.0f} s; its"
@@ -86,7 +96,7 @@ def follow(
                     show_changes(target, run, screen)
                 if run.has_ended:
                     return show_end(target, run)
-            if time.monotonic() > ends:
+            if time.monotonic() > last_moment:
                 raise DeadlineError(
                     f"run {target.run_id} did not end within any deadline of its steps; {again}"
                 )
@@ -97,15 +107,15 @@ def follow(
 
 
 def show_changes(target: Target, run: KubeflowRun, screen: Screen) -> None:
-    """Print what changed of the steps, and of the run's objects on the cluster.
+    """Print the steps and the objects on the cluster whose state changed.
 
-    An object whose step has not begun is of an earlier run of the same id (`--resume`,
-    `--more-trials`): only what changes of it is of this one.
+    An object whose step has not started is of an earlier run with the same id (`--resume`,
+    `--more-trials`), so that its state is printed only after it changes.
     """
-    begun = set()
+    begun_steps = set()
     for step in kubeflow_runs.steps(run):
         if step.state not in ("PENDING", "OMITTED"):
-            begun.add(step.name)
+            begun_steps.add(step.name)
         state = "omitted" if is_omitted(target, run, step) else step.state.lower()
         line = f"[{step.name}] {state}"
         screen.show(f"step {step.name}", f"{line}: {step.error}" if step.error else line)
@@ -114,15 +124,15 @@ def show_changes(target: Target, run: KubeflowRun, screen: Screen) -> None:
     try:
         for entry in target.operator.describe(target.run_id, run.id):
             name = f"{entry.kind} {entry.name}"
-            say = screen.show if not entry.step or entry.step in begun else screen.note
-            say(name, f"  {name}: {entry.state}")
+            show_line = screen.show if not entry.step or entry.step in begun_steps else screen.note
+            show_line(name, f"  {name}: {entry.state}")
     except JecError as error:
-        # the run is followed by its steps alone
-        screen.show("cluster", f"  the cluster does not tell more: {error}")
+        # the steps are still shown
+        screen.show("cluster", f"  the cluster does not show the run's objects: {error}")
 
 
 def is_omitted(target: Target, run: KubeflowRun, step: Step) -> bool:
-    """Whether a step has ended well on Kubeflow because the gate left it nothing to do."""
+    """Return whether deploy succeeded on Kubeflow without deploying, because the gate refused."""
     if step.name != "deploy" or step.state != "SUCCEEDED":
         return False
     try:
@@ -134,9 +144,9 @@ def is_omitted(target: Target, run: KubeflowRun, step: Step) -> bool:
 
 
 def show_end(target: Target, run: KubeflowRun) -> int:
-    """Print the run's state, and its results if its folder can be read from here.
+    """Print the run's state, and its results if its folder can be read; return the exit code.
 
-    The last lines of a run that did not end well are its reason and how to go on.
+    For a failed run the last lines are the reason and the command to resume it.
     """
     folder = RunFolder(storage.join(target.args.s3_bucket, target.run_id))
     try:

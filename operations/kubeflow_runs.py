@@ -1,4 +1,4 @@
-"""Runs as Kubeflow Pipelines records them: find one, read its steps and parameters, end it."""
+"""Runs on Kubeflow Pipelines: find a run, read its steps and parameters, terminate it."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from common.run import make_run_id
 from components import steps as chain_steps
 from operations.server import Server
 
-ENDED = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED")
-# How far back runs are searched: 2,000 of them take the server a few seconds.
+END_STATES = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED")
+# Search the newest 2,000 runs at most, which take the server a few seconds.
 PAGES, PAGE = 20, 100
 
 
 @dataclasses.dataclass(kw_only=True)
 class KubeflowRun:
-    """A run that a server knows."""
+    """A run on a Kubeflow Pipelines server."""
 
     server: Server
     record: Any
-    """kfp_server_api.V2beta1Run, as the server last gave it."""
+    """kfp_server_api.V2beta1Run, from the last answer of the server."""
 
     @property
     def id(self) -> str:
@@ -38,9 +38,9 @@ class KubeflowRun:
 
     @property
     def state(self) -> str:
-        """In KFP's words: PENDING, RUNNING, SUCCEEDED, FAILED, CANCELING, CANCELED, ...
+        """KFP's state: PENDING, RUNNING, SUCCEEDED, FAILED, CANCELING, CANCELED, ...
 
-        Empty until KFP has given one, which its persistence agent does.
+        Empty until KFP's persistence agent has set one.
         """
         state = str(self.record.state or "")
         return "" if state == "RUNTIME_STATE_UNSPECIFIED" else state
@@ -48,11 +48,11 @@ class KubeflowRun:
     @property
     def has_ended(self) -> bool:
         """Whether the run has ended, well or not."""
-        return self.state in ENDED
+        return self.state in END_STATES
 
     @property
     def is_terminated(self) -> bool:
-        """Whether it was terminated and has not ended as yet: only `finish` runs on."""
+        """Whether it was terminated and has not ended yet: only the step `finish` still runs."""
         return self.state == "CANCELING"
 
     @property
@@ -62,31 +62,31 @@ class KubeflowRun:
 
     @property
     def values(self) -> Mapping[str, Any]:
-        """Its pipeline parameters by the fields of RunConfig, of earlier versions as well."""
-        given = self.record.runtime_config and self.record.runtime_config.parameters
-        return form.fields(given or {})
+        """Its parameters by fields of RunConfig; those of earlier versions are converted."""
+        parameters = self.record.runtime_config and self.record.runtime_config.parameters
+        return form.fields(parameters or {})
 
     @functools.cached_property
     def experiment(self) -> Any:
-        """The run's experiment (kfp_server_api.V2beta1Experiment); None where none is given."""
+        """The run's experiment (kfp_server_api.V2beta1Experiment); None if it has none."""
         if not self.record.experiment_id:
             return None
         try:
-            with self.server.explained(f"give the experiment of run {self.id}"):
+            with self.server.explain_errors(f"give the experiment of run {self.id}"):
                 return self.server.client.get_experiment(experiment_id=self.record.experiment_id)
         except ClusterError:
             return None  # it may have been deleted
 
     @functools.cached_property
     def workflow(self) -> Manifest:
-        """The Argo Workflow of the run as the server has it; empty where it does not give one.
+        """The run's Argo Workflow as the server stores it; empty if the server returns none.
 
-        Only the older API gives it, and only there is why a pod could not be created (seen with
-        KFP 2.15.0; backend/src/apiserver/server/api_converter.go:1599).
+        Only the older API (v1beta1) returns it, and only the Workflow has the reason why a pod
+        could not be created (KFP 2.15.0; backend/src/apiserver/server/api_converter.go:1599).
         """
         api = self.server.client.runs.run_service_get_run.__self__.api_client
         try:
-            with self.server.explained(f"give the workflow of run {self.id}"):
+            with self.server.explain_errors(f"give the workflow of run {self.id}"):
                 answer = api.call_api(
                     f"/apis/v1beta1/runs/{self.id}",
                     "GET",
@@ -101,13 +101,16 @@ class KubeflowRun:
             return {}  # servers that no longer have the older API
 
     def refresh(self) -> None:
-        """Ask the server for the run as it is now. Raises ClusterError."""
+        """Read the run from the server again. Raises ClusterError if the server refuses."""
         self.record = get(self.server, self.id).record
         self.__dict__.pop("workflow", None)
 
     def terminate(self) -> None:
-        """Ask for the end of the run, which is over once `has_ended` says so."""
-        with self.server.explained(f"end run {self.id}"):
+        """Ask the server to terminate the run; `has_ended` becomes true later.
+
+        Raises ClusterError if the server refuses.
+        """
+        with self.server.explain_errors(f"end run {self.id}"):
             self.server.client.terminate_run(self.id)
 
 
@@ -117,19 +120,21 @@ class Step:
 
     name: str
     state: str
-    """In KFP's words, or OMITTED for a step that its run ended before."""
+    """KFP's state, or OMITTED for a step that its run never started."""
     started: str
-    """ISO 8601; empty where it has not begun."""
+    """ISO 8601; empty if it has not started."""
     ended: str
-    """ISO 8601; empty where it has not ended."""
+    """ISO 8601; empty if it has not ended."""
     error: str
-    """What went wrong."""
+    """KFP's error message; empty if there is none."""
 
 
 def find(server: Server, run_id: str, namespace: str = AUTO) -> KubeflowRun | None:
-    """Return the run of this id, Kubeflow's own or ours; None if the server knows none.
+    """Return the run with this id, Kubeflow's or ours; None if the server has no such run.
 
-    Raises InputError where one of our ids is to be looked for and the server needs a namespace.
+    Raises:
+        InputError: the id is one of ours, and the server needs a namespace to list runs.
+        ClusterError: the server refuses.
     """
     # Kubeflow's own ids are UUIDs.
     if run_id.count("-") == 4 and len(run_id) == 36:
@@ -139,11 +144,11 @@ def find(server: Server, run_id: str, namespace: str = AUTO) -> KubeflowRun | No
             if getattr(error.__cause__, "status", None) != 404:
                 raise
             return None
-    # Ours is made of Kubeflow's by a hash, so that all runs have to be looked through.
+    # Our id is a hash of Kubeflow's, so that only listing the runs finds it.
     in_namespace = server.namespace_for(namespace)
     token = ""
     for _ in range(PAGES):
-        with server.explained("list runs"):
+        with server.explain_errors("list runs"):
             page = server.client.list_runs(
                 page_token=token,
                 page_size=PAGE,
@@ -161,13 +166,13 @@ def find(server: Server, run_id: str, namespace: str = AUTO) -> KubeflowRun | No
 
 
 def get(server: Server, kfp_run: str) -> KubeflowRun:
-    """Return the run as it is now. Raises ClusterError if there is none."""
-    with server.explained(f"give run {kfp_run}"):
+    """Return a run by Kubeflow's id. Raises ClusterError if there is none."""
+    with server.explain_errors(f"give run {kfp_run}"):
         return KubeflowRun(server=server, record=server.client.get_run(kfp_run))
 
 
 def run_id_of(run: KubeflowRun) -> str:
-    """Return our id of a run: the one it was submitted with, or the one that prepare makes.
+    """Return our id of a run: its parameter run_id, or the one that the step prepare derives.
 
     Empty for a run of another pipeline.
     """
@@ -178,29 +183,30 @@ def run_id_of(run: KubeflowRun) -> str:
 
 
 def parameters(run: KubeflowRun) -> Mapping[str, object]:
-    """Return what a run was made with, typed as RunConfig has it: JSON knows no whole numbers.
+    """Return a run's parameters with the types of RunConfig; JSON has no integers.
 
-    Experiment and namespace are those that the server says, which are no parameters of a run.
+    The experiment's name and the namespace come from the server, because they are no pipeline
+    parameters.
     """
     defaults = RunConfig().parameters()
-    typed = {}
+    values = {}
     for name, value in with_types(run.values).items():
         if name in defaults:
-            typed[name] = type(defaults[name])(value)
+            values[name] = type(defaults[name])(value)
     if run.experiment is not None:
-        typed["experiment_name"] = str(run.experiment.display_name)
-        if typed.get("namespace", AUTO) == AUTO and run.experiment.namespace:
-            typed["namespace"] = str(run.experiment.namespace)
-    return typed
+        values["experiment_name"] = str(run.experiment.display_name)
+        if values.get("namespace", AUTO) == AUTO and run.experiment.namespace:
+            values["namespace"] = str(run.experiment.namespace)
+    return values
 
 
 def steps(run: KubeflowRun) -> list[Step]:
-    """Return the steps that have begun, in their order; the last attempt of each."""
+    """Return the last attempt of each step that KFP lists, in the pipeline's order."""
     latest: dict[str, Step] = {}
     details = run.record.run_details
     for task in (details and details.task_details) or []:
-        # KFP lists its drivers beside the steps. What it calls a display name here is the name of
-        # Argo's node, the task's key in the IR, and never `title` (seen with KFP 2.15.0).
+        # KFP lists its drivers beside the steps. Its display_name is the name of Argo's node, which
+        # is the task's key in the IR, and never our `title` (observed with KFP 2.15.0).
         if task.display_name in chain_steps.NAMES:
             latest[task.display_name] = Step(
                 name=task.display_name,
@@ -213,11 +219,11 @@ def steps(run: KubeflowRun) -> list[Step]:
 
 
 def _state(task: Any) -> str:
-    """The state of a task. One that Argo omits has none, and an end that is its start."""
+    """The state of a task. Argo gives an omitted task no state, and an end equal to its start."""
     if task.state and task.state != "RUNTIME_STATE_UNSPECIFIED":
         return str(task.state)
-    omitted = _time(task.end_time) and task.end_time == task.start_time
-    return "OMITTED" if omitted else "PENDING"
+    is_omitted = _time(task.end_time) and task.end_time == task.start_time
+    return "OMITTED" if is_omitted else "PENDING"
 
 
 def _time(moment: datetime.datetime | None) -> str:

@@ -10,22 +10,22 @@ from common.errors import InputError, unknown
 from components.steps import NAMES, STEPS
 from operations.target import Target
 
-LINES = 200  # of each pod or file
+LINES = 200  # printed of each pod or file
 PLACES = {step.name: step.logs for step in STEPS if step.logs}
 """Step -> the folder below <run>/local that holds its logs."""
 
 
 def logs(target: Target, part: str) -> int:
-    """Print the logs, each below its name.
+    """Print the logs, each below its name; return the exit code 0.
 
-    `part` names a step, a trial or a pod; empty for all. Raises InputError where there is no log.
+    `part` names a step, a trial or a pod; empty for all. Raises InputError if there is no log.
     """
     texts = list(local_logs(target, part))
     if target.operator is not None:
         texts += target.operator.logs(target.run_id, part, kfp_run=target.kfp_id, lines=LINES)
     for name, lines in texts:
         print(f"== {name}")
-        print("\n".join(lines) if lines else "(nothing written, or no longer there)")
+        print("\n".join(lines) if lines else "(empty, or removed meanwhile)")
         print()
     if texts:
         return 0
@@ -45,11 +45,11 @@ def local_logs(target: Target, part: str) -> Iterator[tuple[str, list[str]]]:
         parts = file.relative_to(folder).parts
         if part in PLACES:
             belongs = parts[0] == PLACES[part]
-            # the folder of jobs holds several steps: <run id>-export, <run id>-evaluate
+            # the folder `jobs` has a folder for each step: <run id>-export, <run id>-evaluate
             if parts[0] == "jobs":
                 belongs = belongs and parts[1].endswith(f"-{part}")
         else:
             belongs = not part or part in parts  # a trial, a job
-        # A trial's metrics are no log, though their file is called so.
+        # metrics.log has a trial's metrics and is no log.
         if belongs and file.name != "metrics.log":
             yield str(file), tail(file, LINES).splitlines()

@@ -1,8 +1,8 @@
-"""Which folders below --output or a storage address are runs of ours, and what is deleted of them.
+"""Decide which folders are runs of this pipeline, and remove only those.
 
-All commands use the same rule, `why_not_own`: a run of ours is a folder directly below, no link,
-with a file that runs have; its run.json, where it can be read, names the folder. `--prune`, which
-nobody gives a name, removes only what a run.json names (`recorded_id`).
+All commands use one rule, `why_not_own`: a run is a folder directly below --output, not a link,
+that has one of the files in MARKS, and whose run.json, if it can be read, has the folder's name as
+its run id. `--prune`, which gets no names from the user, requires the run.json (`recorded_id`).
 """
 
 from __future__ import annotations
@@ -19,41 +19,40 @@ from common.errors import InputError
 from common.layout import RunFolder
 
 MARKS = ("run.json", "status.json", "local/lock")
-"""Files of a run's folder, one of which makes it one: a run that stopped early has no run.json."""
+"""A run's folder has at least one of these files; a run that stopped early has no run.json."""
 
 
 def own_run(output: Path, run_id: str) -> Path:
-    """The folder of a run of ours directly below `output`.
+    """Return the folder of a run of this pipeline directly below `output`.
 
-    Raises InputError for a name that is no plain folder name, for a link, and for a folder that
-    `why_not_own` refuses.
+    Raises InputError for a name with a path, a link, and a folder that `why_not_own` refuses.
     """
     if run_id in ("", os.curdir, os.pardir) or Path(run_id).name != run_id:
-        raise InputError(f"{run_id!r} is no run id, as `python pipeline.py --list` shows them")
+        raise InputError(f"{run_id!r} is not a run id; `python pipeline.py --list` prints all ids")
     folder = Path(output).resolve() / run_id
     if reason := why_not_own(folder):
-        raise InputError(f"{folder} is no run of this pipeline: {reason}; nothing was removed")
+        raise InputError(f"{folder} is not a run of this pipeline: {reason}; nothing was removed")
     return folder
 
 
 def why_not_own(folder: Path) -> str:
-    """Why a folder is no run of ours; empty if it is."""
+    """Return why a folder is not a run of this pipeline; empty if it is one."""
     if folder.is_symlink():
         return f"it is a link to {os.readlink(folder)}"
     if not folder.is_dir():
         return "there is no such folder"
     if not any(_is_own_file(folder / name) for name in MARKS):
         return f"it has none of {', '.join(MARKS)}"
-    named = recorded_id(folder)
-    if named is not None and named != folder.name:
-        return f"its run.json is of the run {named!r}"
+    run_id_in_record = recorded_id(folder)
+    if run_id_in_record is not None and run_id_in_record != folder.name:
+        return f"its run.json belongs to the run {run_id_in_record!r}"
     return ""
 
 
 def recorded_id(folder: Path) -> str | None:
-    """The run id in a folder's run.json; None where there is none, or it cannot be read.
+    """Return the run id in a folder's run.json; None if it has none or it cannot be read.
 
-    A run that --if-data-changed ended has unchanged.json alone.
+    A run that --if-data-changed ended early has unchanged.json instead.
     """
     files = RunFolder(str(folder))
     record = Path(files.run)
@@ -65,8 +64,8 @@ def recorded_id(folder: Path) -> str | None:
         content = json.loads(record.read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
-    named = content.get("run_id") if isinstance(content, dict) else None
-    return named if isinstance(named, str) else None
+    run_id_in_record = content.get("run_id") if isinstance(content, dict) else None
+    return run_id_in_record if isinstance(run_id_in_record, str) else None
 
 
 def _is_own_file(path: Path) -> bool:
@@ -74,11 +73,11 @@ def _is_own_file(path: Path) -> bool:
 
 
 def living_runs(output: Path) -> set[str]:
-    """The ids of all runs below `output` of which a process lives on this machine.
+    """Return the ids of all runs below `output` that have a process on this machine.
 
-    One look at all processes, however many runs there are.
+    The processes are listed once, however many runs there are.
     """
-    local = str(Path(output).resolve())
+    folder = str(Path(output).resolve())
     living = set()
     for process in psutil.process_iter():
         try:
@@ -86,22 +85,22 @@ def living_runs(output: Path) -> set[str]:
             if process.status() == psutil.STATUS_ZOMBIE:
                 continue
         except (psutil.Error, OSError):
-            # It has ended, or is another user's.
+            # It has ended, or belongs to another user.
             continue
-        if environment.get(orphans.FOLDER_VARIABLE) == local:
+        if environment.get(orphans.FOLDER_VARIABLE) == folder:
             living.add(environment.get(orphans.RUN_VARIABLE, ""))
     return living - {""}
 
 
 def is_going_on(folder: Path, living: set[str]) -> bool:
-    """Whether a command runs this run, or a process of it lives."""
+    """Return whether a command holds the run's lock, or a process of the run exists."""
     return folder.name in living or run_lock.owner(folder / "local") is not None
 
 
 def remove_run(output: Path, run_id: str) -> None:
-    """Remove the folder of a run of ours, and the link `latest` if it led there.
+    """Remove a run's folder, and the link `latest` if it points there.
 
-    No link inside is followed. Raises InputError as `own_run`.
+    Links inside are not followed. Raises InputError as `own_run`.
     """
     folder = own_run(output, run_id)
     latest = folder.parent / "latest"

@@ -1,4 +1,4 @@
-"""Draw the compiled pipeline: its steps, and what each takes from the others.
+"""Draw the compiled pipeline: its steps, and the outputs that each takes from the others.
 
 python -m operations.picture FILE.svg
 """
@@ -33,16 +33,16 @@ orient="auto"><path d="M0 0 8 4 0 8z" style="fill: #444; stroke: none; marker-en
 
 
 def svg(tasks: Sequence[Task]) -> str:
-    """The picture of tasks that are in order, as SVG.
+    """Return the picture of tasks as SVG; `tasks` are in topological order.
 
-    A solid arrow is an output that a step takes, a dashed one that it only waits for a step.
+    A solid arrow is an output that a step takes; a dashed arrow means that a step only waits.
     """
     places = {task.name: number for number, task in enumerate(tasks)}
     arrows = []
     for task in tasks:
         for before in task.after:
             arrows.append((places[before], places[task.name], task.values_from(before)))
-    # What a step waits for through another one is left out of the picture.
+    # Leave out a wait that follows from the waits between neighbours.
     arrows = [arrow for arrow in arrows if arrow[2] or arrow[1] - arrow[0] == 1]
     # The shortest arrow is the lowest; each has a height of its own.
     arrows.sort(key=lambda arrow: (arrow[1] - arrow[0], arrow[0]))
@@ -57,30 +57,30 @@ def svg(tasks: Sequence[Task]) -> str:
         f'  <rect width="{width}" height="{height}" style="fill: #fff; stroke: none"/>'
     ]
     for number, task in enumerate(tasks):
-        left = MARGIN + number * (WIDTH + GAP)
+        x = MARGIN + number * (WIDTH + GAP)
         title = escape(step_of(task.name).title)
-        lines.append(f'  <rect x="{left}" y="{top}" width="{WIDTH}" height="{HEIGHT}" rx="6"/>')
-        lines.append(f'  <text x="{left + WIDTH // 2}" y="{top + HEIGHT // 2 + 5}">{title}</text>')
+        lines.append(f'  <rect x="{x}" y="{top}" width="{WIDTH}" height="{HEIGHT}" rx="6"/>')
+        lines.append(f'  <text x="{x + WIDTH // 2}" y="{top + HEIGHT // 2 + 5}">{title}</text>')
     for number, (start, end, values) in enumerate(arrows, start=1 - len(short)):
         lines.append(arrow(top, start, end, values, top - ARC * number))
     return "\n".join([*lines, "</svg>\n"])
 
 
 def arrow(top: int, start: int, end: int, values: list[str], height: int) -> str:
-    """An arrow between two boxes: straight to the next one, else above the others at `height`."""
+    """Return an arrow between two boxes: straight to the next box, else above them at `height`."""
     style = "" if values else ' class="wait"'
     label = escape(", ".join(values))
-    from_right = MARGIN + start * (WIDTH + GAP) + WIDTH
-    to_left = MARGIN + end * (WIDTH + GAP)
+    start_x = MARGIN + start * (WIDTH + GAP) + WIDTH
+    end_x = MARGIN + end * (WIDTH + GAP)
     if end - start == 1:
-        line, y = f"M{from_right} {top + HEIGHT // 2}H{to_left}", top + HEIGHT // 2 - 7
+        line, y = f"M{start_x} {top + HEIGHT // 2}H{end_x}", top + HEIGHT // 2 - 7
     else:
         # The arrows of one box are side by side: farther ones are nearer to its middle.
-        leaves = from_right - 6 - 14 * (end - start)
-        arrives = to_left + 6 + 14 * (end - start)
+        leave_x = start_x - 6 - 14 * (end - start)
+        arrive_x = end_x + 6 + 14 * (end - start)
         y = height - 4
-        line = f"M{leaves} {top}V{height + 8}q0 -8 8 -8H{arrives - 8}q8 0 8 8V{top}"
-    text = f'  <text class="value" x="{(from_right + to_left) // 2}" y="{y}">{label}</text>'
+        line = f"M{leave_x} {top}V{height + 8}q0 -8 8 -8H{arrive_x - 8}q8 0 8 8V{top}"
+    text = f'  <text class="value" x="{(start_x + end_x) // 2}" y="{y}">{label}</text>'
     return f'  <path{style} d="{line}"/>' + (f"\n{text}" if label else "")
 
 

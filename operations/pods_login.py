@@ -1,4 +1,4 @@
-"""Read the data with what the run's pods will have: their S3 keys, their login for XRootD."""
+"""Read data with the credentials of the run's pods: their S3 keys and XRootD login."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from operations.check_storage import credentials, pods_keys, secret_of
 from operations.table import Line, not_seen, ok
 
 NOWHERE = "/nonexistent"
-"""In place of a file of ours that no pod has."""
+"""Value of the variables that name login files which pods do not have."""
 
 
 @contextlib.contextmanager
 def as_the_pods(config: RunConfig) -> Iterator[list[Line]]:
-    """Within the block, addresses are read with the pods' credentials, where they may be seen.
+    """Use the pods' credentials for reading addresses within the block, if we may read them.
 
-    Gives lines about those that may not, whose addresses are read with our own.
+    Yields lines for the table. Where we may not read the pods' credentials, a line says so, and the
+    addresses are read with our own.
     """
     schemes = {scheme_of(text) for text in addresses(config)}
     lines: list[Line] = []
@@ -47,7 +48,7 @@ def as_the_pods(config: RunConfig) -> Iterator[list[Line]]:
 
 
 def addresses(config: RunConfig) -> Iterator[str]:
-    """Yield every address that the run reads."""
+    """Yield every address or path that the run reads."""
     yield from (config.data_config, config.network_config, config.search_space)
     for value in (config.data_train, config.data_val, config.data_test):
         yield from (parse_one(part).text for part in separated(value))
@@ -55,9 +56,9 @@ def addresses(config: RunConfig) -> Iterator[str]:
 
 @contextlib.contextmanager
 def xrootd_as_the_pods(config: RunConfig) -> Iterator[Line]:
-    """Within the block, XRootD sees the login of --xrootd-secret alone, and nothing of ours.
+    """Give XRootD the login of --xrootd-secret within the block, and hide our own logins.
 
-    Raises InputError where the Secret may not be seen, is not there, or lacks its keys.
+    Raises InputError if the Secret cannot be read, does not exist, or has none of the keys.
     """
     values: Mapping[str, bytes] = {}
     whose = "without a login (--xrootd-secret none)"
@@ -69,13 +70,13 @@ def xrootd_as_the_pods(config: RunConfig) -> Iterator[Line]:
             raise InputError(f"Secret {config.xrootd_secret} has no key {keys}; add one")
         whose = f"as Secret {config.xrootd_secret}"
 
-    hidden = dict.fromkeys([*xrootd_login.KEYS.values(), "XDG_RUNTIME_DIR"], NOWHERE)
-    before = {name: os.environ.get(name) for name in (*hidden, "BEARER_TOKEN")}
+    hidden_variables = dict.fromkeys([*xrootd_login.KEYS.values(), "XDG_RUNTIME_DIR"], NOWHERE)
+    before = {name: os.environ.get(name) for name in (*hidden_variables, "BEARER_TOKEN")}
     before[xrootd_login.SECRET_FOLDER] = os.environ.get(xrootd_login.SECRET_FOLDER)
     with tempfile.TemporaryDirectory() as folder:
         for key, value in values.items():
             Path(folder, key).write_bytes(value)
-        os.environ.update(hidden)
+        os.environ.update(hidden_variables)
         os.environ.pop("BEARER_TOKEN", None)
         os.environ[xrootd_login.SECRET_FOLDER] = folder
         xrootd_login.forget()

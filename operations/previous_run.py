@@ -14,20 +14,20 @@ from common.config_file import Flags, Source
 from common.errors import InputError, JecError, unknown
 from common.records import SummaryRecord
 from common.run import Run, read_run
-from components.finish import CAME_TO_ITS_END
+from components.finish import COMPLETE
 from operations.endpoint import endpoint
 from operations.own_runs import MARKS, why_not_own
 
 NAME = re.compile(r"[A-Za-z0-9][-A-Za-z0-9_.]*")
-"""A run's id, or Kubeflow's own id of a run."""
+"""A run id, ours or Kubeflow's."""
 
 
 def with_parameters_of(flags: Flags, args: argparse.Namespace) -> argparse.Namespace:
-    """Parse again with the earlier run's parameters above the site's defaults.
+    """Parse the flags again, with the earlier run's parameters in place of the site's defaults.
 
-    Flags typed now and those of --config win. Raises InputError where there is no such run.
+    Flags of this command and of --config override them. Raises InputError if there is no such run.
     """
-    run_id = settled(args.resume or args.rerun, args)
+    run_id = run_id_of(args.resume or args.rerun, args)
     folder = run_folder(run_id, args)
     values: dict[str, object] = {}
     if folder and storage.exists(storage.join(folder, "run.json")):
@@ -36,28 +36,28 @@ def with_parameters_of(flags: Flags, args: argparse.Namespace) -> argparse.Names
         run_id = content["run_id"]
         if storage.is_s3(folder) and args.runner != "local":
             values |= experiment_of(str(content.get("kfp_run", "")), args)
-        # A folder of runs may have been moved; beside the logs of a run elsewhere lies a copy.
+        # The folder of runs may have been moved since run.json was written.
         if storage.is_local(str(values["s3_bucket"])):
             values["s3_bucket"] = storage.absolute(folder).rsplit("/", 1)[0]
     elif not (folder and args.resume):
         values = parameters_on_server(run_id, args)
-    # else it stopped before its parameters were written down: the same command gives them
+    # else it stopped before run.json was written: the flags of this command are its parameters
 
     if args.rerun:
         values |= {"run_id": AUTO, "user": AUTO}
     if args.resume:
         values["run_id"] = run_id
-    # --config is the last of the sources where it was typed
+    # --config, if given, is the last source and keeps its place
     position = len(flags.sources) - bool(args.config)
     flags.sources.insert(position, Source(where=f"run {run_id}", values=values))
     return flags.parse()
 
 
-def settled(run_id: str, args: argparse.Namespace) -> str:
-    """The id of the run that a user names: by its id, by `latest`, or by the path of its folder.
+def run_id_of(run_id: str, args: argparse.Namespace) -> str:
+    """Return the id of a run, given its id, `latest`, or the path of its folder.
 
-    Raises InputError for what leads elsewhere than to a run directly below --output, such as `..`,
-    or a link out of it.
+    Raises InputError for a path that is not a run directly below --output, such as `..` or a link
+    to another folder.
     """
     output = Path(args.output).resolve()
     path = output / run_id.rstrip("/")
@@ -70,18 +70,16 @@ def settled(run_id: str, args: argparse.Namespace) -> str:
     folder = path.resolve()
     if folder.parent != output:
         raise InputError(
-            f"'{run_id}' leads to {folder}, which is no run below {output}; nothing was done. Give"
-            " a run's id, and --output for a run elsewhere"
+            f"'{run_id}' is {folder}, which is not a run below {output}; nothing was done. Give"
+            " a run's id, and --output DIR for a run in another folder"
         )
     if reason := why_not_own(folder):
-        raise InputError(
-            f"'{run_id}' leads to {folder}, which is no run: {reason}; nothing was done"
-        )
+        raise InputError(f"'{run_id}' is {folder}, which is not a run: {reason}; nothing was done")
     return folder.name
 
 
 def run_folder(run_id: str, args: argparse.Namespace) -> str:
-    """Return where a run's files are; empty where no storage that was named has them."""
+    """Return the folder of a run; empty if neither --s3-bucket nor --output has it."""
     for place in places(args):
         folder = storage.join(place, run_id)
         for name in MARKS:
@@ -91,37 +89,44 @@ def run_folder(run_id: str, args: argparse.Namespace) -> str:
 
 
 def has_ended(config: RunConfig) -> str:
-    """Return the folder of the run of this configuration, if its chain ended with these parameters.
+    """Return the folder of this configuration's run, if it has ended with the same parameters.
 
-    Empty where it has not, or where another value of a parameter asks for a part of it again.
+    Empty if it has not ended, or if a parameter differs, so that steps have to run again.
     """
     folder = Run(config=config).folder
     summary = SummaryRecord.find_readable(folder.summary)
-    if summary is None or summary.state not in CAME_TO_ITS_END:
+    if summary is None or summary.state not in COMPLETE:
         return ""
     return folder.uri if Run.load(folder.uri).config == config else ""
 
 
 def places(args: argparse.Namespace) -> list[str]:
-    """Return where runs may be: --s3-bucket if it was typed, and --output."""
+    """Return where runs may be: --s3-bucket if it was given, and --output."""
     local = str(args.output.resolve())
     return [local] if args.s3_bucket == AUTO else [args.s3_bucket, local]
 
 
-def no_such_run(run_id: str, args: argparse.Namespace, also: str = "") -> InputError:
-    """Return the error for a run that no place knows, with the nearest of those on this machine."""
-    there = {path.parent.name for path in args.output.glob("*/status.json")} - {"latest"}
+def no_such_run(run_id: str, args: argparse.Namespace, other_place: str = "") -> InputError:
+    """Return the error for an unknown run; it names the nearest ids on this machine.
+
+    `other_place`: where else was looked, or why a place could not be asked.
+    """
+    local_ids = {path.parent.name for path in args.output.glob("*/status.json")} - {"latest"}
     where = places(args)
-    if also:
-        where.append(also)
+    if other_place:
+        where.append(other_place)
     return InputError(
-        f"{unknown('run', run_id, there)} (looked in {' or '.join(where)}; a run on S3 is found"
-        " with --s3-bucket s3://bucket/prefix)"
+        f"{unknown('run', run_id, local_ids)} (looked in {' or '.join(where)}; for a run on S3 give"
+        " --s3-bucket s3://bucket/prefix)"
     )
 
 
 def parameters_on_server(run_id: str, args: argparse.Namespace) -> dict[str, object]:
-    """Return the parameters of a run that Kubeflow knows, by its own id or by ours."""
+    """Return the parameters of a run on Kubeflow, by Kubeflow's id or by ours.
+
+    Raises InputError if no endpoint is configured or the server has no such run, ClusterError if it
+    does not answer.
+    """
     host, _ = endpoint(args.host)
     if not host:
         raise no_such_run(run_id, args)
@@ -136,7 +141,10 @@ def parameters_on_server(run_id: str, args: argparse.Namespace) -> dict[str, obj
 
 
 def experiment_of(kfp_run: str, args: argparse.Namespace) -> dict[str, object]:
-    """Return the experiment of a run of Kubeflow, which run.json does not know; empty if unseen."""
+    """Return the experiment's name of a run on Kubeflow, which run.json lacks.
+
+    Empty if no server is configured or it does not answer.
+    """
     host, _ = endpoint(args.host)
     if not host or not kfp_run:
         return {}
@@ -147,12 +155,12 @@ def experiment_of(kfp_run: str, args: argparse.Namespace) -> dict[str, object]:
         server = connect(host, args.auth, None if args.namespace == AUTO else args.namespace)
         experiment = kubeflow_runs.get(server, kfp_run).experiment
     except JecError:
-        return {}  # a run that is gone; a server that is away says so at the submission
+        return {}  # a deleted run; a server that does not answer fails the submission later
     return {"experiment_name": str(experiment.display_name)} if experiment is not None else {}
 
 
 def known_parameters(values: Mapping[str, object]) -> dict[str, object]:
-    """Keep those that are parameters today: a run of an older version may have others."""
+    """Drop parameters that this version does not have; a run of an older one may have others."""
     defaults = RunConfig().parameters()
-    known = {name: value for name, value in typed(values).items() if name in defaults}
-    return of_earlier_run(known)
+    current = {name: value for name, value in typed(values).items() if name in defaults}
+    return of_earlier_run(current)

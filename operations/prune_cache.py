@@ -1,9 +1,9 @@
-"""`pipeline.py --prune-cache`: remove decoded jets, unused for long or large ones.
+"""`pipeline.py --prune-cache`: remove sets of decoded jets by age or size.
 
-Decoded jets lie in two places: `cache/` below the folder of runs, which all runs there share, and
-the cache of this machine (JEC_CACHE), which holds copies of distant ones. Whatever is removed is
-decoded or copied again when it is needed: `--resume` of its run does so. What a run that goes on
-refers to, and what a process has open or has used a moment ago, is kept.
+Decoded jets are in two places: `cache/` below the folder of runs, which all runs there share, and
+the cache of this machine (JEC_CACHE), with copies of sets on distant storage. A removed set is
+decoded or copied again when a run needs it, for example on `--resume`. Sets are kept if an active
+run refers to them, or if a process has them open or used them within the last minutes.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from common import storage
 from common.errors import InputError, JecError, StorageError
 from common.private_folder import open_lock
 from common.storage.addresses import local_path
-from operations.run_list import confirmed, local_runs, place_of, size_of, size_text
+from operations.run_list import confirm, local_runs, place_of, size_of, size_text
 from weaver.prepared import node_cache
 
 DESCRIPTION = "dataset.json"
-"""The file that is written last into a folder of decoded jets."""
+"""The file that is written last into a folder of decoded jets, and so marks a complete one."""
 RECENT_SECONDS = 600.0
-"""What was used so recently may be about to be opened."""
+"""A set that was used so recently is kept, because a process may be about to open it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,67 +41,76 @@ class DecodedSet:
     folder: Path
     size: int
     used: float
-    """Seconds since the epoch when it was made or opened last."""
-    kept: str
-    """Why it is never removed; empty if it may be."""
+    """When it was written or opened last, in seconds since 1970."""
+    keep_reason: str
+    """Why it must not be removed; empty if it may be."""
 
 
 def act(args: argparse.Namespace) -> int:
-    """Remove old or large sets after asking; the exit code is 1 if one could not be removed."""
-    chosen: list[DecodedSet] = []
-    kept: list[DecodedSet] = []
-    for one in sets_of(args):
-        if matches(one, args.older_than, args.larger_than):
-            (kept if one.kept else chosen).append(one)
-    for one in kept:
-        print(f"kept: {one.folder}, {size_text(one.size)}: {one.kept}")
-    if not chosen:
+    """Remove old or large sets after asking; return 1 if one could not be removed, else 0.
+
+    Raises InputError as `places`, and if there is no terminal to ask on.
+    """
+    candidates: list[DecodedSet] = []
+    kept_sets: list[DecodedSet] = []
+    for decoded_set in sets_of(args):
+        if matches(decoded_set, args.older_than, args.larger_than):
+            (kept_sets if decoded_set.keep_reason else candidates).append(decoded_set)
+    for decoded_set in kept_sets:
+        print(
+            f"kept: {decoded_set.folder}, {size_text(decoded_set.size)}: {decoded_set.keep_reason}"
+        )
+    if not candidates:
         print(f"nothing to remove in {' and '.join(str(place) for place in places(args))}")
         return 0
-    for one in chosen:
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.used))
-        print(f"{one.folder}  used {when}  {size_text(one.size)}")
-    if not (args.yes or confirmed(len(chosen), "sets of decoded jets")):
+    for decoded_set in candidates:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(decoded_set.used))
+        print(f"{decoded_set.folder}  used {when}  {size_text(decoded_set.size)}")
+    if not (args.yes or confirm(len(candidates), "sets of decoded jets")):
         print("nothing was removed")
         return 1
 
     problems: list[str] = []
-    freed = 0
-    for one in chosen:
-        if reason := remove(one, args):
-            problems.append(f"{one.folder}: {reason}")
+    freed_bytes = 0
+    for decoded_set in candidates:
+        if reason := remove(decoded_set, args):
+            problems.append(f"{decoded_set.folder}: {reason}")
         else:
-            freed += one.size
+            freed_bytes += decoded_set.size
     for problem in problems:
         print(f"left: {problem}", file=sys.stderr)
-    print(f"removed {len(chosen) - len(problems)} sets of decoded jets, {size_text(freed)}")
+    print(
+        f"removed {len(candidates) - len(problems)} sets of decoded jets, {size_text(freed_bytes)}"
+    )
     return 1 if problems else 0
 
 
 def places(args: argparse.Namespace) -> list[Path]:
-    """The folders with decoded jets: that of the runs, and that of this machine.
+    """Return the two folders with decoded jets: that of the runs, and that of this machine.
 
-    Raises InputError for runs on a distant storage, of which no process can be seen.
+    Raises InputError for runs on distant storage, because their processes are not visible here.
     """
     place = place_of(args)
     if not storage.is_local(place):
         raise InputError(
-            f"--prune-cache looks at folders of this machine, not at {place}; there a rule of the"
-            f" storage removes what lies below {storage.join(place, 'cache')} after a time"
+            f"--prune-cache works on folders of this machine, not on {place}; give the storage a"
+            f" lifecycle rule that removes old files below {storage.join(place, 'cache')}"
         )
     return [Path(local_path(place)) / "cache", node_cache.place()]
 
 
 def sets_of(args: argparse.Namespace) -> list[DecodedSet]:
-    """All sets of both places, those used last first."""
+    """Return all sets of both places, the most recently used first."""
     of_runs, of_node = places(args)
-    referred = referred_by_runs(of_runs.parent)
-    opened = opened_below([of_runs, of_node])
-    sets = [*_sets_in(of_runs, referred, opened), *_sets_in(of_node, {}, opened)]
-    return sorted(sets, key=lambda one: one.used, reverse=True)
+    references = sets_of_active_runs(of_runs.parent)
+    open_folders = folders_in_use([of_runs, of_node])
+    sets = [*_sets_in(of_runs, references, open_folders), *_sets_in(of_node, {}, open_folders)]
+    return sorted(sets, key=lambda decoded_set: decoded_set.used, reverse=True)
 
 
-def _sets_in(place: Path, referred: dict[Path, str], opened: set[Path]) -> Iterator[DecodedSet]:
+def _sets_in(
+    place: Path, references: dict[Path, str], open_folders: set[Path]
+) -> Iterator[DecodedSet]:
     if not place.is_dir():
         return
     for folder in place.iterdir():
@@ -109,52 +118,56 @@ def _sets_in(place: Path, referred: dict[Path, str], opened: set[Path]) -> Itera
         if folder.is_symlink() or not description.is_file():
             continue
         used = max(description.stat().st_mtime, folder.stat().st_mtime)
-        kept = referred.get(folder.resolve(), "")
-        if folder.resolve() in opened:
-            kept = "a process has it open"
+        keep_reason = references.get(folder.resolve(), "")
+        if folder.resolve() in open_folders:
+            keep_reason = "a process has it open"
         elif time.time() - used < RECENT_SECONDS:
-            kept = kept or "it was used a moment ago"
-        yield DecodedSet(folder=folder, size=size_of(folder), used=used, kept=kept)
+            keep_reason = keep_reason or "it was used a moment ago"
+        yield DecodedSet(folder=folder, size=size_of(folder), used=used, keep_reason=keep_reason)
 
 
-def referred_by_runs(output: Path) -> dict[Path, str]:
-    """Sets that runs refer to which go on, may go on elsewhere, or are served -> why they stay."""
-    referred: dict[Path, str] = {}
+def sets_of_active_runs(output: Path) -> dict[Path, str]:
+    """Return the sets that must stay because of a run: folder -> reason.
+
+    Such a run is active, may be active on another machine, or is served.
+    """
+    references: dict[Path, str] = {}
     if not output.is_dir():
-        return referred
+        return references
     for run in local_runs(output):
         if not run.kept:
             continue
         for reference in (output / run.run_id / "data").glob("*.json"):
             with contextlib.suppress(JecError, OSError, TypeError, KeyError):
                 dataset = str(storage.read_json(str(reference))["dataset"])
-                folder = (reference.parent / dataset).resolve()  # absolute ones stay themselves
-                referred[folder] = f"run {run.run_id} refers to it, and {run.kept}"
-    return referred
+                folder = (reference.parent / dataset).resolve()  # an absolute path stays as it is
+                references[folder] = f"run {run.run_id} refers to it, and {run.kept}"
+    return references
 
 
-def opened_below(places: list[Path]) -> set[Path]:
-    """The folders directly below these places of which a process of this machine has a file open.
+def folders_in_use(places: list[Path]) -> set[Path]:
+    """Return the folders directly below `places` in which a process has a file open or mapped.
 
-    Mapped files count. Processes of other users are seen by root alone.
+    Only root sees the files of other users' processes.
     """
     roots = [place.resolve() for place in places]
-    opened = set()
+    folders = set()
     for process in psutil.pids():
         for text in _open_files(process):
             for root in roots:
                 if text.startswith(f"{root}{os.sep}"):
-                    opened.add(root / Path(text).relative_to(root).parts[0])
-    return opened
+                    folders.add(root / Path(text).relative_to(root).parts[0])
+    return folders
 
 
 def _open_files(process: int) -> Iterator[str]:
-    """Paths of the files that a process has open or mapped; nothing of one that may not be seen.
+    """Yield the paths of the files that a process has open or mapped, if we may see them.
 
-    psutil asks for much more of each mapping, which takes minutes on a busy machine.
+    /proc is read directly: psutil reads much more about each mapping, which takes minutes on a busy
+    machine.
     """
     proc = Path(f"/proc/{process}")
-    if not proc.parent.exists():  # no Linux: what is mapped and closed is not seen
+    if not proc.parent.exists():  # not Linux: psutil lists open files, but no mapped ones
         with contextlib.suppress(psutil.Error, OSError):
             yield from [file.path for file in psutil.Process(process).open_files()]
         return
@@ -169,28 +182,31 @@ def _open_files(process: int) -> Iterator[str]:
                 yield os.readlink(link)
 
 
-def matches(one: DecodedSet, older_than: float | None, larger_than: float | None) -> bool:
-    """Whether a set is as old (seconds) and as large (bytes) as asked for, where that is given."""
-    if older_than is not None and time.time() - one.used <= older_than:
-        return False
-    return larger_than is None or one.size > larger_than
+def matches(decoded_set: DecodedSet, older_than: float | None, larger_than: float | None) -> bool:
+    """Return whether a set is unused for longer than `older_than` (s) and above `larger_than` (B).
 
-
-def remove(one: DecodedSet, args: argparse.Namespace) -> str:
-    """Remove a set; why it was left, empty if it is gone.
-
-    A process may have opened it, or a run may have begun, while the question was open.
+    A limit of None does not apply.
     """
-    now = [other for other in sets_of(args) if other.folder == one.folder]
-    if not now:
+    if older_than is not None and time.time() - decoded_set.used <= older_than:
+        return False
+    return larger_than is None or decoded_set.size > larger_than
+
+
+def remove(decoded_set: DecodedSet, args: argparse.Namespace) -> str:
+    """Remove a set; return why it was kept, empty if it is removed.
+
+    It is checked again first: since the question a process may have opened it, or a run started.
+    """
+    current = [other for other in sets_of(args) if other.folder == decoded_set.folder]
+    if not current:
         return ""
-    if now[0].kept:
-        return now[0].kept
+    if current[0].keep_reason:
+        return current[0].keep_reason
     try:
-        with _fetching_excluded(one.folder):
-            # Under another name first: a set is there as a whole or not at all.
-            away = one.folder.with_name(f".partial-removed-{one.folder.name}")
-            one.folder.rename(away)
+        with _copy_lock(decoded_set.folder):
+            # Rename it first, so that readers see the whole set or none.
+            away = decoded_set.folder.with_name(f".partial-removed-{decoded_set.folder.name}")
+            decoded_set.folder.rename(away)
             shutil.rmtree(away)
     except BlockingIOError:
         return "a process is copying it"
@@ -200,8 +216,11 @@ def remove(one: DecodedSet, args: argparse.Namespace) -> str:
 
 
 @contextlib.contextmanager
-def _fetching_excluded(folder: Path) -> Iterator[None]:
-    """Hold the lock that processes hold which copy this set to the machine, if there is one."""
+def _copy_lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of processes that copy this set to the machine, if the set has a lock file.
+
+    Raises BlockingIOError if a process holds it.
+    """
     lock = folder.with_name(f"{folder.name}.lock")
     if not lock.exists():
         yield

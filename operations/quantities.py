@@ -1,4 +1,4 @@
-"""Amounts as Kubernetes writes them: 500m, 12Gi, 2e3."""
+"""Parse and print the quantities of Kubernetes: 500m, 12Gi, 2e3."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ BINARY = {"Ti": 2.0**40, "Gi": 2.0**30, "Mi": 2.0**20}
 
 
 def amount(text: str | float) -> float:
-    """Return the number that a quantity means. Raises InputError for a text that is none.
+    """Return a quantity as a number. Raises InputError for a text that is not a quantity.
 
     >>> amount("500m"), amount("1Gi"), amount("2e3")
     (0.5, 1073741824.0, 2000.0)
@@ -19,11 +19,11 @@ def amount(text: str | float) -> float:
     try:
         return float(parse_quantity(text))
     except ValueError:
-        raise InputError(f"'{text}' is no quantity of Kubernetes; write 2, 500m or 8Gi") from None
+        raise InputError(f"'{text}' is not a Kubernetes quantity; write 2, 500m or 8Gi") from None
 
 
-def shown(value: float) -> str:
-    """Return a number as short as it can be read: 2, 0.5, 12Gi."""
+def short_number(value: float) -> str:
+    """Format a number with four digits and a binary suffix: 2, 0.5, 12Gi."""
     for suffix, size in BINARY.items():
         if value >= size:
             return f"{value / size:.4g}{suffix}"

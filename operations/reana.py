@@ -1,9 +1,9 @@
 """Render the chain for REANA: reana.yaml and a Snakefile.
 
-The rules are the tasks of the compiled pipeline up to the evaluation. Each runs the step's own
-program as on one machine: the search is Optuna's with processes for trials, because REANA has no
-Katib, and nothing is deployed, because it serves nothing. The files of a run are in the workspace,
-below `results`.
+There is a rule for each task of the compiled pipeline up to the evaluation. A rule runs the step's
+program as on one machine: Optuna searches with processes as trials, because REANA has no Katib, and
+nothing is deployed, because REANA serves no models. The run's files are below `results` in the
+workspace.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from components.step import LOCAL_DIR
 from training.search_space import is_text
 
 RESULTS = "results"
-"""Folder of the workspace that the run's folder is in."""
+"""Folder of the workspace that has the run's folder."""
 VALUES = "steps"
-"""Folder of the workspace with the values that steps hand on."""
+"""Folder of the workspace with the outputs of steps."""
 INPUTS = "inputs"
 """Folder of the workspace with the user's own files."""
 LAST = "evaluate"
-"""The last step: the ones after it act on a cluster."""
-DONE = "done"
-"""File of a step that hands on no value."""
+"""The last step; the later ones need a cluster."""
+END_MARK = "done"
+"""File that a step without outputs writes when it has ended."""
 HEAD = """\
 # The chain of the JEC pipeline, written by `python pipeline.py --render-reana`. On REANA:
 # reana-client run. Here, with the project in PYTHONPATH: snakemake --cores 2
@@ -44,8 +44,8 @@ HEAD = """\
 def render(config: RunConfig, folder: Path, steps_image: str) -> list[Path]:
     """Write reana.yaml, the Snakefile, and copies of the user's own files; return their paths.
 
-    Raises InputError for data on this machine's disks outside of the folder, and for parameters
-    that REANA has no use for.
+    Raises InputError for data on this machine's disks outside of `folder`, and for parameters that
+    do not work on REANA.
     """
     import yaml
 
@@ -62,10 +62,10 @@ def render(config: RunConfig, folder: Path, steps_image: str) -> list[Path]:
 
 
 def check(config: RunConfig, folder: Path) -> None:
-    """Refuse what cannot be on REANA. Raises InputError."""
+    """Raise InputError for parameters and data that do not work on REANA."""
     if config.s3_bucket != AUTO:
         raise InputError(
-            f"--s3-bucket {config.s3_bucket}: on REANA the run is in the workspace; leave it out"
+            f"--s3-bucket {config.s3_bucket}: REANA keeps the run in the workspace; leave it out"
         )
     if config.num_gpus:
         raise InputError(f"--num-gpus {config.num_gpus}: jobs on REANA have no GPU; leave it out")
@@ -84,16 +84,18 @@ def check(config: RunConfig, folder: Path) -> None:
 
 
 def local_patterns(config: RunConfig, split: str) -> list[str]:
-    """The paths of a set of jets that are no addresses."""
+    """Return the local paths among the patterns of a set of jets."""
     texts = [parse_one(text).text for text in separated(getattr(config, f"data_{split}"))]
     return [text for text in texts if text != SAMPLE and storage.is_local(text)]
 
 
 def with_copied_files(config: RunConfig, folder: Path) -> tuple[RunConfig, list[Path]]:
-    """Copy the user's own configurations into the folder; name them as they are in the workspace.
+    """Copy the user's own data config, network file, search space and card into the folder.
 
-    The project's own files are in the images, and addresses stay as they are. Returns the
-    configuration and the copies.
+    The project's own files are in the images already, and addresses are kept.
+
+    Returns:
+        The configuration with paths in the workspace, and the paths of the copies.
     """
     from weaver.network.network_file import NetworkFile
     from weaver.network.siblings import write_siblings
@@ -118,41 +120,46 @@ def with_copied_files(config: RunConfig, folder: Path) -> tuple[RunConfig, list[
 
 
 def reana_specification(config: RunConfig, copies: list[str]) -> dict[str, object]:
-    """The content of reana.yaml: what is uploaded, how it runs, what comes back."""
+    """Return the content of reana.yaml: files to upload, the workflow, files to download."""
     data = [one for split in SPLITS for one in local_patterns(config, split)]
     inputs: dict[str, object] = {"files": ["Snakefile", *copies]}
     if data:
         inputs["directories"] = sorted({one.split("/")[0] for one in data})
-    run = f"{RESULTS}/{config.run_id}"
+    run_folder = f"{RESULTS}/{config.run_id}"
     return {
         "inputs": inputs,
         "workflow": {"type": "snakemake", "file": "Snakefile"},
         "outputs": {
-            "files": [f"{run}/{name}" for name in ("report.html", "metrics.json", "search.html")],
-            "directories": [f"{run}/model", f"{run}/golden"],
+            "files": [
+                f"{run_folder}/{name}" for name in ("report.html", "metrics.json", "search.html")
+            ],
+            "directories": [f"{run_folder}/model", f"{run_folder}/golden"],
         },
     }
 
 
 def snakefile_text(config: RunConfig, steps_image: str) -> str:
-    """The Snakefile: a rule for each step, after one that names the results of the last."""
+    """Return the Snakefile: `rule all` with the last step's outputs, then a rule for each step."""
     tasks = graph.tasks()
     last = [task.name for task in tasks].index(LAST)
     tasks = tasks[: last + 1]
     files = {task.name: outputs(task) for task in tasks}
-    wanted = "".join(f"        {path!r},\n" for path in files[LAST].values())
-    parts = [HEAD, f"rule all:\n    input:\n{wanted}"]
+    results = "".join(f"        {path!r},\n" for path in files[LAST].values())
+    parts = [HEAD, f"rule all:\n    input:\n{results}"]
     parts += [rule(task, files, config, steps_image) for task in tasks]
     return "\n\n".join(parts)
 
 
 def outputs(task: Task) -> dict[str, str]:
-    """The files of a rule: one for each value, or else one that says that the step has ended."""
-    return {name: f"{VALUES}/{task.name}/{name}" for name in task.outputs or (DONE,)}
+    """Return the output files of a rule: one for each output of the step, or else the end mark."""
+    return {name: f"{VALUES}/{task.name}/{name}" for name in task.outputs or (END_MARK,)}
 
 
 def rule(task: Task, files: dict[str, dict[str, str]], config: RunConfig, steps_image: str) -> str:
-    """The rule of a step, which runs its program."""
+    """Return the Snakemake rule that runs a step's program.
+
+    `files` has the output files of each task: task -> output -> path.
+    """
     is_first = not task.after
     words = [f'{LOCAL_DIR}="$PWD/{RESULTS}"', "python -m", f"components.{task.name}"]
     lines = [" ".join(words)]
@@ -162,15 +169,17 @@ def rule(task: Task, files: dict[str, dict[str, str]], config: RunConfig, steps_
     for parameter, source in sorted(task.parameters.items()):
         inputs[parameter] = files[source.task][source.output]
         lines.append(f'--{flag(form.field_of(parameter))} "$(cat {{input.{parameter}}})"')
-    read = [source.task for source in task.parameters.values()]
-    waited = [path for name in task.after if name not in read for path in files[name].values()]
+    sources = [source.task for source in task.parameters.values()]
+    waiting_files = [
+        path for name in task.after if name not in sources for path in files[name].values()
+    ]
     lines += [f"--{flag(name)}-output {{output.{name}}}" for name in task.outputs]
     if not task.outputs:
-        lines[-1] += f" && touch {{output.{DONE}}}"
+        lines[-1] += f" && touch {{output.{END_MARK}}}"
 
     text = f"rule {task.name}:\n"
     if inputs:
-        text += "    input:\n" + "".join(f"        {path!r},\n" for path in waited)
+        text += "    input:\n" + "".join(f"        {path!r},\n" for path in waiting_files)
         text += _entries(inputs)
     text += "    output:\n" + _entries(files[task.name])
     image = steps_image if is_first else config.weaver_image
@@ -185,7 +194,7 @@ def rule(task: Task, files: dict[str, dict[str, str]], config: RunConfig, steps_
 
 
 def parameters(config: RunConfig) -> list[str]:
-    """The arguments of prepare: the place of the run, and what differs from the defaults."""
+    """Return the arguments of prepare: the run's place, and all values that are not defaults."""
     defaults = RunConfig().parameters()
     values = {"s3_bucket": RESULTS, "run_id": config.run_id}
     values |= {name: value for name, value in config.parameters().items() if name not in values}
@@ -193,17 +202,17 @@ def parameters(config: RunConfig) -> list[str]:
     for name, value in values.items():
         if value != defaults[name]:
             text = str(value).lower() if isinstance(value, bool) else str(value)
-            # Snakemake takes braces for its own placeholders
-            quoted = shlex.quote(text).replace("{", "{{").replace("}", "}}")
-            words.append(f"--{flag(name)} {quoted}")
+            # Snakemake reads single braces as placeholders
+            argument = shlex.quote(text).replace("{", "{{").replace("}", "}}")
+            words.append(f"--{flag(name)} {argument}")
     return words
 
 
 def bytes_of(memory: str) -> float:
-    """Bytes of the memory of a step."""
+    """Return a memory quantity in bytes."""
     return quantity("steps_memory", memory)
 
 
 def _entries(values: dict[str, str]) -> str:
-    """The lines `name="value",` of a rule."""
+    """Return the lines `name="value",` of a rule."""
     return "".join(f"        {name}={value!r},\n" for name, value in values.items())

@@ -15,11 +15,11 @@ from exporting.export_job import export_job
 from serving.inference_service import inference_service
 from training.experiment import experiment
 
-SOME_TRIAL = "best-trial"  # which trial is exported is known after the search
+SOME_TRIAL = "best-trial"  # placeholder: the best trial is known only after the search
 
 
-def rendered_run(config: RunConfig) -> Run:
-    """Return a run that stands for the one to come, whose id and storage are not settled yet."""
+def placeholder_run(config: RunConfig) -> Run:
+    """Return a run with a placeholder id and storage where the configuration says 'auto'."""
     if config.run_id == AUTO:
         # as long as the id that prepare will make of the KFP job
         config = config.replace(run_id=make_run_id(config.network_config, "rendered"))
@@ -40,12 +40,12 @@ def objects(run: Run) -> dict[str, Manifest]:
 
 
 def render(config: RunConfig, folder: Path) -> list[Path]:
-    """Write one file an object; return their paths."""
+    """Write a YAML file for each object; return their paths."""
     import yaml
 
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name, content in objects(rendered_run(config)).items():
+    for name, content in objects(placeholder_run(config)).items():
         path = folder / name
         path.write_text(yaml.safe_dump(content, sort_keys=False, width=120))
         paths.append(path)

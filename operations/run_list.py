@@ -1,7 +1,7 @@
-"""`pipeline.py --list` and `--prune`: the runs of a folder or a storage address, and old ones gone.
+"""`pipeline.py --list` and `--prune`: list the runs of a folder or address, and remove old ones.
 
-The list needs two small files of each run at most, and one listing of its files, so that it is
-quick on a folder with thousands of them.
+Listing reads at most two small files of each run and lists its files once, so that a folder with
+thousands of runs takes seconds.
 """
 
 from __future__ import annotations
@@ -35,32 +35,33 @@ from operations.own_runs import (
 RUNNING = " running"
 """End of the state of a run whose step has not ended."""
 QUIET = datetime.timedelta(days=1)
-"""So long a run that goes on does not leave its records as they are, on one machine."""
+"""An active run on one machine writes its records more often than this."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunLine:
-    """A run as the list shows it."""
+    """A run as the list shows it; `--json` prints the same fields."""
 
     run_id: str
     state: str
-    """How it ended, the step that it is in, or `broken` with the reason."""
+    """How it ended, its current step, or `broken` with the reason."""
     has_ended: bool
     """Whether its records say how it ended, and nothing was written since."""
     gain: str
+    """Resolution gain over the standard JEC with its interval; empty if not measured."""
     size: int
     """Bytes of all its files."""
     served: bool
     changed: datetime.datetime | None
-    """When its records were written last; None where nothing says so."""
+    """When its records were written last; None if unknown."""
     kept: str
-    """Why --prune never removes it; empty if it may."""
+    """Why --prune must not remove it; empty if it may."""
 
 
 def act(args: argparse.Namespace) -> int:
-    """Do what the flags ask for; return the exit code."""
+    """Run --list or --prune; return the exit code."""
     if args.list and args.json:
-        runs = [dataclasses.asdict(one) for one in runs_of(args)]
+        runs = [dataclasses.asdict(line) for line in runs_of(args)]
         print(
             json.dumps(
                 {"place": place_of(args), "runs": runs},
@@ -75,42 +76,45 @@ def act(args: argparse.Namespace) -> int:
 
 
 def place_of(args: argparse.Namespace) -> str:
-    """The place whose runs are meant: --s3-bucket where it was typed, else --output."""
+    """Return the folder or address of the runs: --s3-bucket if it was given, else --output."""
     return str(args.output.resolve()) if args.s3_bucket == AUTO else str(args.s3_bucket)
 
 
 def runs_of(args: argparse.Namespace) -> list[RunLine]:
-    """All runs there, those that changed last first; broken ones without a time last."""
+    """Return all runs, the most recently changed first; those without a time last.
+
+    Raises InputError if the folder does not exist.
+    """
     place = place_of(args)
     if storage.is_local(place):
         lines = list(local_runs(Path(local_path(place))))
     else:
         lines = list(stored_runs(place))
-    undated = datetime.datetime.min.replace(tzinfo=datetime.UTC)
-    return sorted(lines, key=lambda one: (one.changed or undated, one.run_id), reverse=True)
+    no_time = datetime.datetime.min.replace(tzinfo=datetime.UTC)
+    return sorted(lines, key=lambda line: (line.changed or no_time, line.run_id), reverse=True)
 
 
 # ------------------------------------------------------------------------------- reading the runs
 
 
 def local_runs(output: Path) -> Iterator[RunLine]:
-    """The runs below a folder. Links, such as `latest`, and folders of other things are left out.
+    """Yield the runs below a folder, without links such as `latest` and folders that are no runs.
 
-    Raises InputError where there is no such folder.
+    Raises InputError if the folder does not exist.
     """
     if not output.is_dir():
-        raise InputError(f"{output}: no such folder; give the one of your runs with --output DIR")
+        raise InputError(f"{output}: no such folder; give the folder of your runs as --output DIR")
     living = living_runs(output)
     with os.scandir(output) as entries:
         names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
     for name in names:
         folder = output / name
         if (folder / "run.json").exists() or (folder / "status.json").exists():
-            yield local_run(folder, living)
+            yield line_of_local_run(folder, living)
 
 
-def local_run(folder: Path, living: set[str]) -> RunLine:
-    """A run of this machine."""
+def line_of_local_run(folder: Path, living: set[str]) -> RunLine:
+    """Return the line of a run on this machine; `living` has the ids of runs with processes."""
     going_on = is_going_on(folder, living)
     line = line_of(str(folder), size_of(folder))
     kept, served = why_not_own(folder), False
@@ -120,7 +124,7 @@ def local_run(folder: Path, living: set[str]) -> RunLine:
         line = dataclasses.replace(line, state=f"stopped in {line.state.removesuffix(RUNNING)}")
     try:
         service = ServiceRecord.find(RunFolder(str(folder)).service)
-        # A server of this machine is one of the run's processes; a cluster's is not seen here.
+        # A local server is one of the run's processes. Whether a cluster's still runs is unknown.
         served = service is not None and (service.kind != "triton" or folder.name in living)
     except JecError:
         kept = kept or "its service.json cannot be read"
@@ -134,9 +138,9 @@ def local_run(folder: Path, living: set[str]) -> RunLine:
 
 
 def may_run_elsewhere(folder: Path, line: RunLine) -> bool:
-    """Whether another machine may run a run of this folder, which several may share.
+    """Return whether a run may be active on another machine that shares this folder.
 
-    So it is unless it ran on one machine, whose process is noted, and wrote nothing for a day.
+    It may be, unless it has a lock of a run on one machine and wrote nothing for a day.
     """
     marks = (run_lock.LOCK, run_lock.OWNER)  # runs of an earlier version have the second alone
     ran_on_one_machine = any((folder / "local" / mark).exists() for mark in marks)
@@ -146,10 +150,10 @@ def may_run_elsewhere(folder: Path, line: RunLine) -> bool:
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of all files below a folder; no link is followed."""
+    """Return the bytes of all files below a folder; links are not followed."""
     total, folders = 0, [str(folder)]
     while folders:
-        # What is removed meanwhile has no size.
+        # Ignore files and folders that are removed meanwhile.
         with contextlib.suppress(OSError), os.scandir(folders.pop()) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
@@ -160,7 +164,7 @@ def size_of(folder: Path) -> int:
 
 
 def stored_runs(place: str) -> Iterator[RunLine]:
-    """The runs below a storage address, by one listing of all that is there."""
+    """Yield the runs below a storage address, from a single listing of all files."""
     root = place.rstrip("/") + "/"
     sizes: dict[str, int] = {}
     files: dict[str, set[str]] = {}
@@ -170,11 +174,11 @@ def stored_runs(place: str) -> Iterator[RunLine]:
         files.setdefault(name, set()).add(rest)
     for name, paths in files.items():
         if {"run.json", "status.json"} & paths:
-            yield stored_run(storage.join(place, name), sizes[name], paths)
+            yield line_of_stored_run(storage.join(place, name), sizes[name], paths)
 
 
-def stored_run(uri: str, size: int, paths: Collection[str]) -> RunLine:
-    """A run of a storage address, whose files have these paths below it."""
+def line_of_stored_run(uri: str, size: int, paths: Collection[str]) -> RunLine:
+    """Return the line of a run at an address; `paths` are its files relative to it."""
     line = line_of(uri, size)
     kept = ""
     if "service.json" in paths:
@@ -187,7 +191,7 @@ def stored_run(uri: str, size: int, paths: Collection[str]) -> RunLine:
 
 
 def line_of(uri: str, size: int) -> RunLine:
-    """State, gain and time of a run by its records; `served` and `kept` are left to the caller."""
+    """Return a line with a run's state, gain and time; the caller sets `served` and `kept`."""
     folder = RunFolder(uri)
     line = RunLine(
         run_id=storage.name(uri),
@@ -204,21 +208,26 @@ def line_of(uri: str, size: int) -> RunLine:
         summary = SummaryRecord.find(folder.summary)
     except JecError as error:
         reason = " ".join(str(error).split())
-        return dataclasses.replace(line, state=f"broken: {reason[:100]}", changed=changed(uri, ""))
+        return dataclasses.replace(
+            line, state=f"broken: {reason[:100]}", changed=change_time(uri, "")
+        )
     if summary is not None and summary.time >= status.time:
         gain = summary.gain_percent.percent() if summary.gain_percent else ""
-        when = changed(uri, summary.time)
+        when = change_time(uri, summary.time)
         return dataclasses.replace(
             line, state=summary.state, has_ended=True, gain=gain, changed=when
         )
     state = f"{status.step} {status.state}" if status.state else "without status.json"
-    return dataclasses.replace(line, state=state, changed=changed(uri, status.time))
+    return dataclasses.replace(line, state=state, changed=change_time(uri, status.time))
 
 
-def changed(uri: str, written: str) -> datetime.datetime | None:
-    """When a record was written: by its own time, else by that of the run's folder on a disk."""
+def change_time(uri: str, record_time: str) -> datetime.datetime | None:
+    """Return when a record was written: its own time, else the modification time of the folder.
+
+    None if neither is known. `record_time` is in ISO 8601.
+    """
     with contextlib.suppress(ValueError):
-        time = datetime.datetime.fromisoformat(written)
+        time = datetime.datetime.fromisoformat(record_time)
         return time if time.tzinfo else time.replace(tzinfo=datetime.UTC)
     if storage.is_local(uri):
         with contextlib.suppress(OSError):
@@ -231,29 +240,29 @@ def changed(uri: str, written: str) -> datetime.datetime | None:
 
 
 def show(lines: Sequence[RunLine], place: str) -> int:
-    """Print the runs as a table; the exit code is 0."""
+    """Print the runs as a table; return the exit code 0."""
     if not lines:
         print(f"no runs in {place}")
         return 0
     head = ("run", "changed", "size", "served", "gain", "state")
     rows = [head]
-    for one in lines:
-        when = one.changed.astimezone().strftime("%Y-%m-%d %H:%M") if one.changed else "–"
-        served = "yes" if one.served else "no"
-        rows.append((one.run_id, when, size_text(one.size), served, one.gain or "–", one.state))
+    for line in lines:
+        when = line.changed.astimezone().strftime("%Y-%m-%d %H:%M") if line.changed else "–"
+        served = "yes" if line.served else "no"
+        rows.append((line.run_id, when, size_text(line.size), served, line.gain or "–", line.state))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        # A folder may be called anything.
-        line = "  ".join(cells).rstrip()
-        print("".join(letter if letter.isprintable() else "?" for letter in line))
-    total = size_text(sum(one.size for one in lines))
+        # A folder's name may have control characters.
+        text = "  ".join(cells).rstrip()
+        print("".join(letter if letter.isprintable() else "?" for letter in text))
+    total = size_text(sum(line.size for line in lines))
     print(f"{len(lines)} runs, {total}, in {place}")
     return 0
 
 
 def size_text(size: float) -> str:
-    """Bytes with three digits and their unit."""
+    """Format bytes with three digits and a unit."""
     for letter, unit in reversed(SIZE_UNITS.items()):
         if size >= unit:
             return f"{size / unit:.3g} {letter}B"
@@ -264,70 +273,76 @@ def size_text(size: float) -> str:
 
 
 def prune(args: argparse.Namespace) -> int:
-    """Remove old or large runs after asking; the exit code is 1 if one could not be removed."""
-    chosen: list[RunLine] = []
-    kept: list[RunLine] = []
-    for one in runs_of(args):
-        if matches(one, args.older_than, args.larger_than):
-            (kept if one.kept else chosen).append(one)
-    for one in kept:
-        print(f"kept: {one.run_id}, {size_text(one.size)}: {one.kept}")
-    if not chosen:
+    """Remove old or large runs after asking; return 1 if one could not be removed, else 0.
+
+    Raises InputError if the folder does not exist, or if there is no terminal to ask on.
+    """
+    candidates: list[RunLine] = []
+    kept_runs: list[RunLine] = []
+    for line in runs_of(args):
+        if matches(line, args.older_than, args.larger_than):
+            (kept_runs if line.kept else candidates).append(line)
+    for line in kept_runs:
+        print(f"kept: {line.run_id}, {size_text(line.size)}: {line.kept}")
+    if not candidates:
         print(f"nothing to remove in {place_of(args)}")
         return 0
-    show(chosen, place_of(args))
-    if not (args.yes or confirmed(len(chosen))):
+    show(candidates, place_of(args))
+    if not (args.yes or confirm(len(candidates))):
         print("nothing was removed")
         return 1
 
-    problems, freed = [], 0
-    for one in chosen:
-        # A run may have been resumed or served while the question was open.
-        if reason := remove(one, args):
-            problems.append(f"{one.run_id}: {reason}")
+    problems, freed_bytes = [], 0
+    for line in candidates:
+        # `remove` checks again: a run may have been resumed or served since the question.
+        if reason := remove(line, args):
+            problems.append(f"{line.run_id}: {reason}")
         else:
-            freed += one.size
+            freed_bytes += line.size
     for problem in problems:
         print(f"left: {problem}", file=sys.stderr)
-    print(f"removed {len(chosen) - len(problems)} runs, {size_text(freed)}")
+    print(f"removed {len(candidates) - len(problems)} runs, {size_text(freed_bytes)}")
     return 1 if problems else 0
 
 
-def matches(one: RunLine, older_than: float | None, larger_than: float | None) -> bool:
-    """Whether a run is as old (seconds) and as large (bytes) as asked for, where that is given."""
+def matches(line: RunLine, older_than: float | None, larger_than: float | None) -> bool:
+    """Return whether a run is older than `older_than` (s) and larger than `larger_than` (bytes).
+
+    A limit of None does not apply.
+    """
     if older_than is not None:
-        if one.changed is None:
+        if line.changed is None:
             return False
-        age = datetime.datetime.now(datetime.UTC) - one.changed
+        age = datetime.datetime.now(datetime.UTC) - line.changed
         if age.total_seconds() <= older_than:
             return False
-    return larger_than is None or one.size > larger_than
+    return larger_than is None or line.size > larger_than
 
 
-def confirmed(number: int, what: str = "runs") -> bool:
-    """Ask once. Raises InputError where nobody can answer."""
+def confirm(number: int, what: str = "runs") -> bool:
+    """Ask once on the terminal. Raises InputError if there is no terminal."""
     if not sys.stdin.isatty():
-        raise InputError("nobody can be asked here: repeat it with --yes")
+        raise InputError("there is no terminal to ask on: repeat the command with --yes")
     return input(f"remove these {number} {what}? [y/N] ").strip().lower() in ("y", "yes")
 
 
-def remove(one: RunLine, args: argparse.Namespace) -> str:
-    """Remove a run; why it was left, empty if it is gone."""
+def remove(line: RunLine, args: argparse.Namespace) -> str:
+    """Remove a run; return why it was kept, empty if it is removed."""
     place = place_of(args)
     try:
         if storage.is_local(place):
             output = Path(local_path(place))
-            now = local_run(output / one.run_id, living_runs(output))
-            if now.kept:
-                return now.kept
-            remove_run(output, one.run_id)
+            current = line_of_local_run(output / line.run_id, living_runs(output))
+            if current.kept:
+                return current.kept
+            remove_run(output, line.run_id)
         else:
-            uri = storage.join(place, one.run_id)
+            uri = storage.join(place, line.run_id)
             root = uri.rstrip("/") + "/"
             paths = {entry.uri.removeprefix(root) for entry in storage.entries(uri)}
-            now = stored_run(uri, one.size, paths)
-            if now.kept:
-                return now.kept
+            current = line_of_stored_run(uri, line.size, paths)
+            if current.kept:
+                return current.kept
             storage.delete(uri)
     except (JecError, OSError) as error:
         return str(error)

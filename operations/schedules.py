@@ -1,4 +1,4 @@
-"""Recurring runs of Kubeflow Pipelines: make, list, pause, resume and delete them."""
+"""Recurring runs of Kubeflow Pipelines: create, list, pause, resume and delete them."""
 
 from __future__ import annotations
 
@@ -23,58 +23,65 @@ from operations.kubeflow_runs import PAGE, PAGES
 from operations.server import Server, connect
 from operations.submit import description_of, experiment_of, upload
 
-MOST_AT_ONCE = 1
-"""Runs of one schedule at a time: the next one would train on the same GPUs."""
+MAX_PARALLEL_RUNS = 1
+"""Runs of one schedule at a time; a second one would compete for the same GPUs."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """A recurring run that a server knows."""
+    """A recurring run on a server."""
 
     id: str
-    """Kubeflow's id of it."""
+    """Kubeflow's id."""
     name: str
     cron: str
-    """Six fields, the second first; empty for one that somebody made with an interval."""
+    """Six fields, seconds first; empty for a recurring run with an interval."""
     is_on: bool
     created: str
-    """Date and time."""
+    """Date and time of its creation."""
 
 
 def act(args: argparse.Namespace) -> int:
-    """Do the command on schedules that the flags ask for; return the exit code."""
+    """Run the command on schedules that the flags ask for; return the exit code.
+
+    Raises InputError if no endpoint is configured or no schedule has the name, ClusterError if the
+    server refuses.
+    """
     host, _ = endpoint(args.host)
     if not host:
         raise InputError(
-            "schedules are kept by Kubeflow Pipelines, and there is no endpoint: give --host"
-            " https://.../pipeline or set KFP_ENDPOINT"
+            "schedules are recurring runs of Kubeflow Pipelines, and no endpoint is configured:"
+            " give --host https://.../pipeline or set KFP_ENDPOINT"
         )
     server = connect(host, args.auth, None if args.namespace == AUTO else args.namespace)
-    known = list(schedules(server, args.namespace))
+    existing = list(schedules(server, args.namespace))
     if args.schedules:
-        show(known, host)
+        show(existing, host)
         return 0
     name = args.pause_schedule or args.resume_schedule or args.delete_schedule
-    schedule = named(known, name, host)
-    with server.explained(f"change the schedule {schedule.name}"):
+    schedule = schedule_of(existing, name, host)
+    with server.explain_errors(f"change the schedule {schedule.name}"):
         if args.pause_schedule:
             server.client.disable_recurring_run(schedule.id)
-            text = f"paused {schedule.name}; --resume-schedule {schedule.name} goes on with it"
+            text = f"paused {schedule.name}; --resume-schedule {schedule.name} resumes it"
         elif args.resume_schedule:
             server.client.enable_recurring_run(schedule.id)
             text = f"resumed {schedule.name}: {schedule.cron}"
         else:
             server.client.delete_recurring_run(schedule.id)
-            text = f"deleted {schedule.name}; the runs that it made stay"
+            text = f"deleted {schedule.name}; the runs that it started stay"
     print(text)
     return 0
 
 
 def schedules(server: Server, namespace: str) -> Iterator[Schedule]:
-    """The schedules of our pipeline, the newest first. Raises ClusterError."""
+    """Yield the schedules of our pipeline, the newest first.
+
+    Raises ClusterError if the server refuses, InputError if it needs a namespace.
+    """
     token = ""
     for _ in range(PAGES):
-        with server.explained("list recurring runs"):
+        with server.explain_errors("list recurring runs"):
             page = server.client.list_recurring_runs(
                 page_token=token,
                 page_size=PAGE,
@@ -90,22 +97,22 @@ def schedules(server: Server, namespace: str) -> Iterator[Schedule]:
             return
 
 
-def named(known: Sequence[Schedule], name: str, host: str) -> Schedule:
-    """The schedule of a name or of Kubeflow's id. Raises InputError where there is none."""
-    for schedule in known:
+def schedule_of(existing: Sequence[Schedule], name: str, host: str) -> Schedule:
+    """Return the schedule with this name or Kubeflow's id. Raises InputError if there is none."""
+    for schedule in existing:
         if name in (schedule.name, schedule.id):
             return schedule
-    names = [schedule.name for schedule in known]
+    names = [schedule.name for schedule in existing]
     raise InputError(f"{unknown('schedule', name, names)} (the recurring runs of {host})")
 
 
-def show(known: Sequence[Schedule], host: str) -> None:
+def show(existing: Sequence[Schedule], host: str) -> None:
     """Print the schedules as a table."""
-    if not known:
+    if not existing:
         print(f"no schedules at {host}")
         return
     rows = [("schedule", "state", "cron (second first)", "created")]
-    for one in known:
+    for one in existing:
         rows.append((one.name, "on" if one.is_on else "paused", one.cron or "–", one.created))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -116,56 +123,64 @@ def show(known: Sequence[Schedule], host: str) -> None:
 def create(
     config: RunConfig, server: Server, text: str, image: str, *, account: str = AUTO
 ) -> Schedule:
-    """Make a recurring run of this configuration, by the cron expression `text`.
+    """Create a recurring run of this configuration, by the cron expression `text`.
 
-    At most one of its runs goes on at a time, and times that were missed are not made up for.
-    Raises InputError as `submit.upload`, for a cron expression that is none, and where the same
-    schedule is there already.
+    At most one of its runs is active at a time, and missed times are not caught up.
+
+    Raises:
+        InputError: as `submit.upload`; the cron expression is invalid; or the schedule exists.
+        ClusterError: the server refuses.
     """
     when = cron.six_fields(text)
-    uploaded = upload(config, server, image, account=account)
-    name = schedule_name(uploaded.config, when)
+    upload_result = upload(config, server, image, account=account)
+    name = schedule_name(upload_result.config, when)
     for other in schedules(server, config.namespace):
         if other.name == name:
             raise InputError(
-                f"the schedule {name} is there already: the same parameters at the same times;"
+                f"the schedule {name} exists already, with the same parameters and times;"
                 f" --delete-schedule {name} removes it"
             )
-    experiment = experiment_of(uploaded.config, server, uploaded.namespace)
+    experiment = experiment_of(upload_result.config, server, upload_result.namespace)
     about = description_of(config, f"python pipeline.py --schedule {shlex.quote(text)}")
-    with server.explained("create the recurring run"):
+    with server.explain_errors("create the recurring run"):
         record = server.client.create_recurring_run(
             experiment,
             name,
             description=about,
             cron_expression=when,
-            max_concurrency=MOST_AT_ONCE,
+            max_concurrency=MAX_PARALLEL_RUNS,
             no_catchup=True,
-            params=chain.parameters(uploaded.config),
-            pipeline_id=uploaded.version.pipeline_id,
-            version_id=uploaded.version.version_id,
+            params=chain.parameters(upload_result.config),
+            pipeline_id=upload_result.version.pipeline_id,
+            version_id=upload_result.version.version_id,
             service_account=None if account == AUTO else account,
         )
     return _as_schedule(record)
 
 
 def schedule_name(config: RunConfig, when: str) -> str:
-    """The network, and a digest of the times and of all parameters: the same for the same."""
-    made_of = f"{when}\n{chain.parameters(config)}"
-    return f"{slug(config.network_config)}-every-{digest(made_of.encode())[:6]}"
+    """Return a name from the network and a digest of the times and parameters.
+
+    The same schedule gets the same name, so that it is not created twice.
+    """
+    content = f"{when}\n{chain.parameters(config)}"
+    return f"{slug(config.network_config)}-every-{digest(content.encode())[:6]}"
 
 
 def crontab_line(text: str, words: Sequence[str], output: Path) -> str:
-    """The line of crontab that runs these words of a command line here, without --schedule."""
-    kept, skip = [], False
+    """Return the crontab line that runs this command line on this machine, without --schedule.
+
+    `words` are the arguments of pipeline.py; the log goes to cron.log in `output`.
+    """
+    other_words, skip = [], False
     for word in words:
         if not skip and word != "--schedule" and not word.startswith("--schedule="):
-            kept.append(word)
+            other_words.append(word)
         skip = word == "--schedule"
-    command = shlex.join([sys.executable, "pipeline.py", *kept])
+    command = shlex.join([sys.executable, "pipeline.py", *other_words])
     log = shlex.quote(os.path.abspath(output / "cron.log"))
     line = f"cd {shlex.quote(str(ROOT))} && {command} >> {log} 2>&1"
-    # crontab takes a plain % for the end of the line
+    # crontab reads an unescaped % as the end of the line
     return f"{cron.five_fields(text)} {line.replace('%', chr(92) + '%')}"
 
 

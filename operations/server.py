@@ -1,9 +1,9 @@
-"""Reach a Kubeflow Pipelines server of a suitable version through kfp's own client.
+"""Connect to a Kubeflow Pipelines server with kfp's client, with errors that name the cause.
 
-The client follows a gateway's redirect to its login page and then fails to read HTML as JSON, and
-it asks five times over 25 seconds whether a server is well. So a plain request comes first, and
-another one when the client fails. Its answer shows whether the gateway wants a login, whether the
-server is another one, or whether its version is too old.
+kfp's client follows a gateway's redirect to a login page and then fails to read HTML as JSON; if a
+server does not answer, it retries for 25 seconds. Therefore a plain request (`probe`) is sent
+before the client is made, and again when a call of the client fails. Its answer tells whether the
+gateway requires a login, the address is another server's, or the version is too old.
 """
 
 from __future__ import annotations
@@ -27,64 +27,65 @@ from components.server_support import OLDEST, Support, support_of
 from operations.auth import LOGIN_PAGE, Credentials, credentials, notebook_token
 from operations.endpoint import IN_CLUSTER, IN_CLUSTER_URL
 
-# the ServiceAccounts that servers run steps as, where a run names none
+# The ServiceAccounts that servers run steps as, if a run names none.
 SINGLE_USER_ACCOUNT = "pipeline-runner"  # in the server's own namespace
 MULTI_USER_ACCOUNT = "default-editor"  # in the namespace of the run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Health:
-    """What a server tells of itself."""
+    """Version and mode of a server, from its health page."""
 
     version: str = ""
-    """Empty if it does not say."""
+    """Empty if the server does not tell."""
     multi_user: bool | None = None
-    """Whether each user has namespaces of their own; None if it does not say."""
+    """Whether each user has namespaces of their own; None if the server does not tell."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Server:
-    """A server that answered. `client` is a kfp.Client; use it within `explained`."""
+    """A server that answered. `client` is a kfp.Client; use it within `explain_errors`."""
 
     host: str
     client: Any
     version: str
-    """As the server calls itself; empty if it does not say."""
+    """The server's version; empty if it does not tell."""
     credentials: Credentials
     multi_user: bool | None = None
     """Whether runs belong to users' namespaces.
 
-    Otherwise all runs are in the server's own namespace and requests name none. None if it does not
-    say.
+    Otherwise all runs are in the server's own namespace and requests name none. None if the server
+    does not tell.
     """
 
     @property
     def ui(self) -> str:
-        """URL of the server's pages.
+        """URL of Kubeflow's UI: KF_PIPELINES_UI_ENDPOINT, or else the host.
 
-        It is the host, or in a notebook Kubeflow's own address, which only the browser knows.
+        In a notebook without that variable it is a placeholder, because only the browser knows the
+        address.
         """
-        known = os.environ.get("KF_PIPELINES_UI_ENDPOINT", "")
-        if not known and self.host != IN_CLUSTER:
-            known = self.host
-        return known.rstrip("/") or "https://YOUR-KUBEFLOW/pipeline"
+        address = os.environ.get("KF_PIPELINES_UI_ENDPOINT", "")
+        if not address and self.host != IN_CLUSTER:
+            address = self.host
+        return address.rstrip("/") or "https://YOUR-KUBEFLOW/pipeline"
 
     @property
     def support(self) -> Support:
-        """What the server does with what the pipeline's IR may ask."""
+        """The features of the pipeline's IR that this server's version supports."""
         return support_of(version_numbers(self.version))
 
-    def namespace_for(self, asked: str) -> str | None:
-        """Return the namespace that requests name, where --namespace is `asked`.
+    def namespace_for(self, requested: str) -> str | None:
+        """Return the namespace to name in requests; `requested` is the value of --namespace.
 
-        None on a single-user server, and where none is known. Raises InputError where a multi-user
-        server would need one: it shares a pipeline without a namespace with everybody, and refuses
-        the rest.
+        None on a single-user server, or if no namespace is known. Raises InputError if a multi-user
+        server needs one: without it the server shares an uploaded pipeline with everybody and
+        refuses all other requests.
         """
         if self.multi_user is False:
             return None
-        if asked != AUTO:
-            return asked
+        if requested != AUTO:
+            return requested
         # kfp's client knows a notebook's own namespace
         own: str = self.client.get_user_namespace()
         if not own and self.multi_user:
@@ -99,8 +100,15 @@ class Server:
         return f"{self.ui}/#/runs/details/{kfp_run}"
 
     @contextlib.contextmanager
-    def explained(self, action: str) -> Iterator[None]:
-        """Turn the client's exceptions into ours, with the server's words, and drop its prints."""
+    def explain_errors(self, action: str) -> Iterator[None]:
+        """Convert the client's exceptions within the block to ours, and suppress its prints.
+
+        `action` completes the message 'Kubeflow Pipelines did not ...'.
+
+        Raises:
+            ClusterError: the server refuses the request or does not answer.
+            AuthError: the server or its gateway rejects the login.
+        """
         import kfp_server_api
         import urllib3
 
@@ -111,13 +119,13 @@ class Server:
             raise
         except kfp_server_api.ApiException as error:
             if error.status in (401, 403):
-                raise self.denied(action, error) from error
+                raise self.denial(action, error) from error
             if is_page(error.body):
                 probe(self.host, self.credentials)
             raise ClusterError(
                 f"Kubeflow Pipelines at {self.host} did not {action}: {_words(error)}"
             ) from error
-        # The client's checks of its arguments, a connection that was cut, a text that is no JSON.
+        # Invalid arguments of the client, a broken connection, an answer that is not JSON.
         except (
             kfp_server_api.OpenApiException,
             urllib3.exceptions.HTTPError,
@@ -131,10 +139,10 @@ class Server:
                 f" {_line(error)}"
             ) from error
 
-    def denied(self, action: str, error: Any) -> JecError:
+    def denial(self, action: str, error: Any) -> JecError:
         """Return the error for a 401 or 403: a refused login, or a missing right."""
         words = _words(error)
-        # 'Unauthenticated' is KFP's word for a request without a user, whatever its status.
+        # KFP answers a request without a user with 'Unauthenticated', but not always with a 401.
         if error.status == 401 or "unauthenticated" in words.lower():
             return self.credentials.refused(self.host, words)
         return ClusterError(
@@ -146,18 +154,18 @@ class Server:
 def connect(host: str, auth: str = "auto", namespace: str | None = None) -> Server:
     """Return the server at a host, or the notebook's own for 'in-cluster'.
 
-    Raises AuthError or ClusterError before anything is sent.
+    Raises AuthError if the login is rejected, ClusterError if no such server answers.
     """
     login = credentials(_address(host), auth)
     health = probe(host, login)
     client = make_client(host, login, namespace)
 
-    # The client would take a login page for an answer in which there is nothing. All its APIs
-    # share the one REST client.
+    # The client would read a login page as an empty answer. All its APIs share one REST client.
     rest = client.runs.run_service_get_run.__self__.api_client.rest_client
     send = rest.request
 
     def request(*arguments: Any, **options: Any) -> Any:
+        """Send a request; raise AuthError if the answer is a login page."""
         answer = send(*arguments, **options)
         if is_page(answer.data):
             raise login.refused(host, "it answered with a login page")
@@ -178,34 +186,34 @@ def make_client(host: str, login: Credentials, namespace: str | None) -> Any:
     import kfp
     from kfp.client import ServiceAccountTokenVolumeCredentials
 
-    # Each of its retries is a warning; the error after the last one is told in our words.
+    # urllib3 logs a warning for each retry; we report the error after the last one.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     if login.kind == "notebook":
-        # kfp reads the file anew for each request, as the kubelet renews it
+        # kfp reads the file again for each request, because the kubelet renews the token
         token_file = ServiceAccountTokenVolumeCredentials(path=str(notebook_token()))
         options = {"credentials": token_file}
     else:
         options = {"existing_token": login.token or None, "cookies": login.cookies or None}
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore", FutureWarning)  # that servers before 2.0 are not served
+        warnings.simplefilter("ignore", FutureWarning)  # about servers before 2.0
         return kfp.Client(host=_address(host), namespace=namespace or "kubeflow", **options)
 
 
 def probe(host: str, login: Credentials) -> Health:
-    """Return what the server tells of itself.
+    """Return the server's version and mode.
 
-    Raises AuthError where a login is wanted, ClusterError where no such server answers.
+    Raises AuthError if the gateway requires a login, ClusterError if no such server answers.
     """
     base = _address(host).rstrip("/")
     content = _health(f"{base}/apis/v2beta1/healthz", host, login)
     multi_user = content.get("multi_user")
     version = content.get("tag_name")
     if not version:
-        # older servers tell their version only there
+        # older servers have their version only on this page
         with contextlib.suppress(ClusterError):
             older = _health(f"{base}/apis/v1beta1/healthz", host, login)
             version = older.get("tag_name") or older.get("apiServerTagName")
-    # a server that was built without a version calls it 'unknown'
+    # a server that was built without a version tells 'unknown'
     text = str(version or "")
     return Health(
         version=text if version_numbers(text) else "",
@@ -217,7 +225,7 @@ def _health(url: str, host: str, login: Credentials) -> Mapping[str, object]:
     """Return the JSON object of a page of the API. Raises as `probe`."""
     headers = {**login.headers, "Accept": "application/json"}
     try:
-        # A redirect is an answer: it shows where the login is.
+        # Do not follow a redirect: it shows the address of the login.
         answer = http.send(http.session(), "GET", url, headers=headers, allow_redirects=False)
     except UnreachableError as error:
         raise ClusterError(
@@ -232,14 +240,14 @@ def _health(url: str, host: str, login: Credentials) -> Mapping[str, object]:
             return content
     if not is_page(answer.content):
         raise ClusterError(
-            f"{host} answers with something else than the API of Kubeflow Pipelines:"
-            f" {answer.content[:80]!r}"
+            f"{host} is not the API of Kubeflow Pipelines; it answers {answer.content[:80]!r};"
+            " check --host"
         )
     if re.search(rb"password|log ?in|sign ?in", answer.content, re.IGNORECASE):
         raise login.refused(host, "it answered with a login page")
     raise ClusterError(
-        f"{host} answers with a web page, not with the API of Kubeflow Pipelines; is it"
-        f" {host.rstrip('/')}/pipeline?"
+        f"{host} answers with a web page, not with the API of Kubeflow Pipelines; try --host"
+        f" {host.rstrip('/')}/pipeline"
     )
 
 
@@ -253,7 +261,7 @@ def refusal(
         location = headers.get("Location", "")
         parts = urlsplit(location)
         if LOGIN_PAGE.search(parts.path) or LOGIN_PAGE.search(parts.netloc):
-            return login.refused(host, f"it sent us to the login at {parts.netloc or host}")
+            return login.refused(host, f"it redirects to the login at {parts.netloc or host}")
         return ClusterError(f"{host} has moved to {location}; give that as --host")
     if code == 404:
         return ClusterError(
@@ -263,17 +271,17 @@ def refusal(
 
 
 def version_problem(version: str, sdk: str) -> str:
-    """Return why a server of this version may not run what this SDK compiles; empty if it does."""
+    """Return why a server of this version may not run a pipeline of this SDK; empty if it does."""
     server, ours = version_numbers(version), version_numbers(sdk)
     if server is None:
-        return "the server does not say its version"
+        return "the server does not tell its version"
     if server < OLDEST:
         return (
             f"server {version} is older than {'.'.join(map(str, OLDEST))}, the oldest that runs"
             " these steps; upgrade it"
         )
     if ours is not None and server[0] > ours[0]:
-        return f"server {version} is of a newer generation than the SDK's {sdk}"
+        return f"server {version} has a newer major version than the SDK {sdk}"
     return ""
 
 

@@ -1,6 +1,6 @@
-"""Submit a run to Kubeflow Pipelines: one pipeline, one experiment, one run.
+"""Submit a run to Kubeflow Pipelines.
 
-The pipeline gets a new version only when its IR changed.
+All runs belong to one pipeline, which gets a new version only when its IR changes.
 """
 
 from __future__ import annotations
@@ -22,42 +22,44 @@ from common.errors import ClusterError, InputError
 from common.project import git_commit, here
 from common.run import make_run_id, slug
 from components import chain
-from components.inputs import OF_CONFIGURATION, Inputs
+from components.inputs import CONFIGURATION_CHECKS, Inputs
 from components.server_support import losses
 from operations.server import SINGLE_USER_ACCOUNT, Server, version_problem
 from training.search_space import for_network, is_text, load, to_json
 
 PARAMETER_BYTES = 120_000
-"""What all parameters together may be long as JSON.
+"""Maximum length of all parameters together, as JSON.
 
-KFP passes them in one argument to its driver and to the step prepare (read in KFP 2.15.0), and
-Linux starts no program with an argument of 128 KiB (MAX_ARG_STRLEN). Some is left for the names of
-artifacts, which come with them.
+KFP passes them in one argument to its driver and to the step prepare (source of KFP 2.15.0), and
+Linux limits an argument to 128 KiB (MAX_ARG_STRLEN). The rest is room for the names of artifacts in
+the same argument.
 """
 DESCRIPTION_CHARACTERS = 255
-"""What a run's description may have: the column is VARCHAR(255) (read in KFP 2.15.0), and MySQL
-refuses a longer one together with the run.
+"""Maximum length of a run's description.
+
+The column is VARCHAR(255) (source of KFP 2.15.0), and MySQL refuses a run with a longer one.
 """
 MORE = " ..."
 NAME_CHARACTERS = 60
-"""What a run's name shows of its data at most."""
+"""Maximum length of the data's part of a run's name."""
 USER_INFO = re.compile(r"//[^/@\s]*@")
-"""User and password of an address, which no description shows."""
+"""User and password in an address; descriptions leave them out."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Submitted:
-    """A run that the server took, and where to look for it."""
+class Submission:
+    """A run that was submitted, and its address."""
 
     kfp_run: str
-    """Kubeflow's id of it."""
+    """Kubeflow's id of the run."""
     run_id: str
-    """The id that prepare will make of Kubeflow's."""
+    """Our id of the run, which the step prepare derives from Kubeflow's."""
     url: str
+    """Address of its page in the Kubeflow UI."""
     version: str
-    """Name of the pipeline's version that it runs."""
+    """Name of its version of the pipeline."""
     new_version: bool
-    """Whether the version was uploaded for it."""
+    """Whether the version was uploaded for this run."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,37 +70,37 @@ class Version:
     version_id: str
     name: str
     new: bool
-    """Whether it was uploaded just now."""
+    """Whether this command uploaded it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Uploaded:
-    """What a run of a configuration is created from."""
+class Upload:
+    """The uploaded files and the pipeline's version, from which a run is created."""
 
     config: RunConfig
-    """With the places of the uploaded files."""
+    """The configuration with the addresses of the uploaded files."""
     version: Version
     namespace: str | None
-    """That requests name; None where they name none."""
+    """The namespace to name in requests; None to name none."""
 
 
-def submit(config: RunConfig, server: Server, image: str, *, account: str = AUTO) -> Submitted:
-    """Upload what the run needs, and create it. Raises as `upload`."""
-    uploaded = upload(config, server, image, account=account)
-    version = uploaded.version
+def submit(config: RunConfig, server: Server, image: str, *, account: str = AUTO) -> Submission:
+    """Upload the files that the run needs, and create the run. Raises as `upload`."""
+    upload_result = upload(config, server, image, account=account)
+    version = upload_result.version
     config = for_pods(config)
     kfp_run = create_run(
-        uploaded.config,
+        upload_result.config,
         server,
         version,
         account,
-        uploaded.namespace,
+        upload_result.namespace,
         description=run_description(config),
     )
     run_id = config.run_id
     if run_id == AUTO:
         run_id = make_run_id(config.network_config, kfp_run)
-    return Submitted(
+    return Submission(
         kfp_run=kfp_run,
         run_id=run_id,
         url=server.run_url(kfp_run),
@@ -107,18 +109,24 @@ def submit(config: RunConfig, server: Server, image: str, *, account: str = AUTO
     )
 
 
-def upload(config: RunConfig, server: Server, image: str, *, account: str = AUTO) -> Uploaded:
-    """Check the configuration, upload its files, and the pipeline's version where it is missing.
+def upload(config: RunConfig, server: Server, image: str, *, account: str = AUTO) -> Upload:
+    """Check the configuration, upload its files, and upload the pipeline's version if missing.
 
-    `account` is the ServiceAccount of the steps' pods, 'auto' Kubeflow's own choice. Raises
-    InputError for a storage that pods could not reach and for inputs that cannot be used,
-    ClusterError for what the server refuses.
+    Args:
+        config: configuration of the run.
+        server: the server to upload to.
+        image: image of the steps.
+        account: ServiceAccount of the steps' pods; 'auto' for Kubeflow's own choice.
+
+    Raises:
+        InputError: pods cannot reach the storage, or an input cannot be used.
+        ClusterError: the server is too old or refuses a request.
     """
     config = for_pods(config)
     namespace = server.namespace_for(config.namespace)
-    # The data may lie where only the pods can read them: prepare looks at them.
+    # Data are not checked here: only the pods may be able to read them. The step prepare does it.
     inputs = Inputs(config)
-    for check in OF_CONFIGURATION:
+    for check in CONFIGURATION_CHECKS:
         if warning := check.run(inputs).warning:
             print(f"warning: {warning}", flush=True)
     check_version(server)
@@ -128,23 +136,25 @@ def upload(config: RunConfig, server: Server, image: str, *, account: str = AUTO
 
     config = with_uploaded_files(config)
     if server.multi_user:
-        # The steps run in the run's namespace. So a clone works in the namespace of who clones it.
+        # 'auto' is the namespace of the steps' pods, so that a clone of the run works in the
+        # namespace of whoever clones it.
         config = config.replace(namespace=AUTO)
     with tempfile.TemporaryDirectory() as folder:
-        # The IR never holds this run's own parameters, so that one version serves all runs of the
-        # site whose steps ask for the same and have the same webhook.
+        # The IR has the site's defaults and not this run's parameters, so that all runs of a site
+        # with the same steps and webhook share a version.
         ir = chain.compile_to(
             Path(folder) / "pipeline.yaml", site_defaults(config), image, support=server.support
         )
         version = pipeline_version(server, ir, namespace, image)
 
-    return Uploaded(config=config, version=version, namespace=namespace)
+    return Upload(config=config, version=version, namespace=namespace)
 
 
 def site_defaults(config: RunConfig) -> RunConfig:
-    """The defaults of the form for a site, so that a run which is created there works.
+    """Return the defaults of the form in the Kubeflow UI, so that a run created there works.
 
-    What is the same for all runs of the site is as in this configuration, all else as by default.
+    Fields that are the same for all runs of a site come from this configuration; all others have
+    their defaults.
     """
     site = {entry.field: getattr(config, entry.field) for entry in form.ENTRIES if entry.of_site}
     return RunConfig(**site)
@@ -159,10 +169,13 @@ def create_run(
     *,
     description: str,
 ) -> str:
-    """Create a run of the version in the experiment of the configuration; return Kubeflow's id."""
+    """Create a run of the version in the configuration's experiment; return Kubeflow's id.
+
+    Raises ClusterError if the server refuses.
+    """
     experiment = experiment_of(config, server, namespace)
     models = server.client.api_models
-    # kfp.Client.run_pipeline gives a run no description.
+    # Not kfp.Client.run_pipeline, which cannot set a description.
     run = models.V2beta1Run(
         experiment_id=experiment,
         display_name=run_name(config, datetime.datetime.now()),
@@ -173,19 +186,19 @@ def create_run(
         runtime_config=models.V2beta1RuntimeConfig(parameters=chain.parameters(config)),
         service_account=None if account == AUTO else account,
     )
-    with server.explained("create the run"):
+    with server.explain_errors("create the run"):
         return str(server.client.runs.run_service_create_run(run).run_id)
 
 
 def experiment_of(config: RunConfig, server: Server, namespace: str | None) -> str:
-    """Return Kubeflow's id of the configuration's experiment, which is made where it is missing."""
-    with server.explained("create the experiment"):
-        made = server.client.create_experiment(config.experiment_name, namespace=namespace)
-    return str(made.experiment_id)
+    """Return Kubeflow's id of the configuration's experiment; create it if it does not exist."""
+    with server.explain_errors("create the experiment"):
+        experiment = server.client.create_experiment(config.experiment_name, namespace=namespace)
+    return str(experiment.experiment_id)
 
 
 def run_name(config: RunConfig, time: datetime.datetime) -> str:
-    """What a list of runs is to tell apart: network, data, search and time of submission.
+    """Return a name for a list of runs: network, data, search and time of submission.
 
     >>> run_name(RunConfig(), datetime.datetime(2026, 11, 29, 17, 40, 5))
     'pfn_regressor_open on sample, random 30x50, 2026-11-29 17:40:05'
@@ -196,7 +209,7 @@ def run_name(config: RunConfig, time: datetime.datetime) -> str:
 
 
 def data_name(patterns: str) -> str:
-    """The data's place in a few words: the last two folders of its first pattern.
+    """Return a short name of the data: the last two folders of the first pattern.
 
     >>> data_name("s3://bucket/jec/2026/train/*.root,s3://bucket/more/*.root")
     '2026/train and more'
@@ -208,23 +221,22 @@ def data_name(patterns: str) -> str:
 
 
 def run_description(config: RunConfig) -> str:
-    """The run's id and the command that submitted it, within what a server takes."""
+    """Return the run's id and the command that submitted it, in DESCRIPTION_CHARACTERS."""
     run_id = config.run_id
     if run_id == AUTO:
-        run_id = f"{slug(config.network_config)}- and 8 characters made of Kubeflow's id"
+        run_id = f"{slug(config.network_config)}- and 8 characters of a hash of Kubeflow's id"
     return description_of(config, f"run id: {run_id}; python pipeline.py")
 
 
 def description_of(config: RunConfig, text: str) -> str:
-    """The beginning of a command and its flags, within what a server takes.
+    """Return `text`, the beginning of a command, with the flags that are not at their defaults.
 
-    They are those that are not at their defaults, in the order of the form, as far as there is
-    room.
+    The flags are in the order of the form; those that exceed DESCRIPTION_CHARACTERS are left out.
     """
     defaults = RunConfig().parameters()
     for name in [*(entry.field for entry in form.ENTRIES), "experiment_name"]:
         value = getattr(config, name)
-        # an inline search space is as long as all others together, and a parameter of the run
+        # an inline search space would fill the description; the run's parameters show it
         is_long = name == form.SEARCH_SPACE and is_text(value)
         if value == defaults[name] or name == "run_id" or is_long:
             continue
@@ -236,9 +248,9 @@ def description_of(config: RunConfig, text: str) -> str:
 
 
 def for_pods(config: RunConfig) -> RunConfig:
-    """Return the configuration with what pods cannot find out themselves.
+    """Return the configuration with this machine's S3 endpoint, which the pods do not know.
 
-    Raises InputError for a storage that they could not reach.
+    Raises InputError for storage that pods cannot reach.
     """
     if not storage.is_s3(config.s3_bucket):
         raise InputError(
@@ -246,14 +258,14 @@ def for_pods(config: RunConfig) -> RunConfig:
             " read and write"
         )
     if config.s3_endpoint == AUTO and os.environ.get("AWS_ENDPOINT_URL"):
-        # The pods have no such variable: without this they would ask Amazon for a bucket that lies
-        # elsewhere.
+        # The pods do not have this variable: without the parameter they would look for the bucket
+        # at Amazon.
         return config.replace(s3_endpoint=os.environ["AWS_ENDPOINT_URL"])
     return config
 
 
 def check_version(server: Server) -> None:
-    """Warn of a server that does not say its version. Raises ClusterError for one not to use."""
+    """Warn if the server does not tell its version. Raises ClusterError if it is unsuitable."""
     if problem := version_problem(server.version, chain.sdk_version()):
         if server.version:
             raise ClusterError(f"Kubeflow Pipelines at {server.host}: {problem}")
@@ -264,9 +276,9 @@ def check_version(server: Server) -> None:
 
 
 def check_length(config: RunConfig) -> int:
-    """Return the bytes of the run's parameters. Raises InputError where pods cannot be given them.
+    """Return the length of the run's parameters in bytes. Raises InputError if they are too long.
 
-    The search space is to be JSON already.
+    The search space must be JSON already, as `with_space_as_text` makes it.
     """
     parameters = form.parameters(config, json.loads(config.search_space))
     values = {**parameters, **parameters[form.SETTINGS]}
@@ -284,7 +296,7 @@ def check_length(config: RunConfig) -> int:
 
 
 def notes(config: RunConfig, server: Server, account: str) -> Iterator[str]:
-    """Yield what this server does otherwise than a user may expect, before the run starts."""
+    """Yield how this server departs from what a user may expect."""
     if server.multi_user is False:
         account = SINGLE_USER_ACCOUNT if account == AUTO else account
         where = "objects there as well"
@@ -299,11 +311,11 @@ def notes(config: RunConfig, server: Server, account: str) -> Iterator[str]:
 
 
 def with_uploaded_files(config: RunConfig) -> RunConfig:
-    """Upload the user's files; return the configuration with their places and the space as JSON.
+    """Upload the user's files; return the configuration with their addresses.
 
-    The places are content-addressed, so that the same file is uploaded once; a network file goes
-    with the files beside it that it needs. Editing a network or a
-    data configuration therefore needs no new image.
+    The addresses contain a digest of the content, so that the same file is uploaded once. A network
+    file is uploaded with the files beside it that it imports. So a new network or data
+    configuration needs no new image. The search space becomes JSON.
     """
     from weaver.network.network_file import NetworkFile
     from weaver.network.siblings import write_siblings
@@ -311,7 +323,7 @@ def with_uploaded_files(config: RunConfig) -> RunConfig:
     places = {}
     for name in ("data_config", "network_config"):
         path = getattr(config, name)
-        if not storage.is_s3(path):  # pods may not reach the others
+        if not storage.is_s3(path):  # pods may not reach other addresses
             content = storage.read_bytes(here(path))
             siblings: Mapping[str, bytes] = {}
             digest = storage.digest(content)
@@ -322,24 +334,24 @@ def with_uploaded_files(config: RunConfig) -> RunConfig:
             place = storage.join(folder, storage.name(path))
             if not storage.exists(place):
                 write_siblings(siblings, folder)
-                # last, so that who finds it finds the others
+                # last, so that its existence means that the upload is complete
                 storage.write_bytes(place, content)
             places[name] = place
     return with_space_as_text(config).replace(**places)
 
 
 def with_space_as_text(config: RunConfig) -> RunConfig:
-    """Return the configuration with the search space as the JSON that the UI can edit."""
+    """Return the configuration with the search space as JSON, which the UI can edit."""
     space = for_network(load(config.search_space), config.network_config)
     return config.replace(search_space=to_json(space))
 
 
 def pipeline_version(server: Server, ir: Path, namespace: str | None, image: str) -> Version:
-    """Return the pipeline's version that is this IR; upload it where there is none.
+    """Return the pipeline's version with this IR; upload it if there is none.
 
-    The name says the commit and the date, and ends in a digest of the IR, by which the same version
-    is found again, whoever uploaded it. Kubeflow may keep versions as objects of Kubernetes, so
-    that it is written as their names are.
+    The version's name has the commit and the date and ends in a digest of the IR, by which an
+    existing version is recognised. It is a valid name of a Kubernetes object, because Kubeflow may
+    store versions as such.
     """
     digest = hashlib.sha256(ir.read_bytes()).hexdigest()[:12]
     pipeline = pipeline_id(server, namespace)
@@ -350,12 +362,12 @@ def pipeline_version(server: Server, ir: Path, namespace: str | None, image: str
     name = f"{code}-{datetime.date.today():%Y-%m-%d}-{digest}"
     about = f"commit {commit}, kfp {chain.sdk_version()}, steps in {image}"
     try:
-        with server.explained("take the pipeline"):
+        with server.explain_errors("take the pipeline"):
             version_id = server.client.upload_pipeline_version(
                 str(ir), name, pipeline_id=pipeline, description=about
             ).pipeline_version_id
     except ClusterError:
-        # Another user may have uploaded it since the search above.
+        # Another user may have uploaded it meanwhile.
         if version := _find_version(server, pipeline, digest):
             return version
         raise
@@ -363,27 +375,27 @@ def pipeline_version(server: Server, ir: Path, namespace: str | None, image: str
 
 
 def pipeline_id(server: Server, namespace: str | None) -> str:
-    """Return the id of the one pipeline; make it where there is none yet."""
+    """Return the id of our pipeline; create it if it does not exist."""
     predicate = {"operation": "EQUALS", "key": "display_name", "stringValue": chain.NAME}
-    named = json.dumps({"predicates": [predicate]})
-    with server.explained("list pipelines"):
-        pipelines = server.client.list_pipelines(filter=named, namespace=namespace).pipelines
+    by_name = json.dumps({"predicates": [predicate]})
+    with server.explain_errors("list pipelines"):
+        pipelines = server.client.list_pipelines(filter=by_name, namespace=namespace).pipelines
     if pipelines:
         return str(pipelines[0].pipeline_id)
-    # kfp.Client makes a pipeline only together with a version.
+    # Not kfp.Client, which creates a pipeline only together with a version.
     description = server.client.api_models.V2beta1Pipeline(
         display_name=chain.NAME, name=chain.NAME, description=chain.DESCRIPTION, namespace=namespace
     )
-    with server.explained("create the pipeline"):
+    with server.explain_errors("create the pipeline"):
         pipeline = server.client.pipelines.pipeline_service_create_pipeline(description)
     return str(pipeline.pipeline_id)
 
 
 def _find_version(server: Server, pipeline: str, digest: str) -> Version | None:
-    """Return a pipeline's version whose name ends in the digest, from the newest 10,000."""
+    """Return the version whose name ends in the digest, among the newest 10,000; None if none."""
     token = ""
     for _ in range(100):
-        with server.explained("list versions of the pipeline"):
+        with server.explain_errors("list versions of the pipeline"):
             page = server.client.list_pipeline_versions(
                 pipeline, page_token=token, page_size=100, sort_by="created_at desc"
             )

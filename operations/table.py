@@ -1,6 +1,6 @@
-"""A table of findings: each line is ok, a warning, an error or not seen, with the cure.
+"""The table of `--check`: each line is ok, a warning, an error or not seen, with its cure.
 
-The exit code of `--check` follows from the worst line.
+'not seen' means that something could not be checked from here. An error makes the exit code 1.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import enum
 import textwrap
 from collections.abc import Collection, Iterable
 
-WIDTH = 128  # characters of a printed line; a longer finding continues below its column
+WIDTH = 128  # characters of a printed line; a longer finding is wrapped within its column
 
 
 class State(enum.StrEnum):
-    """How a line of the table went."""
+    """The state of a line of the table."""
 
     OK = "ok"
     WARNING = "warning"
@@ -24,43 +24,46 @@ class State(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One line of the table. `cure` says what to do or type about it."""
+    """One line of the table."""
 
     state: State
     what: str
+    """What was checked."""
     finding: str
+    """The result, or why it could not be checked."""
     cure: str = ""
+    """What to do or type about it."""
 
 
 def ok(what: str, finding: str) -> Line:
-    """Make a line that is well."""
+    """Make a line for a check that passed."""
     return Line(State.OK, what, finding)
 
 
 def warning(what: str, finding: str, cure: str = "") -> Line:
-    """Make a warning."""
+    """Make a warning: the run can start, but may not do what the user expects."""
     return Line(State.WARNING, what, finding, cure)
 
 
 def error(what: str, finding: str, cure: str = "") -> Line:
-    """Make a line that lets the run fail."""
+    """Make an error: the run would fail."""
     return Line(State.ERROR, what, finding, cure)
 
 
 def not_seen(what: str, why: str, cure: str = "") -> Line:
-    """Make a line about something that could not be looked at."""
+    """Make a line for something that could not be checked, with the reason."""
     return Line(State.NOT_SEEN, what, why, cure)
 
 
 def as_text(line: Line) -> str:
-    """Format a line: 'error     secret s3-secret        there is none'; the cure gets its own."""
+    """Format a line: 'error     secret s3-secret        there is none'; the cure goes below it."""
     head = f"{line.state:<9} {line.what:<28} "
     indent = " " * len(f"{'':<9} {'':<28} ")
     texts = [line.finding]
     if line.cure:
         texts.append(f"-> {line.cure}")
 
-    # Addresses and commands are never broken: they are copied from here.
+    # Do not break addresses and commands: users copy them.
     parts: list[str] = []
     for text in texts:
         parts += textwrap.wrap(
@@ -71,16 +74,16 @@ def as_text(line: Line) -> str:
     return f"\n{indent}".join([head + parts[0], *parts[1:]])
 
 
-def show(lines: Iterable[Line], hidden: Collection[State] = ()) -> list[Line]:
-    """Print each line as soon as it is known, except those of hidden states; return them all."""
-    known = []
+def show(lines: Iterable[Line], hidden_states: Collection[State] = ()) -> list[Line]:
+    """Print each line as soon as it is known, except those of hidden states; return all lines."""
+    shown_lines = []
     for line in lines:
-        if line.state not in hidden:
+        if line.state not in hidden_states:
             print(as_text(line), flush=True)
-        known.append(line)
-    return known
+        shown_lines.append(line)
+    return shown_lines
 
 
 def count(lines: Iterable[Line], state: State) -> int:
-    """How many lines have this state."""
+    """Return how many lines have this state."""
     return sum(line.state == state for line in lines)

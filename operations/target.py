@@ -1,4 +1,4 @@
-"""A run and every place that knows it: its files, Kubeflow Pipelines, the cluster."""
+"""Find a run in every place that may have it: its files, Kubeflow Pipelines, the cluster."""
 
 from __future__ import annotations
 
@@ -22,58 +22,59 @@ if TYPE_CHECKING:
 
 
 PLACES = ("s3_bucket", "s3_endpoint", "namespace")
-"""Parameters of a run that say where it is: its files and its objects."""
+"""Parameters of a run that tell where its files and objects are."""
 
 
 @dataclasses.dataclass(kw_only=True)
 class Target:
-    """A run and every place that knows it.
+    """A run and the places that have it.
 
-    A place is None where there is none, with the reason in `unseen`.
+    A place that cannot be asked is None or empty, and `unseen` has the reason.
     """
 
     run_id: str
     args: argparse.Namespace
     folder: str = ""
-    """URI of the run's files; empty where there are none."""
+    """URI of the run's files; empty if there are none."""
     kubeflow: KubeflowRun | None = None
     operator: Operator | None = None
     """The cluster, in the run's namespace."""
     unseen: list[str] = dataclasses.field(default_factory=list)
+    """Places that could not be asked, with the reason."""
     forgotten_by: str = ""
-    """Address of the Kubeflow Pipelines that was asked and does not know the run."""
+    """Address of the Kubeflow Pipelines server that was asked and does not have the run."""
     storage_unseen: str = ""
-    """Why its files could not be looked for; empty if they could."""
+    """Why the storage could not be asked for the run's files; empty if it could."""
 
     @property
     def is_known(self) -> bool:
-        """Whether any place that could be asked has something of the run."""
+        """Whether a place that could be asked has something of the run."""
         if self.folder or self.kubeflow is not None or self.storage_unseen:
             return True
         return self.operator is not None and bool(self.operator.find(self.run_id))
 
     @property
     def kfp_id(self) -> str:
-        """Kubeflow's own id of the run; empty where no server knows it."""
+        """Kubeflow's own id of the run; empty if no server has it."""
         return self.kubeflow.id if self.kubeflow is not None else ""
 
 
 def locate(run_id: str, args: argparse.Namespace, *, must_exist: bool = True) -> Target:
-    """Look for the run in every place that can be asked.
+    """Look for a run in every place that can be asked.
 
-    Raises InputError where no place knows it, unless it need not exist (any more).
+    Raises InputError if no place has it, unless `must_exist` is False.
     """
-    target = Target(run_id=previous_run.settled(run_id, args), args=args)
+    target = Target(run_id=previous_run.run_id_of(run_id, args), args=args)
     ask_server(target)
     if target.kubeflow is not None:
-        # The user may have typed Kubeflow's own id.
+        # The user may have given Kubeflow's id.
         target.run_id = kubeflow_runs.run_id_of(target.kubeflow) or run_id
         values = kubeflow_runs.parameters(target.kubeflow)
         for name in PLACES:
             if getattr(args, name) == AUTO:
                 setattr(args, name, values.get(name, AUTO))
         if args.s3_endpoint != AUTO:
-            # its files lie there, whatever this machine's own endpoint is
+            # the run's endpoint replaces this machine's own
             use_endpoint(args.s3_endpoint)
             storage.forget_client()
     try:
@@ -89,7 +90,7 @@ def locate(run_id: str, args: argparse.Namespace, *, must_exist: bool = True) ->
 
 
 def place_flags(host: str, args: argparse.Namespace) -> str:
-    """Return the flags by which a command finds a run again: server, files and objects."""
+    """Return the flags by which a command finds a run again: server, storage and namespace."""
     flags = ["--host", host]
     for name in PLACES:
         if getattr(args, name) != AUTO:
@@ -98,7 +99,7 @@ def place_flags(host: str, args: argparse.Namespace) -> str:
 
 
 def ask_server(target: Target) -> None:
-    """Look for the run on Kubeflow Pipelines, where an endpoint is configured."""
+    """Look for the run on Kubeflow Pipelines, if an endpoint is configured."""
     host, _ = endpoint(target.args.host)
     if not host:
         target.unseen.append("Kubeflow Pipelines: no --host and no KFP_ENDPOINT")
@@ -114,7 +115,7 @@ def ask_server(target: Target) -> None:
 
 
 def ask_cluster(target: Target) -> None:
-    """Connect to the cluster, where one is configured and answers."""
+    """Connect to the cluster, if one is configured and answers."""
     from clusters.operator import Operator
 
     try:

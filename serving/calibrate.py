@@ -178,7 +178,7 @@ def open_all(
         InputError: One error for all files that lack inputs of the model, and if all are damaged.
     """
     from serving.calibration.sources import open_source
-    from weaver.read.files import together
+    from weaver.read.files import combine_errors
     from weaver.read.opening import DamagedFile
 
     def check(entry: Entry) -> Source | InputError:
@@ -201,7 +201,7 @@ def open_all(
     if damaged_files and not sources:
         refusals += [DamagedFile(_with_own_remedy(error)) for error in damaged_files]
     if refusals:
-        raise together(refusals, len(entries))
+        raise combine_errors(refusals, len(entries))
     return sources, damaged_files
 
 

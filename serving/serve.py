@@ -345,7 +345,7 @@ def _warn(line: str) -> None:
 
 
 def _interrupt(*_: Any) -> None:
-    raise InterruptedRun("told to stop")
+    raise InterruptedRun("stopped by a signal")
 
 
 def main(argv: list[str] | None = None) -> int:

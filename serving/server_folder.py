@@ -26,6 +26,7 @@ import re
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -35,6 +36,8 @@ from common.exported_model import check_model
 
 PLAIN = re.compile(r"[-\w./]+", re.ASCII)  # characters that mean nothing to a shell
 SHARED_MEMORY = Path("/dev") / "shm"
+NEW_SECONDS = 60.0
+"""A folder without a lock is taken for new for so long; it gets its lock in milliseconds."""
 _FALLBACKS = ("/tmp", "/var/tmp")  # noqa: S108  # mkdtemp makes a folder that only the user can read
 
 
@@ -110,7 +113,18 @@ def remove_abandoned() -> None:
     for path in _folders():
         if not _in_use(path):
             remove_shared_memory(path.name)
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder, its lock last, so that a removal that was interrupted is repeated."""
+    with contextlib.suppress(OSError):  # another process removes it too
+        for entry in path.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            elif entry.name != "lock":
+                entry.unlink()
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def remove_shared_memory(identity: str) -> None:
@@ -135,7 +149,10 @@ def _in_use(path: Path) -> bool:
     try:
         lock = os.open(path / "lock", os.O_RDWR)
     except FileNotFoundError:
-        return True  # another process makes or removes it at this moment
+        # Another process is making the folder at this moment, or was killed while it removed it.
+        with contextlib.suppress(FileNotFoundError):
+            return time.time() - path.stat().st_mtime < NEW_SECONDS
+        return False
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

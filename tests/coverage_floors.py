@@ -59,10 +59,10 @@ def shares(report: Mapping) -> dict[str, Share]:
     }
 
 
-def below_floor(covered: Mapping[str, Share]) -> list[str]:
+def below_floor(shares_by_room: Mapping[str, Share]) -> list[str]:
     """One line for each share that is below its floor."""
     problems = []
-    for room, share in sorted(covered.items()):
+    for room, share in sorted(shares_by_room.items()):
         floor = ROOM_FLOORS.get(room, FLOOR)
         for kind, value, least in zip(Share._fields, share, floor, strict=True):
             if value < least:
@@ -73,10 +73,10 @@ def below_floor(covered: Mapping[str, Share]) -> list[str]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("report", type=Path, help="coverage's JSON report of all tests")
-    covered = shares(json.loads(parser.parse_args(argv).report.read_text()))
-    for room, share in sorted(covered.items()):
+    shares_by_room = shares(json.loads(parser.parse_args(argv).report.read_text()))
+    for room, share in sorted(shares_by_room.items()):
         print(f"{room:12} {share.lines:5.1f} % of lines {share.branches:5.1f} % of branches")
-    problems = below_floor(covered)
+    problems = below_floor(shares_by_room)
     print("\n".join(problems), end="\n" if problems else "")
     return 1 if problems else 0
 

@@ -74,7 +74,7 @@ def test_help_answers_in_under_a_second_and_knows_every_original_flag():
 
 
 @pytest.mark.parametrize(
-    ("args", "wanted"),
+    ("args", "expected"),
     [
         (["--num-gpu", "1"], "--num-gpus"),
         (["--data-trian", "x"], "--data-train"),
@@ -85,16 +85,16 @@ def test_help_answers_in_under_a_second_and_knows_every_original_flag():
         (["--num-epochs", "many"], "--num-epochs"),
     ],
 )
-def test_a_typing_error_ends_with_2_and_the_nearest_name(args, wanted):
+def test_a_typing_error_ends_with_2_and_the_nearest_name(args, expected):
     answer = command(*args)
     assert answer.returncode == 2
-    assert wanted in answer.stderr
+    assert expected in answer.stderr
     assert "Traceback" not in answer.stderr
     assert "canary" not in answer.stdout + answer.stderr
 
 
 @pytest.mark.parametrize(
-    ("values", "wanted"),
+    ("values", "expected"),
     [
         ({"num_replicas": 0}, r"--num-replicas 0\b.*\b1\b"),
         ({"data_fraction": 1.5}, "--data-fraction"),
@@ -114,8 +114,8 @@ def test_a_typing_error_ends_with_2_and_the_nearest_name(args, wanted):
         ({"steps_memory": "much"}, "--steps-memory 'much'"),
     ],
 )
-def test_values_that_cannot_be_meant_are_refused(values, wanted):
-    with pytest.raises(InputError, match=wanted):
+def test_values_that_cannot_be_meant_are_refused(values, expected):
+    with pytest.raises(InputError, match=expected):
         RunConfig(**values)
 
 
@@ -213,15 +213,15 @@ def test_the_check_as_json_and_quietly(fails, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(check, "check_objects", lambda config: [])
     here = ["--check", "--runner", "local", "--output", str(tmp_path)]
     assert pipeline.main([*here, "--json"]) == int(fails)
-    seen = json.loads(capsys.readouterr().out)
-    assert seen["fails"] is fails
+    status = json.loads(capsys.readouterr().out)
+    assert status["fails"] is fails
     first = {"state": "ok", "what": "network", "finding": "built", "cure": ""}
-    assert seen["lines"][0] == first
-    assert [line["state"] for line in seen["lines"]].count("error") == int(fails)
+    assert status["lines"][0] == first
+    assert [line["state"] for line in status["lines"]].count("error") == int(fails)
     assert pipeline.main([*here, "--quiet"]) == int(fails)
-    shown = capsys.readouterr().out
-    assert "built" not in shown
-    assert ("there is none" in shown) is fails
+    output = capsys.readouterr().out
+    assert "built" not in output
+    assert ("there is none" in output) is fails
 
 
 def test_compiling_says_what_to_do_with_the_file(tmp_path):

@@ -49,6 +49,6 @@ def test_below_a_floor_it_fails_and_names_the_room(report, capsys, lines, branch
 def test_a_room_that_no_test_imports_counts_as_not_covered(report, tmp_path):
     (tmp_path / "weaver").mkdir()
     (tmp_path / "weaver" / "__init__.py").touch()
-    covered = coverage_floors.shares(json.loads(report(100, 100).read_text()))
-    assert covered["weaver"] == (0, 0)
-    assert covered["physics"] == (100, 100)
+    shares = coverage_floors.shares(json.loads(report(100, 100).read_text()))
+    assert shares["weaver"] == (0, 0)
+    assert shares["physics"] == (100, 100)

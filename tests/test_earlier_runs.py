@@ -117,15 +117,15 @@ def test_an_ended_run_takes_more_trials(runs):
 @pytest.mark.slow
 def test_an_ended_run_runs_again(runs):
     answer = pipeline("--output", runs, "--rerun", ENDED)
-    made = (runs / "latest").resolve().name
-    assert made not in (ENDED, STOPPED)
-    assert status(runs / made) == "done", answer.stdout
+    newest = (runs / "latest").resolve().name
+    assert newest not in (ENDED, STOPPED)
+    assert status(runs / newest) == "done", answer.stdout
     now, then = (
         typed(json.loads((runs / name / "run.json").read_text())["config"])
-        for name in (made, ENDED)
+        for name in (newest, ENDED)
     )
     assert then.pop("webhook") == "none"  # no parameter any more
-    assert now == {**RunConfig().parameters(), **then, "run_id": made}
+    assert now == {**RunConfig().parameters(), **then, "run_id": newest}
 
 
 @pytest.mark.slow

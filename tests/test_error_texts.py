@@ -45,7 +45,7 @@ def text_of(node: ast.expr) -> str:
 
 def errors() -> list[tuple[str, str]]:
     """Place and text of every error for bad input that is written where it is raised."""
-    listed = []
+    names = []
     sources = [ROOT / "pipeline.py", *(ROOT / "clients").rglob("*.py")]
     for room in ROOMS:
         sources += room.rglob("*.py")
@@ -60,8 +60,8 @@ def errors() -> list[tuple[str, str]]:
                 continue
             text = " ".join(text_of(arguments[0]).split())
             if not MADE_ELSEWHERE.fullmatch(text):
-                listed.append((f"{relative}:{node.lineno}", text))
-    return listed
+                names.append((f"{relative}:{node.lineno}", text))
+    return names
 
 
 def test_every_error_names_a_fact_and_a_next_step():

@@ -89,15 +89,15 @@ def data_flags(folder):
 
 def processes_of(folder):
     """Command lines of living processes that name the folder."""
-    found = []
+    hits = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             line = path.read_bytes().decode().replace("\0", " ")
         except OSError:
             continue
         if str(folder) in line and path.parent.name != str(os.getpid()):
-            found.append(line)
-    return found
+            hits.append(line)
+    return hits
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +214,7 @@ def test_the_webhook_is_called_and_no_secret_is_kept_anywhere(finished, hook):
 def test_the_folder_holds_everything(finished):
     run = finished[1] / "latest"
     name = json.loads((run / "service.json").read_text())["name"]
-    wanted = [
+    expected = [
         "run.json",
         "search.json",
         "metrics.json",
@@ -226,7 +226,7 @@ def test_the_folder_holds_everything(finished):
         f"model/{name}/1/model.onnx",
         f"golden/{name}/request.json",
     ]
-    assert [path for path in wanted if not (run / path).is_file()] == []
+    assert [path for path in expected if not (run / path).is_file()] == []
     assert not list(run.rglob(".partial-*"))
     assert (run / "config" / "data.yaml").read_bytes() == (
         ROOT / "data" / "jec_pfn_open.yaml"
@@ -293,13 +293,13 @@ def test_the_served_model_is_pytorchs_best_checkpoint(finished):
     dataset = Dataset.open(str(run / "data" / "test.json"), data_config)
     batch = dataset.batch(np.arange(len(dataset)))
     with torch.no_grad():
-        wanted = model(*(batch.inputs[name] for name in data_config.input_names)).numpy()
+        expected = model(*(batch.inputs[name] for name in data_config.input_names)).numpy()
     session = onnxruntime.InferenceSession(next(run.glob("model/*/1/model.onnx")))
-    got = session.run(None, {name: values.numpy() for name, values in batch.inputs.items()})[0]
-    difference = np.abs(got - wanted)
+    answers = session.run(None, {name: values.numpy() for name, values in batch.inputs.items()})[0]
+    difference = np.abs(answers - expected)
     assert np.mean(difference <= 1e-5) >= 0.999
     assert difference.max() <= 1e-3
-    assert np.std(wanted) > 1e-3, (
+    assert np.std(expected) > 1e-3, (
         "a model that says the same of all jets would pass without being compared"
     )
 
@@ -351,13 +351,13 @@ def test_resuming_a_finished_run_trains_nothing_again(finished):
 @pytest.mark.slow
 def test_a_run_that_starts_at_deploy_keeps_its_model_and_its_verdict(finished):
     run = (finished[1] / "latest").resolve()
-    kept = [run / "metrics.json", *run.glob("model/*/1/model.onnx"), *run.glob("trials/*/best.pt")]
-    before = [path.stat().st_mtime_ns for path in kept]
-    served = (run / "service.json").stat().st_mtime_ns
+    files = [run / "metrics.json", *run.glob("model/*/1/model.onnx"), *run.glob("trials/*/best.pt")]
+    before = [path.stat().st_mtime_ns for path in files]
+    service_time = (run / "service.json").stat().st_mtime_ns
     words = ["--output", finished[1], "--resume", run.name, "--start-at", "deploy"]
     answer = pipeline(*words, "--runner", "local")
-    assert [path.stat().st_mtime_ns for path in kept] == before
-    assert (run / "service.json").stat().st_mtime_ns > served
+    assert [path.stat().st_mtime_ns for path in files] == before
+    assert (run / "service.json").stat().st_mtime_ns > service_time
     assert "served by" in answer.stdout
 
 
@@ -368,15 +368,17 @@ def test_a_run_on_the_same_data_ends_before_its_training(finished):
     answer = pipeline("--rerun", "latest", "--if-data-changed", "--output", output)
     assert latest.name in answer.stdout.splitlines()[-1]
     assert (output / "latest").resolve() == latest
-    (made,) = set(output.iterdir()) - before
-    assert json.loads((made / "summary.json").read_text())["state"] == "unchanged"
-    assert not (made / "trials").exists()
-    listed = pipeline("--list", "--output", output).stdout
-    assert any(line.split()[0] == made.name and "unchanged" in line for line in listed.splitlines())
-    status = pipeline("--status", made.name, "--output", output)
+    (new_run,) = set(output.iterdir()) - before
+    assert json.loads((new_run / "summary.json").read_text())["state"] == "unchanged"
+    assert not (new_run / "trials").exists()
+    table = pipeline("--list", "--output", output).stdout
+    assert any(
+        line.split()[0] == new_run.name and "unchanged" in line for line in table.splitlines()
+    )
+    status = pipeline("--status", new_run.name, "--output", output)
     assert f"unchanged: the data are those of {latest.name}" in status.stdout
-    pipeline("--down", made.name, "--storage", "--yes", "--output", output)
-    assert not made.exists()
+    pipeline("--down", new_run.name, "--storage", "--yes", "--output", output)
+    assert not new_run.exists()
 
 
 def test_serving_a_run_that_has_ended_only_starts_the_server(finished):
@@ -397,14 +399,14 @@ def test_serving_a_run_that_has_ended_only_starts_the_server(finished):
         )
         name, address = url.split(" at ")
         assert name in ("triton", "kserve-server")
-        served = Client(address, run.name.rsplit("-", 1)[0])
-        assert served.ready()
+        service_time = Client(address, run.name.rsplit("-", 1)[0])
+        assert service_time.ready()
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(timeout=30)
         process.stdout.close()
     assert process.returncode == 0
-    assert not served.ready()
+    assert not service_time.ready()
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
@@ -426,9 +428,9 @@ def test_a_killed_server_comes_back_and_goes_with_its_killed_command(finished):
                 break
         before = json.loads((run / "service.json").read_text())
         os.kill(before["details"]["pid"], signal.SIGKILL)
-        said = next(process.stdout), next(process.stdout)
-        assert str(before["details"]["pid"]) in said[0]
-        assert before["url"] in said[1]
+        lines = next(process.stdout), next(process.stdout)
+        assert str(before["details"]["pid"]) in lines[0]
+        assert before["url"] in lines[1]
         after = json.loads((run / "service.json").read_text())
         assert after["url"] == before["url"]
         assert triton.is_running(after["details"]["pid"])
@@ -571,7 +573,7 @@ def test_data_and_results_on_s3(jets, s3_bucket, tmp_path):
     )
     run_id = (tmp_path / "latest").resolve().name
     assert f"{storage_uri}/{run_id}" in answer.stdout
-    kept = {
+    files = {
         entry.uri.removeprefix(f"{storage_uri}/{run_id}/")
         for entry in storage.entries(f"{storage_uri}/{run_id}")
     }
@@ -582,15 +584,15 @@ def test_data_and_results_on_s3(jets, s3_bucket, tmp_path):
         "report.html",
         "service.json",
         "model/pfn-regressor-open/1/model.onnx",
-    } <= kept
-    assert sum(path.endswith("/checkpoint.pt") for path in kept) == 2
+    } <= files
+    assert sum(path.endswith("/checkpoint.pt") for path in files) == 2
     assert (tmp_path / run_id / "report.html").stat().st_size > 10_000
     assert "testing" not in answer.stdout + answer.stderr, "no secret is printed"
 
     # as the last lines say
     again = pipeline("--runner", "local", "--output", tmp_path, "--resume", run_id, env=environment)
     assert f"{storage_uri}/{run_id}" in again.stdout
-    assert "searched before" in again.stdout
+    assert "the search has already ended" in again.stdout
     assert not (tmp_path / run_id / "trials").exists(), "the run stays where it was"
 
 
@@ -668,7 +670,7 @@ def _without_a_branch(jets, folder):
 
 
 @pytest.mark.parametrize(
-    ("make", "wanted"),
+    ("make", "expected"),
     [
         pytest.param(lambda jets, folder: folder / "none*.root", "none*.root", id="no match"),
         # The tests of the readers hold the rest.
@@ -677,20 +679,20 @@ def _without_a_branch(jets, folder):
         pytest.param(_without_a_branch, "QG_mul", id="missing branch", marks=pytest.mark.slow),
     ],
 )
-def test_bad_data_ends_with_2_before_anything_is_written(jets, tmp_path, make, wanted):
+def test_bad_data_ends_with_2_before_anything_is_written(jets, tmp_path, make, expected):
     output = tmp_path / "runs"
     flags = [*data_flags(jets), "--data-val", make(jets, tmp_path)]
     answer = pipeline(*QUICK, *flags, "--output", output, check=False)
     text = answer.stdout + answer.stderr
     assert answer.returncode == 2, text
     assert len([line for line in text.splitlines() if "error:" in line]) == 1
-    assert wanted in text
+    assert expected in text
     assert "Traceback" not in text
     assert [path.name for path in output.iterdir()] == []
 
 
 @pytest.mark.parametrize(
-    ("flags", "wanted"),
+    ("flags", "expected"),
     [
         pytest.param(
             ["--search-space", '[{"name": "conv-dimm", "type": "int", "min": 1, "max": 2}]'],
@@ -722,11 +724,11 @@ def test_bad_data_ends_with_2_before_anything_is_written(jets, tmp_path, make, w
         ),
     ],
 )
-def test_bad_configurations_end_with_2_before_anything_is_written(jets, tmp_path, flags, wanted):
+def test_bad_configurations_end_with_2_before_anything_is_written(jets, tmp_path, flags, expected):
     answer = pipeline(*QUICK, *data_flags(jets), "--output", tmp_path / "runs", *flags, check=False)
     text = answer.stdout + answer.stderr
     assert answer.returncode == 2, text
-    assert wanted in text
+    assert expected in text
     assert "Traceback" not in text
     assert [path.name for path in (tmp_path / "runs").iterdir()] == []
 

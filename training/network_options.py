@@ -116,18 +116,18 @@ def _build(network: NetworkFile, data_config: Any, options: Mapping[str, object]
     """
     import torch
 
-    from weaver.network.bounded import Bound, bounded
+    from weaver.network.construction_limit import ConstructionLimit, limit_construction
     from weaver.network.forward_check import check_shapes
     from weaver.network.network_file import check_loss, check_model, num_parameters
 
     size = 0
-    bound = Bound()
+    limit = ConstructionLimit()
     try:
-        with bounded(network.uri) as bound, torch.device("meta"):
+        with limit_construction(network.uri) as limit, torch.device("meta"):
             model, _ = network.build(data_config, options)
     except InputError:
         # A network may use numbers while it is built, and the meta device has none.
-        if bound.exceeded:
+        if limit.excess:
             raise
     else:
         check_model(network.uri, model)
@@ -138,7 +138,7 @@ def _build(network: NetworkFile, data_config: Any, options: Mapping[str, object]
             f" {MAX_TRAINABLE_PARAMETERS:.0e}, which no GPU can train; make it smaller"
         )
     if size <= MAX_PARAMETERS_IN_MEMORY:
-        with torch.random.fork_rng(devices=[]), bounded(network.uri):
+        with torch.random.fork_rng(devices=[]), limit_construction(network.uri):
             model, _ = network.build(data_config, options)
         check_model(network.uri, model)
         size = num_parameters(model)

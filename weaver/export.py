@@ -1,13 +1,13 @@
-r"""--export-onnx: a trained network as ONNX, with Weaver's preprocess.json beside it.
+r"""--export-onnx: write a network as ONNX, with Weaver's preprocess.json beside it.
 
-On request Triton's config.pbtxt is written too.
+--triton-config writes Triton's config.pbtxt too.
 
     python -m weaver.train --export-onnx model.onnx --data-config RUN/config/data.yaml \
         --network-config RUN/config/network.py \
         --model-prefix RUN/trials/TRIAL/ --triton-config config.pbtxt
 
-This is the command for a single file. The pipeline's export (exporting/export.py) builds a whole
-model repository with golden requests, and refuses what does not answer as PyTorch does.
+This command writes a single model file. The pipeline's export (exporting/export.py) builds a whole
+model repository with golden requests.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from weaver.fit.options import TrainOptions
 from weaver.onnx.free_axes import check_lengths
 from weaver.onnx.onnx_export import export_onnx
 from weaver.onnx.triton_config import triton_config
-from weaver.predict import beside, build_model, described
+from weaver.predict import beside, build_model, with_standardisation
 
 # weaver-core's own spelling of "no bound"
 NO_LOWER_BOUND, NO_UPPER_BOUND = -1e32, 1e32
@@ -40,10 +40,11 @@ class InputGroup(TypedDict):
 def export(options: TrainOptions) -> None:
     """Write the files that the options name.
 
-    Raises InputError where there is no such network, GateError where ONNX Runtime does not answer
-    as PyTorch does, at the data config's length or at another one that the network takes.
+    Raises InputError where the network or its weights do not exist, and GateError where ONNX
+    Runtime's outputs differ from PyTorch's, at the data config's length or at another length that
+    the network takes.
     """
-    data_config = described(options, DataConfig.load(options.data_config))
+    data_config = with_standardisation(options, DataConfig.load(options.data_config))
     target = beside(options.export_onnx, options.model_prefix)
     model, info = build_model(options, data_config, for_inference=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -59,7 +60,7 @@ def export(options: TrainOptions) -> None:
             storage.upload(path, storage.join(options.s3_model, "1", "model.onnx"))
             configs.append(storage.join(options.s3_model, "config.pbtxt"))
         for config in configs:
-            # Triton wants a model to have the name of its folder
+            # Triton requires that a model has the name of its folder
             name = storage.name(_folder(storage.absolute(config)))
             storage.write_text(config, triton_config(path, name))
     print(
@@ -70,30 +71,27 @@ def export(options: TrainOptions) -> None:
 
 
 def preprocessing(data_config: DataConfig) -> dict[str, object]:
-    """The content of weaver-core's preprocess.json.
-
-    CMSSW and others make a network's inputs from it.
-    """
+    """Content of weaver-core's preprocess.json, from which CMSSW and others compute the inputs."""
     content: dict[str, object] = {
         "output_names": data_config.label_value,
         "input_names": list(data_config.input_names),
     }
     for group, names in data_config.input_dicts.items():
-        described = InputGroup(var_names=list(names), var_infos={}, var_length=None)
+        with_standardisation = InputGroup(var_names=list(names), var_infos={}, var_length=None)
         for name in names:
             params = data_config.preprocess_params[name]
-            described["var_length"] = params["length"]  # the same for all of a group
-            unchanged = params["center"] is None
+            with_standardisation["var_length"] = params["length"]  # the same for all of a group
+            is_raw = params["center"] is None
             infos: dict[str, float | None] = {
-                "median": 0 if unchanged else params["center"],
+                "median": 0 if is_raw else params["center"],
                 "norm_factor": params["scale"],
                 "replace_inf_value": 0,
-                "lower_bound": NO_LOWER_BOUND if unchanged else params["min"],
-                "upper_bound": NO_UPPER_BOUND if unchanged else params["max"],
+                "lower_bound": NO_LOWER_BOUND if is_raw else params["min"],
+                "upper_bound": NO_UPPER_BOUND if is_raw else params["max"],
                 "pad": params["pad_value"],
             }
-            described["var_infos"][name] = infos
-        content[group] = described
+            with_standardisation["var_infos"][name] = infos
+        content[group] = with_standardisation
     return content
 
 

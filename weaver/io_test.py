@@ -1,4 +1,4 @@
-"""--io-test: how fast jets are read, without a network, and what the data config monitors."""
+"""--io-test: measure how fast jets are read, and write the data config's monitor variables."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from weaver.feed.dataset import Dataset
 from weaver.feed.loader import Loader
 from weaver.fit.data_configs import of_test_set, training_configs, with_test_selection
 from weaver.fit.options import MONITOR_FILE, TrainOptions
-from weaver.predict import described, open_test_set, test_groups, write_columns
+from weaver.predict import open_test_set, test_groups, with_standardisation, write_columns
 
 
 def read_an_epoch(options: TrainOptions) -> None:
-    """Read each batch of an epoch once, and write MONITOR_FILE, as weaver-core's --io-test.
+    """Read each batch of an epoch once, and write MONITOR_FILE, as weaver-core's --io-test does.
 
-    That is of the training data; where nothing is to be trained, of the first group of test data.
-    The file holds the monitor variables of the jets in the order of the batches; of test data also
-    the observers. Without any of them there is no file.
+    The epoch is one of the training data, or, if nothing is to be trained, of the first group of
+    test data. The file contains the monitor variables of the jets in the order of the batches, and
+    for test data the observers. It is not written if the data config has none of them.
     """
     if options.runs("train") and not options.predict:
         config, _ = training_configs(options)
@@ -41,37 +41,37 @@ def read_an_epoch(options: TrainOptions) -> None:
             in_memory=options.in_memory,
             drop_last=True,
         )
-        monitored = config.monitor_variables
+        names = config.monitor_variables
     else:
-        config = with_test_selection(options, described(options, of_test_set(options)))
+        config = with_test_selection(options, with_standardisation(options, of_test_set(options)))
         source = next(iter(test_groups(options.data_test).values()))
         dataset = open_test_set(source, config, options)
         loader = Loader(dataset, options.size_test, shuffle=False, seed=options.seed)
-        monitored = (*config.observer_names, *config.monitor_variables)
-    _read(loader, monitored)
+        names = (*config.observer_names, *config.monitor_variables)
+    _read_epoch(loader, names)
 
 
-def _read(loader: Loader, monitored: tuple[str, ...]) -> None:
-    """Read an epoch, say how fast, and write what is monitored."""
+def _read_epoch(loader: Loader, names: tuple[str, ...]) -> None:
+    """Read an epoch, print the rate, and write the observers and monitor variables `names`."""
     import awkward as ak
 
-    parts: dict[str, list[Any]] = {name: [] for name in monitored}
-    started = time.perf_counter()
+    parts: dict[str, list[Any]] = {name: [] for name in names}
+    start_time = time.perf_counter()
     with Progress("reading", total=loader.num_jets, unit="jets") as progress:
         for batch in loader.epoch(0):
             for name, values in parts.items():
                 values.append(batch.observers[name])
             progress.advance(len(batch))
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - start_time
     rate = loader.num_jets / max(seconds, 1e-9)
     print(
         f"{loader.num_jets:,} jets in {len(loader):,} batches, {seconds:.2f} s: {rate:,.0f} jets/s"
     )
-    if not monitored:
+    if not names:
         return
     columns: dict[str, Any] = {}
     for name, values in parts.items():
         is_lists = isinstance(values[0], ak.Array)
         columns[name] = ak.concatenate(values) if is_lists else np.concatenate(values)
     write_columns(MONITOR_FILE, columns)
-    print(f"{', '.join(monitored)} are in {MONITOR_FILE}", file=sys.stderr, flush=True)
+    print(f"{', '.join(names)} are in {MONITOR_FILE}", file=sys.stderr, flush=True)

@@ -1,7 +1,4 @@
-"""--print: the layers of a network, its parameters, and the floating-point operations of a jet.
-
---profile: where the time of its forward pass goes.
-"""
+"""--print and --profile: the layers, parameters, operations and forward time of a network."""
 
 from __future__ import annotations
 
@@ -18,13 +15,13 @@ from weaver.onnx.onnx_export import input_shapes
 
 TRACE_FILE = "trace.json"
 """What --profile writes into the current folder."""
-WARM_UP = 4
-PROFILED = 12
+WARM_UP_PASSES = 4
+PROFILE_PASSES = 12
 """Passes of --profile, as many as weaver-core records."""
 
 
 def show(options: TrainOptions) -> None:
-    """Print the network of the options on stdout."""
+    """Print the network, its number of parameters and its operations a jet on stdout."""
     model, shapes = _network(options)
     print(model)
     trainable = num_parameters(model)
@@ -35,8 +32,8 @@ def show(options: TrainOptions) -> None:
 def profile(options: TrainOptions) -> None:
     """Print how long each operation of the forward pass takes, and write TRACE_FILE.
 
-    The network sees batches of --batch-size jets of full length, as in weaver-core. The first
-    passes do not count, because they allocate memory and choose algorithms.
+    The batches have --batch-size jets of full length, as in weaver-core. The first passes do not
+    count, because they allocate memory and choose algorithms.
     """
     model, shapes = _network(options)
     device = select_device(options.gpus)
@@ -46,25 +43,25 @@ def profile(options: TrainOptions) -> None:
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
     with torch.no_grad():
-        for _ in range(WARM_UP):
+        for _ in range(WARM_UP_PASSES):
             model(*inputs)
         with torch.profiler.profile(activities=activities) as profiler:
-            for _ in range(PROFILED):
+            for _ in range(PROFILE_PASSES):
                 model(*inputs)
     order = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
     print(profiler.key_averages().table(sort_by=order, row_limit=50))
     profiler.export_chrome_trace(TRACE_FILE)
     print(
-        f"{PROFILED} passes of {options.batch_size} jets on {device.type}; {TRACE_FILE} is for"
-        " chrome://tracing or ui.perfetto.dev"
+        f"{PROFILE_PASSES} passes of {options.batch_size} jets on {device.type}; open {TRACE_FILE}"
+        " in chrome://tracing or ui.perfetto.dev"
     )
 
 
 def _network(options: TrainOptions) -> tuple[nn.Module, list[tuple[int, ...]]]:
-    """Build the network; returns it with the shapes of its inputs, without the axis of jets."""
+    """Build the network; returns (network, shapes of its inputs without the axis of jets)."""
     data_config = DataConfig.load(options.data_config)
     model, info = load_network(options.network_config).build(
-        data_config, options.network_option, options.of_weaver
+        data_config, options.network_option, options.weaver_options
     )
     return model, list(input_shapes(info, data_config).values())
 

@@ -1,13 +1,13 @@
-r"""The best network of a trial, ready to answer, and its answers to the jets of a test set.
+r"""Load the best network of a trial, and write its predictions for the jets of a test set.
 
     python -m weaver.train --predict --data-test RUN/data/test.json \
         --data-config RUN/config/data.yaml --network-config RUN/config/network.py \
         --model-prefix RUN/trials/TRIAL/ --predict-output predictions.root
 
-Columns are named as weaver-core names them. In ROOT (tree Events) and .npz: for labels of type
-simple each class's name (whether a jet is of it) and score_<class>; for custom ones `output`, (N,)
-or (N, outputs). In parquet: `scores`, (N,) or (N, outputs). Then in all the labels and the
-observers.
+Columns have weaver-core's names. ROOT files (tree Events) and .npz files contain, for labels of
+type simple, a column with each class's name (whether a jet belongs to it) and score_<class>; for
+labels of type custom, `output`, (N,) or (N, outputs). Parquet files contain `scores`, (N,) or
+(N, outputs). All of them contain the labels and the observers.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ from weaver.fit.data_configs import of_test_set, with_test_selection
 from weaver.fit.distributed import select_device
 from weaver.fit.metrics import class_metrics, regression_metrics
 from weaver.fit.options import TrainOptions
-from weaver.network.forward_check import PROBED_JETS, check_forward
+from weaver.network.forward_check import PROBE_JETS, check_forward
 from weaver.network.network_file import load_network
 from weaver.network.objective import Objective
 from weaver.network.precision import choose
 from weaver.read.files import WHOLE, find
 
-SPLIT = re.compile(r"([\w.+-]+)%(\d+)")  # name%N:pattern, an output for every N files
+SPLIT = re.compile(r"([\w.+-]+)%(\d+)")  # of name%N:pattern, which makes an output for N files
 
 ROWS_AT_A_TIME = 2**20  # jets in a basket of ROOT predictions, as in weaver-core
 
@@ -63,10 +63,10 @@ def load_model(
 ) -> tuple[torch.nn.Module, ModelInfo, DataConfig]:
     """Load the best weights of a trial into the network of `<run_config_dir>/network.py`.
 
-    Returns (model, model_info, data_config). The model is on the CPU and in evaluation mode; where
-    training averaged its weights (--ema-decay), it holds the average. `for_inference` is passed on
-    to a network that knows it (published classifiers then answer with softmaxed scores). Raises
-    InputError where there is no best.pt, or it belongs to another network.
+    Returns (model, model_info, data_config). The model is on the CPU and in evaluation mode. Where
+    training averaged its weights (--ema-decay), they are the average. for_inference: passed to a
+    network with an argument of that name; published classifiers then return softmaxed scores.
+    Raises InputError where there is no best.pt, or it belongs to another network.
     """
     data_config = DataConfig.load(storage.join(run_config_dir, "data.yaml"))
     network = storage.join(run_config_dir, "network.py")
@@ -74,16 +74,16 @@ def load_model(
     return model, info, data_config
 
 
-def described(options: TrainOptions, data_config: DataConfig) -> DataConfig:
-    """The data config with its standardisation.
+def with_standardisation(options: TrainOptions, data_config: DataConfig) -> DataConfig:
+    """Return the data config with the numbers of its standardisation filled in.
 
-    What `preprocess: auto` derived is stored with the trial; else it is derived from --data-train.
-    Raises InputError where neither is there.
+    Under `preprocess: auto` they come from the trial's derived.json, else they are derived from
+    --data-train. Raises InputError where neither exists.
     """
     prefix = storage.absolute(options.model_prefix)
     of_file = re.search(r"\.(pt|onnx)(:[\w.]+)?$", prefix)
     folder = prefix.rpartition("/")[0] if of_file else prefix
-    data_config = TrialFolder(folder).with_derived(data_config)
+    data_config = TrialFolder(folder).with_derived_parameters(data_config)
     if not data_config.missing_preprocess_params:
         return data_config
     if not options.data_train:
@@ -102,11 +102,12 @@ def build_best(
     data_config: DataConfig,
     *,
     for_inference: bool = False,
-    of_weaver: Mapping[str, bool] | None = None,
+    weaver_options: Mapping[str, bool] | None = None,
 ) -> tuple[torch.nn.Module, ModelInfo]:
     """Build (model, model_info) with a trial's best weights, in evaluation mode.
 
-    of_weaver: see weaver.network.network_file.NetworkFile.build.
+    weaver_options: see weaver.network.network_file.NetworkFile.build. Raises InputError where the
+    trial has no best weights, or they belong to another network.
     """
     best = read_best(trial_uri)
     return _build(
@@ -116,7 +117,7 @@ def build_best(
         best["model"],
         storage.join(trial_uri, "best.pt"),
         for_inference,
-        of_weaver,
+        weaver_options,
     )
 
 
@@ -125,9 +126,10 @@ def build_model(
 ) -> tuple[torch.nn.Module, ModelInfo]:
     """Build (model, model_info) with the weights of --model-prefix, in evaluation mode.
 
-    That is a trial's folder, or a file of weights (.pt, of this project or of weaver-core), which
-    goes with the network options of the command line; or what weaver-core was given as
-    --model-prefix, whose best epoch is then taken.
+    --model-prefix is a trial's folder, a file of weights (.pt, of this project or of weaver-core),
+    or a --model-prefix of weaver-core, of which the best epoch is taken. The network options come
+    from the trial's best.pt, or, with weights of weaver-core, from the command line. Raises
+    InputError where there are no such weights, or they belong to another network.
     """
     prefix = options.model_prefix
     theirs = state_uri(prefix)
@@ -139,7 +141,7 @@ def build_model(
             options.network_config,
             data_config,
             for_inference=for_inference,
-            of_weaver=options.of_weaver,
+            weaver_options=options.weaver_options,
         )
     return _build(
         options.network_config,
@@ -148,7 +150,7 @@ def build_model(
         read_weights(prefix),
         prefix,
         for_inference,
-        options.of_weaver,
+        options.weaver_options,
     )
 
 
@@ -159,13 +161,13 @@ def _build(
     weights: Mapping[str, torch.Tensor],
     where: str,
     for_inference: bool,
-    of_weaver: Mapping[str, bool] | None = None,
+    weaver_options: Mapping[str, bool] | None = None,
 ) -> tuple[torch.nn.Module, ModelInfo]:
-    """Build the network and load weights, which come from `where`."""
-    added = dict(of_weaver or {})
+    """Build the network and load weights; errors name their file, `where`."""
+    options = dict(weaver_options or {})
     if for_inference:
-        added["for_inference"] = True
-    model, info = load_network(network_config).build(data_config, network_options, added)
+        options["for_inference"] = True
+    model, info = load_network(network_config).build(data_config, network_options, options)
     load_weights(model, weights, where)
     return model.eval(), info
 
@@ -174,9 +176,10 @@ def _build(
 def predict(
     model: torch.nn.Module, dataset: Dataset, objective: Objective, *, batch_size: int, device: str
 ) -> np.ndarray:
-    """Predict all jets in their order.
+    """Predict all jets of a data set, in its order.
 
-    (N,) for one output of a regression, else (N, outputs); class scores are softmaxed.
+    Returns (N,) for a regression with one output, else (N, outputs). Scores of classes are
+    softmaxed.
     """
     loader = Loader(dataset, batch_size, shuffle=False, seed=0, device=device)
     outputs = []
@@ -191,11 +194,12 @@ def predict(
 
 
 def write_predictions(options: TrainOptions) -> None:
-    """--predict: write predictions, labels and observers of the test set.
+    """Write predictions, labels and observers of the test set, as --predict asks.
 
-    There is one file for each name among its patterns.
+    There is one file for each output name in --data-test. Raises InputError where the network or
+    its weights are missing or do not fit the data.
     """
-    data_config = described(options, of_test_set(options))
+    data_config = with_standardisation(options, of_test_set(options))
     test_config = with_test_selection(options, data_config)
     device = select_device(options.gpus if options.predict_gpus is None else options.predict_gpus)
     model, _ = build_model(options, data_config)
@@ -211,7 +215,7 @@ def write_predictions(options: TrainOptions) -> None:
         dataset = open_test_set(source, test_config, options)
         check_forward(
             model.to(device),
-            dataset.batch(np.arange(min(len(dataset), PROBED_JETS)), device),
+            dataset.batch(np.arange(min(len(dataset), PROBE_JETS)), device),
             dataset.data_config,
             load_network(options.network_config),
             regression=options.regression_mode,
@@ -225,21 +229,21 @@ def write_predictions(options: TrainOptions) -> None:
 
         label = np.asarray(dataset.label(data_config.label_names[0]))
         if options.regression_mode:
-            # of several outputs for one target the first is the answer, the median
+            # of several outputs for one target the first is the median, the others are quantiles
             is_first = output.ndim > 1 and label.ndim == 1
             metrics = regression_metrics(output[:, 0] if is_first else output, label)
         else:
             metrics = class_metrics(output, label)
-        listed = ", ".join(f"{metric} {value:.5f}" for metric, value in metrics.items())
-        print(f"{uri}: {len(dataset):,} jets, {listed}", file=sys.stderr, flush=True)
+        values = ", ".join(f"{metric} {value:.5f}" for metric, value in metrics.items())
+        print(f"{uri}: {len(dataset):,} jets, {values}", file=sys.stderr, flush=True)
 
 
 def open_test_set(
     source: list[str] | list[Entry], data_config: DataConfig, options: TrainOptions
 ) -> Dataset:
-    """Open test data: of each file the first --data-fraction of its jets, as in weaver-core.
+    """Open test data: the first --data-fraction of each file's jets, as in weaver-core.
 
-    source: patterns or files. Prepared data are taken whole, which a line on stderr then says.
+    source: patterns or files. Of prepared data all jets are taken; a line on stderr says so.
     """
     part = (0.0, options.data_fraction)
     first = source[0]
@@ -257,7 +261,7 @@ def open_test_set(
 
 
 def beside(path: str, model_prefix: str, *folders: str) -> str:
-    """Where an output goes: without a folder in its name beside the model, as in weaver-core."""
+    """The path of an output: beside the model if `path` names no folder, as in weaver-core."""
     if "/" in path:
         return path
     folder = storage.absolute(model_prefix.rpartition("/")[0] or ".")
@@ -267,12 +271,13 @@ def beside(path: str, model_prefix: str, *folders: str) -> str:
 def test_groups(words: Sequence[str]) -> dict[str, list[str] | list[Entry]]:
     """Group the test data by output: name of an output -> its patterns, or its files.
 
-    `name:pattern` as in weaver-core, `name%N:pattern` for one output (name_0, ...) every N files,
-    which are then listed: a pattern could not name a distant file with a blank in its name.
-    Patterns without a name belong to the output "".
+    words: those of --data-test, as in weaver-core: `name:pattern`, or `name%N:pattern` for a
+    separate output (name_0, name_1, ...) for every N files. The latter returns files, because a
+    pattern could not stand for a distant file with a blank in its name. Patterns without a name
+    belong to the output "".
     """
     patterns: dict[str, list[str]] = {}
-    steps: dict[str, int] = {}  # name -> files an output, of names that are split
+    steps: dict[str, int] = {}  # name -> files for each output, of names with %N
     for part in parse_patterns(words):
         name = part.sample
         if split := SPLIT.fullmatch(name):
@@ -280,11 +285,11 @@ def test_groups(words: Sequence[str]) -> dict[str, list[str] | list[Entry]]:
             steps[name] = max(int(split[2]), 1)
         patterns.setdefault(name, []).append(part.without_sample)
 
-    # those that are split come last
+    # names with %N come last
     groups: dict[str, list[str] | list[Entry]] = {}
-    for name, listed in patterns.items():
+    for name, texts in patterns.items():
         if name not in steps:
-            groups[name] = listed
+            groups[name] = texts
     for name, step in steps.items():
         # all files of the name, sorted, as in weaver-core
         files = sorted(find(patterns[name]), key=lambda entry: entry.uri)
@@ -294,39 +299,42 @@ def test_groups(words: Sequence[str]) -> dict[str, list[str] | list[Entry]]:
 
 
 def columns(dataset: Dataset, output: np.ndarray, *, scores: bool = False) -> Columns:
-    """Name the columns of all jets, as the module's text says; `scores` for the form in parquet."""
+    """Predictions, labels and observers by name, as the module's docstring describes.
+
+    output: (N,) or (N, outputs). scores: use the names of parquet files.
+    """
     config = dataset.data_config
     labels = {name: np.asarray(dataset.label(name)) for name in config.label_names}
-    named: Columns = {}
+    columns_by_name: Columns = {}
     if scores:
-        named["scores"] = output
+        columns_by_name["scores"] = output
     elif config.label_type == "simple" and output.ndim == 2:
         of_class = labels[config.label_names[0]]
         for number, name in enumerate(config.label_value):
-            named[name] = of_class == number
-            named[f"score_{name}"] = output[:, number]
+            columns_by_name[name] = of_class == number
+            columns_by_name[f"score_{name}"] = output[:, number]
     else:
-        named["output"] = output
-    named.update(labels)
+        columns_by_name["output"] = output
+    columns_by_name.update(labels)
     for name, values in dataset.observers().items():
-        named[name] = values
-    return named
+        columns_by_name[name] = values
+    return columns_by_name
 
 
-def write_columns(uri: str, named: Columns) -> None:
-    """Write columns to a .npz, .parquet or .root file (its tree `Events`).
+def write_columns(uri: str, columns: Columns) -> None:
+    """Write columns to a .npz, .parquet or .root file (tree `Events`) at a path or an address.
 
-    uri: a path or an address.
+    Raises InputError for lists in a .npz file, which cannot contain them.
     """
     if uri.endswith(".npz"):
-        for name, values in named.items():
+        for name, values in columns.items():
             if not isinstance(values, np.ndarray):
                 raise InputError(
                     f"'{name}' is a list for each jet, which .npz cannot hold; let"
                     " --predict-output end in .root or .parquet"
                 )
         buffer = io.BytesIO()
-        np.savez(buffer, **named)
+        np.savez(buffer, **columns)
         storage.write_bytes(uri, buffer.getvalue())
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -334,19 +342,19 @@ def write_columns(uri: str, named: Columns) -> None:
         if uri.endswith(".parquet"):
             import awkward as ak
 
-            ak.to_parquet(ak.Array(named), path)
+            ak.to_parquet(ak.Array(columns), path)
         else:
             import uproot
 
             # weaver-core's compression
             with uproot.recreate(path, compression=uproot.LZ4(4)) as file:
-                types = {name: _branch_type(values) for name, values in named.items()}
-                # assigned as a whole, the columns would become an RNTuple
+                types = {name: _branch_type(values) for name, values in columns.items()}
+                # file["Events"] = columns would write an RNTuple
                 tree = file.mktree("Events", types)
-                for start in range(0, max(map(len, named.values()), default=0), ROWS_AT_A_TIME):
+                for start in range(0, max(map(len, columns.values()), default=0), ROWS_AT_A_TIME):
                     rows = slice(start, start + ROWS_AT_A_TIME)
                     # uproot writes no array with strides
-                    tree.extend({name: _contiguous(named[name][rows]) for name in types})
+                    tree.extend({name: _contiguous(columns[name][rows]) for name in types})
         storage.upload(path, uri)
 
 

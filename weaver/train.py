@@ -1,13 +1,14 @@
-r"""Train one network on prepared jets: the program of every trial.
+r"""Train one network on prepared jets; every trial of a search runs this program.
 
     python -m weaver.train --data-train RUN/data/train.json --data-val RUN/data/val.json \
         --data-config RUN/config/data.yaml --network-config RUN/config/network.py \
         --network-option fc_dim:100,dropout:0.1 --model-prefix RUN/trials/TRIAL/ \
         --regression-mode --num-epochs 5 --batch-size 500 --start-lr 1e-3 --optimizer ranger
 
-Started again with the same command it resumes where it was; a finished trial ends at once. Exit
-codes: 0 trained, 1 training failed (with the reason in the trial's file `failed` if it would fail
-again), 2 the input cannot be used, 75 the storage failed, which may pass, 143 stopped by SIGTERM.
+The same command resumes an interrupted trial; for a finished trial it ends at once. Exit codes: 0
+trained; 1 training failed (if it would fail again, the trial's file `failed` has the reason); 2 the
+input cannot be used; 75 the storage failed, and a later attempt may succeed; 143 stopped by
+SIGTERM.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ from weaver.fit.checkpoint import (
     trial_description,
 )
 from weaver.fit.launch import needs_ranks, run_ranks
-from weaver.fit.log_file import logged
+from weaver.fit.log_file import log_to_file
 from weaver.fit.options import TrainOptions, auto_name, folds, parse
-from weaver.prepared.node_cache import own_cache
+from weaver.prepared.node_cache import temporary_cache
 
 if TYPE_CHECKING:
     import torch
@@ -51,20 +52,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str] | None) -> int:
     options = parse(argv)  # before torch is imported: --help and a wrong flag answer at once
-    with contextlib.nullcontext() if options.cache else own_cache():
+    with contextlib.nullcontext() if options.cache else temporary_cache():
         return _start(options, argv)
 
 
 def _start(options: TrainOptions, argv: Sequence[str] | None) -> int:
-    """Train, as several ranks or folds where that is asked for; returns the exit code."""
+    """Train, in several ranks or folds if the options say so; returns the exit code."""
     if count := needs_ranks(options, os.environ):
         words = sys.argv[1:] if argv is None else argv
         return run_ranks(count, words, auto_name(options))
-    with logged(options.log_file):
+    with log_to_file(options.log_file):
         trainings = folds(options) if options.cross_validation else [options]
         for number, training in enumerate(trainings):
             if len(trainings) > 1 and _is_first_rank():
-                _say(f"fold {number} of {len(trainings)}: {training.model_prefix}")
+                _show(f"fold {number} of {len(trainings)}: {training.model_prefix}")
             # within `logged`, so that the log file has an error too
             if code := run_main(functools.partial(_run, training)):
                 return code
@@ -72,7 +73,7 @@ def _start(options: TrainOptions, argv: Sequence[str] | None) -> int:
 
 
 def _run(options: TrainOptions) -> int:
-    """Run the options; a failure that may pass has an exit code of its own."""
+    """Run the options; a storage failure, which may be temporary, has its own exit code."""
     try:
         run(options)
     except StorageError as error:
@@ -111,7 +112,11 @@ def run(options: TrainOptions) -> None:
 
 
 def train(options: TrainOptions) -> None:
-    """Train, or resume a training, or find that nothing is left to do."""
+    """Train, or resume a training; a finished one returns at once.
+
+    Raises InputError for options, data or a network that cannot be used, TrainingError for a loss
+    that is not finite, ClusterError for a lost rank, StorageError, and InterruptedRun.
+    """
     # Here rather than above: they import torch.
     import torch
 
@@ -121,47 +126,47 @@ def train(options: TrainOptions) -> None:
     from weaver.fit.distributed import ranks, select_device
     from weaver.network.network_file import load_network
 
-    # Whatever can be refused is refused before data are opened.
+    # All checks that need no data come before the data are opened.
     folder = TrialFolder(storage.absolute(options.model_prefix))
     data_config, val_config = training_configs(options)
     network = load_network(options.network_config)
     network.check_options(options.network_option)
     configuration = resume_configuration(options, data_config, val_config, network)
     command = command_digest(configuration, (*options.data_train, *options.data_val))
-    folder.check_not_failed(command)
-    if not options.lr_finder and _finished(options, folder, configuration):
+    folder.check_no_failure_marker(command)
+    if not options.lr_finder and _is_finished(options, folder, configuration):
         return
 
     device = select_device(options.gpus)
     if device.type == "cpu" and _is_first_rank():
-        _say(hint(dict(os.environ), sys.platform))
+        _show(hint(dict(os.environ), sys.platform))
     if options.deterministic:
         # read when cuBLAS starts; without it torch refuses matrix products
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
 
-    copied = options.copy_inputs
+    copy_inputs = options.copy_inputs
     train_part, val_part = options.parts
     train_set = Dataset.open(
         " ".join(options.data_train),
         data_config,
-        copy=copied,
+        copy=copy_inputs,
         part=train_part,
         most_files=options.most_files,
     )
     val_set = Dataset.open(
         " ".join(options.data_val or options.data_train),
-        # with what the training set may have derived
+        # with the numbers that were derived from the training set
         with_numbers_of(train_set.data_config, val_config),
         validation=True,
-        copy=copied,
+        copy=copy_inputs,
         part=val_part,
         most_files=options.most_files,
     )
-    with ranks(device, options.backend) as world, _marked(folder, world, command):
+    with ranks(device, options.backend) as world, _failure_marker(folder, world, command):
         if data_config.missing_preprocess_params and world.is_main:
-            folder.save_derived(train_set.data_config)
+            folder.save_derived_parameters(train_set.data_config)
         _fit(options, world, folder, network, configuration, command, train_set, val_set)
 
 
@@ -175,14 +180,14 @@ def _fit(
     train_set: Dataset,
     val_set: Dataset,
 ) -> None:
-    """Build everything that a training consists of, and run it."""
+    """Build the network, the loaders and the training loop, and run it."""
     import numpy as np
     import torch
 
     from weaver.fit import disk_need
     from weaver.fit.fit import Fit
     from weaver.fit.step_memory import warning
-    from weaver.network.forward_check import PROBED_JETS, check_class_numbers, check_forward
+    from weaver.network.forward_check import PROBE_JETS, check_class_numbers, check_forward
     from weaver.network.network_file import check_loss
     from weaver.network.objective import Objective
     from weaver.network.precision import choose
@@ -194,14 +199,14 @@ def _fit(
     if (
         world.is_main
         and precision.name == "float32"
-        and options.asked_precision in ("bf16", "fp16")
+        and options.requested_precision in ("bf16", "fp16")
     ):
-        _say("note: --use-amp has no effect on a CPU, as in weaver-core; --precision bf16 has")
+        _show("note: --use-amp has no effect on a CPU, as in weaver-core; --precision bf16 has")
 
-    # an option that the network or the optimizer refuses would be refused again
-    with _marked(folder, world, command, InputError):
+    # an error in an option of the network or the optimizer would occur again
+    with _failure_marker(folder, world, command, InputError):
         model = _network(options, network, data_config)
-        first_jets = train_set.batch(np.arange(min(len(train_set), PROBED_JETS)), world.device)
+        first_jets = train_set.batch(np.arange(min(len(train_set), PROBE_JETS)), world.device)
         outputs = check_forward(
             model.to(world.device),
             first_jets,
@@ -215,11 +220,11 @@ def _fit(
             for data_set in (train_set, val_set):
                 check_class_numbers(data_set.label(name), name, outputs)
         if world.is_main:
-            _say(warning(model, train_set, train.batch_size, precision, world.device))
+            _show(warning(model, train_set, train.batch_size, precision, world.device))
         loss = network.loss(
             data_config,
             options.network_option,
-            options.of_weaver,
+            options.weaver_options,
             regression=options.regression_mode,
         )
         check_loss(network.uri, loss)
@@ -238,16 +243,16 @@ def _fit(
         )
     if world.is_main and not options.lr_finder:
         keeps_epochs = not options.metrics_log and not options.auto_clean
-        needed = disk_need.trial_bytes(
+        num_bytes = disk_need.trial_bytes(
             sum(tensor.numel() for tensor in model.state_dict().values()),
             averages=bool(options.ema_decay),
             epoch_files=options.num_epochs if keeps_epochs else 1,
         )
-        disk_need.require(folder.uri, needed)
+        disk_need.require(folder.uri, num_bytes)
     if options.lr_finder:
-        from weaver.fit.lr_finder import find
+        from weaver.fit.lr_finder import run_lr_finder
 
-        find(fit, options.lr_finder)
+        run_lr_finder(fit, options.lr_finder)
     else:
         fit.run()
 
@@ -255,15 +260,15 @@ def _fit(
 def _network(
     options: TrainOptions, network: NetworkFile, data_config: DataConfig
 ) -> torch.nn.Module:
-    """Build the network, with the weights that it starts from."""
+    """Build the network, with its start weights and frozen parameters."""
     from weaver.fit.start_weights import freeze, start_from
     from weaver.network.network_file import check_model
 
     model, _ = network.build(
         data_config,
         options.network_option,
-        options.of_weaver,
-        mixed_precision=options.asked_precision not in ("auto", "float32"),
+        options.weaver_options,
+        mixed_precision=options.requested_precision not in ("auto", "float32"),
     )
     check_model(network.uri, model)
     if options.load_model_weights:
@@ -276,7 +281,7 @@ def _network(
 def _loaders(
     options: TrainOptions, world: World, train_set: Dataset, val_set: Dataset
 ) -> tuple[Loader, Loader]:
-    """Loaders of training and validation jets for this rank."""
+    """Make the loaders of training and validation jets for this rank."""
     from weaver.feed.loader import Loader
 
     train = Loader(
@@ -307,47 +312,47 @@ def _loaders(
 
 
 @contextlib.contextmanager
-def _marked(
+def _failure_marker(
     folder: TrialFolder, world: World, command: str, kind: type[JecError] = TrainingError
 ) -> Iterator[None]:
-    """Leave the trial's `failed` marker where an error of a kind that will repeat passes."""
+    """Write the trial's file `failed` if the block raises an error of `kind`, which will repeat."""
     try:
         yield
     except kind as error:
         if world.is_main:
-            folder.mark_failed(str(error), command)
+            folder.write_failure_marker(str(error), command)
         raise
 
 
-def _finished(options: TrainOptions, folder: TrialFolder, configuration: Settings) -> bool:
-    """Whether the trial has seen its last epoch; its results are then written again."""
+def _is_finished(options: TrainOptions, folder: TrialFolder, configuration: Settings) -> bool:
+    """Whether the trial has had its last epoch. If so, its results are written again."""
     from weaver.fit.fit import has_ended, write_results
 
     checkpoint = folder.load(configuration)
     description = folder.path("options.json")
     if checkpoint is None or not storage.exists(description):
         return False
-    progressed = checkpoint[1]
-    goes_back = options.load_epoch is not None and progressed.epoch != options.load_epoch + 1
-    if goes_back or not has_ended(options, progressed):
+    trial = checkpoint[1]
+    goes_back = options.load_epoch is not None and trial.epoch != options.load_epoch + 1
+    if goes_back or not has_ended(options, trial):
         return False
     if _is_first_rank():
-        # a new pod has an empty metrics file, which Katib would take for a failed trial
-        write_results(folder, options, progressed, storage.read_json(description))
-        _say(
-            f"{folder.uri} is finished: best epoch {progressed.best_epoch}, AvgLoss"
-            f" {progressed.best_metric:.5f}"
+        # in a new pod the metrics file is empty; Katib would count the trial as failed
+        write_results(folder, options, trial, storage.read_json(description))
+        _show(
+            f"{folder.uri} is finished: best epoch {trial.best_epoch}, AvgLoss"
+            f" {trial.best_metric:.5f}"
         )
     return True
 
 
 def _is_first_rank() -> bool:
-    """Whether this process is the one that shows messages, before ranks have met."""
+    """Whether this process shows messages, before the ranks are connected."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def _say(line: str | None) -> None:
-    """Show a line on stderr, where there is one."""
+def _show(line: str | None) -> None:
+    """Print a line on stderr, if there is one."""
     if line:
         print(line, file=sys.stderr, flush=True)
 

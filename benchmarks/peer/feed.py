@@ -17,38 +17,38 @@ import torch
 from weaver.utils.dataset import SimpleIterDataset
 
 
-def main(given):
+def main(options):
     """Time the epochs that were asked for, and print them as JSON."""
-    endless = bool(given.get("in_memory"))  # as --in-memory asks for, with --steps-per-epoch
+    endless = bool(options.get("in_memory"))  # as --in-memory asks for, with --steps-per-epoch
     data = SimpleIterDataset(
-        {"_": given["files"]},
-        given["config"],
-        batch_size=given["batch_size"],
+        {"_": options["files"]},
+        options["config"],
+        batch_size=options["batch_size"],
         for_training=True,
         load_range_and_fraction=((0, 1), 1, 1),
-        fetch_by_files=given.get("fetch_by_files", False),
-        fetch_step=given.get("fetch_step", 0.01),
+        fetch_by_files=options.get("fetch_by_files", False),
+        fetch_step=options.get("fetch_step", 0.01),
         infinity_mode=endless,
         in_memory=endless,
         name="train",
     )
-    workers = min(given.get("num_workers", 1), len(given["files"]))
+    workers = min(options.get("num_workers", 1), len(options["files"]))
     loader = torch.utils.data.DataLoader(
         data,
-        batch_size=given["batch_size"],
+        batch_size=options["batch_size"],
         drop_last=True,
         pin_memory=True,
         num_workers=workers,
         persistent_workers=workers > 0,
     )
     rates = []
-    for _ in range(given["epochs"]):
-        rate, jets = epoch(loader, given)
+    for _ in range(options["epochs"]):
+        rate, jets = epoch(loader, options)
         rates.append(rate)
     print(json.dumps({"rates": rates, "jets": jets}), flush=True)
 
 
-def epoch(loader, given):
+def epoch(loader, options):
     """Jets a second of one epoch, and how many jets that was.
 
     A time limit may leave a part of the epoch.
@@ -56,7 +56,7 @@ def epoch(loader, given):
     started, jets = time.perf_counter(), 0
     for _, label, _ in loader:
         jets += len(next(iter(label.values())))
-        if jets >= given.get("most_jets", 2**62) or time.perf_counter() - started > given.get(
+        if jets >= options.get("most_jets", 2**62) or time.perf_counter() - started > options.get(
             "most_seconds", 3600
         ):
             break

@@ -12,8 +12,8 @@ from torch import nn
 SPEC = importlib.util.spec_from_file_location(
     "published", Path(__file__).parents[1] / "published.py"
 )
-published = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(published)
+module = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(module)
 
 STEM_DIM = 32
 
@@ -74,11 +74,11 @@ def get_model(
     """Return the network and its description, as weaver-core asks for them."""
     particles, jet = (data_config.input_shapes[name][1] for name in ("pf_features", "jet_features"))
     blocks = [
-        published.EdgeConv(conv_dim if i else STEM_DIM, conv_dim, num_conv_layers, k)
+        module.EdgeConv(conv_dim if i else STEM_DIM, conv_dim, num_conv_layers, k)
         for i in range(num_edge_conv_blocks)
     ]
     readout = head(conv_dim + jet, num_fc_layers, fc_dim)
-    inner = published.ParticleNet(particles, STEM_DIM, blocks, readout, use_fts_bn=False)
+    inner = module.ParticleNet(particles, STEM_DIM, blocks, readout, use_fts_bn=False)
     return Network(inner), describe(data_config)
 
 

@@ -15,7 +15,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from common.errors import InputError
 from serving.calibration.model import CALIBRATED_PT, VALID, Description, Input, Model
 from serving.validity import count_invalid
-from weaver.read.jagged import Column, Jagged, plain
+from weaver.read.jagged import Column, JaggedColumn, plain
 
 
 def answers(
@@ -77,7 +77,7 @@ def batches(
                 raise InputError(f"{where} is {_form(values)}; the model takes one number a jet")
             numbers[name] = convert(values, column, where)
             continue
-        if not isinstance(values, Jagged):
+        if not isinstance(values, JaggedColumn):
             raise InputError(f"{where} is {_form(values)}; the model takes a list of numbers a jet")
         if not np.array_equal(counts.setdefault(column.counter, values.counts), values.counts):
             raise InputError(
@@ -109,8 +109,8 @@ def batches(
 
 
 def _plain(values: Column) -> Column:
-    """Return a column as array or Jagged if possible, also for lists of fixed size."""
-    if isinstance(values, np.ndarray | Jagged):
+    """Return a column as array or JaggedColumn if possible, also for lists of fixed size."""
+    if isinstance(values, np.ndarray | JaggedColumn):
         return values
     import awkward as ak
 
@@ -121,7 +121,7 @@ def _form(values: Column) -> str:
     """Return the form of a column in words."""
     if isinstance(values, np.ndarray):
         return "one number a jet"
-    if isinstance(values, Jagged):
+    if isinstance(values, JaggedColumn):
         return "a list of numbers a jet"
     kind = str(values.type.content)
     is_option = "?" in kind or "option" in kind

@@ -28,7 +28,7 @@ from weaver.config.data_config import DataConfig
 from weaver.config.plan import Plan
 from weaver.read import files
 from weaver.read.files import DataFile, Load
-from weaver.read.jagged import Columns, Jagged, Lists, plain, to_awkward
+from weaver.read.jagged import Columns, JaggedColumn, Lists, plain, to_awkward
 from weaver.read.opening import open_file
 from weaver.read.remote import Readers
 
@@ -135,7 +135,7 @@ def _identity_column(values: Any) -> np.ndarray | None:
 
     None if it is not one number per entry, of a type that both output formats have.
     """
-    if not isinstance(values, np.ndarray | Jagged):
+    if not isinstance(values, np.ndarray | JaggedColumn):
         values = plain(values)
     is_number = isinstance(values, np.ndarray) and values.ndim == 1 and values.dtype.kind in "biuf"
     return values if is_number and values.dtype != np.float16 else None
@@ -288,7 +288,7 @@ class Nano:
                 if counter not in lists:
                     counts = jet_columns[counter].astype(np.int64)
                     lists[counter] = Lists(np.cumsum(counts) - counts, counts)
-                own[name] = Jagged(jet_columns[name], lists[counter])
+                own[name] = JaggedColumn(jet_columns[name], lists[counter])
         identity = _identity(columns, self.identity, self.file.entry.uri)
         return Step(
             entries=count,

@@ -198,7 +198,7 @@ def _decode_jobs(tasks: Sequence[Task], readers: Readers) -> Iterator[Callable[[
                 yield number, Load(functools.partial(_raise, error))
             yield number, FILE_END
 
-    for number, load in lookahead(parts(), lambda part: part[1].stored, AHEAD_BYTES):
+    for number, load in lookahead(parts(), lambda part: part[1].num_bytes, AHEAD_BYTES):
         yield functools.partial(_decode, number, load)
 
 

@@ -11,13 +11,13 @@ from weaver.fit.allocator import ENVIRONMENT
 
 
 def test_contenders_run_in_turn():
-    seen = []
+    calls = []
     runs = measure.alternate(
-        {name: lambda name=name: seen.append(name) or len(seen) for name in "ab"},
+        {name: lambda name=name: calls.append(name) or len(calls) for name in "ab"},
         3,
         report=lambda line: None,
     )
-    assert seen == ["a", "b", "a", "b", "a", "b"]
+    assert calls == ["a", "b", "a", "b", "a", "b"]
     assert runs == {"a": [1, 3, 5], "b": [2, 4, 6]}
 
 
@@ -39,16 +39,16 @@ def test_a_part_measured_later_joins_the_others_of_that_day(tmp_path):
             notes=["as measured"],
         )
         readable = report.save()
-    found = json.loads(readable.with_suffix(".json").read_text())
+    content = json.loads(readable.with_suffix(".json").read_text())
     assert {
-        name: section["data"]["runs"]["ours"] for name, section in found["sections"].items()
+        name: section["data"]["runs"]["ours"] for name, section in content["sections"].items()
     } == {"one": [3], "two": [2]}
     assert "| ours | 3      |" in readable.read_text()
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".md"]
 
 
 @pytest.mark.parametrize(
-    ("found", "name"),
+    ("content", "name"),
     [
         ({"processor": "AMD EPYC", "cores": 2}, "amd-epyc-2c"),
         (
@@ -58,8 +58,8 @@ def test_a_part_measured_later_joins_the_others_of_that_day(tmp_path):
         ({"processor": "x", "cores": 1, "gpu": "NVIDIA H200"}, "nvidia-h200"),
     ],
 )
-def test_a_machine_has_a_short_name(found, name):
-    assert measure.kind(found).startswith(name)
+def test_a_machine_has_a_short_name(content, name):
+    assert measure.kind(content).startswith(name)
 
 
 def test_both_sides_get_the_same_allocator():

@@ -52,11 +52,11 @@ def programs() -> dict[str, Path]:
             f"{ASSETS} is not set: give the folder of {' and '.join(PROGRAMS)}, as"
             " `setup-envtest use -p path` prints it"
         )
-    found = {name: Path(folder) / name for name in PROGRAMS}
-    missing = [name for name, path in found.items() if not os.access(path, os.X_OK)]
+    programs = {name: Path(folder) / name for name in PROGRAMS}
+    missing = [name for name, path in programs.items() if not os.access(path, os.X_OK)]
     if missing:
         raise RuntimeError(f"{ASSETS}={folder} has no program {' and no '.join(missing)}")
-    return found
+    return programs
 
 
 def definitions() -> list[dict]:

@@ -19,7 +19,7 @@ from clusters.pod_security import violations
 from clusters.survey import Survey
 from common.config import RunConfig
 from operations.check_pod_security import pods_of
-from operations.render import objects, rendered_run
+from operations.render import objects, placeholder_run
 from tests.cluster.conftest import EDITOR, LEVELS, NAMESPACE
 
 pytestmark = pytest.mark.cluster
@@ -47,7 +47,7 @@ def manifests(**values) -> dict[str, dict]:
     config = RunConfig(
         **{"s3_bucket": "s3://b/jec", "s3_endpoint": "https://s3.example.org", **values}
     )
-    return objects(rendered_run(config.replace(namespace=NAMESPACE)))
+    return objects(placeholder_run(config.replace(namespace=NAMESPACE)))
 
 
 def path_of(kind: Kind, name: str = "") -> str:
@@ -78,7 +78,7 @@ def send(user: client.ApiClient, method: str, path: str, body=None, **query) -> 
 def test_every_manifest_passes_a_strict_dry_run(admin, clients, values):
     editor = clients(EDITOR)
     for manifest in manifests(**values).values():
-        taken = send(
+        accepted = send(
             editor,
             "POST",
             path_of(KINDS[manifest["kind"]]),
@@ -86,9 +86,9 @@ def test_every_manifest_passes_a_strict_dry_run(admin, clients, values):
             dryRun="All",
             fieldValidation="Strict",
         )
-        assert taken["metadata"]["name"] == manifest["metadata"]["name"]
-        lost = dropped(manifest["spec"], taken["spec"])
-        assert lost == [], "fields that the server does not keep"
+        assert accepted["metadata"]["name"] == manifest["metadata"]["name"]
+        dropped_fields = dropped(manifest["spec"], accepted["spec"])
+        assert dropped_fields == [], "fields that the server does not keep"
 
 
 def dropped(ours, theirs, where: str = "spec") -> list[str]:
@@ -112,10 +112,10 @@ def dropped(ours, theirs, where: str = "spec") -> list[str]:
 def test_a_misspelt_field_does_not_pass(admin):
     manifest = manifests()["export_job.yaml"]
     manifest["spec"]["runPolicy"]["backofLimit"] = 1
-    with pytest.raises(ApiException) as raised:
+    with pytest.raises(ApiException) as error:
         send(admin, "POST", path_of(PYTORCHJOB), manifest, fieldValidation="Strict")
-    assert raised.value.status == 400
-    assert "backofLimit" in raised.value.body
+    assert error.value.status == 400
+    assert "backofLimit" in error.value.body
 
 
 def test_check_asks_the_server_as_it_does_everywhere(editor):
@@ -322,9 +322,9 @@ def test_an_owner_that_blocks_its_own_deletion_needs_another_right(admin, client
     manifest = manifests()["evaluate_job.yaml"]
     reference = {**OWNER.reference, "blockOwnerDeletion": True}
     manifest["metadata"]["ownerReferences"] = [reference]
-    with pytest.raises(ApiException) as raised:
+    with pytest.raises(ApiException) as error:
         send(clients(EDITOR), "POST", path_of(PYTORCHJOB), manifest, dryRun="All")
-    assert raised.value.status == 403
+    assert error.value.status == 403
 
 
 def test_an_experiment_is_deleted_in_the_background(editor, clients):
@@ -339,10 +339,10 @@ def test_an_experiment_is_deleted_in_the_background(editor, clients):
 
     send(admin, "POST", path_of(EXPERIMENT), manifest)
     send(admin, "DELETE", path_of(EXPERIMENT, name), propagationPolicy="Foreground")
-    left = send(admin, "GET", path_of(EXPERIMENT, name))
-    assert left["metadata"]["finalizers"] == ["foregroundDeletion"]
-    left["metadata"]["finalizers"] = []
-    send(admin, "PUT", path_of(EXPERIMENT, name), left)
+    remaining = send(admin, "GET", path_of(EXPERIMENT, name))
+    assert remaining["metadata"]["finalizers"] == ["foregroundDeletion"]
+    remaining["metadata"]["finalizers"] = []
+    send(admin, "PUT", path_of(EXPERIMENT, name), remaining)
 
 
 def test_an_experiment_keeps_the_parameters_that_it_was_made_with(editor, clients):
@@ -351,8 +351,8 @@ def test_an_experiment_keeps_the_parameters_that_it_was_made_with(editor, client
     admin = clients("admin")
     send(admin, "POST", path_of(EXPERIMENT), manifest)
     run_id = manifest["metadata"]["labels"]["jec/run-id"]
-    [(found, annotations)] = KubernetesCluster(NAMESPACE, poll=0.1).experiments(run_id).items()
-    assert found == name
+    [(experiment, annotations)] = KubernetesCluster(NAMESPACE, poll=0.1).experiments(run_id).items()
+    assert experiment == name
     assert '"memory": "24Gi"' in annotations["jec/parameters"]
     send(admin, "DELETE", path_of(EXPERIMENT, name))
 
@@ -361,5 +361,5 @@ def test_the_keys_of_a_secret_are_read_by_the_role(admin, editor):
     value = base64.b64encode(b"canary").decode()
     secret = {"metadata": {"name": "jec-webhook"}, "data": {"url": value}}
     send(admin, "POST", f"/api/v1/namespaces/{NAMESPACE}/secrets", secret)
-    found = Survey(connect(), NAMESPACE).secret("jec-webhook")
-    assert found.values == {"url": "canary"}
+    secret = Survey(connect(), NAMESPACE).secret("jec-webhook")
+    assert secret.values == {"url": "canary"}

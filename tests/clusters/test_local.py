@@ -322,7 +322,7 @@ if checkpoint.exists():
     sys.exit(0)
 with StopSignal() as stop:
     Path(sys.argv[3]).touch()
-    while not stop.received:
+    while not stop.signal_number:
         time.sleep(0.02)
     # A second signal now ends the program before it has written anything.
     time.sleep(0.5)

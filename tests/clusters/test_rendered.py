@@ -54,7 +54,8 @@ def test_what_nobody_watches_any_more_is_removed(fake, run, reason):
         backend.run_job(manifest, deadline=0.5)
     name = manifest["metadata"]["name"]
     assert backend.api.find("pytorchjobs", name), "a backend by itself removes nothing"
-    with pytest.raises(reason), step.watched(backend.cluster, backend.cluster.delete_job, name):
+    cluster = backend.cluster
+    with pytest.raises(reason), step.remove_if_stopped(cluster, cluster.delete_job, name):
         raise reason("enough")
     assert backend.api.find("pytorchjobs", name) is None
     assert backend.cluster.delete(run.id) == []
@@ -71,6 +72,7 @@ def test_a_step_in_a_pod_of_kubeflow_leaves_to_others_what_it_has_no_time_for(
     with pytest.raises(DeadlineError):
         backend.run_job(manifest, deadline=0.5)
     name = manifest["metadata"]["name"]
-    with pytest.raises(reason), step.watched(backend.cluster, backend.cluster.delete_job, name):
+    cluster = backend.cluster
+    with pytest.raises(reason), step.remove_if_stopped(cluster, cluster.delete_job, name):
         raise reason("enough")
     assert bool(backend.api.find("pytorchjobs", name)) == stays

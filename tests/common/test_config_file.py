@@ -15,7 +15,7 @@ from common.errors import InputError
 
 
 def flags_of(*words: str) -> Flags:
-    return Flags(pipeline.build_parser(), keys(pipeline.HOW_TO_RUN), list(words))
+    return Flags(pipeline.build_parser(), keys(pipeline.RUNNER_FLAGS), list(words))
 
 
 def written(tmp_path, text: str | bytes, name: str = "run.yaml") -> str:
@@ -51,7 +51,7 @@ def test_what_is_printed_is_every_flag_and_is_given_back_as_it_is(tmp_path, caps
     words += ["--min-improvement", "0.00001"]
     values = printed(capsys, *words)
     fields = {field.name for field in dataclasses.fields(RunConfig)} - {"run_id"}
-    assert set(values) == fields | set(pipeline.HOW_TO_RUN)
+    assert set(values) == fields | set(pipeline.RUNNER_FLAGS)
     assert (values["seed"], values["search_space"]) == ("7", space)
     file = written(tmp_path, yaml.safe_dump(values))
     assert printed(capsys, "--config", file) == values
@@ -149,7 +149,7 @@ def test_an_error_about_a_value_says_which_file_it_is_from(tmp_path, monkeypatch
 def test_a_flag_of_how_to_run_is_a_key_or_names_an_earlier_run_or_the_file():
     group = next(g for g in pipeline.build_parser()._action_groups if g.title == "how to run")
     names = {action.dest for action in group._group_actions}
-    assert names == {*pipeline.HOW_TO_RUN, *pipeline.EARLIER_RUNS, "config", "start_at"}
+    assert names == {*pipeline.RUNNER_FLAGS, *pipeline.EARLIER_RUNS, "config", "start_at"}
 
 
 def test_only_the_file_of_flags_is_read_with_a_command_that_looks_at_runs(tmp_path, capsys):

@@ -32,5 +32,5 @@ def exception_classes() -> set[str]:
 
 def test_the_tree_names_every_exception_class():
     defined = exception_classes()
-    assert {"JecError", "NoCluster", "Unusual"} <= defined
+    assert {"JecError", "NoCluster", "UnsupportedFile"} <= defined
     assert defined <= set(re.findall(r"\w+", errors.__doc__))

@@ -118,8 +118,8 @@ class Argo:
     def join(self, seconds: float = 40.0) -> None:
         """Wait until the exit handler has ended, too."""
         self._thread.join(seconds)
-        told = "\n".join(attempt.output for attempt in self.attempts)
-        assert not self._thread.is_alive(), f"the run did not end:\n{told}"
+        output = "\n".join(attempt.output for attempt in self.attempts)
+        assert not self._thread.is_alive(), f"the run did not end:\n{output}"
 
     @property
     def terminated(self) -> bool:
@@ -177,12 +177,12 @@ class Argo:
         while True:
             self.clock += LATENCY
             started = self.clock
-            begun = time.monotonic()
+            start_time = time.monotonic()
             attempt = self._attempt(step)
             self.attempts.append(attempt)
             name = f"{step}.executor({retries.attempts})"
             self._add_node(name, attempt.phase, attempt.message)
-            self.clock += time.monotonic() - begun
+            self.clock += time.monotonic() - start_time
             if attempt.phase == "Succeeded":
                 return True
             wait = retries.wait(started, self.clock, attempt.phase, terminated=self.terminated)

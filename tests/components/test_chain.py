@@ -223,7 +223,7 @@ def test_the_secrets_name_reaches_every_nested_step(compiled_pipeline):
         for name, part in document["components"].items()
     }
     for where, tasks in {"root": document["root"]["dag"]["tasks"], **dags(document)}.items():
-        given = (
+        expected_values = (
             document["root"]["inputDefinitions"]["parameters"] if where == "root" else inputs[where]
         )
         for name in set(tasks) & set(STEPS):
@@ -231,7 +231,7 @@ def test_the_secrets_name_reaches_every_nested_step(compiled_pipeline):
                 executors[f"exec-{name}"]["secretAsEnv"][0]["secretNameParameter"][
                     "componentInputParameter"
                 ]
-                in given
+                in expected_values
             ), name
 
 
@@ -274,13 +274,13 @@ def test_the_webhook_of_a_secret_is_in_the_environment_of_finish_alone(tmp_path,
     assert "canary-7f3a" not in text
     platform = list(yaml.safe_load_all(text))[1]["platforms"]["kubernetes"]
     executors = platform["deploymentSpec"]["executors"]
-    given = {
+    expected_values = {
         name: secret["keyToEnv"]
         for name, executor in executors.items()
         for secret in executor["secretAsEnv"]
         if secret.get("secretName") == "jec-webhook"
     }
-    assert given == {"exec-finish": [{"secretKey": "url", "envVar": "JEC_WEBHOOK"}]}
+    assert expected_values == {"exec-finish": [{"secretKey": "url", "envVar": "JEC_WEBHOOK"}]}
 
 
 def test_steps_that_log_get_the_logins_of_their_secrets(tmp_path, monkeypatch):

@@ -132,35 +132,35 @@ def test_a_summary_that_is_saved_before_the_cluster_is_asked_states_no_guess(
     fake, run, monkeypatch
 ):
     fake()
-    seen = []
+    summaries = []
 
     def look(*_):
-        seen.append(SummaryRecord.load(run.folder.summary))
+        summaries.append(SummaryRecord.load(run.folder.summary))
         return Stop(state="interrupted", reason=TERMINATED)
 
     def remove(_):
-        seen.append(SummaryRecord.load(run.folder.summary))
+        summaries.append(SummaryRecord.load(run.folder.summary))
         return ""
 
     monkeypatch.setattr(finish, "why_stopped", look)
     monkeypatch.setattr(finish, "remove_unfinished", remove)
     for state, reason in (("running", ""), ("interrupted", "told to stop"), ("done", "")):
-        seen.clear()
+        summaries.clear()
         step.write_status(run, "search", state, reason, job_id=JOB)
         finish.main([*finish_arguments(run), "--job-id", JOB])
-        before, during = seen
+        before, during = summaries
         assert (before.state, before.resume) == (finish.ENDING, "")
         assert (during.state, during.reason) == ("interrupted", TERMINATED)
         assert during.resume
     # what the step has said itself is known at once
-    seen.clear()
+    summaries.clear()
     step.write_status(run, "search", "failed", "no GPU is free", job_id=JOB)
     finish.main([*finish_arguments(run), "--job-id", JOB])
-    assert [(one.state, one.reason) for one in seen] == [("failed", "no GPU is free")] * 2
+    assert [(one.state, one.reason) for one in summaries] == [("failed", "no GPU is free")] * 2
 
 
 @pytest.mark.parametrize(
-    ("refused", "name", "said"),
+    ("refused", "name", "message"),
     [
         ("search-driver", "search", "the pod of its driver failed"),
         ("search", "search", "its pod could not be created"),
@@ -168,12 +168,12 @@ def test_a_summary_that_is_saved_before_the_cluster_is_asked_states_no_guess(
     ],
 )
 def test_a_pod_that_could_not_be_created_is_told_with_the_reason_that_argo_has(
-    fake, run, argo, refused, name, said
+    fake, run, argo, refused, name, message
 ):
     home = fake(node_of(loss(0.1)))
     flow = argo(home.api, refused=[refused], search=[], export=["--trial", "t"])
     flow.join()
-    assert ending(run) == ("failed", f"{said}: {WEBHOOK}")
+    assert ending(run) == ("failed", f"{message}: {WEBHOOK}")
     assert SummaryRecord.load(run.folder.summary).step == name
     assert StatusRecord.load(run.folder.status).steps[name].job_id == JOB
     assert SummaryRecord.load(run.folder.summary).resume
@@ -226,7 +226,7 @@ def finish_pod(api, flow: dict) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reason", "said"),
+    ("reason", "message"),
     [
         ("TaintManagerEviction", "evicted or preempted: TaintManagerEviction: the message"),
         ("Preempted", "evicted or preempted: Preempted: the message"),
@@ -234,7 +234,7 @@ def finish_pod(api, flow: dict) -> None:
         ("Killing", workflow.STOPPED),
     ],
 )
-def test_who_evicted_a_pod_that_is_gone_is_told_by_its_events(fake, run, reason, said):
+def test_who_evicted_a_pod_that_is_gone_is_told_by_its_events(fake, run, reason, message):
     home = fake()
     nodes = {"flow-1": node("root.exit-handler-1.search.executor(0)", "Error", "pod deleted")}
     finish_pod(home.api, {"metadata": {"name": "flow"}, "spec": {}, "status": {"nodes": nodes}})
@@ -243,9 +243,9 @@ def test_who_evicted_a_pod_that_is_gone_is_told_by_its_events(fake, run, reason,
         home.api.event(about, reason, "the message")
     step.write_status(run, "search", "running", job_id=JOB)
     assert finish.main([*finish_arguments(run), "--job-id", JOB]) == 0
-    state, told = ending(run)
+    state, end_reason = ending(run)
     assert state == "interrupted"
-    assert said in told
+    assert message in end_reason
 
 
 def test_only_pods_that_could_not_run_are_refusals():
@@ -258,9 +258,9 @@ def test_only_pods_that_could_not_run_are_refusals():
     ]
     assert workflow.refusals({"status": {"nodes": dict(enumerate(nodes))}}) == {}
     refused = node("root.exit-handler-1.onExit.finish-driver", "Error", WEBHOOK)
-    told = workflow.refusals({"status": {"nodes": {"1": refused}}})
-    assert list(told) == ["finish"]
-    assert WEBHOOK in told["finish"]
+    refusals = workflow.refusals({"status": {"nodes": {"1": refused}}})
+    assert list(refusals) == ["finish"]
+    assert WEBHOOK in refusals["finish"]
 
 
 def test_a_job_whose_watcher_is_lost_is_removed_and_what_is_finished_stays(fake, run, argo):
@@ -327,7 +327,7 @@ def test_what_cannot_be_removed_is_told_with_the_command_that_removes_it(
     bucket = run.uri.rsplit("/", 1)[0]
     endpoint = os.environ["AWS_ENDPOINT_URL"]
     down = f"python pipeline.py --down {run.id} --s3-bucket {bucket} --s3-endpoint {endpoint}"
-    assert f"{down} removes it" in summary.reason
+    assert f"{down} removes them" in summary.reason
 
 
 @pytest.mark.parametrize("kind", ["Failed", "Succeeded"])
@@ -342,8 +342,8 @@ def test_trials_that_outlived_their_experiment_go_and_it_stays(fake, run, kind):
         lasting = [one for one in home.api.all("trials") if not has_condition(one, "Succeeded")]
         running = {one["metadata"]["name"] for one in lasting}
     assert running
-    removed = home.cluster.delete_unfinished(run.id, deadline=10, report=home.lines.append)
-    assert set(removed) == {f"Trial/{name}" for name in running}
+    deleted_names = home.cluster.delete_unfinished(run.id, deadline=10, report=home.lines.append)
+    assert set(deleted_names) == {f"Trial/{name}" for name in running}
     assert names(home.api, "experiments") == [run.id]
     assert not running & set(names(home.api, "trials"))
     assert len(names(home.api, "trials")) == 1, "the trial that has succeeded stays"
@@ -427,7 +427,7 @@ def preempted() -> dict:
 
 
 @pytest.mark.parametrize(
-    ("spec", "pod", "state", "said"),
+    ("spec", "pod", "state", "message"),
     [
         ({"activeDeadlineSeconds": 0}, pod_of("Error", 143), "interrupted", f"^{TERMINATED}$"),
         ({"shutdown": "Terminate"}, None, "interrupted", f"^{TERMINATED}$"),
@@ -438,10 +438,10 @@ def preempted() -> dict:
         ({}, pod_of(reason="OOMKilled", exit_code=137), "failed", "OOMKilled"),
     ],
 )
-def test_why_a_step_was_stopped(spec, pod, state, said):
+def test_why_a_step_was_stopped(spec, pod, state, message):
     stop = workflow.stop_of(None if spec is None else {"spec": spec}, pod)
     assert stop.state == state
-    assert re.search(said, stop.reason)
+    assert re.search(message, stop.reason)
 
 
 @pytest.mark.parametrize(
@@ -549,7 +549,7 @@ def test_the_last_attempt_of_prepare_does_not_wait(run, monkeypatch):
         raise StorageError("away")
 
     monkeypatch.setattr(prepare, "fill", fill)
-    monkeypatch.setattr(prepare, "checked_inputs", lambda *_, **__: SimpleNamespace(space={}))
+    monkeypatch.setattr(prepare, "check_inputs", lambda *_, **__: SimpleNamespace(space={}))
     monkeypatch.setattr(prepare, "to_json", lambda _: "{}")
     bucket = f"{run.config.s3_bucket}/other"
     arguments = ["--s3-bucket", bucket, "--s3-endpoint", run.config.s3_endpoint, "--job-id", JOB]

@@ -35,7 +35,7 @@ def run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "state", "metrics", "wanted", "said"),
+    ("name", "state", "metrics", "expected", "message"),
     [
         ("deploy", "done", METRICS, "succeeded", ""),
         (
@@ -50,19 +50,19 @@ def run(tmp_path):
         ("search", "failed", None, "failed", "no GPU"),
         ("search", "interrupted", None, "interrupted", "no GPU"),
         ("search", "done", None, "failed", "after search"),
-        (None, None, None, "failed", "prepare left no trace"),
+        (None, None, None, "failed", "prepare wrote no status"),
     ],
 )
-def test_every_end_has_its_words(run, name, state, metrics, wanted, said):
+def test_every_end_has_its_words(run, name, state, metrics, expected, message):
     if name:
         step.write_status(run, name, state, "no GPU" if state in ("failed", "interrupted") else "")
     if metrics:
         metrics.save(run.folder.metrics)
     summary = finish.finish(run.uri, step.Artifacts(""))
-    assert summary.state == wanted
-    assert said in summary.reason
+    assert summary.state == expected
+    assert message in summary.reason
     assert storage.exists(run.folder.summary) == bool(name), "what is no run gets no folder"
-    assert finish.as_markdown(summary).startswith(f"# pfn-00000000: {wanted}\n")
+    assert finish.as_markdown(summary).startswith(f"# pfn-00000000: {expected}\n")
 
 
 def test_the_success_of_an_earlier_job_is_not_told_of_one_whose_prepare_refused(
@@ -72,14 +72,14 @@ def test_the_success_of_an_earlier_job_is_not_told_of_one_whose_prepare_refused(
     for name in ("search", "evaluate", "deploy"):
         step.write_status(run, name, "done", job_id="earlier")
     METRICS.save(run.folder.metrics)
-    told = finish.summarise(run.uri, "earlier")
-    assert (told.state, told.gate, told.gain_percent) == (
+    summary = finish.summarise(run.uri, "earlier")
+    assert (summary.state, summary.gate, summary.gain_percent) == (
         "succeeded",
         True,
         METRICS.gain,
     )
-    told = finish.summarise(run.uri, JOB)
-    assert (told.state, told.gate, told.gain_percent, told.report) == (
+    summary = finish.summarise(run.uri, JOB)
+    assert (summary.state, summary.gate, summary.gain_percent, summary.report) == (
         "failed",
         None,
         None,
@@ -108,8 +108,8 @@ def test_results_of_an_earlier_job_are_not_told_of_one_that_failed_before_them(r
         step.write_status(run, name, "done", job_id="earlier")
     METRICS.save(run.folder.metrics)
     step.write_status(run, "prepare", "failed", "other inputs", job_id=JOB)
-    told = finish.summarise(run.uri, JOB)
-    assert (told.state, told.step, told.reason, told.gain_percent) == (
+    summary = finish.summarise(run.uri, JOB)
+    assert (summary.state, summary.step, summary.reason, summary.gain_percent) == (
         "failed",
         "prepare",
         "other inputs",
@@ -127,9 +127,9 @@ def test_the_page_of_a_run_has_its_results_first_and_the_reason_in_a_block(run):
     assert first[2:8] == ["state", "resolution gain", "service", "report", "folder", "gate"]
     # no link: it leads nowhere outside the cluster
     assert "| service | `http://pfn-predictor.physics.svc` |" in page
-    asked = METRICS.config
-    assert f"{asked.gate} gate, limits: gain {asked.min_improvement:g} %" in page
-    assert f"closure {100 * asked.max_closure:g} % or the standard JEC's own" in page
+    settings = METRICS.config
+    assert f"{settings.gate} gate, limits: gain {settings.min_improvement:g} %" in page
+    assert f"closure {100 * settings.max_closure:g} % or the standard JEC's own" in page
     assert "```" not in page
 
     reason = "5 of 5 trials failed\nlast lines of pod p:\n<class 'x'> | CUDA out of memory"
@@ -174,30 +174,30 @@ def test_a_webhook_gets_the_summary_and_its_failure_is_not_the_runs(
         server.shutdown()
         server.server_close()
     assert server.got[0]["state"] == "failed"
-    said = capsys.readouterr().out
-    assert ("warning: the webhook" in said) == (code == 500)
-    assert "secret-part" not in said
+    message = capsys.readouterr().out
+    assert ("warning: the webhook" in message) == (code == 500)
+    assert "secret-part" not in message
     assert "secret-part" not in storage.read_text(run.folder.summary)
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "message"),
     [
-        ("JEC_WEBHOOK", "hook.example.org/secret-part", "JEC_WEBHOOK is no http"),
-        ("JEC_WEBHOOK", "http://[secret-part", "did not take"),
+        ("JEC_WEBHOOK", "hook.example.org/secret-part", "JEC_WEBHOOK is not an http"),
+        ("JEC_WEBHOOK", "http://[secret-part", "did not get"),
         ("JEC_WEBHOOK_FILE", "nowhere/url", "nowhere/url cannot be read: FileNotFoundError"),
         ("JEC_WEBHOOK_FILE", "/dev/null", "/dev/null is empty"),
     ],
 )
 def test_a_webhook_that_cannot_be_used_is_a_warning_without_its_url(
-    run, capsys, monkeypatch, name, value, said
+    run, capsys, monkeypatch, name, value, message
 ):
     monkeypatch.setenv(name, value)
     step.write_status(run, "search", "failed", "no GPU")
     assert finish.finish(run.uri, step.Artifacts("")).state == "failed"
-    told = capsys.readouterr().out
-    assert re.search(f"warning: the webhook .*{said}", told)
-    assert "secret-part" not in told
+    output = capsys.readouterr().out
+    assert re.search(f"warning: the webhook .*{message}", output)
+    assert "secret-part" not in output
 
 
 # Another try

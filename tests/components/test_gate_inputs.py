@@ -97,9 +97,9 @@ def test_what_is_said_of_the_test_jets_is_what_the_gate_says_in_the_end(name, ga
 
 def test_the_jets_are_those_of_the_prepared_test_set(tmp_path):
     jets = make_jets(500)
-    kept = without_endcap(jets)
+    jets_without_endcap = without_endcap(jets)
     for column, values in jets.items():
-        np.save(tmp_path / f"observer.{column}.npy", values[kept].astype(np.float32))
+        np.save(tmp_path / f"observer.{column}.npy", values[jets_without_endcap].astype(np.float32))
     (reason,) = gate_inputs.missing_of_jets(str(tmp_path), RunConfig())
     assert "endcap" in reason
     assert gate_inputs.missing_of_jets(str(tmp_path), RunConfig(gate_regions="barrel")) == []

@@ -131,15 +131,15 @@ def test_an_artifact_is_the_next_steps_input_with_its_metadata(run, tmp_path):
 
 
 def test_a_steps_exit_code_is_the_runs(run, tmp_path):
-    with pytest.raises(host_runner.StepFailed) as failed:
+    with pytest.raises(host_runner.StepError) as failure:
         run(two, text="yes", path=str(tmp_path / "out"), code=7)
-    assert failed.value.exit_code == 7
+    assert failure.value.exit_code == 7
 
 
 def test_a_quiet_run_shows_only_the_last_lines_of_a_step_that_failed(run, tmp_path, capfd):
     run(two, quiet=True, text="yes", path=str(tmp_path / "out"))
     assert capfd.readouterr().out == ""
-    with pytest.raises(host_runner.StepFailed):
+    with pytest.raises(host_runner.StepError):
         run(two, quiet=True, text="yes", path=str(tmp_path / "none" / "out"))
     assert "FileNotFoundError" in capfd.readouterr().out
 
@@ -148,9 +148,9 @@ def test_a_quiet_run_shows_only_the_last_lines_of_a_step_that_failed(run, tmp_pa
 def test_the_exit_handler_runs_after_a_failure_which_is_not_repeated_and_stays_the_runs(
     run, tmp_path
 ):
-    with pytest.raises(host_runner.StepFailed) as failed:
+    with pytest.raises(host_runner.StepError) as failure:
         run(finished, path=str(tmp_path / "out"), code=7)
-    assert failed.value.exit_code == 7
+    assert failure.value.exit_code == 7
     assert (tmp_path / "out").read_text() == "first !last !"
 
 

@@ -72,15 +72,15 @@ def columns_of(run: Run, split: str) -> Dataset:
 
 
 def test_the_shares_of_the_pt_are_those_of_the_jets_own_candidates(whole):
-    kept = columns_of(whole, "test")
+    columns = columns_of(whole, "test")
     jets = with_kinds(synthetic_jets(SIZES["test"], 2), 2)
     particles = jets["PF"][(jets["genJetPt"] > 20) & (np.abs(jets["genJetEta"]) < 2.5)]
     own = particles[particles["fromAK4Jet"] == 1]
     photons = ak.sum(own["pT"][own["id"] == 22], axis=1)
     with np.errstate(invalid="ignore"):
         share = ak.to_numpy(photons) / ak.to_numpy(ak.sum(own["pT"], axis=1))
-    names = kept.data_config.input_dicts[GROUP]
-    values = kept.batch(np.arange(len(kept))).inputs[GROUP].numpy()
+    names = columns.data_config.input_dicts[GROUP]
+    values = columns.batch(np.arange(len(columns))).inputs[GROUP].numpy()
     # A jet without candidates of its own has no shares.
     assert values[:, names.index("fractionPhoton")] == pytest.approx(np.nan_to_num(share), abs=1e-6)
     assert values[:, names.index("fractionMuon")].max() > 0.1
@@ -88,26 +88,26 @@ def test_the_shares_of_the_pt_are_those_of_the_jets_own_candidates(whole):
 
 @pytest.mark.parametrize("split", SIZES)
 def test_they_are_of_the_same_jets_and_leave_the_tensors_alone(whole, split):
-    kept, of_network = columns_of(whole, split), opened(whole, split)
-    assert len(kept) == len(of_network) == whole.record.data[split].jets
-    assert np.array_equal(kept.label("target"), of_network.label("target"))
-    assert kept.folder != of_network.folder
+    columns, of_network = columns_of(whole, split), opened(whole, split)
+    assert len(columns) == len(of_network) == whole.record.data[split].jets
+    assert np.array_equal(columns.label("target"), of_network.label("target"))
+    assert columns.folder != of_network.folder
     assert not any(name.startswith("fraction") for name in of_network.observers())
 
 
 def test_trees_learn_what_the_files_say_and_are_kept_for_the_next_run(whole, monkeypatch):
     observers = opened(whole, "test").observers()
-    compared = trees.compare(whole, observers, seed=1)
-    assert compared.record.reason == ""
-    assert {"jetPt", "QG_mult", *FRACTIONS} <= set(compared.record.columns)
-    assert "jetGirth" in compared.record.missing
+    comparison = trees.compare(whole, observers, seed=1)
+    assert comparison.record.reason == ""
+    assert {"jetPt", "QG_mult", *FRACTIONS} <= set(comparison.record.columns)
+    assert "jetGirth" in comparison.record.missing
     target = np.log(observers["genJetPt"] / observers["jetPt"])
     # The true pT depends on eta and on the multiplicity, which the columns have.
-    assert np.corrcoef(compared.predictions, target)[0, 1] > 0.4
+    assert np.corrcoef(comparison.predictions, target)[0, 1] > 0.4
     monkeypatch.setattr(trees, "fit_and_predict", lambda *_, **__: pytest.fail("trained again"))
     again = trees.compare(whole, observers, seed=1)
-    assert again.record == compared.record
-    assert np.array_equal(again.predictions, compared.predictions)
+    assert again.record == comparison.record
+    assert np.array_equal(again.predictions, comparison.predictions)
 
 
 def test_a_fraction_of_the_training_jets_is_taken_as_the_network_had_it(whole):
@@ -123,27 +123,27 @@ def test_a_fraction_of_the_training_jets_is_taken_as_the_network_had_it(whole):
 
 def test_without_kinds_of_candidates_the_trees_take_what_is_there(prepared):
     run = prepared(kinds=False)
-    compared = trees.compare(run, opened(run, "test").observers(), seed=1)
-    assert set(FRACTIONS) <= set(compared.record.missing)
-    assert "jetPt" in compared.record.columns
-    assert len(compared.predictions) == run.record.data["test"].jets
+    comparison = trees.compare(run, opened(run, "test").observers(), seed=1)
+    assert set(FRACTIONS) <= set(comparison.record.missing)
+    assert "jetPt" in comparison.record.columns
+    assert len(comparison.predictions) == run.record.data["test"].jets
 
 
 def test_too_few_training_jets_make_no_trees(prepared):
     run = prepared(kinds=False, train=500)
-    compared = trees.compare(run, opened(run, "test").observers(), seed=1)
-    assert compared.predictions is None
+    comparison = trees.compare(run, opened(run, "test").observers(), seed=1)
+    assert comparison.predictions is None
     number = run.record.data["train"].jets
     assert number < 500
-    assert f"{number} training jets" in compared.record.reason
+    assert f"{number} training jets" in comparison.record.reason
 
 
 def test_columns_of_other_jets_are_not_compared(whole):
     observers = dict(opened(whole, "test").observers())
     observers["jetPt"] = observers["jetPt"][::-1]
-    compared = trees.compare(whole, observers, seed=1)
-    assert compared.predictions is None
-    assert "jetPt" in compared.record.reason
+    comparison = trees.compare(whole, observers, seed=1)
+    assert comparison.predictions is None
+    assert "jetPt" in comparison.record.reason
 
 
 def test_a_run_of_an_earlier_version_says_why_it_has_no_trees(whole):
@@ -165,16 +165,16 @@ BRANCHES = ["jetPt", "jetEta", "genJetPt", "genJetEta", "rhoAll"]
 
 def test_a_new_variable_of_a_columns_name_is_that_column():
     config = DataConfig.from_options(options(new_variables={"jetMass": "jetPt * 0.1"}) | _flat())
-    made = jet_columns.of_files(config, BRANCHES)
-    assert made.options["inputs"][GROUP]["vars"] == ["jetPt", "jetEta", "jetMass", "rhoAll"]
-    assert made.options["observers"] == ["jetPt", "genJetPt", "rhoAll"]
+    jet_level = jet_columns.of_files(config, BRANCHES)
+    assert jet_level.options["inputs"][GROUP]["vars"] == ["jetPt", "jetEta", "jetMass", "rhoAll"]
+    assert jet_level.options["observers"] == ["jetPt", "genJetPt", "rhoAll"]
 
 
 def test_files_without_the_pt_have_no_columns():
     config = DataConfig.from_options(options(new_variables={}) | _flat())
-    made = jet_columns.of_files(config, ["genJetPt", "genJetEta", "jetEta"])
-    assert made.options == {}
-    assert "jetPt" in made.reason
+    jet_level = jet_columns.of_files(config, ["genJetPt", "genJetEta", "jetEta"])
+    assert jet_level.options == {}
+    assert "jetPt" in jet_level.reason
 
 
 def test_a_classification_has_no_columns():

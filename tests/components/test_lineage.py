@@ -14,7 +14,7 @@ from components import lineage, step, steps
 from tests.records import export_record
 
 NAME = "pfn-regressor-open"
-TAKEN = {
+ARTIFACTS = {
     "search": {"dataset": ("prepare", "system.Dataset")},
     "export": {
         "dataset": ("prepare", "system.Dataset"),
@@ -52,15 +52,15 @@ def run(tmp_path):
 def test_each_step_takes_the_artifacts_that_its_results_come_from(compiled_pipeline):
     spec = compiled_pipeline.spec
     (group,) = (part["dag"]["tasks"] for part in spec["components"].values() if "dag" in part)
-    taken = {}
+    artifacts = {}
     for name, task in group.items():
         declared = spec["components"][f"comp-{name}"].get("inputDefinitions", {})
         for key, source in task["inputs"].get("artifacts", {}).items():
             output = source["taskOutputArtifact"]
             assert output["outputArtifactKey"] == key
             schema = declared["artifacts"][key]["artifactType"]["schemaTitle"]
-            taken.setdefault(name, {})[key] = (output["producerTask"], schema)
-    assert taken == TAKEN
+            artifacts.setdefault(name, {})[key] = (output["producerTask"], schema)
+    assert artifacts == ARTIFACTS
 
 
 def test_no_artifact_s_address_is_the_beginning_of_another_s():
@@ -90,13 +90,13 @@ def test_the_model_says_where_it_is_and_what_it_was_made_of(run):
 
 
 def test_the_dataset_says_where_the_jets_of_each_set_are(run):
-    described = lineage.dataset(run)
-    assert {name: described[name] for name in ("train", "train_jets", "test_jets")} == {
+    metadata = lineage.dataset(run)
+    assert {name: metadata[name] for name in ("train", "train_jets", "test_jets")} == {
         "train": "s3://b/prepared/train",
         "train_jets": 800,
         "test_jets": 150,
     }
-    assert described.items() >= ORIGIN.items()
+    assert metadata.items() >= ORIGIN.items()
 
 
 ORIGIN = {

@@ -37,8 +37,8 @@ def local_run(tmp_path):
     ("error", "code", "resumable"),
     [
         (InterruptedRun("told to stop"), 130, True),
-        (host_runner.StepFailed("search", 1), 1, True),
-        (host_runner.StepFailed("prepare", 2), 2, False),
+        (host_runner.StepError("search", 1), 1, True),
+        (host_runner.StepError("prepare", 2), 2, False),
         (ClusterError("no GPU"), 1, True),
         (InputError("no jets"), 2, False),
     ],
@@ -72,10 +72,10 @@ def test_a_model_server_that_ends_too_often_ends_the_serving(local_run, monkeypa
     # Beyond the largest process id that Linux gives.
     (folder / "service.json").write_text(json.dumps({"pid": 2**22 + 1}))
     (folder / "server.log").write_text("it starts\nthe GPU is gone\n")
-    began = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(JecError, match=r"the GPU is gone"):
         local_run._keep_serving()
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - start < 1.0
     status = StatusRecord.load(local_run.run.folder.status)
     assert (status.step, status.state) == ("pipeline", "failed")
     assert "the GPU is gone" in status.reason
@@ -87,22 +87,22 @@ def test_a_model_server_that_ends_is_started_again_and_the_records_say_so(
     run = local_run.run
     folder = local_run.output / RUN_ID / "local" / "services" / run.model_name
     folder.mkdir(parents=True)
-    gone = {"pid": 2**22 + 1, "url": "http://127.0.0.1:8123"}
-    (folder / "service.json").write_text(json.dumps(gone))
-    service_record(run.model_name, url=gone["url"], details={"pid": gone["pid"]}).save(
-        run.folder.service
-    )
+    dead_server = {"pid": 2**22 + 1, "url": "http://127.0.0.1:8123"}
+    (folder / "service.json").write_text(json.dumps(dead_server))
+    service_record(
+        run.model_name, url=dead_server["url"], details={"pid": dead_server["pid"]}
+    ).save(run.folder.service)
 
     def start(repository, **options):
         assert (repository, options["model_name"]) == (run.folder.models, run.model_name)
         assert options["http_port"] == 8123
-        return Server(pid=2**22 + 2, url=gone["url"], kind="triton", log="")
+        return Server(pid=2**22 + 2, url=dead_server["url"], kind="triton", log="")
 
     monkeypatch.setattr(triton, "start", start)
     local_run._ensure_service()
     assert ServiceRecord.load(run.folder.service).details["pid"] == 2**22 + 2
     assert json.loads((folder / "service.json").read_text())["pid"] == 2**22 + 2
-    assert gone["url"] in capsys.readouterr().out
+    assert dead_server["url"] in capsys.readouterr().out
 
 
 def test_small_results_on_s3_are_copied_beside_the_logs(s3_bucket, tmp_path):

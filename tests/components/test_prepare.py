@@ -45,7 +45,7 @@ def test_a_service_that_kserve_would_never_make_is_refused(
         prepare.prepare(RunConfig(**values), JOB)
     assert storage.entries(s3_bucket) == []
     longest = RunConfig(**{**values, "service_name": "a" * 20})
-    assert inputs.check_service_name(inputs.Inputs(longest)).seen
+    assert inputs.check_service_name(inputs.Inputs(longest)).is_checked
 
 
 @pytest.mark.faults
@@ -58,7 +58,7 @@ def test_what_a_run_may_take_is_said_before_it_is_written(
     needs = inputs.Inputs(config)
     files = [types.SimpleNamespace(bytes_per_entry=1000.0, num_used=1000)]
     for split in ("train", "test"):
-        needs.checked[split] = types.SimpleNamespace(files=files)
+        needs.file_checks[split] = types.SimpleNamespace(files=files)
     monkeypatch.setattr(prepare.space, "free_bytes", lambda path: free)
     prepare.say_disk_need(Run(config=config), needs)
     assert capsys.readouterr().out == ""  # without torch nobody knows the network
@@ -76,7 +76,7 @@ def test_what_a_run_may_take_is_said_before_it_is_written(
 def test_a_name_in_an_unknown_namespace_is_looked_at_later():
     config = RunConfig(s3_bucket="s3://bucket/runs", service_name="a" * 40)
     result = inputs.check_service_name(inputs.Inputs(config))
-    assert (result.seen, result.cure) == (False, "give --namespace")
+    assert (result.is_checked, result.cure) == (False, "give --namespace")
 
 
 @pytest.mark.parametrize("in_common", [0, 1, 200], ids=["none", "few", "many"])
@@ -88,8 +88,8 @@ def test_jets_that_two_sets_share_are_counted_reported_and_refused(monkeypatch, 
             prepare.check_shared({})
         return
     assert prepare.check_shared({}) == {"train and test": in_common}
-    reported = re.search(rf"\b{in_common} .*--data-test .*--data-train", capsys.readouterr().out)
-    assert bool(reported) == (in_common > 0)
+    match = re.search(rf"\b{in_common} .*--data-test .*--data-train", capsys.readouterr().out)
+    assert bool(match) == (in_common > 0)
 
 
 @pytest.fixture
@@ -175,15 +175,15 @@ def test_a_run_does_not_go_on_with_another_parameter_of_its_trials(prepared, cap
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("asked", ["auto", "other"])
-def test_a_run_on_kubeflow_knows_its_namespace(monkeypatch, asked):
+@pytest.mark.parametrize("requested", ["auto", "other"])
+def test_a_run_on_kubeflow_knows_its_namespace(monkeypatch, requested):
     """Commands that are printed for later name it; a clone elsewhere has its own."""
     monkeypatch.delenv(step.LOCAL_DIR, raising=False)
     monkeypatch.setattr(prepare, "own_namespace", lambda: "physics")
-    config = RunConfig(namespace=asked)
-    assert prepare.namespace(config) == ("physics" if asked == "auto" else "other")
+    config = RunConfig(namespace=requested)
+    assert prepare.namespace(config) == ("physics" if requested == "auto" else "other")
     monkeypatch.setenv(step.LOCAL_DIR, "runs")
-    assert prepare.namespace(config) == asked
+    assert prepare.namespace(config) == requested
 
 
 @pytest.mark.parametrize(("now", "same"), [("physics", True), ("other", False)])

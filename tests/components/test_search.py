@@ -42,13 +42,13 @@ class Backend:
         trials = self.trials.setdefault(name, [])
         while len(trials) < manifest["spec"]["maxTrialCount"]:
             loss = next(self.losses) / 100
-            seen = {"AvgLoss": Observation(min=loss, max=loss, latest=loss)}
+            observations = {"AvgLoss": Observation(min=loss, max=loss, latest=loss)}
             trials.append(
                 Trial(
                     name=f"{name}-{len(trials):03d}",
                     status="Succeeded",
                     parameters={"fc-dim": "50"},
-                    metrics=seen,
+                    metrics=observations,
                 )
             )
             place = self.run.path("trials", trials[-1].name)
@@ -81,9 +81,9 @@ def run(tmp_path):
 
 @pytest.fixture
 def backend(run, monkeypatch):
-    made = Backend(run)
-    monkeypatch.setattr(step, "backend", lambda _: made)
-    return made
+    backend_of_run = Backend(run)
+    monkeypatch.setattr(step, "backend", lambda _: backend_of_run)
+    return backend_of_run
 
 
 def do(run):
@@ -151,16 +151,16 @@ def test_the_experiment_is_deleted_when_asked_and_its_results_stay(run, backend)
 
 
 @pytest.mark.parametrize(
-    ("goal", "more", "wanted"),
+    ("goal", "more", "expected"),
     [
         ("none", "none", "none"),
         ("none", "0", r"\b0\b"),
         ("0.08", "2", "goal"),
     ],
 )
-def test_more_trials_that_cannot_be_are_refused(run, backend, goal, more, wanted):
+def test_more_trials_that_cannot_be_are_refused(run, backend, goal, more, expected):
     do(run)
-    with pytest.raises(InputError, match=wanted):
+    with pytest.raises(InputError, match=expected):
         with_more_trials(run.config.replace(goal=goal), more)
 
 

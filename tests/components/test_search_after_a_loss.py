@@ -20,7 +20,7 @@ SPACE = [{"name": "fc-dim", "type": "int", "min": 1, "max": 9999}]
 EPOCHS = 3
 
 
-class Lost(BaseException):
+class LauncherLost(BaseException):
     """The launcher's pod is gone: nothing that it would do at its end happens."""
 
 
@@ -66,7 +66,7 @@ class Cluster:
         trials = self.existing.setdefault(name, [])
         while sum(trial.status != "Running" for trial in trials) < _asked(manifest):
             if self.next_event() == "lost":
-                raise Lost
+                raise LauncherLost
             self.next_trial(name)
         ended = [trial for trial in trials if trial.status != "Running"]
         best = min(
@@ -88,9 +88,9 @@ class Cluster:
         if event == "ends":
             write_trial(self.run, name, point, losses, start=100.0 * number)
             self.finished[name] = min(losses)
-            seen = Observation(min=min(losses), max=max(losses), latest=losses[-1])
+            observation = Observation(min=min(losses), max=max(losses), latest=losses[-1])
             trial = Trial(
-                name=name, status="Succeeded", parameters=point, metrics={"AvgLoss": seen}
+                name=name, status="Succeeded", parameters=point, metrics={"AvgLoss": observation}
             )
         elif event == "fails":
             storage.write_text(self.run.path("trials", name, "failed"), "no finite loss\n")
@@ -112,7 +112,7 @@ class Cluster:
         self.parallel = parallel
         for manifest in manifests:
             if self.next_event() == "lost":
-                raise Lost
+                raise LauncherLost
             self.jobs.append(manifest)
             event = self.events.pop(0) if self.events else "ends"
             name = manifest["metadata"]["name"]
@@ -157,7 +157,7 @@ def cluster_of(monkeypatch):
 
 def lose(run: Run, cluster: Cluster) -> None:
     """Run the step until its launcher is lost."""
-    with pytest.raises(Lost):
+    with pytest.raises(LauncherLost):
         search.search(run, step.Artifacts(""))
     cluster.events.remove("lost")
 
@@ -203,7 +203,7 @@ def test_an_experiment_that_still_runs_goes_on_and_its_trials_count_once(tmp_pat
     run = make_run(tmp_path)
     cluster = cluster_of(run, "ends", "ends", "lost")
     lose(run, cluster)
-    cluster.next_trial(run.id)  # nobody watches, and it goes on
+    cluster.next_trial(run.id)  # nobody watches, and the run uses its copy
     record = end(run)
     assert [one["metadata"]["name"] for one in cluster.manifests] == [run.id] * 2
     assert _asked(cluster.manifests[-1]) == 5
@@ -212,7 +212,7 @@ def test_an_experiment_that_still_runs_goes_on_and_its_trials_count_once(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("changed", "said"),
+    ("changed", "message"),
     [
         ({"memory": "24Gi"}, "--memory was 12Gi, now 24Gi"),
         ({"tolerations": "gpu"}, "--tolerations was none, now gpu"),
@@ -223,7 +223,7 @@ def test_an_experiment_that_still_runs_goes_on_and_its_trials_count_once(tmp_pat
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_an_experiment_that_katib_does_not_let_change_is_replaced(
-    tmp_path, cluster_of, capsys, changed, said
+    tmp_path, cluster_of, capsys, changed, message
 ):
     run = make_run(tmp_path)
     cluster = cluster_of(run, "ends", "hangs", "ends", "lost")
@@ -236,9 +236,9 @@ def test_an_experiment_that_katib_does_not_let_change_is_replaced(
     assert hanging in cluster.finished
     assert (record.carried, len(record.trials)) == (3, 5)
     text = capsys.readouterr().out
-    assert said in text
-    [told] = [line for line in text.splitlines() if hanging in line and "checkpoint" in line]
-    assert told
+    assert message in text
+    [line] = [line for line in text.splitlines() if hanging in line and "checkpoint" in line]
+    assert line
     [job] = cluster.jobs
     [spec] = job["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]["containers"]
     assert spec["image"] == resumed.config.weaver_image
@@ -334,7 +334,7 @@ def test_what_cannot_be_resumed_is_drawn_anew(tmp_path, cluster_of, capsys, tria
     record = end(Run(config=run.config.replace(max_trials=trials)))
     assert len(cluster.jobs) == resumed
     assert len(record.trials) == trials
-    assert ("does not count" in capsys.readouterr().out) == (resumed == 0 and trials > 1)
+    assert ("is not resumed" in capsys.readouterr().out) == (resumed == 0 and trials > 1)
     assert storage.exists(run.folder.resumed) == bool(resumed)
 
 
@@ -421,7 +421,7 @@ def test_more_trials_that_were_lost_count_beside_those_of_the_record(tmp_path, c
     twice = Run(config=run.config.replace(max_trials=11))
     lose(twice, cluster)
     record = end(twice)
-    assert cluster.manifests[-1]["metadata"]["name"] == "pfn-00000000-6", "it goes on"
+    assert cluster.manifests[-1]["metadata"]["name"] == "pfn-00000000-6", "the run uses its copy"
     assert (record.carried, len(record.trials)) == (6, 11)
 
 
@@ -437,7 +437,7 @@ def test_whatever_was_lost_every_trial_that_ended_counts_once(tmp_path, cluster_
         cluster.events = [*before, "lost"]
         try:
             search.search(run, step.Artifacts(""))
-        except Lost:
+        except LauncherLost:
             pass
         else:
             break  # it had ended before its launcher was lost
@@ -446,9 +446,9 @@ def test_whatever_was_lost_every_trial_that_ended_counts_once(tmp_path, cluster_
         [name] = cluster.existing
         cluster.events = []
         fate = rng.choice(["removed", "stays", "goes on"])
-        asked = _asked(cluster.manifests[-1])
+        requested = _asked(cluster.manifests[-1])
         ended = sum(trial.status != "Running" for trial in cluster.existing[name])
-        if fate == "goes on" and ended < asked:
+        if fate == "goes on" and ended < requested:
             cluster.next_trial(name)
         if fate == "removed":
             cluster.delete_experiment(name)

@@ -56,8 +56,8 @@ def compiled(tmp_path_factory):
 def executors(ir):
     """What the IR asks of Kubernetes, by the name of the step."""
     platform = list(yaml.safe_load_all(ir.read_text()))[1]
-    asked = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    return {name.removeprefix("exec-"): one for name, one in asked.items()}
+    executor_specs = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    return {name.removeprefix("exec-"): one for name, one in executor_specs.items()}
 
 
 def test_the_versions_are_those_around_every_change():
@@ -78,40 +78,40 @@ def test_every_server_takes_what_is_written_for_an_unknown_one(compiled, version
 
 
 def test_a_server_that_is_too_old_would_refuse_it(compiled):
-    (refused, *_) = Messages("2.4.1").refusals(compiled("default", chain.ANY_SERVER))
-    assert "secretNameParameter" in refused
+    (refusal, *_) = Messages("2.4.1").refusals(compiled("default", chain.ANY_SERVER))
+    assert "secretNameParameter" in refusal
 
 
 @pytest.mark.parametrize(
-    ("field", "asked", "oldest"),
+    ("field", "features", "oldest"),
     [
         ("optional", Support(optional_secret=True), "2.15.0"),
         ("securityContext", Support(non_root=True), "2.16.0"),
     ],
 )
 def test_a_field_is_refused_exactly_by_the_servers_that_do_not_get_it(
-    compiled, field, asked, oldest
+    compiled, field, features, oldest
 ):
     """Otherwise a server would lose what it could do."""
-    ir = compiled("default", asked)
+    ir = compiled("default", features)
     for version in SUPPORTED:
         refusals = Messages(version).refusals(ir)
         too_old = version_numbers(version) < version_numbers(oldest)
         assert bool(refusals) == too_old, version
         assert all(field in refusal for refusal in refusals)
-        given = str(executors(compiled("default", support(version))))
-        assert (f"'{field}'" in given) != too_old, version
+        executor_text = str(executors(compiled("default", support(version))))
+        assert (f"'{field}'" in executor_text) != too_old, version
 
 
 @pytest.mark.parametrize("version", SUPPORTED)
 def test_labels_are_written_only_where_each_step_keeps_its_own(compiled, version):
-    asked = executors(compiled("default", support(version)))
-    labels = {step: one["podMetadata"].get("labels", {}) for step, one in asked.items()}
+    executor_specs = executors(compiled("default", support(version)))
+    labels = {step: one["podMetadata"].get("labels", {}) for step, one in executor_specs.items()}
     if version == "2.5.0":
         assert set(map(str, labels.values())) == {"{}"}
     else:
-        assert labels == {step: {"jec/step": step} for step in asked}
-    for one in asked.values():  # this one is the same for all steps
+        assert labels == {step: {"jec/step": step} for step in executor_specs}
+    for one in executor_specs.values():  # this one is the same for all steps
         assert one["podMetadata"]["annotations"] == {chain.SAFE_TO_EVICT: "false"}
         assert one["secretAsEnv"][0]["secretNameParameter"]
         assert int(one["activeDeadlineSeconds"]) > 0

@@ -67,8 +67,8 @@ def test_by_hand_there_is_no_kfp_and_nothing_is_written():
         (None, "done", ""),
         (ClusterError("no GPU"), "failed", "no GPU"),
         (ValueError("odd"), "failed", "ValueError: odd"),
-        (InterruptedRun("stop"), "interrupted", "told to stop"),
-        (KeyboardInterrupt(), "interrupted", "told to stop"),
+        (InterruptedRun("stop"), "interrupted", "stopped by a signal"),
+        (KeyboardInterrupt(), "interrupted", "stopped by a signal"),
     ],
 )
 def test_the_status_says_how_a_step_ended(run, error, state, reason):

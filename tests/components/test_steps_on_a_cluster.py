@@ -146,7 +146,7 @@ def check_artifacts(folder, step_name: str) -> None:
             assert name not in written
 
 
-def furnished(api, endpoint) -> None:
+def create_secrets(api, endpoint) -> None:
     furnish(api, endpoint=endpoint.removeprefix("http://"))
     api.find("secrets", "s3-secret")["metadata"]["annotations"]["serving.kserve.io/s3-usehttps"] = (
         "0"
@@ -159,7 +159,7 @@ def test_the_steps_of_a_run_one_after_the_other(
     home = fake(
         node_of(loss(0.2), loss(0.1), Play(), Play(), UP), kserve=KServe(url=model_server.url)
     )
-    furnished(home.api, s3_server)
+    create_secrets(home.api, s3_server)
     kfp = outputs(tmp_path / "search", "search")
     assert call(search, run, "--best-trial-output", str(tmp_path / "best"), *kfp) == 0
     check_artifacts(tmp_path / "search", "search")
@@ -414,17 +414,17 @@ def test_trials_under_way_resume_as_jobs_with_the_present_settings(
     hung = sorted(training.points)
     training.stuck = {hung[1]}
     in_a_workflow(api, monkeypatch, tmp_path, "second")
-    seen = {}
+    states = {}
 
     def lose() -> None:
-        seen.update({one["metadata"]["name"]: one for one in api.all("pytorchjobs")})
+        states.update({one["metadata"]["name"]: one for one in api.all("pytorchjobs")})
         api.delete("workflows", api.find("workflows", "second"))
 
     losing = later(lose, lambda: len(training.resumed) == 2 and ended(api, hung[0]), api)
     assert call(search, run, "--job-id", "second") == 1
     losing.join()
-    assert sorted(seen) == hung, "both at once, and no trial of another experiment beside them"
-    for job in seen.values():
+    assert sorted(states) == hung, "both at once, and no trial of another experiment beside them"
+    for job in states.values():
         pod = job["spec"]["pytorchReplicaSpecs"]["Master"]["template"]
         container = pod["spec"]["containers"][0]
         assert container["image"] == "jec-weaver:2"
@@ -432,7 +432,7 @@ def test_trials_under_way_resume_as_jobs_with_the_present_settings(
         assert {"jec/run-id": run.id, "jec/step": "search"}.items() <= pod["metadata"][
             "labels"
         ].items()
-    owners = {name: job["metadata"].get("ownerReferences") for name, job in seen.items()}
+    owners = {name: job["metadata"].get("ownerReferences") for name, job in states.items()}
     assert not owners[hung[0]], "it has ended well, and stays"
     assert [owner["name"] for owner in owners[hung[1]]] == ["second"]
     api.wait_for(lambda: not api.find("pytorchjobs", hung[1]))
@@ -482,8 +482,8 @@ def test_trials_of_an_experiment_that_still_runs_resume_once_it_is_replaced(
     record = SearchRecord.load(run.folder.search)
     assert sorted(trial.name for trial in record.trials[:2]) == hung
     assert (record.experiment, record.carried, len(record.trials)) == (f"{run.id}-2", 2, 3)
-    told = [line for line in capsys.readouterr().out.splitlines() if "--memory was 12Gi" in line]
-    assert "checkpoints" in told[0]
+    lines = [line for line in capsys.readouterr().out.splitlines() if "--memory was 12Gi" in line]
+    assert "checkpoints" in lines[0]
 
 
 def ended(api, job: str) -> bool:
@@ -542,7 +542,7 @@ def started_then(watch):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (
             lambda server: setattr(server, "off", np.float32(0.001)),
@@ -552,18 +552,18 @@ def started_then(watch):
     ],
 )
 def test_a_green_run_with_a_broken_service_is_impossible(
-    fake, run, model_server, s3_server, capsys, spoil, said
+    fake, run, model_server, s3_server, capsys, spoil, message
 ):
     home = fake(
         node_of(Play(seconds=1e9, log="loading failed\n")),
         kserve=KServe(url=model_server.url),
     )
-    furnished(home.api, s3_server)
+    create_secrets(home.api, s3_server)
     as_the_pods_would(run)
     spoil(model_server)
     assert call(deploy, run, *PASSED) == 1
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert "\n  | loading failed" in error
     assert not storage.exists(run.path("service.json"))
     assert finish.summarise(run.uri).state == "failed"
@@ -586,7 +586,7 @@ def test_a_former_model_that_may_still_answer_is_asked_again(run, model_server, 
 
 def test_a_new_model_is_asked_beside_the_former_one(fake, run, model_server, s3_server, capsys):
     home = fake(node_of(UP), kserve=KServe(url=model_server.url))
-    furnished(home.api, s3_server)
+    create_secrets(home.api, s3_server)
     as_the_pods_would(run)
     assert call(deploy, run, *PASSED) == 0
     other = Run(config=run.config.replace(run_id=f"{NAME}-4567abcd"))
@@ -614,7 +614,7 @@ def test_without_its_keys_no_service_is_made(fake, run, model_server, capsys):
 
 
 @pytest.mark.parametrize(
-    ("module", "args", "play", "said"),
+    ("module", "args", "play", "message"),
     [
         (search, (), Play(exit_code=1, log="error: no jets\n"), "2 x exit code 1: .*no jets"),
         (
@@ -626,10 +626,12 @@ def test_without_its_keys_no_service_is_made(fake, run, model_server, capsys):
         (evaluate, ("--trial", "t"), Play(reason="OOMKilled"), "OOMKilled"),
     ],
 )
-def test_a_step_whose_pods_fail_ends_with_their_reason(fake, run, capsys, module, args, play, said):
+def test_a_step_whose_pods_fail_ends_with_their_reason(
+    fake, run, capsys, module, args, play, message
+):
     fake(node_of(play))
     assert call(module, run, *args) == 1
-    assert re.search(said, capsys.readouterr().err)
+    assert re.search(message, capsys.readouterr().err)
     assert finish.summarise(run.uri).state == "failed"
 
 
@@ -641,7 +643,7 @@ def test_a_step_whose_pods_fail_ends_with_their_reason(fake, run, capsys, module
 def accepted(monkeypatch):
     """Data and configurations that pass their checks."""
     inputs = types.SimpleNamespace(space=[])
-    monkeypatch.setattr(prepare, "checked_inputs", lambda config, kept: inputs)
+    monkeypatch.setattr(prepare, "check_inputs", lambda config, copies_folder: inputs)
     made = []
     monkeypatch.setattr(prepare, "fill", lambda run, *_: made.append(run) or run.save())
     return made
@@ -652,23 +654,23 @@ def test_prepare_refuses_a_run_whose_predictor_would_not_get_its_model(
     fake, run, s3_server, accepted, wrong
 ):
     home = fake()
-    furnished(home.api, s3_server)
+    create_secrets(home.api, s3_server)
     name = {"secrets": "s3-secret", "serviceaccounts": "default"}[wrong]
     home.api.delete(wrong, home.api.find(wrong, name))
-    asked = run.config.replace(run_id="pfn-11111111")
-    with pytest.raises(InputError, match=f"would not get its model: .*{name}"):
-        prepare.prepare(asked, "job-1")
+    new_config = run.config.replace(run_id="pfn-11111111")
+    with pytest.raises(InputError, match=f"could not load its model: .*{name}"):
+        prepare.prepare(new_config, "job-1")
     assert accepted == []
-    assert storage.entries(Run(config=asked).uri) == []
+    assert storage.entries(Run(config=new_config).uri) == []
 
 
 def test_prepare_shows_what_was_changed_first_and_the_space_as_json(
     fake, run, s3_server, accepted, tmp_path, capsys
 ):
     home = fake()
-    furnished(home.api, s3_server)
-    asked = run.config.replace(run_id="pfn-11111111", num_gpus=2, data_train="a|b/<c>/*.root")
-    prepare.prepare(asked, "job-1", "", step.Artifacts(outputs(tmp_path, "prepare")[1]))
+    create_secrets(home.api, s3_server)
+    new_config = run.config.replace(run_id="pfn-11111111", num_gpus=2, data_train="a|b/<c>/*.root")
+    prepare.prepare(new_config, "job-1", "", step.Artifacts(outputs(tmp_path, "prepare")[1]))
     check_artifacts(tmp_path, "prepare")
     text = (tmp_path / "parameters").read_text()
     changed, rest = text.split("The defaults:")
@@ -684,7 +686,7 @@ def test_prepare_goes_on_where_the_predictors_keys_are_there_or_cannot_be_seen(
     fake, run, s3_server, accepted, capsys, monkeypatch
 ):
     home = fake()
-    furnished(home.api, s3_server)
+    create_secrets(home.api, s3_server)
     prepare.prepare(run.config.replace(run_id="pfn-11111111"), "job-1")
     assert "not seen" not in capsys.readouterr().out
     monkeypatch.setattr(predictor, "connect", no_cluster)

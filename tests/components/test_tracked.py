@@ -38,8 +38,8 @@ class Client:
     def search_runs(self, experiment_ids, words, max_results):
         if self.down:
             raise ConnectionError("the server is away")
-        wanted = [part.split(" = ") for part in words.split(" and ")]
-        tags = {name[6:-1]: value[1:-1] for name, value in wanted}
+        conditions = [part.split(" = ") for part in words.split(" and ")]
+        tags = {name[6:-1]: value[1:-1] for name, value in conditions}
         return [run for run in self.runs.values() if tags.items() <= run.data.tags.items()]
 
     def get_run(self, run_id):
@@ -128,12 +128,12 @@ def search_of(run: Run, statuses: list[str]) -> SearchRecord:
 def test_trials_are_nested_and_logged_once_whoever_logs_them(tmp_path, client, monkeypatch):
     """A trial logs two epochs itself and loses the server; the search, twice, logs the rest."""
     run = tracked_run(tmp_path)
-    tracked.begin(tracked.connected(run.config, resumed=False), run)
+    tracked.begin(tracked.connect(run.config, is_resumed=False), run)
     monkeypatch.setenv(tracking.ADDRESS, run.config.mlflow)
     monkeypatch.setenv(tracking.RUN, run.id)
     monkeypatch.setenv(tracking.EXPERIMENT, "jec")
     name = f"{run.id}-000"
-    with MlflowTrial(run.folder.trial(name) + "/", {"start-lr": 0.001}, used=True) as trial:
+    with MlflowTrial(run.folder.trial(name) + "/", {"start-lr": 0.001}, is_active=True) as trial:
         trial.epochs(epochs(1))
         trial.epochs(epochs(2))
         client.down = True
@@ -166,7 +166,7 @@ def test_a_trial_says_how_it_ended(client, monkeypatch, error, status):
     monkeypatch.setenv(tracking.ADDRESS, "http://mlflow.example")
     monkeypatch.setenv(tracking.RUN, "pfn-0a1b2c3d")
     monkeypatch.setenv(tracking.EXPERIMENT, "jec")
-    trial = MlflowTrial("s3://b/pfn/trials/pfn-000/", {}, used=True)
+    trial = MlflowTrial("s3://b/pfn/trials/pfn-000/", {}, is_active=True)
     if error is None:
         with trial:
             pass
@@ -182,7 +182,7 @@ def test_a_server_that_fails_warns_once_and_the_training_goes_on(client, monkeyp
     monkeypatch.setenv(tracking.RUN, "pfn-0a1b2c3d")
     monkeypatch.setenv(tracking.EXPERIMENT, "jec")
     client.down = True
-    with MlflowTrial("trials/pfn-000/", {}, used=True) as trial:
+    with MlflowTrial("trials/pfn-000/", {}, is_active=True) as trial:
         trial.epochs(epochs(1))
         trial.epochs(epochs(2))
     assert capsys.readouterr().err.count("warning") == 1
@@ -191,7 +191,7 @@ def test_a_server_that_fails_warns_once_and_the_training_goes_on(client, monkeyp
 def test_a_pod_that_is_told_no_run_logs_nothing(client, monkeypatch):
     monkeypatch.setenv(tracking.ADDRESS, "http://mlflow.example")
     monkeypatch.delenv(tracking.RUN, raising=False)
-    with MlflowTrial("trials/pfn-000/", {}, used=True) as trial:
+    with MlflowTrial("trials/pfn-000/", {}, is_active=True) as trial:
         trial.epochs(epochs(1))
     assert client.runs == {}
 
@@ -222,7 +222,7 @@ def test_another_server_is_refused_before_a_run_begins(status):
     config = RunConfig(mlflow=f"http://127.0.0.1:{server.server_port}")
     try:
         with pytest.raises(InputError, match="--mlflow"):
-            tracked.connected(config, resumed=False)
+            tracked.connect(config, is_resumed=False)
     finally:
         server.shutdown()
         server.server_close()
@@ -232,8 +232,8 @@ def test_another_server_is_refused_before_a_run_begins(status):
 def test_a_server_that_is_away_is_refused_at_the_start_and_tolerated_on_resume(capsys):
     config = RunConfig(mlflow="http://127.0.0.1:1")
     with pytest.raises(UnreachableError, match="--mlflow none"):
-        tracked.connected(config, resumed=False)
-    assert tracked.connected(config, resumed=True) is None
+        tracked.connect(config, is_resumed=False)
+    assert tracked.connect(config, is_resumed=True) is None
     assert "warning: --mlflow" in capsys.readouterr().out
 
 
@@ -268,8 +268,10 @@ def test_a_login_is_in_no_address(monkeypatch):
 def test_pods_get_the_login_by_reference_alone():
     fixed = {"s3_bucket": "s3://jec", "run_id": "pfn-0a1b2c3d"}
     assert run_pods.tracking_environment(Run(config=RunConfig(**fixed))) == []
-    given = RunConfig(**fixed, mlflow="https://mlflow.example", mlflow_secret="mlflow-login")
-    entries = {entry["name"]: entry for entry in run_pods.tracking_environment(Run(config=given))}
+    run_config = RunConfig(**fixed, mlflow="https://mlflow.example", mlflow_secret="mlflow-login")
+    entries = {
+        entry["name"]: entry for entry in run_pods.tracking_environment(Run(config=run_config))
+    }
     assert entries[tracking.ADDRESS]["value"] == "https://mlflow.example"
     of_secret = RunConfig(**fixed, mlflow_secret="mlflow-login")
     entries |= {e["name"]: e for e in run_pods.tracking_environment(Run(config=of_secret))}

@@ -109,9 +109,9 @@ def test_a_step_ends_well_at_once_and_all_its_outputs_say_why(run, tmp_path, nam
             more = [*more, f"--{output.replace('_', '-')}-output", str(place / output)]
         else:
             artifacts[output] = {"artifacts": [{"name": output, "uri": str(place / output)}]}
-    given = json.dumps({"outputs": {"artifacts": artifacts}})
+    executor_input = json.dumps({"outputs": {"artifacts": artifacts}})
     before = storage.read_json(run.folder.status)
-    arguments = ["--run", run.uri, "--job-id", "job-2", "--executor-input", given, *more]
+    arguments = ["--run", run.uri, "--job-id", "job-2", "--executor-input", executor_input, *more]
     assert module.main(arguments) == 0
     for output, path in written.items():
         text = path.read_text()

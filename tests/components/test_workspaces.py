@@ -12,13 +12,13 @@ from components.local_run import STALE_SECONDS, remove_workspaces
 
 @pytest.mark.faults
 def test_workspaces_of_processes_that_are_gone_are_removed(tmp_path):
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
+    ended_process = subprocess.Popen([sys.executable, "-c", ""])
+    ended_process.wait()
     host = socket.gethostname()
     names = {
-        f"{host}.{gone.pid}.ab12": False,
+        f"{host}.{ended_process.pid}.ab12": False,
         f"{host}.{os.getpid()}.ab12": True,
-        f"other-{host}.{gone.pid}.ab12": True,
+        f"other-{host}.{ended_process.pid}.ab12": True,
         "jec-2026-11-29-10-00-00": True,
         "jec-2026-11-20-10-00-00": False,
         "pipeline-77.yaml": False,
@@ -35,7 +35,7 @@ def test_workspaces_of_processes_that_are_gone_are_removed(tmp_path):
             os.utime(path, (old, old))
     elsewhere = tmp_path.parent / "elsewhere"
     elsewhere.mkdir()
-    (tmp_path / f"{host}.{gone.pid}.link").symlink_to(elsewhere)
+    (tmp_path / f"{host}.{ended_process.pid}.link").symlink_to(elsewhere)
     remove_workspaces(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {name for name in names if names[name]}
     assert elsewhere.exists()

@@ -58,13 +58,13 @@ def test_there_is_something_to_look_at():
 
 @pytest.mark.parametrize("page", PAGES)
 def test_flags_of_the_pipeline_exist(page, flags):
-    told = {
+    words = {
         flag
         for line in code(page)
         if line.startswith("python pipeline.py")
         for flag in FLAG.findall(line)
     }
-    assert told <= flags
+    assert words <= flags
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -87,32 +87,32 @@ def test_flags_named_in_sentences_exist(page, flags, monkeypatch, capsys):
     for program in (build, calibrate, serve):
         with pytest.raises(SystemExit):
             program.main(["--help"])
-    known = flags | set(FLAG.findall(capsys.readouterr().out))
-    told = {flag for line in code(page) if line.startswith("--") for flag in FLAG.findall(line)}
+    known_flags = flags | set(FLAG.findall(capsys.readouterr().out))
+    words = {flag for line in code(page) if line.startswith("--") for flag in FLAG.findall(line)}
     if page == "docs/coming-from-weaver.md":
         # abbreviations as well; tests/weaver/fit/test_options.py holds each row of its table
         of_train = set(weaver_options.parser()._option_string_actions)
-        known |= {flag for flag in told if any(one.startswith(flag) for one in of_train)}
-    assert told <= known
+        known_flags |= {flag for flag in words if any(one.startswith(flag) for one in of_train)}
+    assert words <= known_flags
 
 
 @pytest.mark.parametrize("page", [*PAGES, *AUTOMATION])
 def test_targets_of_make_exist(page, targets):
     lines = code(page) if page in PAGES else (ROOT / page).read_text().splitlines()
-    told = {
+    words = {
         name for line in lines for name in re.findall(r"(?:^|[-:] |exec )make ([a-z]\w*)", line)
     }
-    assert told <= targets
+    assert words <= targets
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_modules_and_their_flags_exist(page):
     for line in code(page):
-        if found := re.match(r"python -m ([\w.]+)(.*)", line):
-            module = ROOT / (found[1].replace(".", "/") + ".py")
+        if match := re.match(r"python -m ([\w.]+)(.*)", line):
+            module = ROOT / (match[1].replace(".", "/") + ".py")
             assert module.exists(), line
-            if told := set(FLAG.findall(found[2])) - {"--help"}:
-                assert told <= flags_of(found[1]), line
+            if words := set(FLAG.findall(match[2])) - {"--help"}:
+                assert words <= flags_of(match[1]), line
 
 
 @functools.cache
@@ -131,12 +131,12 @@ def flags_of(module: str) -> set[str]:
 @pytest.mark.parametrize("page", PAGES)
 def test_files_that_are_linked_or_named_exist(page):
     text = (ROOT / page).read_text()
-    linked = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
-    assert [name for name in linked if not ((ROOT / page).parent / name).exists()] == []
-    named = [
+    targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
+    assert [name for name in targets if not ((ROOT / page).parent / name).exists()] == []
+    commands = [
         name for name in code(page) if re.fullmatch(rf"({ROOMS})/[\w./-]+\.(py|ya?ml|sh|md)", name)
     ]
-    assert [name for name in named if not (ROOT / name).exists()] == []
+    assert [name for name in commands if not (ROOT / name).exists()] == []
 
 
 @pytest.mark.parametrize("page", AUTOMATION[:2])

@@ -11,7 +11,7 @@ import yaml
 from benchmarks import plots
 from common.errors import InputError
 from common.project import ROOT
-from tests.docs.printed import printed
+from tests.docs.printed import python_block
 from training import search_space
 from training.network_options import check_options
 from weaver.config.data_config import DataConfig
@@ -45,7 +45,7 @@ def data_config(tmp_path):
 @pytest.fixture
 def network(tmp_path):
     file = tmp_path / "my_net.py"
-    file.write_text(printed("docs/networks.md", "def get_model"))
+    file.write_text(python_block("docs/networks.md", "def get_model"))
     return NetworkFile.read(str(file))
 
 
@@ -120,8 +120,8 @@ def test_the_search_space_that_is_printed_is_one():
 
 @pytest.mark.parametrize("plot", plots.PLOTS, ids=lambda plot: plot.name)
 def test_a_plot_is_of_the_results_that_are_there(plot):
-    drawn = (DOCS / "performance" / f"{plot.name}.svg").read_text()
+    svg = (DOCS / "performance" / f"{plot.name}.svg").read_text()
     bars = plots.bars_of(plot)
-    assert plots.digest_of(bars) in drawn, "type: python -m benchmarks.plots docs/performance"
+    assert plots.digest_of(bars) in svg, "type: python -m benchmarks.plots docs/performance"
     assert f"performance/{plot.name}.svg" in (DOCS / "performance.md").read_text()
     assert all(bar.low <= bar.value <= bar.high for bar in bars)

@@ -15,7 +15,7 @@ import pytest
 from common.project import ROOT
 from data.generator.sample import ensure_sample
 from serving import triton_wheel
-from tests.docs.printed import printed
+from tests.docs.printed import python_block
 from tests.docs.test_commands import code
 
 PAGE = "docs/tutorial.md"
@@ -124,7 +124,7 @@ def serve_and_calibrate(folder: Path) -> None:
         (name,) = [
             path.name for path in (folder / "runs/latest/model").iterdir() if "-raw" in path.name
         ]
-        script = printed(PAGE, "from jec_client import Client")
+        script = python_block(PAGE, "from jec_client import Client")
         script = script.replace("http://127.0.0.1:8000", match[0]).replace("NAME-raw", name)
         (folder / "ask.py").write_text(script)
         answer = shell(folder, "python ask.py").splitlines()

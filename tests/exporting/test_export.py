@@ -446,7 +446,7 @@ def test_a_published_network_with_free_axes_is_checked_at_other_lengths(run, cap
     network.write_text(text + FREE_AXES + TRACED_LENGTH)
     assert run_export(run) == GateError.exit_code
     assert contents(run) == []
-    assert "model small: the ONNX file answers otherwise" in capsys.readouterr().err
+    assert "model small: the ONNX file differs from PyTorch" in capsys.readouterr().err
 
 
 def test_an_input_that_the_network_ignores_is_in_no_request(run):
@@ -473,7 +473,7 @@ def test_a_raw_model_that_fails_the_gate_leaves_nothing_either(run, capsys, monk
     assert contents(run) == []
     error = capsys.readouterr().err
     assert "model small-raw: ONNX Runtime does not answer as PyTorch" in error
-    assert "the input pf_features:PF_logPt is off by 0.25 from what prepare makes of it" in error
+    assert "PF_logPt differs by 0.25 from the one that prepare computes" in error
 
 
 @pytest.mark.parametrize(("choice", "code"), [("auto", 0), ("required", 2), ("none", 0)])

@@ -22,7 +22,7 @@ from exporting import residual as exported_residual
 from physics.residual import IDENTITY, Curve, Residual, from_json
 from serving import golden, triton
 from serving.client import golden_check
-from tests.docs.printed import printed
+from tests.docs.printed import python_block
 from tests.exporting import test_export as base
 from tests.weaver.conftest import synthetic_jets, write_jets
 from weaver.config.data_config import DataConfig
@@ -114,7 +114,7 @@ def test_the_graph_gives_the_network_times_r_which_is_residual_json(exported, an
 def test_the_lines_for_correctionlib_run_as_they_are_printed(exported, monkeypatch, capsys):
     monkeypatch.chdir(exported)
     names: dict = {}
-    exec(printed("docs/using-the-model.md", "correctionlib"), names)
+    exec(python_block("docs/using-the-model.md", "correctionlib"), names)
     assert float(capsys.readouterr().out) == names["residual"].evaluate(45.0, 1.2)
 
 

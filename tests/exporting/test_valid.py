@@ -18,11 +18,11 @@ from common import storage
 from common.records import ExportRecord
 from serving import golden, triton, validity
 from serving.client import Client, golden_check
-from tests.docs.printed import printed
+from tests.docs.printed import python_block
 from tests.exporting.test_export import ROOT, make_run, run_export
 from tests.weaver.conftest import synthetic_jets, write_jets
 from weaver.config.data_config import DataConfig
-from weaver.onnx.valid_range import QUANTILES, selected_abs_eta, valid_range
+from weaver.onnx.valid_range import QUANTILES, selection_eta_limit, valid_range
 from weaver.prepared.prepare import prepare
 
 RAW = ("--raw-model", "required", "--max-batch-size", "1024")
@@ -175,7 +175,7 @@ def test_the_limit_of_eta_is_the_selections(selection, limit):
         "labels": {"type": "custom", "value": {"t": "np.log(genJetPt / jetPt)"}},
     }
     data_config = DataConfig.from_options(options, "jec.yaml")
-    assert selected_abs_eta(data_config) == limit
+    assert selection_eta_limit(data_config) == limit
     largest = valid_range(data_config, np.ones(3), np.array([0.5, -1.5, 1]), "training")
     assert largest.max_abs_eta == (limit or 1.5)
 
@@ -222,7 +222,7 @@ def test_the_readme_s_calibration_runs_as_it_is_printed(
 ):
     shutil.copy(files / "val.root", tmp_path / "jets.root")
     monkeypatch.chdir(tmp_path)
-    snippet = printed("README.md", ".calibrate(")
+    snippet = python_block("README.md", ".calibrate(")
     names = {"URL": url}
     exec(snippet, names)
     jets = names["jets"]
@@ -249,7 +249,7 @@ def test_the_lines_for_onnxruntime_run_as_they_are_printed(
     shutil.copy(exported / "model" / "small-raw" / "1" / "model.onnx", tmp_path)
     monkeypatch.chdir(tmp_path)
     names: dict = {}
-    exec(printed("docs/using-the-model.md", "InferenceSession"), names)
+    exec(python_block("docs/using-the-model.md", "InferenceSession"), names)
     answers = names["answers"]
     corrected = names["jets"].jetPt * answers["correction"][:, 0]
     np.testing.assert_allclose(answers["calibrated_pt"][:, 0], corrected, rtol=1e-5)

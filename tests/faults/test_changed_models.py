@@ -31,16 +31,16 @@ DAMAGES = {
 @pytest.fixture
 def run(tmp_path):
     """A run with an exported model and a raw one."""
-    made = Run(config=RunConfig(run_id=RUN_ID, s3_bucket=str(tmp_path), service_name=NAME))
-    made.save()
+    new_run = Run(config=RunConfig(run_id=RUN_ID, s3_bucket=str(tmp_path), service_name=NAME))
+    new_run.save()
     raw = export_record(f"{NAME}-raw", sha256=storage.digest(CONTENT))
     digest = storage.digest(CONTENT)
-    export_record(NAME, sha256=digest, raw=raw).save(made.folder.export)
+    export_record(NAME, sha256=digest, raw=raw).save(new_run.folder.export)
     for name in (NAME, f"{NAME}-raw"):
-        storage.write_bytes(made.folder.onnx(name), CONTENT)
-        storage.write_text(storage.join(made.folder.model(name), "config.pbtxt"), "")
-        storage.write_json(storage.join(made.folder.golden(name), "request.json"), {})
-    return made
+        storage.write_bytes(new_run.folder.onnx(name), CONTENT)
+        storage.write_text(storage.join(new_run.folder.model(name), "config.pbtxt"), "")
+        storage.write_json(storage.join(new_run.folder.golden(name), "request.json"), {})
+    return new_run
 
 
 def by_serving(run):
@@ -79,15 +79,15 @@ def test_a_changed_model_is_refused(run, no_cluster, use, damage):
     storage.write_bytes(place, damage)
     with pytest.raises(InputError) as refusal:
         use(run)
-    said = str(refusal.value)
+    message = str(refusal.value)
     for fact in (
         place,
         storage.digest(damage)[:12],
         storage.digest(CONTENT)[:12],
         f"--resume {RUN_ID} --start-at export",
     ):
-        assert fact in said
-    assert "\n" not in said
+        assert fact in message
+    assert "\n" not in message
 
 
 def test_whole_models_are_served(run):

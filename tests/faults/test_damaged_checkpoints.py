@@ -8,11 +8,11 @@ import torch
 
 from common import storage
 from common.errors import InputError
-from weaver.fit import sealed
+from weaver.fit import checksum
 from weaver.fit.checkpoint import (
     DamagedCheckpoint,
-    Progressed,
     TrialFolder,
+    TrialProgress,
     read_best,
     read_tensors,
     read_weights,
@@ -37,11 +37,11 @@ def trial(tmp_path):
     """A trial after its second checkpoint; the epochs are 1 and 2."""
     folder = TrialFolder(str(tmp_path / "trial"))
     for epoch in (1, 2):
-        folder.save({"model": WEIGHTS, "configuration": {}}, Progressed(epoch=epoch))
-    progressed = Progressed(best_epoch=1, best_metric=0.5)
-    folder.save_best(WEIGHTS, progressed, {"num-fc-layers": 2})
+        folder.save({"model": WEIGHTS, "configuration": {}}, TrialProgress(epoch=epoch))
+    progress = TrialProgress(best_epoch=1, best_metric=0.5)
+    folder.save_best(WEIGHTS, progress, {"num-fc-layers": 2})
     write_tensors(state_uri(folder.uri), WEIGHTS)
-    folder.write_results(progressed, {"network_options": {"num-fc-layers": 2}})
+    folder.write_results(progress, {"network_options": {"num-fc-layers": 2}})
     return folder
 
 
@@ -56,12 +56,12 @@ def test_every_flipped_byte_of_best_pt_is_noticed(tmp_path):
     write_tensors(path, BEST)
     whole = storage.read_bytes(path)
     draw = random.Random(1)
-    end = range(len(whole) - sealed.END - sealed.COMMENT, len(whole))
+    end = range(len(whole) - checksum.END - checksum.COMMENT, len(whole))
     for place in [*(draw.randrange(len(whole)) for _ in range(300)), *end]:
         changed = bytearray(whole)
         changed[place] ^= 1 << draw.randrange(8)
-        assert sealed.damage(bytes(changed)), place
-    assert sealed.damage(whole) == ""
+        assert checksum.damage(bytes(changed)), place
+    assert checksum.damage(whole) == ""
 
 
 def test_fifty_flips_are_refused_where_weights_are_read(tmp_path):
@@ -83,7 +83,7 @@ def test_every_shortened_file_is_noticed(tmp_path):
     write_tensors(path, BEST)
     whole = storage.read_bytes(path)
     for length in [*range(0, len(whole), 97), *range(len(whole) - 130, len(whole))]:
-        assert sealed.damage(whole[:length]), length
+        assert checksum.damage(whole[:length]), length
 
 
 def test_torch_and_weaver_core_read_the_file_as_ever(tmp_path):
@@ -130,15 +130,15 @@ def test_garbage_is_refused(tmp_path, content):
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(trial, capsys):
     flip(trial.path("checkpoint.pt"), 700)
-    state, progressed = trial.load({})
-    assert progressed.epoch == 1
+    state, progress = trial.load({})
+    assert progress.epoch == 1
     assert torch.equal(state["model"]["layer.weight"], WEIGHTS["layer.weight"])
     assert "checkpoint.previous.pt" in capsys.readouterr().err
 
 
 def test_a_damaged_checkpoint_never_replaces_the_good_one(trial):
     flip(trial.path("checkpoint.pt"), 700)
-    trial.save({"model": WEIGHTS, "configuration": {}}, Progressed(epoch=2))
+    trial.save({"model": WEIGHTS, "configuration": {}}, TrialProgress(epoch=2))
     flip(trial.path("checkpoint.pt"), 700)
     assert trial.load({})[1].epoch == 1
 

@@ -73,11 +73,11 @@ def test_what_is_no_run_below_output_stays(runs, tmp_path, capsys, name):
     (runs / "linked-run").symlink_to(tmp_path / "elsewhere" / OTHER)
     storage.write_json(str(runs / "copied-run" / "run.json"), {"run_id": RUN_ID, "config": {}})
     before = content(tmp_path)
-    asked = str(tmp_path / "outside") if name == "OUTSIDE" else name
-    assert down(asked, "--storage") == 2
+    run_id = str(tmp_path / "outside") if name == "OUTSIDE" else name
+    assert down(run_id, "--storage") == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ")
-    assert asked in err
+    assert run_id in err
     assert content(tmp_path) == before
 
 
@@ -101,8 +101,8 @@ def test_a_run_with_damaged_records_is_removed_by_its_name_and_never_pruned(
 
 @pytest.mark.parametrize("name", [RUN_ID, "latest", f"runs/{RUN_ID}", f"runs/{RUN_ID}/", "PATH"])
 def test_a_run_is_removed_by_any_of_its_names(runs, tmp_path, capsys, name):
-    asked = str(runs / RUN_ID) if name == "PATH" else name
-    assert down(asked, "--storage") == 0
+    run_id = str(runs / RUN_ID) if name == "PATH" else name
+    assert down(run_id, "--storage") == 0
     assert not (runs / RUN_ID).exists()
     assert not (runs / "latest").is_symlink()
     assert (runs / OTHER / "status.json").exists()
@@ -162,7 +162,7 @@ class Servers:
 
 
 @pytest.mark.parametrize(
-    ("run", "began", "is_stopped"),
+    ("run", "start_time", "is_stopped"),
     [
         (RUN_ID, "true", True),
         (RUN_ID, "missing", True),  # a record of an earlier version
@@ -171,13 +171,13 @@ class Servers:
         (OTHER, "missing", False),
     ],
 )
-def test_only_a_server_of_this_run_is_stopped(runs, living, run, began, is_stopped):
+def test_only_a_server_of_this_run_is_stopped(runs, living, run, start_time, is_stopped):
     marks = {orphans.RUN_VARIABLE: run, orphans.FOLDER_VARIABLE: str(runs), IDENTITY: "x"}
     process = living(**marks)
     record = {"pid": process.pid, "started": run_lock.start_time(process.pid)}
-    if began == "missing":
+    if start_time == "missing":
         del record["started"]
-    elif began == "false":
+    elif start_time == "false":
         record["started"] = "12345.6"
     place = runs / RUN_ID / "local" / "services" / "model"
     storage.write_json(str(place / "service.json"), record)

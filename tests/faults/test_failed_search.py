@@ -45,12 +45,12 @@ def search(tmp_path):
         manifest["spec"]["trialTemplate"]["trialParameters"].append(
             {"name": "trialName", "reference": "${trialSpec.Name}"}
         )
-        said = []
+        lines = []
         (tmp_path / "log").write_text("")
         try:
-            return run(tmp_path / "runs", manifest, report=said.append).trials, said
+            return run(tmp_path / "runs", manifest, report=lines.append).trials, lines
         except ClusterError as error:
-            return str(error), said
+            return str(error), lines
 
     start.log = lambda: [line.split() for line in (tmp_path / "log").read_text().splitlines()]
     return start
@@ -63,7 +63,7 @@ def test_finished_trials_stay_and_only_passing_failures_are_tried_again(search):
     first = dict(search.log())
     assert list(first) == [f"search-00{number}" for number in range(5)]
 
-    trials, said = search({"others": 0}, maxFailedTrialCount=3)
+    trials, lines = search({"others": 0}, maxFailedTrialCount=3)
     again = dict(search.log())
     assert "search-000" not in again
     assert "search-001" not in again
@@ -76,7 +76,7 @@ def test_finished_trials_stay_and_only_passing_failures_are_tried_again(search):
     assert len(trials) == 6
     assert all(trial.status == "Succeeded" for trial in trials)
     assert {"search-000", "search-001", "search-003"} <= {trial.name for trial in trials}
-    (line,) = [line for line in said if "failed before" in line]
+    (line,) = [line for line in lines if "failed before" in line]
     assert "2 finished trials are kept" in line
     assert "2 that failed for a reason that may pass" in line
     assert "1 that would fail again" in line
@@ -86,13 +86,13 @@ def test_finished_trials_stay_and_only_passing_failures_are_tried_again(search):
 def test_a_search_that_fails_twice_keeps_its_trials_and_says_it_once_each_time(search):
     plan = {"search-000": 0, "others": PASSING_FAILURE}
     search(plan, maxFailedTrialCount=2)
-    failure, said = search({"others": PASSING_FAILURE}, maxFailedTrialCount=2)
+    failure, lines = search({"others": PASSING_FAILURE}, maxFailedTrialCount=2)
     assert "failed" in failure
-    assert len([line for line in said if "failed before" in line]) == 1
-    trials, said = search({"others": 0}, maxFailedTrialCount=2)
+    assert len([line for line in lines if "failed before" in line]) == 1
+    trials, lines = search({"others": 0}, maxFailedTrialCount=2)
     assert "search-000" not in dict(search.log())
     assert len(trials) == 6
-    assert len([line for line in said if "failed before" in line]) == 1
+    assert len([line for line in lines if "failed before" in line]) == 1
 
 
 def test_a_grid_goes_on_behind_what_is_left_out(search):

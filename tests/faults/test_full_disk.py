@@ -19,7 +19,7 @@ from common.layout import RunFolder
 from common.storage import space
 from components import step
 from weaver.fit import disk_need
-from weaver.fit.checkpoint import Progressed, TrialFolder
+from weaver.fit.checkpoint import TrialFolder, TrialProgress
 from weaver.prepared import columns, prepare
 
 pytestmark = pytest.mark.faults
@@ -65,17 +65,17 @@ def state(value, size=20_000):
 
 def test_a_checkpoint_that_does_not_fit_leaves_the_last_one_whole(disk):
     folder = TrialFolder(str(disk / "trial"))
-    folder.save(state(1.0), Progressed(epoch=1))
+    folder.save(state(1.0), TrialProgress(epoch=1))
     other = fill(disk, leave=8192)
     with pytest.raises(StorageError, match=re.escape(str(disk / "trial"))) as error:
-        folder.save(state(2.0), Progressed(epoch=2))
+        folder.save(state(2.0), TrialProgress(epoch=2))
     assert re.search(r"\d+\.\d kB needed", str(error.value))
     assert error.value.retryable
     assert [path.name for path in (disk / "trial").iterdir()] == ["checkpoint.pt"]
     other.unlink()
-    loaded, progressed = folder.load({})
-    assert (progressed.epoch, float(loaded["model"]["w"][0])) == (1, 1.0)
-    folder.save(state(2.0), Progressed(epoch=2))
+    loaded, progress = folder.load({})
+    assert (progress.epoch, float(loaded["model"]["w"][0])) == (1, 1.0)
+    folder.save(state(2.0), TrialProgress(epoch=2))
     assert folder.load({})[1].epoch == 2
 
 
@@ -156,17 +156,17 @@ def test_a_quota_is_told_from_a_full_disk(tmp_path):
     assert any("quota" in text for text in texts)
 
 
-@pytest.mark.parametrize("left", [0, 12 * 1024], ids=["full", "12 kB left"])
-@pytest.mark.parametrize("begun", [False, True], ids=["made", "written"])
-def test_a_full_disk_under_the_record_of_a_search_is_one_sentence(disk, begun, left):
+@pytest.mark.parametrize("free", [0, 12 * 1024], ids=["full", "12 kB left"])
+@pytest.mark.parametrize("is_begun", [False, True], ids=["made", "written"])
+def test_a_full_disk_under_the_record_of_a_search_is_one_sentence(disk, is_begun, free):
     """SQLite has an error of its own, and Optuna one around it, which names no file."""
     import optuna
 
     address = f"sqlite:///{disk}/search/study.db"
     (disk / "search").mkdir()
-    if begun:
+    if is_begun:
         optuna.create_study(storage=address, study_name="a")
-    other = fill(disk, leave=left)
+    other = fill(disk, leave=free)
 
     def search():
         with space.explained(disk / "search"):
@@ -236,8 +236,8 @@ def test_the_estimate_covers_what_a_training_writes(tmp_path):
     folder = TrialFolder(str(tmp_path / "trial"))
     for epoch in (1, 2):
         content = {"model": weights.state_dict(), "optimizer": optimizer.state_dict()}
-        folder.save({**content, "configuration": {}}, Progressed(epoch=epoch))
-    folder.save_best(weights.state_dict(), Progressed(epoch=2), {})
+        folder.save({**content, "configuration": {}}, TrialProgress(epoch=epoch))
+    folder.save_best(weights.state_dict(), TrialProgress(epoch=2), {})
     parameters = sum(tensor.numel() for tensor in weights.state_dict().values())
     written = sum(path.stat().st_size for path in (tmp_path / "trial").iterdir())
     # beside these there is the copy for weaver-core, and one file more while it is written

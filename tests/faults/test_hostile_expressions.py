@@ -186,10 +186,10 @@ def memory():
 
 @pytest.mark.parametrize("text", REFUSED, ids=lambda text: text[:50])
 def test_it_is_refused_at_once(text):
-    began = time.process_time()
+    start = time.process_time()
     with pytest.raises(InputError, match="the place") as refusal:
         Expression(text, "the place").evaluate(COLUMNS)
-    assert time.process_time() - began < 5
+    assert time.process_time() - start < 5
     assert "allocate" not in str(refusal.value)  # refused by us, before the memory was asked for
 
 

@@ -11,7 +11,7 @@ from weaver.config.data_config import DataConfig
 from weaver.feed.dataset import Dataset
 from weaver.fit.checkpoint import check_same
 from weaver.prepared import columns
-from weaver.prepared.columns import reference_to, referred
+from weaver.prepared.columns import reference_to, resolve_reference
 from weaver.prepared.prepare import prepare
 
 pytestmark = pytest.mark.faults
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.faults
 def test_only_data_that_move_with_the_run_are_relative(data, reference, dataset, monkeypatch):
     monkeypatch.setattr(columns, "is_prepared", lambda uri: True)
     assert reference_to(data, reference) == {"dataset": dataset}
-    assert referred(reference, dataset) == data
+    assert resolve_reference(reference, dataset) == data
 
 
 @pytest.mark.parametrize("form", ["relative", "of an earlier version"])
@@ -54,7 +54,7 @@ def test_a_moved_folder_of_runs_leads_to_its_data(tmp_path, form, old_place):
     (shutil.move if old_place == "gone" else shutil.copytree)(old, new)
     moved = new / "r-1" / "data" / "train.json"
     assert len(Dataset.open(str(moved), config)) == made.num_jets
-    place = referred(str(moved), storage.read_json(str(moved))["dataset"])
+    place = resolve_reference(str(moved), storage.read_json(str(moved))["dataset"])
     own = form == "relative" or old_place == "gone"
     assert place == str((new if own else old) / "cache" / made.key)
 

@@ -63,19 +63,19 @@ def deadly(tmp_path, *, deaths, how, policy="OnFailure", limit=3, workers=0):
 def test_who_is_killed_starts_again_within_the_limit(
     tmp_path, how, deaths, more, restarts, ends_well
 ):
-    said = []
+    lines = []
     replicas = Replicas(
         deadly(tmp_path, deaths=deaths, how=how, **more),
         folder=tmp_path / "logs",
         root=tmp_path,
         threads=1,
-        on_restart=said.append,
+        on_restart=lines.append,
     )
     replicas.start()
     code = wait(replicas, deadline=30, poll=0.01)
     assert (code == 0) is ends_well
     assert replicas.restarts == restarts
-    assert len(said) == restarts
+    assert len(lines) == restarts
     assert len(list((tmp_path / "starts").iterdir())) == restarts + 1
     if not ends_well:
         assert "master-0" in replicas.reason()
@@ -91,12 +91,12 @@ def test_a_killed_trial_of_a_search_succeeds_with_each_epoch_once(tmp_path):
     container = template["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]["containers"]
     container[0]["args"] += [f"--starts={tmp_path / 'starts'}", "--deaths=1", "--how=9"]
     template["spec"]["pytorchReplicaSpecs"]["Master"]["restartPolicy"] = "OnFailure"
-    said = []
-    result = run(tmp_path / "runs", manifest, report=said.append)
+    lines = []
+    result = run(tmp_path / "runs", manifest, report=lines.append)
     (trial,) = result.trials
     assert trial.status == "Succeeded"
     assert trial.metrics["AvgLoss"].latest == 0.5
-    assert any("SIGKILL" in line and "resumes from its checkpoint" in line for line in said)
+    assert any("SIGKILL" in line and "resumes from its checkpoint" in line for line in lines)
     log = next((tmp_path / "runs").rglob("metrics.log")).read_text()
     assert len(log.splitlines()) == 2
 

@@ -39,7 +39,7 @@ def hold(tmp_path):
 
 
 @pytest.fixture
-def said():
+def lines():
     return []
 
 
@@ -57,30 +57,30 @@ def write_owner(folder, **values):
     (folder / run_lock.OWNER).write_text(json.dumps(record))
 
 
-def test_the_second_is_told_who_holds_the_run(hold, tmp_path, said):
-    hold().take(said.append)
+def test_the_second_is_told_who_holds_the_run(hold, tmp_path, lines):
+    hold().take(lines.append)
     before = (tmp_path / "local" / run_lock.OWNER).read_bytes()
-    with pytest.raises(InputError) as refused:
-        hold().take(said.append)
-    text = str(refused.value)
+    with pytest.raises(InputError) as refusal:
+        hold().take(lines.append)
+    text = str(refusal.value)
     assert f"process {os.getpid()} on {socket.gethostname()}" in text
     assert f"--down {RUN_ID}" in text
     assert (tmp_path / "local" / run_lock.OWNER).read_bytes() == before
-    assert said == []
+    assert lines == []
 
 
-def test_a_lock_that_was_given_back_is_free(hold, tmp_path, said):
+def test_a_lock_that_was_given_back_is_free(hold, tmp_path, lines):
     first = hold()
-    first.take(said.append)
+    first.take(lines.append)
     assert run_lock.owner(tmp_path / "local") == os.getpid()
     first.release()
     first.release()
     assert run_lock.owner(tmp_path / "local") is None
-    hold().take(said.append)
-    assert said == []
+    hold().take(lines.append)
+    assert lines == []
 
 
-def test_a_killed_owner_leaves_a_lock_that_is_taken_over(hold, tmp_path, said):
+def test_a_killed_owner_leaves_a_lock_that_is_taken_over(hold, tmp_path, lines):
     code = (
         "import sys, time; from pathlib import Path; from clusters.run_lock import RunLock;"
         f" RunLock({RUN_ID!r}, Path(sys.argv[1])).take(print); print('held', flush=True);"
@@ -91,31 +91,31 @@ def test_a_killed_owner_leaves_a_lock_that_is_taken_over(hold, tmp_path, said):
         assert process.stdout.readline() == "held\n"
         assert run_lock.owner(tmp_path / "local") == process.pid
         with pytest.raises(InputError, match=f"process {process.pid} "):
-            hold().take(said.append)
+            hold().take(lines.append)
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert run_lock.owner(tmp_path / "local") is None
-    hold().take(said.append)
-    (line,) = said
+    hold().take(lines.append)
+    (line,) = lines
     assert f"process {process.pid} " in line
     assert "taken over" in line
 
 
-def test_another_machine_that_renews_its_lock_is_alive(hold, tmp_path, said):
+def test_another_machine_that_renews_its_lock_is_alive(hold, tmp_path, lines):
     write_owner(tmp_path / "local", host="elsewhere", pid=4711)
     with pytest.raises(InputError, match="process 4711 on elsewhere"):
-        hold().take(said.append)
+        hold().take(lines.append)
     write_owner(tmp_path / "local", host="elsewhere", renewed=time.time() - 3600)
-    hold().take(said.append)
-    assert "elsewhere" in said[0]
+    hold().take(lines.append)
+    assert "elsewhere" in lines[0]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": "x", "no": 1}', "null"])
-def test_a_damaged_record_is_nobody(hold, tmp_path, said, content):
+def test_a_damaged_record_is_nobody(hold, tmp_path, lines, content):
     (tmp_path / "local").mkdir()
     (tmp_path / "local" / run_lock.OWNER).write_text(content)
     assert run_lock.owner(tmp_path / "local") is None
-    hold().take(said.append)
+    hold().take(lines.append)
 
 
 @pytest.mark.parametrize(
@@ -128,70 +128,70 @@ def test_a_record_that_was_made_up_names_no_owner(tmp_path, values):
     assert run_lock.owner(tmp_path / "local") is None
 
 
-def test_the_copy_of_a_running_run_has_no_owner(hold, tmp_path, said):
-    hold().take(said.append)
+def test_the_copy_of_a_running_run_has_no_owner(hold, tmp_path, lines):
+    hold().take(lines.append)
     shutil.copytree(tmp_path / "local", tmp_path / "copy")
     assert run_lock.owner(tmp_path / "copy") is None
     assert run_lock.owner(tmp_path / "local") == os.getpid()
 
 
-def test_on_s3_the_second_machine_is_told_who_holds_the_run(s3_bucket, hold, tmp_path, said):
+def test_on_s3_the_second_machine_is_told_who_holds_the_run(s3_bucket, hold, tmp_path, lines):
     uri = f"{s3_bucket}/{RUN_ID}"
     first = hold(uri)
-    first.take(said.append)
+    first.take(lines.append)
     record = storage.read_bytes(f"{uri}/lock.json")
     other = RunLock(RUN_ID, tmp_path / "elsewhere", uri)
     with pytest.raises(InputError, match=f"process {os.getpid()} on"):
-        other.take(said.append)
+        other.take(lines.append)
     assert storage.read_bytes(f"{uri}/lock.json") == record
     first.release()
     assert not storage.exists(f"{uri}/lock.json")
-    other.take(said.append)
+    other.take(lines.append)
     other.release()
-    assert said == []
+    assert lines == []
 
 
 @pytest.mark.parametrize("kind", ["ended here", "silent elsewhere"])
-def test_on_s3_a_lock_that_was_left_is_taken_over(s3_bucket, hold, said, dead, kind):
+def test_on_s3_a_lock_that_was_left_is_taken_over(s3_bucket, hold, lines, dead, kind):
     uri = f"{s3_bucket}/{RUN_ID}-{kind[:5]}"
-    left = Holder.this_process()
+    holder = Holder.this_process()
     if kind == "ended here":
-        left = dataclasses.replace(left, pid=dead)
+        holder = dataclasses.replace(holder, pid=dead)
     else:
-        left = dataclasses.replace(left, host="elsewhere", renewed=time.time() - 3600)
-    storage.write_json(f"{uri}/lock.json", dataclasses.asdict(left))
-    hold(uri).take(said.append)
-    assert "lock.json is taken over" in said[0]
+        holder = dataclasses.replace(holder, host="elsewhere", renewed=time.time() - 3600)
+    storage.write_json(f"{uri}/lock.json", dataclasses.asdict(holder))
+    hold(uri).take(lines.append)
+    assert "lock.json is taken over" in lines[0]
     assert storage.read_json(f"{uri}/lock.json")["pid"] == os.getpid()
 
 
 def test_without_conditional_writes_the_lock_is_read_back(
-    s3_bucket, hold, tmp_path, said, monkeypatch
+    s3_bucket, hold, tmp_path, lines, monkeypatch
 ):
     monkeypatch.setattr(run_lock.storage, "create", lambda uri, content: None)
     monkeypatch.setattr(run_lock, "READ_BACK_SECONDS", 0.0)
     uri = f"{s3_bucket}/{RUN_ID}-plain"
-    hold(uri).take(said.append)
-    (line,) = said
+    hold(uri).take(lines.append)
+    (line,) = lines
     assert "no conditional writes" in line
     with pytest.raises(InputError, match=f"process {os.getpid()} on"):
-        RunLock(RUN_ID, tmp_path / "elsewhere", uri).take(said.append)
+        RunLock(RUN_ID, tmp_path / "elsewhere", uri).take(lines.append)
 
 
-def test_of_two_at_the_same_moment_one_gets_the_lock(s3_bucket, tmp_path, said, monkeypatch):
+def test_of_two_at_the_same_moment_one_gets_the_lock(s3_bucket, tmp_path, lines, monkeypatch):
     """Neither sees a lock at first; the condition of the write decides."""
     uri = f"{s3_bucket}/{RUN_ID}-race"
     winner = Holder.this_process()
 
     def create(address, content):
         storage.write_json(address, dataclasses.asdict(winner))
-        return made(address, content)
+        return original(address, content)
 
-    made = storage.create
+    original = storage.create
     monkeypatch.setattr(run_lock.storage, "create", create)
     loser = RunLock(RUN_ID, tmp_path / "local", uri)
     with pytest.raises(InputError, match="is being run by"):
-        loser.take(said.append)
+        loser.take(lines.append)
     assert storage.read_json(f"{uri}/lock.json")["token"] == winner.token
 
 

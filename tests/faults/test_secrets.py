@@ -38,8 +38,8 @@ def run(program, *words):
 
 
 def assert_nowhere(place, capsys):
-    said = capsys.readouterr()
-    assert CANARY not in said.out + said.err
+    output = capsys.readouterr()
+    assert CANARY not in output.out + output.err
     for path in place.rglob("*"):
         assert CANARY not in str(path)
         assert not path.is_file() or CANARY.encode() not in path.read_bytes()
@@ -87,9 +87,9 @@ def test_a_variable_with_a_login_is_refused_and_not_shown(
 ):
     monkeypatch.setenv(variable, f"http://{login}@host:9000")
     assert run("pipeline", *words) == 2
-    said = capsys.readouterr()
-    assert variable in said.err
-    assert CANARY not in said.out + said.err
+    output = capsys.readouterr()
+    assert variable in output.err
+    assert CANARY not in output.out + output.err
     assert_nowhere(place, capsys)
 
 
@@ -111,9 +111,9 @@ def test_each_command_refuses_an_endpoint_with_a_login(
     (place / "a.root").write_text("")
     monkeypatch.setenv(variable, f"http://user:{CANARY}@host:9000")
     assert run(program, *words) == 2
-    said = capsys.readouterr()
-    assert variable in said.err
-    assert CANARY not in said.out + said.err
+    output = capsys.readouterr()
+    assert variable in output.err
+    assert CANARY not in output.out + output.err
     assert_nowhere(place, capsys)
 
 

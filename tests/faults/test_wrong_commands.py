@@ -275,14 +275,14 @@ def label(case):
 )
 def test_a_wrong_command_line_is_one_sentence(words, code, facts, place, capsys):
     before = sorted(place.rglob("*"))
-    got, out, err = answer(capsys, words)
-    assert got == code, out + err
+    exit_code, out, err = answer(capsys, words)
+    assert exit_code == code, out + err
     for fact in facts:
         assert fact in err
     assert "Traceback" not in out + err
-    said = [line for line in err.splitlines() if not line.startswith(("note: ", "see"))]
-    assert len(said) == 1
-    assert said[0].startswith("error: ")
+    messages = [line for line in err.splitlines() if not line.startswith(("note: ", "see"))]
+    assert len(messages) == 1
+    assert messages[0].startswith("error: ")
     assert sorted(place.rglob("*")) == before
 
 

@@ -67,12 +67,12 @@ def test_images_are_pushed_and_used_by_digest(engines, engine, capsys):
     for name, sha in SHA.items():
         assert digests.image(name) == f"registry.example/jets/jec-{name}@sha256:{sha}"
     assert digests.commit().startswith("0123456789abcdef")
-    built = [line for line in engines.asked() if line.startswith(f"{engine} build ")]
-    assert ["images/steps.Dockerfile" in built[0], "images/weaver.Dockerfile" in built[1]] == [
+    builds = [line for line in engines.asked() if line.startswith(f"{engine} build ")]
+    assert ["images/steps.Dockerfile" in builds[0], "images/weaver.Dockerfile" in builds[1]] == [
         True,
         True,
     ]
-    assert all(f"COMMIT={digests.commit()}" in line and line.endswith(" .") for line in built)
+    assert all(f"COMMIT={digests.commit()}" in line and line.endswith(" .") for line in builds)
     assert "pipeline.py uses these" in capsys.readouterr().out
 
 
@@ -139,7 +139,7 @@ def test_the_first_engine_installed_is_taken(engines):
 
 
 @pytest.mark.parametrize(
-    ("installed", "arguments", "code", "said"),
+    ("installed", "arguments", "code", "message"),
     [
         pytest.param(
             [], ["--no-push"], 2, "none of docker, podman, buildah is installed", id="no engine"
@@ -168,10 +168,10 @@ def test_the_first_engine_installed_is_taken(engines):
         ),
     ],
 )
-def test_what_cannot_be_done_is_said(engines, capsys, installed, arguments, code, said):
+def test_what_cannot_be_done_is_said(engines, capsys, installed, arguments, code, message):
     engines(*installed)
     assert build.main(arguments) == code
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not digests.FILE.exists()
 
 

@@ -27,9 +27,9 @@ def test_is_what_the_common_lock_gives(image):
 
 @pytest.mark.parametrize("file", [*(f"{image}.lock" for image in NAMES), "torch-cuda.lock"])
 def test_pins_and_hashes_are_the_common_ones(file, common):
-    held = locks.read_lock(IMAGES / file)
-    assert held
-    for name, lines in held.items():
+    lock = locks.read_lock(IMAGES / file)
+    assert lock
+    for name, lines in lock.items():
         assert name not in common or lines.split()[0] == common[name].split()[0]
         assert re.fullmatch(r"[\w.-]+==[\w.+!]+( \\\n    --hash=sha256:[0-9a-f]{64})+\n", lines), (
             f"{name} is not pinned by hashes"
@@ -40,9 +40,9 @@ def test_torch_is_the_version_of_the_project():
     extras = tomllib.loads((IMAGES.parent / "pyproject.toml").read_text())["project"][
         "optional-dependencies"
     ]
-    (wanted,) = [one for one in extras["train"] if one.startswith("torch==")]
+    (torch_requirement,) = [one for one in extras["train"] if one.startswith("torch==")]
     for file in TORCH:
-        assert locks.read_lock(IMAGES / file)["torch"].split()[0].split("+")[0] == wanted
+        assert locks.read_lock(IMAGES / file)["torch"].split()[0].split("+")[0] == torch_requirement
 
 
 def test_all_that_a_package_needs_comes_along(common):

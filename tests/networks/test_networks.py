@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.published import published, settle
+from benchmarks.published import plain_form, settle
 from common.errors import InputError
 from networks import particle_net_regressor_open, pfn_regressor_open
 from networks.layers import nearest_neighbours
@@ -61,7 +61,7 @@ def assert_same(model, batch: dict, groups=PARTICLE_NET) -> None:
     """Answers, gradients and running statistics are those of the plain form, within 1e-5 of their
     size.
     """
-    plain = published(model)
+    plain = plain_form(model)
     ours, theirs = answer(model, batch, groups), answer(plain, batch, groups)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
     reference = gradients(plain, theirs).values()

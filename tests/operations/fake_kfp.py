@@ -82,9 +82,9 @@ class FakeKfp:
             return {"run": {}, "pipeline_runtime": {"workflow_manifest": manifest}}
         if match := re.fullmatch(r"/apis/v2beta1/runs/([^/]+)", path):
             run = next((one for one in self.runs if one["run_id"] == match[1]), None)
-            left = self.states.get(match[1])
-            if run and left:
-                run["state"] = left.pop(0) if len(left) > 1 else left[0]
+            remaining = self.states.get(match[1])
+            if run and remaining:
+                run["state"] = remaining.pop(0) if len(remaining) > 1 else remaining[0]
             return run
         return None
 
@@ -126,10 +126,12 @@ class FakeKfp:
 
     def delete(self, path: str, query: dict[str, str]) -> dict | None:
         match = re.fullmatch(r"/apis/v2beta1/recurringruns/([^/:]+)", path)
-        left = [one for one in self.recurring if not match or one["recurring_run_id"] != match[1]]
-        if len(left) == len(self.recurring):
+        remaining = [
+            one for one in self.recurring if not match or one["recurring_run_id"] != match[1]
+        ]
+        if len(remaining) == len(self.recurring):
             return None
-        self.recurring = left
+        self.recurring = remaining
         return {}
 
     def create_recurring(self, body: dict) -> dict:
@@ -185,25 +187,25 @@ class FakeKfp:
         )
 
 
-def _filtered(listed: list[dict], query: dict[str, str]) -> list[dict]:
+def _filtered(entries: list[dict], query: dict[str, str]) -> list[dict]:
     """By a filter (kfp 2.15.0 backend/api/v2beta1/filter.proto; EQUALS only) and a namespace."""
     predicates = json.loads(query.get("filter") or "{}").get("predicates", [])
     space = query.get("namespace")
     return [
         one
-        for one in listed
+        for one in entries
         if all(one.get(p["key"]) == p["stringValue"] for p in predicates)
         and (not space or one.get("namespace") == space)
     ]
 
 
-def _paged(name: str, listed: list[dict], query: dict[str, str]) -> dict:
+def _paged(name: str, entries: list[dict], query: dict[str, str]) -> dict:
     """One page of a list: kfp 2.15.0 backend/src/apiserver/list/list.go:384-395."""
     start, size = int(query.get("page_token") or 0), int(query.get("page_size") or 20)
-    rest = {"next_page_token": str(start + size)} if start + size < len(listed) else {}
+    rest = {"next_page_token": str(start + size)} if start + size < len(entries) else {}
     return {
         name: [
-            {k: v for k, v in one.items() if k != "text"} for one in listed[start : start + size]
+            {k: v for k, v in one.items() if k != "text"} for one in entries[start : start + size]
         ],
         **rest,
     }

@@ -33,9 +33,9 @@ def test_a_token_from_the_environment_or_a_file(monkeypatch, tmp_path):
     monkeypatch.delenv("KFP_TOKEN")
     (tmp_path / "token").write_text("opaque\n")
     monkeypatch.setenv("KFP_TOKEN_FILE", str(tmp_path / "token"))
-    held = credentials(HOST)
-    assert held.headers == {"Authorization": "Bearer opaque"}
-    assert "opaque" not in repr(held)
+    notebook_login = credentials(HOST)
+    assert notebook_login.headers == {"Authorization": "Bearer opaque"}
+    assert "opaque" not in repr(notebook_login)
 
 
 def test_an_expired_token_says_so_and_how_to_renew_it(monkeypatch, tmp_path):
@@ -110,7 +110,7 @@ def test_a_file_of_another_format_is_named_and_not_quoted(monkeypatch, tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("kind", "said"),
+    ("kind", "message"),
     [
         ("token", "KFP_TOKEN"),
         ("cookie", "KFP_COOKIE_FILE"),
@@ -118,25 +118,26 @@ def test_a_file_of_another_format_is_named_and_not_quoted(monkeypatch, tmp_path,
         ("notebook", "Allow access to Kubeflow Pipelines"),
     ],
 )
-def test_a_kind_that_is_asked_for_and_missing_says_what_to_set(kind, said):
-    with pytest.raises(AuthError, match=said):
+def test_a_kind_that_is_asked_for_and_missing_says_what_to_set(kind, message):
+    with pytest.raises(AuthError, match=message):
         credentials(HOST, kind)
     with pytest.raises(InputError, match="did you mean 'cookie'"):
         credentials(HOST, "cookies")
 
 
 @pytest.mark.parametrize(
-    ("login", "said"),
-    [("401", "401"), ("redirect", "it sent us to the login at"), ("page", "a login page")],
+    ("login", "message"),
+    [("401", "401"), ("redirect", "it redirects to the login at"), ("page", "a login page")],
 )
-def test_a_gateway_that_wants_a_login_is_recognised(kfp, monkeypatch, login, said):
+def test_a_gateway_that_wants_a_login_is_recognised(kfp, monkeypatch, login, message):
     kfp.login, kfp.allowed = login, {"Authorization": "Bearer right"}
     with pytest.raises(
-        AuthError, match=rf"it wants a login, and no credential is set \(.*{said}.*KFP_COOKIE_FILE"
+        AuthError,
+        match=rf"it requires a login, and no credential is set \(.*{message}.*KFP_COOKIE_FILE",
     ):
         connect(kfp.url)
     monkeypatch.setenv("KFP_TOKEN", "wrong")
-    with pytest.raises(AuthError, match=rf"the token in KFP_TOKEN was not accepted \(.*{said}"):
+    with pytest.raises(AuthError, match=rf"the token in KFP_TOKEN was not accepted \(.*{message}"):
         connect(kfp.url)
     monkeypatch.setenv("KFP_TOKEN", "right")
     assert connect(kfp.url).version == "2.17.0"
@@ -150,7 +151,7 @@ def test_a_login_that_ends_while_we_work_is_recognised(kfp, monkeypatch, login):
     kfp.login, kfp.allowed = login, {"Authorization": "Bearer another"}
     with (
         pytest.raises(AuthError, match="the token in KFP_TOKEN was not accepted"),
-        server.explained("list runs"),
+        server.explain_errors("list runs"),
     ):
         server.client.list_runs(namespace="physics")
 
@@ -220,9 +221,9 @@ def dex():
 def test_a_login_at_dex(dex, monkeypatch):
     monkeypatch.setenv("KFP_USERNAME", "user@example.org")
     monkeypatch.setenv("KFP_PASSWORD", "right")
-    held = credentials(dex)
-    assert (held.kind, held.cookies) == ("dex", "session=abc")
-    assert "right" not in repr(held)
+    notebook_login = credentials(dex)
+    assert (notebook_login.kind, notebook_login.cookies) == ("dex", "session=abc")
+    assert "right" not in repr(notebook_login)
     monkeypatch.setenv("KFP_PASSWORD", "wrong")
     with pytest.raises(
         AuthError,

@@ -29,8 +29,8 @@ from operations import (
     check_pod_security,
     check_storage,
 )
-from operations.quantities import amount, shown
-from operations.render import objects, rendered_run
+from operations.quantities import amount, short_number
+from operations.render import objects, placeholder_run
 from tests.clusters import conftest as clusters_conftest
 from tests.clusters.admission import pod_security
 from tests.weaver import conftest as weaver_conftest
@@ -157,7 +157,7 @@ def test_a_cluster_that_will_do(fake):
 
 
 @pytest.mark.parametrize(
-    ("what", "break_it", "state", "said"),
+    ("what", "break_it", "state", "message"),
     [
         (
             "Experiment API",
@@ -199,17 +199,17 @@ def test_a_cluster_that_will_do(fake):
         ("quota", lambda api: api.forbid("list", "resourcequotas"), "not seen", "forbidden"),
     ],
 )
-def test_what_is_missing_is_a_line_with_its_cure(fake, what, break_it, state, said):
+def test_what_is_missing_is_a_line_with_its_cure(fake, what, break_it, state, message):
     home = fake()
     furnish(home.api)
     with home.api.lock:
         break_it(home.api)
     rows = checked(home)[what]
-    assert any(one == state and said in text for one, text in rows), rows
+    assert any(one == state and message in text for one, text in rows), rows
 
 
 @pytest.mark.parametrize(
-    ("furnished", "what", "said"),
+    ("furnished", "what", "message"),
     [
         (
             {"keys": ("AWS_ACCESS_KEY_ID",)},
@@ -224,12 +224,12 @@ def test_what_is_missing_is_a_line_with_its_cure(fake, what, break_it, state, sa
         ),
     ],
 )
-def test_secrets_and_accounts_are_looked_into(fake, furnished, what, said):
+def test_secrets_and_accounts_are_looked_into(fake, furnished, what, message):
     home = fake()
     furnish(home.api, **furnished)
-    assert any(state == "error" and said in text for state, text in checked(home)[what]), checked(
-        home
-    )[what]
+    assert any(state == "error" and message in text for state, text in checked(home)[what]), (
+        checked(home)[what]
+    )
 
 
 def test_a_namespace_without_anything_says_what_to_make(fake):
@@ -315,7 +315,7 @@ def test_many_users_steps_are_asked_about_as_default_editor_or_the_account_named
 # A trial asks for 2 CPUs and 12Gi with 50m and 10Mi of its collector; beside the trials run the
 # algorithm (50m, 10Mi) and a step (510m, 1056Mi).
 @pytest.mark.parametrize(
-    ("hard", "used", "values", "state", "said"),
+    ("hard", "used", "values", "state", "message"),
     [
         (
             {"requests.nvidia.com/gpu": "4"},
@@ -342,7 +342,13 @@ def test_many_users_steps_are_asked_about_as_default_editor_or_the_account_named
         # 5 x 2.05 for the trials and their collectors, 0.05 for the algorithm, 0.51 for the step
         ({"requests.cpu": "10.81"}, {}, {}, "ok", "5 trials fit at once"),
         ({"requests.cpu": "10.8"}, {}, {}, "warning", "4 of 5 parallel trials fit"),
-        ({"requests.cpu": "2.6"}, {}, {}, "error", "requests.cpu 2.05, 0.56 more are for the"),
+        (
+            {"requests.cpu": "2.6"},
+            {},
+            {},
+            "error",
+            "requests.cpu 2.05, the algorithm needs 0.56 more",
+        ),
         (
             {"memory": "30Gi"},
             {"memory": "1Gi"},
@@ -354,10 +360,10 @@ def test_many_users_steps_are_asked_about_as_default_editor_or_the_account_named
         ({"pods": "8"}, {"pods": "1"}, {"num_replicas": 3}, "warning", "1 of 5"),
     ],
 )
-def test_quota_against_the_trials_that_run_at_once(fake, hard, used, values, state, said):
+def test_quota_against_the_trials_that_run_at_once(fake, hard, used, values, state, message):
     rows = with_quota(fake, hard, used, **values)
     assert rows[0][0] == state
-    assert said in rows[0][1]
+    assert message in rows[0][1]
 
 
 def with_quota(fake, hard, used, **values) -> list[tuple[str, str]]:
@@ -390,7 +396,7 @@ def test_quota_against_the_service_that_comes_after_the_trials(fake, hard, used,
 
 
 @pytest.mark.parametrize(
-    ("nodes", "values", "state", "said"),
+    ("nodes", "values", "state", "message"),
     [
         ([{}], {}, "ok", "1 nodes"),
         ([{"cpu": "2"}], {}, "error", "a trial: it asks for cpu 2.05, the largest has 2"),
@@ -402,14 +408,14 @@ def test_quota_against_the_service_that_comes_after_the_trials(fake, hard, used,
         ([{"cpu": "1"}, {"labels": {"gpu": "b"}}], {"node_selector": "gpu=b"}, "ok", "1 nodes"),
     ],
 )
-def test_nodes_against_the_pods_of_the_run(fake, nodes, values, state, said):
+def test_nodes_against_the_pods_of_the_run(fake, nodes, values, state, message):
     home = fake()
     with home.api.lock:
         for node in nodes:
             add_node(home.api, **node)
     rows = checked(home, **values)["nodes"]
     assert rows[0][0] == state
-    assert said in rows[0][1]
+    assert message in rows[0][1]
 
 
 def test_nodes_that_may_not_be_listed_are_not_seen(fake):
@@ -419,14 +425,14 @@ def test_nodes_that_may_not_be_listed_are_not_seen(fake):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "state", "said"),
+    ("arguments", "state", "message"),
     [
         ([], "warning", "alpine:3.10 of a public registry"),
         (["--pytorch-init-container-image=harbor.example.org/alpine:3"], "ok", "harbor.example"),
-        (None, "warning", "may not be read"),
+        (None, "warning", "we may not read"),
     ],
 )
-def test_several_replicas_need_an_image_of_the_training_operator(fake, arguments, state, said):
+def test_several_replicas_need_an_image_of_the_training_operator(fake, arguments, state, message):
     home = fake()
     with home.api.lock:
         container = {"name": "operator", "image": "op:v1", "args": arguments or []}
@@ -437,7 +443,7 @@ def test_several_replicas_need_an_image_of_the_training_operator(fake, arguments
     assert "init container" not in checked(home)
     rows = checked(home, num_replicas=2)["init container"]
     assert rows[0][0] == state
-    assert said in rows[0][1]
+    assert message in rows[0][1]
 
 
 @pytest.mark.parametrize(
@@ -508,7 +514,7 @@ KFP_PODS = ("warning", "Kubeflow Pipelines")  # always said of `restricted`
 
 
 @pytest.mark.parametrize(
-    ("level", "given", "values", "wanted"),
+    ("level", "given", "values", "expected"),
     [
         ("", {}, {"eos": "/var/eos"}, [("ok", "takes all pods")]),
         ("privileged", {}, {"eos": "/var/eos"}, [("ok", "takes all pods")]),
@@ -533,27 +539,27 @@ KFP_PODS = ("warning", "Kubeflow Pipelines")  # always said of `restricted`
     ],
 )
 def test_what_pod_security_would_refuse_is_said_with_who_can_change_it(
-    fake, level, given, values, wanted
+    fake, level, given, values, expected
 ):
     rows = checked(secured(fake, level, **given), **values)["Pod Security"]
-    assert [state for state, _ in rows] == [state for state, _ in wanted]
-    for (_, text), (_, said) in zip(rows, wanted, strict=True):
-        assert said in text
+    assert [state for state, _ in rows] == [state for state, _ in expected]
+    for (_, text), (_, message) in zip(rows, expected, strict=True):
+        assert message in text
 
 
 @pytest.mark.parametrize(
-    ("verb", "resource", "said"),
+    ("verb", "resource", "message"),
     [
         ("get", "namespaces", "right to get namespaces"),
-        ("get", "configmaps", "KatibConfig secures them, which may not be read"),
-        ("get", "clusterstoragecontainers", "storage initializer is secured, which may not be"),
+        ("get", "configmaps", "KatibConfig, which we may not read"),
+        ("get", "clusterstoragecontainers", "storage initializer, which we may"),
     ],
 )
-def test_what_pod_security_depends_on_and_may_not_be_read_is_said(fake, verb, resource, said):
+def test_what_pod_security_depends_on_and_may_not_be_read_is_said(fake, verb, resource, message):
     home = secured(fake, "restricted")
     home.api.forbid(verb, resource)
     rows = checked(home)["Pod Security"]
-    assert any(state == "not seen" and said in text for state, text in rows)
+    assert any(state == "not seen" and message in text for state, text in rows)
     assert not any(state == "error" for state, _ in rows)
 
 
@@ -561,7 +567,7 @@ def test_what_pod_security_depends_on_and_may_not_be_read_is_said(fake, verb, re
 def test_violations_are_those_that_the_rules_restated_for_tests_find(level):
     """Two restatements of Kubernetes' rules, of every pod that a run makes."""
     for values in ({}, {"eos": "/var/eos"}, {"num_replicas": 2, "num_gpus": 1}):
-        for manifest in objects(rendered_run(config(**values))).values():
+        for manifest in objects(placeholder_run(config(**values))).values():
             for spec in check_pod_security.pods_of(manifest, None):
                 if level == "restricted":
                     assert bool(violations(spec, level)) == bool(pod_security(spec))
@@ -646,7 +652,7 @@ def test_a_bucket_that_is_not_there(s3_server):
         check_storage.check_storage(config(s3_bucket="s3://no-such-bucket/x"), on_kubeflow=False)
     )["storage"]
     assert rows[0][0] == "error"
-    assert "make the bucket" in rows[0][1]
+    assert "create the bucket" in rows[0][1]
     rows = lines(check_storage.check_storage(config(s3_bucket="/tmp/x"), on_kubeflow=True))[
         "storage"
     ]
@@ -821,7 +827,7 @@ def registry():
 
 
 @pytest.mark.parametrize(
-    ("image", "state", "said"),
+    ("image", "state", "message"),
     [
         ("REGISTRY/jec/steps@sha256:abc", "ok", "by its digest"),
         (
@@ -830,15 +836,15 @@ def registry():
             "may name another image tomorrow REGISTRY/jec/steps@sha256:abc",
         ),
         ("REGISTRY/jec/steps:2", "error", "is not in its registry"),
-        ("REGISTRY/closed/steps:1", "warning", "wants a login"),
-        ("127.0.0.1:9/jec/steps:1", "not seen", "cannot be asked from here"),
+        ("REGISTRY/closed/steps:1", "warning", "requires a login"),
+        ("127.0.0.1:9/jec/steps:1", "not seen", "cannot be reached from here"),
         ("jec-steps:latest", "error", "names no registry"),
     ],
 )
-def test_images_are_asked_of_their_registry(registry, image, state, said):
+def test_images_are_asked_of_their_registry(registry, image, state, message):
     (row,) = check_images.check_images([image.replace("REGISTRY", registry)], on_cluster=True)
     assert row.state == state
-    assert said.replace("REGISTRY", registry) in f"{row.finding} {row.cure}"
+    assert message.replace("REGISTRY", registry) in f"{row.finding} {row.cure}"
 
 
 # The command
@@ -883,7 +889,7 @@ def test_the_command_prints_the_table_and_its_exit_code_tells(
     ]
     assert pipeline.main(arguments) == 0
     text = capsys.readouterr().out
-    assert "all well" in text
+    assert "all ok" in text
     assert "Kubeflow Pipelines" in text
     assert kfp.runs == []
     assert (
@@ -906,7 +912,7 @@ def server_lines(kfp, **values):
 
 
 @pytest.mark.parametrize(
-    ("many", "namespace", "state", "said"),
+    ("many", "namespace", "state", "message"),
     [
         (True, "auto", "error", "--namespace"),
         (True, "physics", "ok", "physics: runs can be listed"),
@@ -914,11 +920,11 @@ def server_lines(kfp, **values):
         (False, "physics", "warning", "whatever --namespace says"),
     ],
 )
-def test_the_server_says_whose_namespace_a_run_gets(kfp, many, namespace, state, said):
+def test_the_server_says_whose_namespace_a_run_gets(kfp, many, namespace, state, message):
     kfp.multi_user = many
     (line,) = server_lines(kfp, namespace=namespace)["its namespace"]
     assert line[0] == state
-    assert said in line[1]
+    assert message in line[1]
 
 
 @pytest.mark.parametrize(
@@ -966,4 +972,4 @@ def test_quantities(text, number):
 
 
 def test_quantities_are_shown_short():
-    assert [shown(value) for value in (0.5, 2, 12 * 2**30)] == ["0.5", "2", "12Gi"]
+    assert [short_number(value) for value in (0.5, 2, 12 * 2**30)] == ["0.5", "2", "12Gi"]

@@ -78,9 +78,9 @@ def test_a_set_that_was_just_used_stays(places, capsys):
 @pytest.mark.parametrize("how", ["mapped", "open"])
 def test_a_set_that_a_process_uses_stays(places, how):
     runs, node = places
-    used, other = make_set(node, "a"), make_set(node, "b")
+    used_set, other = make_set(node, "a"), make_set(node, "b")
     take = "mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ); file.close()"
-    code = f"import mmap, time; file = open({str(used / 'values.npy')!r}, 'rb')\n"
+    code = f"import mmap, time; file = open({str(used_set / 'values.npy')!r}, 'rb')\n"
     code += f"data = {take}\n" if how == "mapped" else ""
     if how == "mapped":
         code = code.replace("; file.close()", "\nfile.close()")
@@ -91,10 +91,10 @@ def test_a_set_that_a_process_uses_stays(places, how):
             assert prune(runs, "--older-than", "30d") == 0
         finally:
             process.kill()
-    assert used.exists()
+    assert used_set.exists()
     assert not other.exists()
     assert prune(runs, "--older-than", "30d") == 0
-    assert not used.exists()
+    assert not used_set.exists()
 
 
 @pytest.mark.faults

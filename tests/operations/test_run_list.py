@@ -156,23 +156,23 @@ def test_prune_removes_what_is_both_old_and_large(tmp_path):
 
 
 def test_prune_keeps_what_is_served_or_going_on(tmp_path, capsys):
-    kept = {
+    kept_runs = {
         "pfn-00000001": lambda folder: serve(folder, "kserve"),
         "pfn-00000002": lambda folder: RunLock("pfn-00000002", Path(folder) / "local").take(print),
         "pfn-00000003": lambda folder: (Path(folder) / "service.json").write_text("garbage"),
         # It may run on a cluster that shares the folder.
         "pfn-00000005": lambda folder: (Path(folder) / "summary.json").unlink(),
     }
-    for run_id, keep in kept.items():
+    for run_id, keep in kept_runs.items():
         keep(make_run(tmp_path, run_id, days=40))
     stopped = Path(make_run(tmp_path, "pfn-00000006", days=40, state="running"), "local")
     stopped.mkdir()
     (stopped / run_lock.OWNER).write_text(json.dumps({"pid": 1, "started": "long ago"}))
     serve(make_run(tmp_path, "pfn-00000004", days=40), "triton")  # whose server has ended
     assert command(tmp_path, "--prune", "--older-than", "1d", "--yes") == 0
-    assert {one.name for one in tmp_path.iterdir()} == set(kept)
+    assert {one.name for one in tmp_path.iterdir()} == set(kept_runs)
     out = capsys.readouterr().out
-    assert all(f"kept: {run_id}" in out for run_id in kept)
+    assert all(f"kept: {run_id}" in out for run_id in kept_runs)
 
 
 def test_prune_keeps_a_run_of_which_a_process_lives(tmp_path):
@@ -209,8 +209,8 @@ def test_prune_touches_nothing_that_is_not_ours(tmp_path):
     time = "2020-01-01T00:00:00+00:00"
     (stray / "status.json").write_text(json.dumps(StatusRecord(time=time).as_json()))
     assert command(runs, "--prune", "--older-than", "1d", "--yes") == 0
-    left = {one.name for one in runs.iterdir()}
-    assert left == {"pfn-00000009", "my-favourite", "cache", "stray"}
+    remaining = {one.name for one in runs.iterdir()}
+    assert remaining == {"pfn-00000009", "my-favourite", "cache", "stray"}
     assert (elsewhere / "pfn-00000009" / "model" / "model.onnx").exists()
 
 
@@ -219,9 +219,9 @@ def test_prune_asks_and_where_nobody_answers_removes_nothing(tmp_path, capsys):
     folder = make_run(tmp_path, "pfn-00000001", days=40)
     assert command(tmp_path, "--prune", "--older-than", "1d") == 2
     assert Path(folder, "run.json").exists()
-    captured = capsys.readouterr()
-    assert "pfn-00000001" in captured.out, "it says what it would remove"
-    assert "--yes" in captured.err
+    output = capsys.readouterr()
+    assert "pfn-00000001" in output.out, "it says what it would remove"
+    assert "--yes" in output.err
 
 
 @pytest.mark.parametrize(

@@ -160,28 +160,25 @@ def test_a_run_that_does_not_end_is_not_followed_for_ever(kfp, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("details", "said"),
+    ("details", "message"),
     [
         (
             {"namespace": "physics"},
-            (
-                "  deployed then as pfn at http://x (kserve); whether it still serves was not"
-                " looked at"
-            ),
+            ("  was deployed as pfn at http://x (kserve); whether it still serves was not checked"),
         ),
         (
             {"pid": 2**22 + 1},
             (
                 "  was served as pfn at http://x (kserve), which has ended; --resume with --serve"
-                " brings it back"
+                " starts it again"
             ),
         ),
     ],
 )
-def test_a_service_that_has_ended_is_not_told_as_running(tmp_path, capsys, details, said):
+def test_a_service_that_has_ended_is_not_told_as_running(tmp_path, capsys, details, message):
     local_run(tmp_path, service=service_record("pfn", details=details).as_json())
     main(tmp_path, "--status", RUN_ID)
-    assert said in capsys.readouterr().out.splitlines()
+    assert message in capsys.readouterr().out.splitlines()
 
 
 def test_the_status_of_a_run_here_says_where_it_was_killed(tmp_path, capsys):
@@ -204,13 +201,17 @@ def test_the_status_as_json_has_the_same_facts(tmp_path, capsys):
     step.write_status(run, "prepare", "done")
     step.write_status(run, "search", "failed", "no such trial\nand more")
     assert main(tmp_path, "--status", RUN_ID, "--json") == 1
-    seen = json.loads(capsys.readouterr().out)
-    assert (seen["run_id"], seen["state"], seen["failed"]) == (RUN_ID, "failed", True)
-    steps = [(one["name"], one["state"], one["reason"]) for one in seen["steps"]]
+    status_json = json.loads(capsys.readouterr().out)
+    assert (status_json["run_id"], status_json["state"], status_json["failed"]) == (
+        RUN_ID,
+        "failed",
+        True,
+    )
+    steps = [(one["name"], one["state"], one["reason"]) for one in status_json["steps"]]
     assert steps == [("prepare", "done", ""), ("search", "failed", "no such trial\nand more")]
-    assert seen["results"]["best_trial"] == "t-1"
-    assert seen["results"]["gate_passed"] is None
-    assert any("Kubeflow" in reason for reason in seen["not_seen"])
+    assert status_json["results"]["best_trial"] == "t-1"
+    assert status_json["results"]["gate_passed"] is None
+    assert any("Kubeflow" in reason for reason in status_json["not_seen"])
 
 
 def test_the_status_on_a_cluster_says_what_waits_and_why(fake, kfp, tmp_path, capsys):
@@ -254,7 +255,7 @@ STATES = {"prepare": "SUCCEEDED", "search": "FAILED", "export": None, "finish": 
 
 
 @pytest.mark.parametrize(
-    ("state", "reason", "word", "shown"),
+    ("state", "reason", "word", "step_state"),
     [
         # finish was lost: nobody could write how the step ended
         ("running", "", "failed", "failed"),
@@ -265,7 +266,7 @@ STATES = {"prepare": "SUCCEEDED", "search": "FAILED", "export": None, "finish": 
 )
 @pytest.mark.parametrize("follow", [False, True])
 def test_what_kubeflow_and_the_folder_know_is_told_together(
-    kfp, tmp_path, capsys, follow, state, reason, word, shown
+    kfp, tmp_path, capsys, follow, state, reason, word, step_state
 ):
     run = ended_run(kfp, tmp_path, STATES)
     job_id = kfp.runs[-1]["run_id"]
@@ -275,11 +276,11 @@ def test_what_kubeflow_and_the_folder_know_is_told_together(
     text = capsys.readouterr().out
     if follow:
         assert f"run {run.id} {word}: " in text
-        assert text.splitlines()[-1].startswith(f"search {shown}: {reason}")
+        assert text.splitlines()[-1].startswith(f"search {step_state}: {reason}")
     else:
         assert step_states(text) == {
             "prepare": "done",
-            "search": shown,
+            "search": step_state,
             "export": "omitted",
             "finish": "done",
         }
@@ -297,8 +298,8 @@ def test_the_command_that_goes_on_is_the_last_line(kfp, tmp_path, capsys, monkey
     for flags in ([], ["--follow"]):
         main(tmp_path, "--status", run.id, *flags, "--host", kfp.url)
         lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
-        (line,) = [line for line in lines if line.startswith("to go on with it: ")]
-        words = shlex.split(line.removeprefix("to go on with it: "))
+        (line,) = [line for line in lines if line.startswith("to resume it: ")]
+        words = shlex.split(line.removeprefix("to resume it: "))
         assert words[:2] == ["python", "pipeline.py"]
         args = pipeline.build_parser().parse_args(words[2:])
         assert (args.host, args.resume) == (kfp.url, run.id)
@@ -326,8 +327,8 @@ def test_a_deployment_that_the_gate_refused_is_shown_as_omitted(kfp, tmp_path, c
     metrics_record(passed=deployed, reasons=["closure 3 %"]).save(run.folder.metrics)
     assert main(tmp_path, "--status", run.id, "--host", kfp.url) == 0
     text = capsys.readouterr().out
-    shown = {**dict.fromkeys(NAMES, "done"), "deploy": "done" if deployed else "omitted"}
-    assert step_states(text) == shown
+    states = {**dict.fromkeys(NAMES, "done"), "deploy": "done" if deployed else "omitted"}
+    assert step_states(text) == states
     assert ("gate not passed: closure 3 %" in text) == (not deployed)
     assert main(tmp_path, "--status", run.id, "--follow", "--host", kfp.url) == 0
     text = capsys.readouterr().out
@@ -486,7 +487,7 @@ def test_a_run_that_kubeflow_no_longer_knows_is_not_told_as_running(kfp, tmp_pat
     step.write_status(run, "search", "running", job_id="00000000-0000-4000-8000-000000000009")
     assert main(tmp_path, "--status", RUN_ID, "--host", kfp.url) == 1
     text = capsys.readouterr().out
-    assert f"no run of this id at {kfp.url}" in text
+    assert f"no run with this id at {kfp.url}" in text
     assert "search    running" not in text
     # one that has ended well may be deleted
     step.write_status(run, "search", "done", job_id="00000000-0000-4000-8000-000000000009")
@@ -495,7 +496,7 @@ def test_a_run_that_kubeflow_no_longer_knows_is_not_told_as_running(kfp, tmp_pat
     step.write_status(run, "prepare", "done")
     step.write_status(run, "search", "done")
     main(tmp_path, "--status", RUN_ID, "--host", kfp.url)
-    assert "no run of this id" not in capsys.readouterr().out.split("run pfn")[-1]
+    assert "no run with this id" not in capsys.readouterr().out.split("run pfn")[-1]
 
 
 def test_a_server_that_fails_is_not_one_that_does_not_know_the_run(kfp, tmp_path, capsys):
@@ -527,14 +528,14 @@ def test_a_server_that_is_away_is_told_in_one_line_of_ours(kfp, tmp_path, caplog
 
 
 @pytest.mark.parametrize(
-    ("owner", "begins", "said"),
+    ("owner", "begins", "message"),
     [
         (RUN_ID, "served as jec-pfn at ", ""),
         ("other-00000000", "was served as jec-pfn at ", "other-00000000"),
         (None, "was served as jec-pfn at ", "removed"),
     ],
 )
-def test_a_service_is_told_as_the_cluster_has_it(fake, tmp_path, capsys, owner, begins, said):
+def test_a_service_is_told_as_the_cluster_has_it(fake, tmp_path, capsys, owner, begins, message):
     home = fake(node_of(Play(seconds=math.inf)))
     record = service_record("jec-pfn", details={"namespace": "physics"})
     local_run(tmp_path, service=record.as_json())
@@ -543,10 +544,10 @@ def test_a_service_is_told_as_the_cluster_has_it(fake, tmp_path, capsys, owner, 
     main(tmp_path, "--status", RUN_ID)
     (line,) = [one for one in capsys.readouterr().out.splitlines() if "at http://x" in one]
     assert line.strip().startswith(begins)
-    assert said in line
+    assert message in line
     home.api.forbid("get", "inferenceservices")
     main(tmp_path, "--status", RUN_ID)
-    assert "  deployed then as jec-pfn at http://x" in capsys.readouterr().out
+    assert "  was deployed as jec-pfn at http://x" in capsys.readouterr().out
 
 
 def test_what_an_earlier_job_left_is_not_followed_before_it_changes(fake, kfp, tmp_path, capsys):
@@ -772,9 +773,9 @@ def test_down_says_what_is_left_and_then_keeps_the_folder(fake, tmp_path, capsys
     manifest["metadata"]["finalizers"] = ["example.org/never"]
     home.run_job(manifest)
     assert main(tmp_path, "--down", RUN_ID, "--yes", "--storage") == 1
-    captured = capsys.readouterr()
-    assert "waiting for its finalizers: example.org/never" in captured.err
-    assert "kept, because something of the run may still write to it" in captured.err
+    output = capsys.readouterr()
+    assert "waiting for its finalizers: example.org/never" in output.err
+    assert "kept, because something of the run may still write to it" in output.err
     assert (tmp_path / "runs" / RUN_ID / "run.json").exists()
 
 
@@ -789,7 +790,7 @@ def test_down_without_the_right_says_so(fake, tmp_path, capsys):
 def test_down_asks_once_and_nobody_answering_is_a_no(tmp_path, capsys, monkeypatch):
     local_run(tmp_path)
     assert main(tmp_path, "--down", RUN_ID, "--storage") == 2
-    assert "repeat it with --yes" in capsys.readouterr().err
+    assert "repeat the command with --yes" in capsys.readouterr().err
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     monkeypatch.setattr("builtins.input", lambda _: "")
     assert main(tmp_path, "--down", RUN_ID, "--storage") == 1
@@ -865,11 +866,11 @@ def test_down_ends_a_model_server_whose_run_was_killed_before_it_could_note_it(
         deploying.kill()
     (record,) = runs.glob("*/local/services/*/service.json")
     record.unlink()
-    left = orphans.processes_of(RUN_ID, runs)
-    assert any("triton" in command or "kserve" in command for command in left.values())
+    remaining = orphans.processes_of(RUN_ID, runs)
+    assert any("triton" in command or "kserve" in command for command in remaining.values())
     assert main(tmp_path, "--down", RUN_ID, "--yes") == 0
     assert orphans.processes_of(RUN_ID, runs) == {}
-    assert not [pid for pid in left if orphans.is_alive(pid)]
+    assert not [pid for pid in remaining if orphans.is_alive(pid)]
 
 
 def _until(condition, seconds: float = 10.0) -> None:

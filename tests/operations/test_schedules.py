@@ -25,9 +25,9 @@ def flags(kfp, s3_bucket, *more) -> list[str]:
 
 
 def test_a_schedule_makes_the_run_that_its_flags_would_make(kfp, s3_bucket, capsys):
-    given = flags(kfp, s3_bucket, "--max-trials", "7")
-    assert pipeline.main([*given, "--steps-account", "editor", "--schedule", MONDAYS]) == 0
-    assert pipeline.main(given) == 0
+    args = flags(kfp, s3_bucket, "--max-trials", "7")
+    assert pipeline.main([*args, "--steps-account", "editor", "--schedule", MONDAYS]) == 0
+    assert pipeline.main(args) == 0
     (made,), (run,) = kfp.recurring, kfp.runs
     assert made["runtime_config"]["parameters"] == run["runtime_config"]["parameters"]
     assert made["runtime_config"]["parameters"]["search_max_trials"] == 7
@@ -110,9 +110,9 @@ def test_a_multi_user_server_is_told_the_namespace(kfp, s3_bucket):
     ],
 )
 def test_flags_that_cannot_be_meant_end_with_2_and_nothing_is_made(kfp, s3_bucket, more, capsys):
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_info:
         pipeline.main(flags(kfp, s3_bucket, *more))
-    assert ended.value.code == 2
+    assert exit_info.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert kfp.recurring == kfp.runs == []

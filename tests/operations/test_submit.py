@@ -220,13 +220,13 @@ def test_a_form_without_a_bucket_is_told_in_one_sentence_at_the_first_attempt(
     values = {**defaults_of(kfp), "job_id": "00000000-0000-4000-8000-000000000003"}
     values["storage_bucket"] = "auto"
     assert prepare.main(arguments_of(kfp, "prepare", values)) == 2
-    said = capsys.readouterr().err
-    assert "storage_bucket" in said
-    assert "s3://bucket/prefix" in said
+    message = capsys.readouterr().err
+    assert "storage_bucket" in message
+    assert "s3://bucket/prefix" in message
     assert finish.main(arguments_of(kfp, "finish", values)) == 0
-    said = capsys.readouterr().out
-    assert "storage_bucket" in said
-    assert str(tmp_path) not in said
+    message = capsys.readouterr().out
+    assert "storage_bucket" in message
+    assert str(tmp_path) not in message
     assert list(tmp_path.iterdir()) == []
 
 
@@ -279,17 +279,17 @@ def test_a_storage_that_pods_cannot_reach_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("version", "said"),
+    ("version", "message"),
     [
         ("2.4.1", "server 2.4.1 is older than 2.5"),
         ("2.2.0", "older than 2.5"),
         ("1.8.5", "older than 2.5"),
-        ("3.0.0", "newer generation"),
+        ("3.0.0", "newer major version"),
     ],
 )
-def test_a_server_of_the_wrong_version_gets_nothing(kfp, s3_bucket, version, said):
+def test_a_server_of_the_wrong_version_gets_nothing(kfp, s3_bucket, version, message):
     kfp.version = version
-    with pytest.raises(ClusterError, match=said):
+    with pytest.raises(ClusterError, match=message):
         submit.submit(config(s3_bucket), connect(kfp.url), "steps:1")
     assert not kfp.pipelines + kfp.runs
     assert storage.entries(s3_bucket) == []
@@ -304,16 +304,16 @@ def test_a_server_gets_an_ir_that_it_takes(kfp, s3_bucket, version, tmp_path, ca
     ir.write_text(kfp.versions[0]["text"])
     assert Messages(version).refusals(ir) == []
     assert ("securityContext" in ir.read_text()) == server.support.non_root
-    said = capsys.readouterr().out
+    message = capsys.readouterr().out
     for sentence in losses(server.support, "s3-keys"):
-        assert f"server {version}: {sentence}" in said
+        assert f"server {version}: {sentence}" in message
 
 
 @pytest.mark.parametrize("version", ["", "unknown"])
 def test_a_server_without_a_version_is_a_warning(kfp, s3_bucket, capsys, tmp_path, version):
     kfp.version = version
     submit.submit(config(s3_bucket), connect(kfp.url), "steps:1")
-    assert "warning: the server does not say its version" in capsys.readouterr().out
+    assert "warning: the server does not tell its version" in capsys.readouterr().out
     ir = tmp_path / "ir.yaml"
     ir.write_text(kfp.versions[0]["text"])
     for one in SUPPORTED:
@@ -372,13 +372,15 @@ def test_a_single_users_server_says_where_steps_run(kfp, s3_bucket, capsys, valu
     assert parameters["settings"]["kubeflow_namespace"] == values.get("namespace", "auto")
 
 
-@pytest.mark.parametrize(("count", "taken"), [(5_000, True), (20_000, False), (200_000, False)])
-def test_a_search_space_that_no_pod_could_be_given_is_refused(kfp, s3_bucket, count, taken):
+@pytest.mark.parametrize(
+    ("count", "is_accepted"), [(5_000, True), (20_000, False), (200_000, False)]
+)
+def test_a_search_space_that_no_pod_could_be_given_is_refused(kfp, s3_bucket, count, is_accepted):
     """Linux starts no program with an argument of 128 KiB; etcd takes no run of 1.5 MB."""
     entry = {"name": "start-lr", "type": "discrete", "list": [i + 1 for i in range(count)]}
     long = config(s3_bucket, search_space=json.dumps([entry]))
     server = connect(kfp.url)
-    if taken:
+    if is_accepted:
         submit.submit(long, server, "steps:1")
         assert len(json.dumps(kfp.runs[0]["runtime_config"]["parameters"])) < 131_072
         return
@@ -398,17 +400,17 @@ def test_a_refusal_of_the_server_is_one_sentence(kfp, s3_bucket):
 
 
 @pytest.mark.parametrize(
-    ("asked", "environment", "wanted"),
+    ("requested", "environment", "expected"),
     [
         ("http://asked/", {"KFP_ENDPOINT": "http://set"}, ("http://asked", "--host")),
         ("auto", {"KFP_ENDPOINT": "http://set"}, ("http://set", "KFP_ENDPOINT")),
         ("auto", {}, ("", "")),
     ],
 )
-def test_where_the_endpoint_comes_from(monkeypatch, asked, environment, wanted):
+def test_where_the_endpoint_comes_from(monkeypatch, requested, environment, expected):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert endpoint(asked) == wanted
+    assert endpoint(requested) == expected
 
 
 def test_a_notebooks_token_means_its_own_cluster(tmp_path):

@@ -283,6 +283,44 @@ def test_folders_of_servers_that_were_killed_are_removed(tmp_path):
     server_folder.remove_abandoned()
 
 
+def test_a_removal_that_was_interrupted_is_repeated(tmp_path, monkeypatch):
+    """The lock goes last, so that the folder of an interrupted removal counts as abandoned."""
+    monkeypatch.setattr(server_folder.tempfile, "gettempdir", lambda: str(tmp_path))
+    folder = server_folder.create()
+    (folder.path / "repository").mkdir()
+    record = {"pid": 1, "url": "http://127.0.0.1:1", "models": {}}
+    (folder.path / "server.json").write_text(json.dumps(record))
+    folder.leave()
+
+    def interrupt(path, **_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server_folder.shutil, "rmtree", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            server_folder.remove_abandoned()
+    assert (folder.path / "lock").exists()
+    server_folder.remove_abandoned()
+    assert not folder.path.exists()
+
+
+def test_a_folder_that_lost_its_lock_is_no_running_server(tmp_path, monkeypatch):
+    monkeypatch.setattr(server_folder.tempfile, "gettempdir", lambda: str(tmp_path))
+    folder = server_folder.create()
+    record = {"pid": 1, "url": "http://127.0.0.1:1", "models": {}}
+    (folder.path / "server.json").write_text(json.dumps(record))
+    folder.leave()
+    (folder.path / "lock").unlink()
+    assert folder.path in server_folder._folders()
+    server_folder.remove_abandoned()
+    assert folder.path.exists()  # it may be new
+    before = time.time() - 2 * server_folder.NEW_SECONDS
+    os.utime(folder.path, (before, before))
+    assert record["url"] not in [server.url for server in server_folder.running()]
+    server_folder.remove_abandoned()
+    assert not folder.path.exists()
+
+
 def test_a_temporary_folder_with_a_hostile_name_is_not_used(tmp_path, monkeypatch):
     hostile = tmp_path / "a b"
     hostile.mkdir()

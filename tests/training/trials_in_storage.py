@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from common import storage
 from common.run import Run
 from training.search_space import for_network, load
-from weaver.fit.checkpoint import Progressed, TrialFolder
+from weaver.fit.checkpoint import TrialFolder, TrialProgress
 from weaver.fit.options import TRAIN_FLAGS, parse
 
 PATIENCE = 4
@@ -47,12 +47,12 @@ def write_trial(
     trained = parse(args)
 
     folder = TrialFolder(run.folder.trial(name))
-    progressed = Progressed()
+    progress = TrialProgress()
     began = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=start)
     for loss in losses:
-        epoch = progressed.epoch
+        epoch = progress.epoch
         end = began + timedelta(seconds=EPOCH_SECONDS * (epoch + 1))
-        progressed.history.append(
+        progress.history.append(
             {
                 "epoch": epoch,
                 "train_loss": loss,
@@ -64,12 +64,12 @@ def write_trial(
                 "metrics": {"AvgLoss": loss, "learning_rate": 0.001, "jets_per_second": 1e4},
             }
         )
-        if loss < progressed.best_metric:
-            progressed.best_epoch, progressed.best_metric = epoch, loss
+        if loss < progress.best_metric:
+            progress.best_epoch, progress.best_metric = epoch, loss
             storage.write_bytes(folder.path("best.pt"), b"weights")
-        progressed.next_epoch()
+        progress.next_epoch()
     description = {
         "network_options": dict(trained.network_option),
         "train_options": trained.settings(),
     }
-    folder.write_results(progressed, description)
+    folder.write_results(progress, description)

@@ -115,7 +115,7 @@ def _prepare(folder: Path, config: Path, files: Path) -> types.SimpleNamespace:
     from weaver.config.data_config import DataConfig
     from weaver.prepared.prepare import prepare
 
-    made = types.SimpleNamespace(data_config=config)
+    result = types.SimpleNamespace(data_config=config)
     for sample in ("train", "val", "test"):
         prepared = prepare(
             [f"{files}/{sample}/*.root"],
@@ -127,8 +127,8 @@ def _prepare(folder: Path, config: Path, files: Path) -> types.SimpleNamespace:
         reference = folder / "data" / f"{sample}.json"
         reference.parent.mkdir(exist_ok=True)
         reference.write_text(json.dumps({"dataset": prepared.uri}))
-        setattr(made, sample, reference)
-    return made
+        setattr(result, sample, reference)
+    return result
 
 
 @pytest.fixture(scope="session")

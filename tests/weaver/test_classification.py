@@ -106,11 +106,11 @@ def place(tmp_path_factory, jet_files) -> Path:
             "--ema-decay=0.9",
             "--fetch-step=0.1",
         ]
-        assert main([*given(folder), *words, "--tensorboard-log-dir=none"]) == 0
+        assert main([*model_arguments(folder), *words, "--tensorboard-log-dir=none"]) == 0
     return folder
 
 
-def given(folder: Path, model: str = "trial/") -> list[str]:
+def model_arguments(folder: Path, model: str = "trial/") -> list[str]:
     return [
         f"--data-config={folder}/data.yaml",
         f"--network-config={folder}/network.py",
@@ -128,8 +128,8 @@ def test_it_learns(place):
 
 def test_predictions_have_the_columns_of_weaver_core(place, jet_files):
     assert {path.name for path in (place / "out").iterdir()} == {"pred_one.root", "pred_two_0.root"}
-    found = uproot.open(place / "out" / "pred_one.root")["Events"].arrays(library="np")
-    assert set(found) == {
+    result = uproot.open(place / "out" / "pred_one.root")["Events"].arrays(library="np")
+    assert set(result) == {
         "label_soft",
         "label_hard",
         "score_label_soft",
@@ -138,9 +138,11 @@ def test_predictions_have_the_columns_of_weaver_core(place, jet_files):
         "jetPt",
         "jetEta",
     }
-    np.testing.assert_array_equal(found["label_hard"], found["jetPt"] >= 40)
-    np.testing.assert_allclose(found["score_label_soft"] + found["score_label_hard"], 1, rtol=1e-5)
-    assert auc(found["label_hard"], found["score_label_hard"]) > 0.85
+    np.testing.assert_array_equal(result["label_hard"], result["jetPt"] >= 40)
+    np.testing.assert_allclose(
+        result["score_label_soft"] + result["score_label_hard"], 1, rtol=1e-5
+    )
+    assert auc(result["label_hard"], result["score_label_hard"]) > 0.85
 
     words = [
         "--predict",
@@ -148,10 +150,10 @@ def test_predictions_have_the_columns_of_weaver_core(place, jet_files):
         f"--predict-output={place}/all.parquet",
         "--batch-size-test=64",
     ]
-    assert main([*given(place), *words]) == 0
+    assert main([*model_arguments(place), *words]) == 0
     other = ak.from_parquet(place / "all.parquet")
     np.testing.assert_allclose(
-        np.asarray(other["scores"])[:, 1], found["score_label_hard"], atol=1e-6
+        np.asarray(other["scores"])[:, 1], result["score_label_hard"], atol=1e-6
     )
     assert set(other.fields) == {"scores", "_label_", "jetPt", "jetEta"}
 
@@ -162,7 +164,7 @@ def test_the_exported_network_answers_with_scores(place, jet_files, capsys):
         f"--triton-config={place}/tagger/config.pbtxt",
         f"--s3-model={place}/repository/tagger",
     ]
-    assert main([*given(place), *words]) == 0
+    assert main([*model_arguments(place), *words]) == 0
     assert "largest difference from PyTorch" in capsys.readouterr().err
     session = onnxruntime.InferenceSession(place / "onnx" / "model.onnx")
     # pf_vectors is an input that the network ignores
@@ -212,14 +214,17 @@ def test_weights_start_another_training_and_frozen_ones_stay(place, jet_files, m
         "--freeze-model-weights=mod.edge_convs.*convs",
         "--optimizer-option=lr_mult:('mod.fc.*',10),weight_decay:0.01",
     ]
-    assert main([*given(place, "tuned/"), *words]) == 0
+    assert main([*model_arguments(place, "tuned/"), *words]) == 0
     assert "random: mod.fc.1.weight, mod.fc.1.bias" in capsys.readouterr().err
     tuned = torch.load(place / "tuned" / "best.pt", weights_only=True)["model"]
     equal = {
         name for name in state if name.endswith("weight") and torch.equal(state[name], tuned[name])
     }
     assert equal == {name for name in state if ".convs." in name}
-    assert main([*given(place, "other/"), *words, "--network-option=conv_params:[(4,(8,))]"]) == 2
+    assert (
+        main([*model_arguments(place, "other/"), *words, "--network-option=conv_params:[(4,(8,))]"])
+        == 2
+    )
     assert (
         "weight 'mod.edge_convs.0.convs.0.weight' has the shape (16, 6, 1, 1) there, (8, 6, 1, 1)"
         " in the network" in capsys.readouterr().err
@@ -237,29 +242,29 @@ def test_weaver_core_gets_a_state_dict_of_the_best_and_of_every_epoch(place):
     assert not same(states["_epoch-0_state.pt"], states["_epoch-5_state.pt"])
 
 
-def predicted(place, jet_files, model: str) -> np.ndarray:
+def predictions_of(place, jet_files, model: str) -> np.ndarray:
     """Scores of the test jets with what --model-prefix names."""
     words = [
         "--predict",
         f"--data-test={jet_files}/test/*.root",
         f"--predict-output={place}/again.npz",
     ]
-    assert main([*given(place, model), *words]) == 0
+    assert main([*model_arguments(place, model), *words]) == 0
     return np.load(place / "again.npz")["score_label_hard"]
 
 
 def test_a_model_prefix_of_weaver_core_is_taken(place, jet_files, capsys):
     """Its files beside the prefix, and names of weights as DDP and torch.compile leave them."""
-    expected = predicted(place, jet_files, "trial/")
+    expected = predictions_of(place, jet_files, "trial/")
     (place / "theirs").mkdir()
     best = torch.load(place / "trial" / "best.pt", weights_only=True)["model"]
     for name, wrapper in (("plain", ""), ("ddp", "module."), ("both", "module._orig_mod.")):
         state = {wrapper + key: value for key, value in best.items()}
         torch.save(state, place / "theirs" / f"{name}_best_epoch_state.pt")
         capsys.readouterr()
-        np.testing.assert_array_equal(predicted(place, jet_files, f"theirs/{name}"), expected)
+        np.testing.assert_array_equal(predictions_of(place, jet_files, f"theirs/{name}"), expected)
         assert ("are taken off" in capsys.readouterr().err) == bool(wrapper)
-    last = predicted(place, jet_files, "trial/_epoch-0_state.pt")
+    last = predictions_of(place, jet_files, "trial/_epoch-0_state.pt")
     assert not np.array_equal(last, expected)
 
 
@@ -278,7 +283,7 @@ def test_which_epochs_are_kept_for_weaver_core(
     monkeypatch.setenv("JEC_CACHE", str(place / "cache"))
     prefix = tmp_path / "models" / "net"  # no folder: weaver-core's files lie beside it
     trained = [
-        *given(place)[:2],
+        *model_arguments(place)[:2],
         f"--model-prefix={prefix}",
         "--gpus=",
         f"--data-train={jet_files}/train/*.root",
@@ -295,15 +300,15 @@ def test_which_epochs_are_kept_for_weaver_core(
 def test_a_file_of_weights_may_be_exported_and_a_wrong_one_is_refused(place, capsys):
     best = torch.load(place / "trial" / "best.pt", weights_only=True)["model"]
     torch.save({f"net.{name}": value for name, value in best.items()}, place / "part.pt")
-    assert main([*given(place, "part.pt:net"), f"--export-onnx={place}/part.onnx"]) == 0
-    assert main([*given(place, "part.pt"), f"--export-onnx={place}/part.onnx"]) == 2
+    assert main([*model_arguments(place, "part.pt:net"), f"--export-onnx={place}/part.onnx"]) == 0
+    assert main([*model_arguments(place, "part.pt"), f"--export-onnx={place}/part.onnx"]) == 2
     assert "part.pt holds the weights of another network" in capsys.readouterr().err
-    assert main([*given(place, "part.pt:nett"), f"--export-onnx={place}/part.onnx"]) == 2
+    assert main([*model_arguments(place, "part.pt:nett"), f"--export-onnx={place}/part.onnx"]) == 2
     assert "did you mean 'net'" in capsys.readouterr().err
 
 
 def test_print_shows_layers_parameters_and_operations(place, capsys):
-    assert main([*given(place), "--print"]) == 0
+    assert main([*model_arguments(place), "--print"]) == 0
     shown = capsys.readouterr().out
     assert "EdgeConvBlock" in shown
     parameters = 2 * 3 + 6 * 16 + 16 * 16 + 2 * 2 * 16 + 3 * 16 + 2 * 16 + 17 * 16 + 17 * 2

@@ -20,7 +20,7 @@ from tests.weaver.peer.flag_cases import OF_WEAVER_CORE, OWN, REFUSED, Case, Run
 from weaver import train
 from weaver.feed import dataset, loader
 from weaver.fit import options
-from weaver.fit.options import NOT_TAKEN, TrainOptions
+from weaver.fit.options import WEAVER_ONLY_FLAGS, TrainOptions
 
 QUIET = "--tensorboard-log-dir=none"
 
@@ -67,9 +67,9 @@ def _run(command: Command, place: Path, patch: pytest.MonkeyPatch) -> Run:
     parsed: list[TrainOptions] = []
     patch.setattr(train, "parse", lambda words: parsed.append(options.parse(words)) or parsed[-1])
 
-    said, printed = io.StringIO(), io.StringIO()
+    messages, printed = io.StringIO(), io.StringIO()
     code = 0
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(printed):
+    with contextlib.redirect_stderr(messages), contextlib.redirect_stdout(printed):
         own = () if "--tensorboard" in command.words else (QUIET,)
         for words in command.lines(*own):
             code = code or train.main(words)
@@ -79,7 +79,7 @@ def _run(command: Command, place: Path, patch: pytest.MonkeyPatch) -> Run:
         folder=place,
         code=code,
         facts=facts(place),
-        said=said.getvalue(),
+        messages=messages.getvalue(),
         printed=printed.getvalue(),
         calls=calls,
         options=parsed[-1] if parsed else None,
@@ -94,10 +94,10 @@ def runs(tmp_path_factory) -> Runs:
 @pytest.mark.parametrize("case", [*OF_WEAVER_CORE, *OWN], ids=lambda case: case.name)
 def test_each_accepted_flag_changes_the_result_or_says_why_not(runs, case: Case):
     plain, flagged = runs.run(case.command_without), runs.run(case.command)
-    assert (plain.code, flagged.code) == (0, 0), plain.said + flagged.said
+    assert (plain.code, flagged.code) == (0, 0), plain.messages + flagged.messages
     if case.says:
         assert flagged.facts == plain.facts
-        lines = [line for line in flagged.said.splitlines() if case.says in line]
+        lines = [line for line in flagged.messages.splitlines() if case.says in line]
         assert any("has no effect: " in line for line in lines)
         return
     look = case.look or (lambda run: run.facts)
@@ -114,10 +114,10 @@ def test_the_result_is_that_of_weaver_core(runs, case: Case):
 
 @pytest.mark.parametrize("flag", REFUSED)
 def test_the_other_flags_of_weaver_core_are_refused(flag, capsys):
-    words = [f"--{flag}", *(["x"] if NOT_TAKEN[flag].takes_value else [])]
-    with pytest.raises(SystemExit) as ended:
+    words = [f"--{flag}", *(["x"] if WEAVER_ONLY_FLAGS[flag].takes_value else [])]
+    with pytest.raises(SystemExit) as exit_error:
         options.parse([*Command().lines()[0], *words])
-    assert ended.value.code == 2
+    assert exit_error.value.code == 2
     assert f"--{flag} of weaver-core is not an option here: " in capsys.readouterr().err
 
 

@@ -15,7 +15,7 @@ import pytest
 from tests.weaver.fit.test_options import WEAVER_CORE
 from tests.weaver.peer.exchange import exchange
 from tests.weaver.peer.parity import ARRAYS, CASES, PEER_PYTHON, compare, ours
-from weaver.fit.options import NOT_TAKEN, TrainOptions
+from weaver.fit.options import WEAVER_ONLY_FLAGS, TrainOptions
 
 with_weaver_core = pytest.mark.skipif(
     not PEER_PYTHON.exists(), reason="weaver-core is not installed; type: make peer"
@@ -28,10 +28,10 @@ LAST_BITS = 8 * 2**-24
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_equal_to_weaver_core(case, tmp_path):
-    peer, made = dict(np.load(case.stored)), ours(case, tmp_path)
+    peer, result = dict(np.load(case.array_file)), ours(case, tmp_path)
     # Equal to the bit wherever this CPU computes functions like that on which weaver-core ran.
-    same_bits = np.array_equal(peer["math_bits"], made["math_bits"])
-    rows = compare(made, peer)
+    same_bits = np.array_equal(peer["math_bits"], result["math_bits"])
+    rows = compare(result, peer)
     assert {name for name, _ in rows} == set(peer) - {"math_bits"}
     for name, gap in rows:
         assert gap <= (
@@ -56,13 +56,13 @@ def test_both_programs_take_the_weights_of_the_other(tmp_path, monkeypatch):
 def test_the_flags_of_weaver_core_are_those_of_its_parser():
     """That each of them is taken or refused, and has a case: test_options.py, test_flags.py."""
     code = "from weaver.train import parser; print(*sorted(parser._option_string_actions))"
-    done = subprocess.run(
+    process = subprocess.run(
         [str(PEER_PYTHON), "-c", code], cwd="/", capture_output=True, text=True, check=True
     )
-    names = {word.removeprefix("--") for word in done.stdout.split() if word.startswith("--")}
+    names = {word.removeprefix("--") for word in process.stdout.split() if word.startswith("--")}
     flags = {name for name in names if name.removeprefix("no-") not in names or name[:3] != "no-"}
     assert flags - {"help"} == {flag.rpartition(":")[2] for flag in WEAVER_CORE.split()}
-    assert flags - {"help"} - set(TrainOptions.names()) == set(NOT_TAKEN)
+    assert flags - {"help"} - set(TrainOptions.names()) == set(WEAVER_ONLY_FLAGS)
 
 
 def _finite(values: np.ndarray) -> np.ndarray:
@@ -71,7 +71,7 @@ def _finite(values: np.ndarray) -> np.ndarray:
 
 def test_the_cases_reach_what_they_are_for():
     """Every role of every case has jets; weights vary, and the histograms of classes differ."""
-    peers = {case.name: dict(np.load(case.stored)) for case in CASES}
+    peers = {case.name: dict(np.load(case.array_file)) for case in CASES}
     for arrays in peers.values():
         assert {name.split()[0] for name in arrays} == {"train", "val", "test", "math_bits"}
         assert all(len(values) > 10 for name, values in arrays.items() if " input " in name)

@@ -148,9 +148,9 @@ def test_auto_preprocess_with_test_data_prediction_and_export(place):
 def test_without_the_trials_numbers_it_is_said_what_to_give(place, capsys):
     given = ["--predict", "--data-test=val.root", "--predict-output=p.root", "--regression-mode"]
     assert main(words(place, *given, method="auto", prefix="none")) == 2
-    said = capsys.readouterr().err
+    messages = capsys.readouterr().err
     for part in ("c.yaml leaves the standardisation (logx", "--data-train", "*.auto.yaml"):
-        assert part in said
+        assert part in messages
 
 
 # ----------------------------------------------------------------------- labels and outputs
@@ -158,8 +158,8 @@ def test_without_the_trials_numbers_it_is_said_what_to_give(place, capsys):
 
 def test_classes_of_a_custom_label(place, capsys):
     given = ["-o", "outputs", "3", "--data-test=val.root", "--predict-output=out/p.root"]
-    made = words(place, *DATA, *given, label="truth: kind", loss="CrossEntropyLoss")
-    assert main(made) == 0
+    result = words(place, *DATA, *given, label="truth: kind", loss="CrossEntropyLoss")
+    assert main(result) == 0
     assert "highest accuracy" in capsys.readouterr().err
     predictions = events(place / "out/p.root")
     np.testing.assert_array_equal(predictions["truth"], columns(2)["kind"])
@@ -178,8 +178,10 @@ def test_classes_of_a_custom_label(place, capsys):
     ],
 )
 def test_labels_that_are_no_classes_are_named(place, capsys, label, outputs, reason):
-    made = words(place, *DATA, "-o", "outputs", str(outputs), label=label, loss="CrossEntropyLoss")
-    assert main(made) == 2
+    result = words(
+        place, *DATA, "-o", "outputs", str(outputs), label=label, loss="CrossEntropyLoss"
+    )
+    assert main(result) == 2
     assert reason in capsys.readouterr().err
 
 
@@ -216,14 +218,14 @@ def test_a_forward_that_does_not_fit_is_one_sentence(place, capsys):
 
 
 def test_a_nan_target_in_validation_is_named(place, capsys):
-    made = columns(2)
-    made["y"][5] = np.nan
-    write(place / "val.root", made)
+    result = columns(2)
+    result["y"][5] = np.nan
+    write(place / "val.root", result)
     assert main(words(place, *DATA, "--regression-mode")) == 1
-    said = capsys.readouterr().err
-    assert "the validation jets hold values that are not finite: label 't' is NaN" in said
-    assert "in 1 jet" in said
-    assert "--start-lr" not in said
+    messages = capsys.readouterr().err
+    assert "the validation jets hold values that are not finite: label 't' is NaN" in messages
+    assert "in 1 jet" in messages
+    assert "--start-lr" not in messages
 
 
 def test_a_corrected_command_runs_after_a_failed_one(place, capsys):
@@ -243,14 +245,14 @@ def test_fewer_jets_than_a_batch_are_refused(place, capsys):
 
 
 def test_a_selection_is_taken_from_files_only(place, capsys):
-    made = words(place, "--data-val=val.root", "--regression-mode")
+    result = words(place, "--data-val=val.root", "--regression-mode")
     config = DataConfig.load("c.yaml")
     prepared = prepare("train.root", config, str(place / "storage"), for_training=True)
-    made += ["--data-train", prepared.uri]
-    assert main([*made, "--extra-selection-train", "x > 5"]) == 2
-    said = capsys.readouterr().err
-    assert prepared.uri in said
-    assert "--extra-selection-" in said
+    result += ["--data-train", prepared.uri]
+    assert main([*result, "--extra-selection-train", "x > 5"]) == 2
+    messages = capsys.readouterr().err
+    assert prepared.uri in messages
+    assert "--extra-selection-" in messages
 
 
 @pytest.mark.parametrize(
@@ -270,12 +272,12 @@ def test_a_selection_that_cannot_be_used_is_named(place, capsys, flags, reason):
 
 
 def test_validation_with_other_inputs_or_labels_is_refused(place, capsys):
-    made = words(place, *DATA, "--regression-mode")
+    result = words(place, *DATA, "--regression-mode")
     (place / "other.yaml").write_text((place / "c.yaml").read_text().replace("t: y", "u: y"))
-    assert main([*made, "--data-config-val=other.yaml"]) == 2
-    said = capsys.readouterr().err
+    assert main([*result, "--data-config-val=other.yaml"]) == 2
+    messages = capsys.readouterr().err
     for part in ("other.yaml", "c.yaml", "'u'", "'t'"):
-        assert part in said
+        assert part in messages
 
 
 def test_extra_selections_leave_the_derived_numbers_as_they_are(place):
@@ -287,7 +289,10 @@ def test_extra_selections_leave_the_derived_numbers_as_they_are(place):
     assert derived[0] == derived[1]
     sets = [json.loads(path.read_text()) for path in place.rglob("dataset.json")]
     passing = int(np.count_nonzero(columns(1)["x"] > 4))
-    assert {made["num_jets"] for made in sets if made["role"] == "training"} == {JETS, passing}
+    assert {result["num_jets"] for result in sets if result["role"] == "training"} == {
+        JETS,
+        passing,
+    }
 
 
 def test_demo_takes_the_first_files_of_all_samples(tmp_path):
@@ -303,8 +308,8 @@ def test_demo_takes_the_first_files_of_all_samples(tmp_path):
 
 def test_without_validation_data_the_last_part_of_each_file_validates(place):
     """weaver-core loads the entries 0 to trunc(0.75 n) and trunc(0.75 n) to n of each file."""
-    made = words(place, "--data-train", "train.root", "val.root", "--train-val-split=0.75")
-    assert main([*made, "--regression-mode", "--log-file=logs/a.log"]) == 0
+    result = words(place, "--data-train", "train.root", "val.root", "--train-val-split=0.75")
+    assert main([*result, "--regression-mode", "--log-file=logs/a.log"]) == 0
     sets = {}
     for path in (place / "cache/cache").glob("*/dataset.json"):
         described = json.loads(path.read_text())
@@ -319,19 +324,19 @@ def test_without_validation_data_the_last_part_of_each_file_validates(place):
 
 
 def test_more_epochs_on_resume(place):
-    made = words(place, *DATA, "--regression-mode")
-    assert main(made) == 0
-    assert main([*made, "--num-epochs=3"]) == 0
+    result = words(place, *DATA, "--regression-mode")
+    assert main(result) == 0
+    assert main([*result, "--num-epochs=3"]) == 0
     assert [record["epoch"] for record in history(place / "trial")] == [0, 1, 2]
 
 
 def test_load_epoch_goes_on_after_any_kept_epoch(place, capsys):
     """With its weights, as weaver-core's --load-epoch; also with those that weaver-core kept."""
-    made = [*words(place, *DATA, "--regression-mode"), "--num-epochs=3"]
-    assert main(made) == 0
+    result = [*words(place, *DATA, "--regression-mode"), "--num-epochs=3"]
+    assert main(result) == 0
     before = history(place / "trial")
-    assert main([*made, "--load-epoch=0"]) == 0
-    assert "going on after epoch 0 with" in capsys.readouterr().err
+    assert main([*result, "--load-epoch=0"]) == 0
+    assert "resuming after epoch 0 with" in capsys.readouterr().err
     after = history(place / "trial")
     assert [record["epoch"] for record in after] == [0, 1, 2]
     assert after[0] == before[0]
@@ -359,13 +364,13 @@ def test_outputs_without_a_folder_go_beside_the_model(place):
 @pytest.mark.slow
 def test_the_command_starts_its_ranks_itself(place, monkeypatch):
     """--gpus 0,1 on two GPUs; here the two ranks share a CPU."""
-    made = words(place, *DATA, "--regression-mode", "--seed=3")
-    assert launch.run_ranks(2, made, "name") == 0
+    result = words(place, *DATA, "--regression-mode", "--seed=3")
+    assert launch.run_ranks(2, result, "name") == 0
     record = history(place / "trial")[0]
     assert main(words(place, *DATA, "--regression-mode", "--seed=3", prefix="one")) == 0
     alone = history(place / "one")[0]
     assert record["val_loss"] == pytest.approx(alone["val_loss"], rel=1e-4)
-    assert launch.run_ranks(2, [*made, "--batch-size=9"], "name") == 2
+    assert launch.run_ranks(2, [*result, "--batch-size=9"], "name") == 2
 
 
 def test_only_several_gpus_in_one_process_need_ranks(monkeypatch):

@@ -26,8 +26,8 @@ def whole(prepared, tmp_path_factory):
     """The folder of a trial that nobody disturbed."""
     folder = tmp_path_factory.mktemp("whole")
     process = start(command(prepared, folder, **WORDS))
-    said = finish(process)
-    assert process.returncode == 0, said
+    messages = finish(process)
+    assert process.returncode == 0, messages
     return folder
 
 
@@ -43,9 +43,9 @@ def test_killed_after_an_epoch_the_same_command_ends_with_the_same_weights(
     assert len(history(tmp_path / "trial")) < WORDS["num_epochs"]
 
     again = start(words)
-    said = finish(again)
-    assert again.returncode == 0, said
-    assert "epoch 1/10" not in said
+    messages = finish(again)
+    assert again.returncode == 0, messages
+    assert "epoch 1/10" not in messages
     assert same(weights(tmp_path / "trial"), weights(whole))
     assert same(weights(tmp_path / "trial", "best.pt"), weights(whole, "best.pt"))
     assert (tmp_path / "metrics.log").read_text() == lines(history(tmp_path / "trial"))
@@ -56,9 +56,9 @@ def test_sigterm_leaves_a_checkpoint_and_exit_code_143(prepared, whole, tmp_path
     process = start(words)
     wait_for(process, lambda: len(history(tmp_path)) >= 1)
     process.terminate()
-    said = finish(process)
-    assert process.returncode == 143, said
-    assert "told to stop in epoch" in said
+    messages = finish(process)
+    assert process.returncode == 143, messages
+    assert "stopped by a signal in epoch" in messages
     # in this process: as many threads or not, the last bits are compared below only if equal
     assert main(words) == 0
     assert len(history(tmp_path)) == WORDS["num_epochs"]
@@ -121,11 +121,11 @@ def test_predictions_are_written_with_labels_and_observers(prepared, whole, tmp_
         == 0
     )
     path = tmp_path / name
-    found = (
+    result = (
         np.load(path) if path.suffix == ".npz" else uproot.open(path)["Events"].arrays(library="np")
     )
     columns = {
-        key: np.asarray(found[key])
+        key: np.asarray(result[key])
         for key in (
             "output",
             "target",

@@ -1,11 +1,11 @@
 """Weaver's data config: which branches become which input tensors, labels and observers.
 
-It is parsed and checked before work starts, section by section (weaver/config/sections.py and
-weights_section.py). The YAML grammar is weaver-core's (0.5.3):
+It is parsed and checked before any other work starts, section by section
+(weaver/config/sections.py and weights_section.py). The YAML grammar is that of weaver-core 0.5.3:
 
     treename             path of the tree in the file; may be left out where a file holds one tree
-    selection            condition on jets (training and validation)
-    test_time_selection  condition for the test set; without it `selection` applies there too
+    selection            condition on the jets of the training and validation sets
+    test_time_selection  condition on the jets of the test set; default: `selection`
     new_variables        name: expression (weaver/config/expressions.py); may use branches and other
                          new variables, in any order
     preprocess           method: manual | auto; data_fraction of the training files from which auto
@@ -28,27 +28,27 @@ weights_section.py). The YAML grammar is weaver-core's (0.5.3):
     file_magic           {variable: {pattern of the file's address: value}}
 
 A variable with `subtract_by` becomes clip((x - subtract_by) * multiply_by, clip_min, clip_max);
-clipping comes before padding. Without it (or with null) it is taken as it is. Under method auto,
-subtract_by defaults to the median and multiply_by to the inverse of the larger of the two distances
-between the median and the 16th and 84th percentile.
+clipping comes before padding. A variable without `subtract_by` (or with null) is not changed. Under
+method auto, subtract_by defaults to the median and multiply_by to the inverse of the larger of the
+two distances between the median and the 16th and 84th percentile.
 
-The *.auto.yaml files that weaver-core writes are read too: their `preprocess: params` and `weights:
-reweight_hists` are taken as they are, where weaver-core's training makes the histograms anew unless
-told not to. `DataConfig.auto_yaml` writes such a file.
+The *.auto.yaml files that weaver-core writes can be read too. Their `preprocess: params` and
+`weights: reweight_hists` are used unchanged; weaver-core's training would by default compute the
+histograms again. `DataConfig.auto_yaml` writes such a file.
 
-Keys that weaver-core does not have (it passes over them):
+Keys that weaver-core does not have (it ignores them):
 
     inputs: group: order_by    [expression, ...]: sort the particles of each jet by their values,
                                the first expression first, before they are cut to the length. A
                                leading minus means falling order; ties keep the order of the file,
                                NaN comes last. Without it particles come in the order of the file.
-    preprocess: non_finite     what becomes of NaN and infinity in inputs: weaver | zero | drop |
+    preprocess: non_finite     how NaN and infinity in inputs are treated: weaver | zero | drop |
                                error (weaver/prepared/transform.py)
-    weights: use_as            sampling (as weaver-core) | loss
+    weights: use_as            sampling (as in weaver-core) | loss
 
 Two things differ from weaver-core. A group with `length: null` has the shape (-1, C) in
-`input_shapes`, or (-1,) if it holds one variable: the shape its tensor really has. `bucketing` has
-no effect, which a warning says: batches are drawn from all jets.
+`input_shapes`, or (-1,) if it holds one variable: the shape that its tensor really has.
+`bucketing` has no effect, because batches are drawn from all jets; a warning says so.
 """
 
 from __future__ import annotations
@@ -84,15 +84,18 @@ from weaver.config.sections import (
 from weaver.config.weights import Histograms, Reweighting, histograms_from
 from weaver.config.weights_section import parse_weights
 
+MOST_NAMES = 10  # variables that the error about a circular definition lists
 # a column that weaver-core adds: true for the training set, false for validation and test
-SHOWN_NAMES = 10  # of a circle of variables, in its error
 TRAINING_FLAG = "aux_training_"
 
 NO_BUCKETS = "the section has no effect: each batch is drawn from all jets, whatever their size"
 
 
-class Derived(TypedDict):
-    """What prepared data says about a data config, as plain JSON values."""
+class DerivedParameters(TypedDict):
+    """Numbers of a data config that were computed from the training set, as plain JSON values.
+
+    They are stored with the prepared data and in a trial's derived.json.
+    """
 
     preprocess_params: dict[str, Parameters]
     reweight_hists: dict[str, list] | None
@@ -102,13 +105,13 @@ class Derived(TypedDict):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """A data config, checked.
+    """A data config that has passed all checks.
 
     Attributes have weaver-core's names, so that network files written for it can read them.
     """
 
     source: str
-    """Where it was read from; opens every error about it."""
+    """Address of its file; every error about the config begins with it."""
     options: Options
     """The parsed YAML."""
     treename: str | None
@@ -124,8 +127,8 @@ class DataConfig:
     """Group -> (-1, C, P) for sequences, (-1, C) for one value a jet, (-1,) for one such variable.
     """
     order_by: dict[str, tuple[OrderKey, ...]]
-    """Group -> by what its particles are sorted before the cut to the length; only for groups that
-    are sorted.
+    """Group -> keys by which its particles are sorted before the cut to the length. Groups without
+    `order_by` are absent.
     """
     label_type: str
     label_value: Any
@@ -139,18 +142,19 @@ class DataConfig:
     reweight_hists: Histograms | None
     """Class -> float32 weights by bin.
 
-    None until they have been made of the training set, and without reweighting.
+    None without reweighting, and before they are computed from the training set.
     """
     non_finite: str
     """Policy for NaN and infinity in inputs, one of NON_FINITE."""
     functions: dict[str, Expression]
     """New variables, labels and the weight by name."""
     selections: dict[str, Expression | None]
-    """"train" and "test"; with `with_extra_selection` also "derived": the selection of the file, by
-    which `preprocess: auto` derives its numbers.
+    """Selections for "train" and "test". After `with_extra_selection` also "derived": the
+    selection of the file, which `preprocess: auto` applies when it derives its numbers.
     """
-    declared: Options
-    """The meaning of the file in a canonical form; what `digest` hashes."""
+    canonical_form: Options
+    """All settings that decide the prepared data, without layout and comments; `digest` hashes it.
+    """
     warnings: tuple[str, ...] = ()
     """A line for each key that has no effect."""
 
@@ -158,8 +162,8 @@ class DataConfig:
     def load(cls, uri: str) -> DataConfig:
         """Read and check a data config.
 
-        Keys that weaver-core passes over, too, are named in a warning on stderr. Raises InputError
-        naming file, section and key for whatever is wrong in it.
+        A warning on stderr lists keys that have no effect. Raises InputError, which names the file,
+        the section and the key, for any fault in it.
         """
         config = cls.from_options(yaml_text.load(storage.read_text(uri), uri), uri)
         for line in config.warnings:
@@ -168,7 +172,10 @@ class DataConfig:
 
     @classmethod
     def from_options(cls, options: object, source: str = "data config") -> DataConfig:
-        """The same from an already parsed mapping."""
+        """Check a data config that is already parsed; `source` names it in errors.
+
+        Raises InputError, as `load` does.
+        """
         document = Document(source, options)
         for name, text in document.mapping("new_variables").items():
             document.define(name, text, "new_variables")
@@ -216,17 +223,19 @@ class DataConfig:
             non_finite=non_finite,
             functions=document.functions,
             selections=selections,
-            declared={},
+            canonical_form={},
         )
         _check_together(document, config)
         warnings = document.warnings
         if document.options.get("bucketing") is not None:
             warnings = (*warnings, f"{source}: bucketing: {NO_BUCKETS}")
-        return dataclasses.replace(config, declared=_declared(config), warnings=warnings)
+        return dataclasses.replace(
+            config, canonical_form=_canonical_form(config), warnings=warnings
+        )
 
     @property
     def labels(self) -> Options:
-        """The section `labels` as written."""
+        """The section `labels` as it stands in the file."""
         return self.options["labels"]
 
     @property
@@ -237,26 +246,26 @@ class DataConfig:
 
     @property
     def missing_preprocess_params(self) -> tuple[str, ...]:
-        """Input variables whose standardisation is still to be derived from the training set."""
+        """Input variables whose standardisation is not yet derived from the training set."""
         return tuple(
             name for name, params in self.preprocess_params.items() if params["center"] == AUTO
         )
 
     def digest(self) -> str:
-        """SHA-256 of the config's meaning.
+        """SHA-256 of all settings that decide the prepared data, in hexadecimal.
 
         Layout, comments, unused new variables and derived parameters do not change it.
         """
-        return hashlib.sha256(json.dumps(self.declared, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.canonical_form, sort_keys=True).encode()).hexdigest()
 
     @property
     def missing_reweight_hists(self) -> bool:
-        """True if the histograms of the reweighting are still to be made of the training set."""
+        """True if reweighting needs histograms that are not yet computed from the training set."""
         return self.reweighting is not None and self.reweight_hists is None
 
     @property
-    def derived(self) -> Derived:
-        """What is taken from the training set or set beside the file; see `with_derived`."""
+    def derived_parameters(self) -> DerivedParameters:
+        """The numbers of this config that another one takes over by `with_derived_parameters`."""
         hists = None
         if self.reweight_hists is not None:
             hists = {label: hist.tolist() for label, hist in self.reweight_hists.items()}
@@ -266,42 +275,44 @@ class DataConfig:
             "non_finite_policy": self.non_finite,
         }
 
-    def with_derived(self, derived: Mapping[str, Any]) -> DataConfig:
-        """The same config with what prepared data says about it.
+    def with_derived_parameters(self, parameters: Mapping[str, Any]) -> DataConfig:
+        """Return this config with the derived numbers of another one.
 
-        derived: of another config, or a dataset.json, which holds the same keys.
+        parameters: `derived_parameters` of another config, or a dataset.json, which has the same
+        keys. Raises InputError where the numbers do not fit this config.
         """
-        config = self.with_preprocess_params(derived["preprocess_params"])
-        hists = derived.get("reweight_hists")
+        config = self.with_preprocess_params(parameters["preprocess_params"])
+        hists = parameters.get("reweight_hists")
         if hists and self.reweighting:
             config = dataclasses.replace(
                 config, reweight_hists=histograms_from(hists, self.reweighting, self.source)
             )
-        return config.with_non_finite(derived.get("non_finite_policy") or self.non_finite)
+        return config.with_non_finite(parameters.get("non_finite_policy") or self.non_finite)
 
-    def with_missing_from(self, derived: Mapping[str, Any]) -> DataConfig:
-        """The same config with the numbers that it lacks taken from another's `derived`.
+    def with_missing_parameters(self, parameters: Mapping[str, Any]) -> DataConfig:
+        """Return this config with its missing standardisations filled in.
 
-        Numbers that stand in this config stay. Raises InputError where `derived` lacks them too.
+        parameters: `derived_parameters` of another config. Numbers that this config has stay.
+        Raises InputError where `parameters` lacks a number too.
         """
-        stored = derived["preprocess_params"]
+        other = parameters["preprocess_params"]
         params = dict(self.preprocess_params)
         for name in self.missing_preprocess_params:
-            if name not in stored or stored[name]["center"] == AUTO:
+            if name not in other or other[name]["center"] == AUTO:
                 raise InputError(
                     f"{self.source}: no standardisation for {name}; it was derived for another data"
                     " config"
                 )
             own = params[name].copy()
-            own["center"] = stored[name]["center"]
-            own["scale"] = stored[name]["scale"]
+            own["center"] = other[name]["center"]
+            own["scale"] = other[name]["scale"]
             params[name] = own
         return dataclasses.replace(self, preprocess_params=params)
 
     def with_non_finite(self, policy: str) -> DataConfig:
-        """The same config with another policy for NaN and infinity.
+        """Return this config with another policy for NaN and infinity.
 
-        Raises InputError for one that does not exist.
+        Raises InputError for a policy that is not among NON_FINITE.
         """
         if policy not in NON_FINITE:
             raise InputError(
@@ -310,11 +321,13 @@ class DataConfig:
         return dataclasses.replace(self, non_finite=policy)
 
     def with_extra_selection(self, extra: str, flag: str, *, for_training: bool) -> DataConfig:
-        """The same config with `(selection) & (extra)`, as weaver-core's --extra-selection-train.
+        """Return this config with the selection `(selection) & (extra)`.
 
-        for_training: of training and validation jets, else of the test set's. `preprocess: auto`
-        still derives its numbers from all jets of the file's own selection, as in weaver-core.
-        flag: where `extra` comes from, for errors. Raises InputError for what is no expression.
+        It has the effect of weaver-core's --extra-selection-train. `preprocess: auto` still derives
+        its numbers from all jets that pass the file's own selection, as in weaver-core.
+        extra: an expression. flag: the command-line flag that gave it, for errors. for_training:
+        apply it to the training and validation sets, else to the test set. Raises InputError if
+        `extra` is not an expression.
         """
         Expression(extra, flag)  # an error then names the flag alone
         role = "train" if for_training else "test"
@@ -325,16 +338,19 @@ class DataConfig:
             **self.selections,
             role: Expression(text, f"{self.source}:selection and {flag}"),
         }
-        changed = dataclasses.replace(
+        config = dataclasses.replace(
             self,
             selections=selections,
             selection=text if for_training else self.selection,
             test_time_selection=self.test_time_selection if for_training else text,
         )
-        return dataclasses.replace(changed, declared=_declared(changed))
+        return dataclasses.replace(config, canonical_form=_canonical_form(config))
 
     def auto_yaml(self) -> str:
-        """The config with its derived numbers: a *.auto.yaml file, which weaver-core reads too."""
+        """Text of an *.auto.yaml file: the config with its derived numbers.
+
+        weaver-core can read it too.
+        """
         options = copy.deepcopy(self.options)
         options["preprocess"] = {
             **(options.get("preprocess") or {}),
@@ -343,14 +359,15 @@ class DataConfig:
             "params": self.preprocess_params,
         }
         if self.reweight_hists:
-            options["weights"]["reweight_hists"] = self.derived["reweight_hists"]
+            options["weights"]["reweight_hists"] = self.derived_parameters["reweight_hists"]
         # through JSON: without aliases and tuples
         return yaml.safe_dump(json.loads(json.dumps(options)), sort_keys=False)
 
     def with_preprocess_params(self, params: Mapping[str, Parameters]) -> DataConfig:
-        """The same config with the parameters that `prepare` derived from the training set.
+        """Return this config with the parameters that `prepare` derived from the training set.
 
-        Raises InputError where those of an input variable are missing.
+        params: input variable -> its parameters. Raises InputError where those of an input
+        variable are missing.
         """
         missing = [name for name in self.preprocess_params if name not in params]
         if missing:
@@ -362,14 +379,14 @@ class DataConfig:
         return dataclasses.replace(self, preprocess_params=own)
 
     def plan(self, for_training: bool, *, without: Iterable[str] = ()) -> Plan:
-        """What to read and compute for the training and validation sets, or for the test set.
+        """Plan what to read and compute for the training and validation sets, or for the test set.
 
-        `without` names observers to leave out. Raises InputError for new variables that depend on
-        themselves.
+        without: names of observers to leave out. Raises InputError for new variables that depend
+        on themselves.
         """
-        left_out = set(without)
-        kept = (*self.observer_names, *self.monitor_variables)
-        observers = tuple(name for name in kept if name not in left_out)
+        excluded_names = set(without)
+        candidates = (*self.observer_names, *self.monitor_variables)
+        observers = tuple(name for name in candidates if name not in excluded_names)
 
         columns: list[str] = []
         lengths = []
@@ -380,7 +397,7 @@ class DataConfig:
         for keys in self.order_by.values():
             columns += [key.name for key in keys]
 
-        # The test set has no weights, and its jets may belong to no class.
+        # The test set has no weights, and its jets need not belong to a class.
         weight = None
         reweight: tuple[str, ...] = ()
         if for_training and self.reweighting:
@@ -392,7 +409,7 @@ class DataConfig:
         if for_training and self.label_type == "simple":
             columns.append("_labelcheck_")
 
-        # A sort may bring any particle to the front, so that all of them count.
+        # Sorting may bring any particle to the front, so that all of them must be read.
         longest = None if self.order_by else max(lengths, default=0) or None
         plan = self.plan_for(columns, for_training=for_training)
         return dataclasses.replace(
@@ -405,49 +422,53 @@ class DataConfig:
         )
 
     def plan_for(self, columns: Iterable[str], *, for_training: bool = True) -> Plan:
-        """The plan that yields these columns after the selection, without labels and the like."""
+        """Plan how to get these columns of the selected jets.
+
+        Labels, observers and weights are not added.
+        """
         selection = self.selections["train" if for_training else "test"]
-        read_first, first = self._resolve(selection.names if selection else ())
-        read, functions = self._resolve(columns)
+        selection_columns, selection_functions = self._resolve(selection.names if selection else ())
+        columns_to_read, functions = self._resolve(columns)
 
         branches = {}
-        for name in {**read_first, **read}:
-            # These columns come from no branch: weaver/read/files.py supplies them.
+        for name in {**selection_columns, **columns_to_read}:
+            # These columns come from no branch; weaver/read/files.py supplies them.
             if name != TRAINING_FLAG and name not in (self.options.get("file_magic") or {}):
                 branches[name] = self._branch(name)
 
-        # What the selection computed is not computed again.
-        computed = {name for name, _ in first}
-        needed_again = computed & {name for name, _ in functions}
+        # What the selection computes is not computed a second time.
+        names_computed_first = {name for name, _ in selection_functions}
+        needed_again = names_computed_first & {name for name, _ in functions}
         return Plan(
             branches=branches,
             selection=selection,
-            selection_functions=first,
-            functions=tuple(item for item in functions if item[0] not in computed),
-            kept=frozenset(read) | needed_again,
+            selection_functions=selection_functions,
+            functions=tuple(item for item in functions if item[0] not in names_computed_first),
+            columns_after_selection=frozenset(columns_to_read) | needed_again,
         )
 
     def plan_to_derive(self, columns: Iterable[str]) -> Plan:
-        """The plan of `preprocess: auto` for these columns: without any extra selection."""
+        """Plan how `preprocess: auto` gets these columns: without any extra selection."""
         selection = self.selections.get("derived", self.selections["train"])
         selections = {**self.selections, "train": selection}
         return dataclasses.replace(self, selections=selections).plan_for(columns)
 
-    def dispensable(self, absent: Iterable[str]) -> list[str]:
-        """Observers of training files that cannot be made without these columns of branches.
+    def droppable_observers(self, absent: Iterable[str]) -> list[str]:
+        """Observers that training files without these branches cannot have.
 
-        Only those that nothing else needs; `plan` takes them as `without`.
+        absent: columns whose branches are missing. Only columns that nothing but the observer
+        needs count. The result goes to `plan` as `without`.
         """
         branches = set(self.plan(True).branches)
         observers = []
         for name in self.observer_names:
-            needed_for_it_alone = branches - set(self.plan(True, without=[name]).branches)
-            if needed_for_it_alone & set(absent):
+            own_branches = branches - set(self.plan(True, without=[name]).branches)
+            if own_branches & set(absent):
                 observers.append(name)
         return observers
 
     def used_by(self, name: str) -> str:
-        """The first expression or section that names a column, as words for an error."""
+        """Name the first expression or section that uses a column, for an error."""
         for expression in (*self.selections.values(), *self.functions.values()):
             if expression is not None and name in expression.names:
                 return expression.where.removeprefix(f"{self.source}:")
@@ -463,19 +484,23 @@ class DataConfig:
         return name
 
     def _resolve(self, names: Iterable[str]) -> tuple[dict[str, None], Functions]:
-        """Columns to read for `names` (in order of first use), and the functions to compute."""
-        columns: dict[str, None] = {}
-        ordered: dict[str, Expression] = {}
+        """Find the columns to read for `names`, and the functions to compute, in order.
 
-        for wanted in names:
-            # The variables being resolved, each with what it still needs; a stack of our own,
-            # because Python's ends after a thousand.
+        Columns come in order of first use, functions after those that they depend on. Raises
+        InputError for functions that depend on each other in a circle.
+        """
+        columns: dict[str, None] = {}
+        functions: dict[str, Expression] = {}
+
+        for requested_name in names:
+            # The variables being resolved, each with the names that it still needs. This is a
+            # stack of our own, because Python's recursion ends after a thousand calls.
             path: dict[str, Iterator[str]] = {}
-            name: str | None = wanted
+            name: str | None = requested_name
             while True:
                 if name in path:
-                    raise self._circle([*path, name])
-                if name is not None and name not in ordered and name not in columns:
+                    raise self._cycle_error([*path, name])
+                if name is not None and name not in functions and name not in columns:
                     if name in self.functions:
                         path[name] = iter(self.functions[name].names)
                     else:
@@ -485,15 +510,15 @@ class DataConfig:
                 last = next(reversed(path))
                 name = next(path[last], None)
                 if name is None:  # its dependencies come first
-                    ordered[last] = self.functions[last]
+                    functions[last] = self.functions[last]
                     del path[last]
-        return columns, tuple(ordered.items())
+        return columns, tuple(functions.items())
 
-    def _circle(self, path: list[str]) -> InputError:
-        """The refusal of variables that depend on each other; the last one is there twice."""
+    def _cycle_error(self, path: list[str]) -> InputError:
+        """The error for variables that depend on each other; its last name is there twice."""
         names = path[path.index(path[-1]) :]
-        if len(names) > SHOWN_NAMES:
-            names = [*names[: SHOWN_NAMES - 2], "...", *names[-2:]]
+        if len(names) > MOST_NAMES:
+            names = [*names[: MOST_NAMES - 2], "...", *names[-2:]]
         return InputError(
             f"{self.source}: new variables depend on each other in a circle: {' -> '.join(names)};"
             " give one another name"
@@ -512,30 +537,30 @@ def _condition(document: Document, key: str, text: str | None) -> Expression | N
 
 
 def _check_together(document: Document, config: DataConfig) -> None:
-    """Raise InputError for sections that do not fit each other, and for circles of variables."""
+    """Check what concerns several sections. Raises InputError, also for circular definitions."""
     if config.observer_names and config.monitor_variables:
-        raise document.refusal(
+        raise document.error(
             "", "'observers' and 'monitor_variables' cannot be set at the same time"
         )
     document.mapping("branch_magic")
     for variable, values in document.mapping("file_magic").items():
         if not isinstance(values, dict):
-            raise document.refusal("file_magic", "expected {variable: {pattern: value}}")
+            raise document.error("file_magic", "expected {variable: {pattern: value}}")
         for pattern in values:
             try:
                 re.compile(str(pattern))
             except (re.error, RecursionError, OverflowError) as error:
-                raise document.refusal(
+                raise document.error(
                     f"file_magic:{variable}", f"{pattern!r} is no regular expression: {error}"
                 ) from None
     if document.options.get("bucketing") is not None:
         document.check_keys("bucketing", document.mapping("bucketing"), {"var", "bins"})
     for for_training in (True, False):
-        config.plan(for_training)  # finds circles among new variables
+        config.plan(for_training)  # raises InputError for a circle of new variables
 
 
-def _declared(config: DataConfig) -> Options:
-    """The parts of a config that decide the prepared data, as plain JSON values."""
+def _canonical_form(config: DataConfig) -> Options:
+    """All settings that decide the prepared data, as plain JSON values."""
     functions: dict[str, str] = {}
     for plan in (config.plan(True), config.plan(False)):
         for name, expression in (*plan.selection_functions, *plan.functions):
@@ -544,14 +569,14 @@ def _declared(config: DataConfig) -> Options:
         name: expression and expression.canonical()
         for name, expression in config.selections.items()
     }
-    declared = {
+    form = {
         "treename": config.treename,
         "magic": [config.options.get("branch_magic"), config.options.get("file_magic")],
         "selections": selections,
         "functions": functions,
         "inputs": [[group, names] for group, names in config.input_dicts.items()],
         "params": config.preprocess_params,
-        # the fraction means nothing where no number is derived
+        # the fraction has no effect where no number is derived
         "data_fraction": (
             config.preprocess["data_fraction"] if config.missing_preprocess_params else None
         ),
@@ -559,13 +584,13 @@ def _declared(config: DataConfig) -> Options:
         "kept": [config.observer_names, config.monitor_variables],
         "weights": config.options.get("weights"),
     }
-    # Keys of ours stand in it only where they are used, so that the digest of a config of
-    # weaver-core's, and with it the folder of its prepared data, stays what it was before them.
+    # Keys that weaver-core does not have appear only where a config uses them. So the digest of
+    # other configs, and the folder of their prepared data, did not change when we added these keys.
     if config.order_by:
-        declared["order_by"] = {
+        form["order_by"] = {
             group: [(key.expression.canonical(), key.falling) for key in keys]
             for group, keys in config.order_by.items()
         }
     if config.non_finite != NON_FINITE[0]:
-        declared["non_finite"] = config.non_finite
-    return declared
+        form["non_finite"] = config.non_finite
+    return form

@@ -1,10 +1,10 @@
-"""The expressions of a data config: parsed once, checked against the vocabulary, then evaluated.
+"""Parse, check and evaluate the expressions of a data config.
 
-An expression is written like Python and means what it means in weaver-core: names are columns
+An expression is written like Python and means the same as in weaver-core: names are columns
 (branches or new variables), `np`, `ak` and `math` (or `numpy`, `awkward`) give functions and
-constants, `&`, `|`, `~` combine conditions. Nothing is ever handed to Python's own evaluation: the
-text becomes a syntax tree, and each node is either in the vocabulary (weaver/config/vocabulary.py)
-or refused with the expression, its place in the file and the name in question.
+constants, `&`, `|`, `~` combine conditions. No text is passed to Python's eval(). It is parsed into
+a syntax tree, and each node must be in the vocabulary (weaver/config/vocabulary.py). The error for
+any other node shows the expression, its place in the file and the name in question.
 
 >>> Expression("np.log(PF_pT / jetPt)", where="jec.yaml:new_variables:PF_logRelPt").names
 ('PF_pT', 'jetPt')
@@ -36,19 +36,19 @@ from weaver.config.vocabulary import (
     METHODS,
     MODULES,
     MOST_ELEMENTS,
-    NOT_EVALUATED,
     UNARY,
+    UNSUPPORTED_HELPERS,
     VECTOR_METHODS,
     VOCABULARY,
 )
 
-SHOWN = 200  # characters of an expression in an error
+MOST_CHARACTERS = 200  # of an expression, in an error
 MOST_ARGUMENTS = 100  # of a function that takes any number of them
-MOST_BITS = 512  # of a whole number that a power makes: ((9 ** 60) ** 60) ** 60 would never end
-MAX_EXPONENT = 64  # of two plain integers: 9 ** 9 ** 9 would keep the machine busy for ever
+MOST_BITS = 512  # of a power of integers: ((9 ** 60) ** 60) ** 60 would not end
+MAX_EXPONENT = 64  # of a power of integers: 9 ** 9 ** 9 would not end
 
-# What people write first, and what to write instead.
-_REFUSED: dict[type[ast.AST], str] = {
+# Syntax that does not work on columns -> what to write instead.
+_FORBIDDEN_SYNTAX: dict[type[ast.AST], str] = {
     ast.BoolOp: (
         "'and' and 'or' do not work on columns; write & and |, with each condition in parentheses"
     ),
@@ -68,15 +68,15 @@ _REFUSED: dict[type[ast.AST], str] = {
 class Expression:
     """One parsed expression.
 
-    `text` is what was written, `where` its place (file:section:name), `names` the columns it needs,
-    `tree` its checked syntax tree (an `ast.expr` that holds nothing outside the vocabulary), for
-    whoever translates it.
-
-    Raises InputError for text that does not parse or leaves the vocabulary.
+    Attributes: `text`; `where`, its place (file:section:name); `names`, the columns that it needs;
+    `tree`, its syntax tree, an `ast.expr` of nodes in the vocabulary only.
     """
 
     def __init__(self, text: str, where: str = "") -> None:
-        """Parse and check an expression. Raises InputError, with `where` in its text."""
+        """Parse and check an expression; `where` names its place in errors.
+
+        Raises InputError for text that does not parse, and for names outside the vocabulary.
+        """
         self.text = str(text).strip()
         self.where = where
         try:
@@ -86,26 +86,26 @@ class Expression:
             near = ""
             if error.offset and error.lineno == 1:
                 near = f" near '{self.text[error.offset - 1 :][:20]}'"
-            raise self._refusal(f"it does not parse{near} ({error.msg})") from None
+            raise self._error(f"it does not parse{near} ({error.msg})") from None
         except (RecursionError, MemoryError, ValueError):
-            raise self._refusal("it cannot be parsed: nested too deeply, or not text") from None
+            raise self._error("it cannot be parsed: nested too deeply, or not text") from None
 
     def __repr__(self) -> str:
         """Show the text and the place."""
         return f"Expression({self.text!r}, where={self.where!r})"
 
     def canonical(self) -> str:
-        """The expression without its layout.
+        """Text of the expression in a standard layout.
 
-        Equal for texts that differ in blanks and superfluous parentheses only.
+        It is the same for expressions that differ only in blanks and redundant parentheses.
         """
         return ast.unparse(self.tree)
 
     @functools.cached_property
     def is_elementwise(self) -> bool:
-        """True if each number of the value depends on the numbers in its place only.
+        """True if each element of the value depends only on the same element of the columns.
 
-        Flat content then gives the same numbers as lists.
+        Then the flat content of lists may be evaluated instead of the lists.
         """
         return _is_elementwise(self.tree)
 
@@ -118,41 +118,45 @@ class Expression:
         )
 
     def evaluate(self, columns: Mapping[str, Any]) -> Any:
-        """The value for these columns (name -> awkward or numpy array, jets along the first axis).
+        """Evaluate the expression.
 
-        Division by zero and the like give inf and NaN without a warning. Raises InputError for a
-        name that is not among `columns`, and for operands that do not fit each other.
+        columns: name -> numpy or awkward array, jets along the first axis. Division by zero and
+        other invalid operations give inf and NaN without a warning. Raises InputError for a name
+        that is not among `columns`, for operands that do not fit each other, and for results
+        larger than MOST_ELEMENTS.
         """
         try:
             with np.errstate(all="ignore"):
                 return self._value(self.tree, columns)
         except InputError:
             raise
-        # whatever numpy and awkward raise about operands: the user's text is the cause
+        # numpy and awkward raise errors of many types about operands; the cause is the user's text
         except Exception as error:
             reason = str(error).strip().splitlines()
-            raise self._refusal(
+            raise self._error(
                 f"it cannot be evaluated: {reason[0] if reason else type(error).__name__}"
             ) from error
 
     # ----------------------------------------------------------------------------------- checking
 
-    def _refusal(self, reason: str) -> InputError:
-        shown = self.text if len(self.text) <= SHOWN else self.text[:SHOWN] + "..."
+    def _error(self, reason: str) -> InputError:
+        text = (
+            self.text if len(self.text) <= MOST_CHARACTERS else self.text[:MOST_CHARACTERS] + "..."
+        )
         place = f"{self.where}: " if self.where else ""
-        return InputError(f"{place}expression '{shown}': {reason}")
+        return InputError(f"{place}expression '{text}': {reason}")
 
     def _check(self, node: ast.AST) -> Iterator[str]:
-        """Yield the column names below `node`, refusing whatever is not in the vocabulary.
+        """Yield the column names below `node`. Raises InputError for nodes outside the vocabulary.
 
-        A node of type X is checked by the method `_check_x`; one without such a method is refused.
+        The method `_check_x` checks nodes of type X; a type without such a method is an error.
         """
         for part in (node, *ast.iter_child_nodes(node)):
-            if type(part) in _REFUSED:
-                raise self._refusal(_REFUSED[type(part)])
+            if type(part) in _FORBIDDEN_SYNTAX:
+                raise self._error(_FORBIDDEN_SYNTAX[type(part)])
         method = getattr(self, f"_check_{type(node).__name__.lower()}", None)
         if method is None:
-            raise self._refusal(f"{type(node).__name__} is not allowed here")
+            raise self._error(f"{type(node).__name__} is not allowed here")
         yield from method(node)
 
     def _check_children(self, node: ast.AST) -> Iterator[str]:
@@ -166,30 +170,30 @@ class Expression:
 
     def _check_constant(self, node: ast.Constant) -> Iterator[str]:
         if not isinstance(node.value, bool | int | float | str | None):
-            raise self._refusal(f"the constant {node.value!r} is not allowed")
+            raise self._error(f"the constant {node.value!r} is not allowed")
         return iter(())
 
     def _check_dict(self, node: ast.Dict) -> Iterator[str]:
         if None in node.keys:
-            raise self._refusal("** is not allowed in a mapping")
+            raise self._error("** is not allowed in a mapping")
         yield from self._check_children(node)
 
     def _check_compare(self, node: ast.Compare) -> Iterator[str]:
         if len(node.ops) > 1:
-            raise self._refusal(
+            raise self._error(
                 "a chain of comparisons does not work on columns; write (a < b) & (b < c)"
             )
         if type(node.ops[0]) not in COMPARE:
-            raise self._refusal("'is' does not work on columns; write == or !=")
+            raise self._error("'is' does not work on columns; write == or !=")
         yield from self._check_children(node)
 
     def _check_name(self, node: ast.Name) -> Iterator[str]:
         if node.id in MODULES:
-            raise self._refusal(f"'{node.id}' is no column; write {node.id}.something")
+            raise self._error(f"'{node.id}' is no column; write {node.id}.something")
         if node.id == "len" or node.id in HELPERS:
-            raise self._refusal(f"'{node.id}' is a function; write {node.id}(...)")
+            raise self._error(f"'{node.id}' is a function; write {node.id}(...)")
         if node.id.startswith("_"):
-            raise self._refusal(f"'{node.id}': names that begin with an underscore are no columns")
+            raise self._error(f"'{node.id}': names that begin with an underscore are no columns")
         yield node.id
 
     def _check_attribute(self, node: ast.Attribute) -> Iterator[str]:
@@ -200,113 +204,116 @@ class Expression:
         """
         member = _member(node)
         if member is None:
-            # a component, an attribute, or the field of a record, which only the data show
+            # a component, an attribute, or the field of a record; only the data decide whether it
+            # exists
             if node.attr.startswith("_"):
-                raise self._refusal(f"'.{node.attr}': no field begins with an underscore")
+                raise self._error(f"'.{node.attr}': no field begins with an underscore")
             yield from self._check(node.value)
             return
         prefix, name = member
-        known = VOCABULARY[MODULES[prefix]]
-        if name in known:
+        members = VOCABULARY[MODULES[prefix]]
+        if name in members:
             return
         if MODULES[prefix] == "awkward" and name.startswith("JaggedArray"):
             function = name.partition(".")[2]
             instead = AWKWARD_0.get(function, f"ak.{function}(...)")
-            raise self._refusal(
+            raise self._error(
                 f"'{prefix}.{name}' is of awkward 0, which no longer exists; write {instead}"
             )
         if MODULES[prefix] == "numpy" and name.startswith("random."):
-            raise self._refusal(
+            raise self._error(
                 f"'{prefix}.{name}' would draw other numbers at each reading; take a number of the"
                 " event instead, as in _hash(event, run) % 5"
             )
         if name in ("empty", "empty_like"):
-            raise self._refusal(
+            raise self._error(
                 f"'{prefix}.{name}' holds arbitrary numbers; write np.zeros or np.zeros_like"
             )
-        raise self._unknown(
-            f"{prefix}.{name}", name, {f"{prefix}.{known}": known for known in known}
+        raise self._unknown_name_error(
+            f"{prefix}.{name}", name, {f"{prefix}.{members}": members for members in members}
         )
 
     def _check_call(self, node: ast.Call) -> Iterator[str]:
         function = node.func
         self._check_keywords(function, {keyword.arg for keyword in node.keywords})
         if isinstance(function, ast.Name):
-            if function.id in NOT_EVALUATED:
-                raise self._refusal(
+            if function.id in UNSUPPORTED_HELPERS:
+                raise self._error(
                     f"'{function.id}' of weaver-core is not evaluated here: "
-                    + NOT_EVALUATED[function.id]
+                    + UNSUPPORTED_HELPERS[function.id]
                 )
             if function.id != "len" and function.id not in HELPERS:
                 choices = {name: name for name in HELPERS}
                 for prefix in ("np", "ak"):
                     choices |= {f"{prefix}.{name}": name for name in VOCABULARY[MODULES[prefix]]}
-                raise self._unknown(function.id, function.id, choices)
+                raise self._unknown_name_error(function.id, function.id, choices)
         elif not isinstance(function, ast.Attribute):
-            raise self._refusal("only a named function can be called")
+            raise self._error("only a named function can be called")
         elif _member(function) is not None:
             yield from self._check(function)
             self._check_positional(function, len(node.args))
         elif function.attr in METHODS | VECTOR_METHODS:
             yield from self._check(function.value)
             # the array itself is numpy's first argument
-            most = _most_positional(function.attr) - 1 if hasattr(np, function.attr) else 1
-            if function.attr in METHODS and len(node.args) > most:
-                raise self._refusal(
-                    f"the method '.{function.attr}()' takes at most {most} arguments here; give"
-                    " others by keyword"
+            most_arguments = (
+                _most_positional(function.attr) - 1 if hasattr(np, function.attr) else 1
+            )
+            if function.attr in METHODS and len(node.args) > most_arguments:
+                raise self._error(
+                    f"the method '.{function.attr}()' takes at most {most_arguments} arguments"
+                    " here; give others by keyword"
                 )
         elif function.attr in AWKWARD_0_METHODS:
-            raise self._refusal(
+            raise self._error(
                 f"the method '.{function.attr}()' is of awkward 0, which no longer exists; write"
                 f" {AWKWARD_0_METHODS[function.attr]}"
             )
         else:
             methods = ", ".join(sorted(METHODS | VECTOR_METHODS))
-            raise self._refusal(f"method '.{function.attr}()' is not allowed; there are: {methods}")
+            raise self._error(f"method '.{function.attr}()' is not allowed; there are: {methods}")
 
         for argument in (*node.args, *(keyword.value for keyword in node.keywords)):
             yield from self._check(argument)
 
     def _check_keywords(self, function: ast.expr, names: set[str | None]) -> None:
-        """Refuse keywords by which a call would write to a column or leave numbers unset."""
-        refused: set[str | None] = {None, "out"}
+        """Reject keywords that would let a call write to a column or leave numbers undefined."""
+        forbidden: set[str | None] = {None, "out"}
         member = _member(function) if isinstance(function, ast.Attribute) else None
         name = getattr(function, "attr", "")
         if isinstance(function, ast.Attribute) and (
             member is None or MODULES[member[0]] == "numpy"
         ):
-            refused.add("where")
+            forbidden.add("where")
         if name.endswith("_like"):
-            refused.add("shape")
+            forbidden.add("shape")
         if name == "nan_to_num":
-            refused.add("copy")
-        for word in names & refused:
-            raise self._refusal(f"{f'{word}=' if word else '**'} is not allowed in a call")
+            forbidden.add("copy")
+        for word in names & forbidden:
+            raise self._error(f"{f'{word}=' if word else '**'} is not allowed in a call")
 
     def _check_positional(self, node: ast.Attribute, count: int) -> None:
-        """Refuse so many positional arguments of a numpy function that one would be its `out`."""
+        """Reject a positional argument that numpy would take as `out`, the array to write to."""
         prefix, name = _member(node) or ("", "")
         if MODULES[prefix] != "numpy":
             return
-        most = _most_positional(name)
-        if count > most:
-            raise self._refusal(
-                f"np.{name} takes at most {most} arguments here; give others by keyword"
+        most_arguments = _most_positional(name)
+        if count > most_arguments:
+            raise self._error(
+                f"np.{name} takes at most {most_arguments} arguments here; give others by keyword"
             )
 
-    def _unknown(self, name: str, bare: str, choices: Mapping[str, str]) -> InputError:
-        """The refusal of a name, with the nearest of `choices` (full name -> bare name)."""
+    def _unknown_name_error(self, name: str, bare: str, choices: Mapping[str, str]) -> InputError:
+        """The error for an unknown name, with the nearest of `choices` (full name -> bare name)."""
         near = nearest(bare, choices.values())
         similar = [full for full, choice in choices.items() if choice in near]
         similar.sort(key=lambda full: (near.index(choices[full]), full))
         hint = f"; did you mean {' or '.join(map(repr, similar[:3]))}?" if similar else ""
-        return self._refusal(f"unknown function or constant '{name}'{hint}")
+        return self._error(f"unknown function or constant '{name}'{hint}")
 
     # --------------------------------------------------------------------------------- evaluation
 
     def _value(self, node: ast.AST, columns: Mapping[str, Any]) -> Any:
-        """The value of `node`; one of type X is evaluated by the method `_value_x`."""
+        """Evaluate `node`; the method `_value_x` evaluates nodes of type X."""
         return getattr(self, f"_value_{type(node).__name__.lower()}")(node, columns)
 
     def _value_constant(self, node: ast.Constant, columns: Mapping[str, Any]) -> Any:
@@ -315,22 +322,20 @@ class Expression:
     def _value_name(self, node: ast.Name, columns: Mapping[str, Any]) -> Any:
         if node.id not in columns:
             hint = "".join(f"; did you mean '{name}'?" for name in nearest(node.id, columns, 1))
-            raise self._refusal(f"there is no column '{node.id}'{hint}")
+            raise self._error(f"there is no column '{node.id}'{hint}")
         return columns[node.id]
 
     def _value_binop(self, node: ast.BinOp, columns: Mapping[str, Any]) -> Any:
         left = self._value(node.left, columns)
         right = self._value(node.right, columns)
         if isinstance(left, str | list | tuple) or isinstance(right, str | list | tuple):
-            raise self._refusal("operators work on columns and numbers, not on text or lists")
-        growing = isinstance(node.op, ast.Pow | ast.LShift)
-        whole = isinstance(left, int) and isinstance(right, int)
-        if growing and whole and abs(right) > MAX_EXPONENT:
-            raise self._refusal(
-                f"the exponent {right} is too large for whole numbers; write a float"
-            )
-        if growing and whole and left.bit_length() * max(abs(right), 1) > MOST_BITS:
-            raise self._refusal("it makes too large a whole number; write a float")
+            raise self._error("operators work on columns and numbers, not on text or lists")
+        can_grow = isinstance(node.op, ast.Pow | ast.LShift)
+        are_integers = isinstance(left, int) and isinstance(right, int)
+        if can_grow and are_integers and abs(right) > MAX_EXPONENT:
+            raise self._error(f"the exponent {right} is too large for whole numbers; write a float")
+        if can_grow and are_integers and left.bit_length() * max(abs(right), 1) > MOST_BITS:
+            raise self._error("it makes too large a whole number; write a float")
         self._check_size(sizes.of_broadcast((left, right)), "it")
         return BINARY[type(node.op)].function(left, right)
 
@@ -377,24 +382,27 @@ class Expression:
         if is_momentum and node.attr in COMPONENTS:
             return getattr(owner, node.attr)
         if node.attr in AWKWARD_0_METHODS:
-            raise self._refusal(
+            raise self._error(
                 f"'.{node.attr}' is of awkward 0, which no longer exists; write"
                 f" {AWKWARD_0_METHODS[node.attr]}"
             )
         text = ast.unparse(node.value)
         fields = getattr(owner, "fields", ())
         if fields:
-            raise self._refusal(f"'{text}': {unknown('field', node.attr, fields)}")
+            raise self._error(f"'{text}': {unknown('field', node.attr, fields)}")
         if node.attr in COMPONENTS:
             return getattr(self._momentum(node, owner), node.attr)
-        raise self._refusal(
+        raise self._error(
             f"'{text}' has no field '.{node.attr}'; only records and four-momenta have fields"
         )
 
     def _momentum(self, node: ast.Attribute, owner: Any) -> Any:
-        """The four-momentum of which `node` takes a component or a method."""
+        """Return `owner`, whose component or method `node` takes.
+
+        Raises InputError if it is not a four-momentum.
+        """
         if not type(owner).__module__.startswith("vector."):
-            raise self._refusal(
+            raise self._error(
                 f"'.{node.attr}' is that of a four-momentum; make one with _p4_from_ptetaphim(pt,"
                 " eta, phi, mass)"
             )
@@ -404,44 +412,44 @@ class Expression:
         arguments = [self._value(argument, columns) for argument in node.args]
         keywords = {str(word.arg): self._value(word.value, columns) for word in node.keywords}
 
-        called = node.func
-        sized = arguments
-        if isinstance(called, ast.Name):
-            namespace, name = "helper", called.id
+        callee = node.func
+        operands = arguments
+        if isinstance(callee, ast.Name):
+            namespace, name = "helper", callee.id
             function = len if name == "len" else HELPERS[name]
-        elif (member := _member(called)) is not None:
+        elif (member := _member(callee)) is not None:
             namespace, name = MODULES[member[0]], member[1]
             function = _function(*member)
         else:
-            assert isinstance(called, ast.Attribute)  # checked before
-            namespace, name = "method", called.attr
-            owner = self._value(called.value, columns)
-            function = self._method(called, owner)
-            sized = [owner, *arguments]
-        self._check_size(sizes.of_call(namespace, name, sized, keywords), name)
+            assert isinstance(callee, ast.Attribute)  # checked before
+            namespace, name = "method", callee.attr
+            owner = self._value(callee.value, columns)
+            function = self._method(callee, owner)
+            operands = [owner, *arguments]
+        self._check_size(sizes.of_call(namespace, name, operands, keywords), name)
         self._check_whole([*arguments, *keywords.values()])
         return function(*arguments, **keywords)
 
     def _check_whole(self, values: Iterable[Any]) -> None:
-        """Refuse arguments that hold whole numbers beyond 64 bits.
+        """Reject arguments that hold integers beyond 64 bits, or the type object.
 
-        numpy would make an array of Python's own numbers of them, whose powers know no bound.
+        numpy would put them into an array of Python objects, whose powers have no bounded size.
         """
         for value in values:
             if isinstance(value, list | tuple):
                 self._check_whole(value)
             elif isinstance(value, int) and value.bit_length() > 64:
-                raise self._refusal("a function gets too large a whole number; write a float")
+                raise self._error("a function gets too large a whole number; write a float")
             elif value is object or (isinstance(value, str) and value in ("O", "object")):
-                raise self._refusal("arrays of Python's own objects are not allowed")
+                raise self._error("arrays of Python's own objects are not allowed")
 
     def _check_size(self, size: float, what: str) -> None:
-        """Refuse what would make more than MOST_ELEMENTS."""
+        """Reject an operation (`what`) whose result would have more than MOST_ELEMENTS elements."""
         if size > MOST_ELEMENTS:
-            raise self._refusal(f"{what} would make {size:,.0f} numbers; at most {MOST_ELEMENTS:,}")
+            raise self._error(f"{what} would make {size:,.0f} numbers; at most {MOST_ELEMENTS:,}")
 
     def _method(self, node: ast.Attribute, owner: Any) -> Callable:
-        """The method that `node` names, of its evaluated owner."""
+        """Look up the method that `node` names on its owner's value."""
         if node.attr in VECTOR_METHODS:
             return getattr(self._momentum(node, owner), node.attr)
         if not isinstance(owner, np.ndarray | np.generic):
@@ -453,14 +461,14 @@ class Expression:
             if node.attr == "astype":
                 instead = ['ak.values_astype(x, "int32")']
             advice = f"write {' or '.join(instead)}" if instead else "arrays of np.stack have it"
-            raise self._refusal(f"a column has no method '{node.attr}'; {advice}")
+            raise self._error(f"a column has no method '{node.attr}'; {advice}")
         return getattr(owner, node.attr)
 
 
 def _member(node: ast.AST) -> tuple[str, str] | None:
-    """The module's name as written, and the name in it: ("np", "linalg.norm").
+    """Split `np.linalg.norm` into the module's prefix and the name in it: ("np", "linalg.norm").
 
-    None for a node that is no member of a module.
+    None for a node that is not a member of a module.
     """
     names: list[str] = []
     while isinstance(node, ast.Attribute):
@@ -472,7 +480,7 @@ def _member(node: ast.AST) -> tuple[str, str] | None:
 
 
 def _function(prefix: str, name: str) -> Any:
-    """The function, constant or type of a module."""
+    """Look up a function, constant or type of a module."""
     owner: Any = _module(MODULES[prefix])
     for part in name.split("."):
         owner = getattr(owner, part)
@@ -481,18 +489,18 @@ def _function(prefix: str, name: str) -> Any:
 
 @functools.cache
 def _most_positional(name: str) -> int:
-    """The positional arguments that a function of numpy takes before `out`.
+    """The number of positional arguments that a function of numpy takes before `out`.
 
-    Columns are not to be written to.
+    `out` would let an expression write to a column.
     """
-    if name == "nan_to_num":  # the second one, copy, would let it write to its column
+    if name == "nan_to_num":  # its second argument, copy, would let it write to its column
         return 1
     function = _function("np", name)
     if isinstance(function, np.ufunc):
         return function.nin
     try:
         parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):  # written in C
+    except (TypeError, ValueError):  # functions in C have no signature
         return 3 if name != "dot" else 2
     if any(parameter.kind == parameter.VAR_POSITIONAL for parameter in parameters.values()):
         return MOST_ARGUMENTS
@@ -508,8 +516,8 @@ def _module(name: str) -> ModuleType:
     return math if name == "math" else np if name == "numpy" else importlib.import_module(name)
 
 
-# Operators that on an array are the ufunc, whatever the operands.
-_PLAIN = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.BitAnd, ast.BitOr, ast.BitXor)
+# Operators that call a ufunc on arrays, whatever the types of the operands.
+_UFUNC_OPERATORS = (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.BitAnd, ast.BitOr, ast.BitXor)
 
 
 def _is_elementwise(node: ast.expr) -> bool:
@@ -519,7 +527,11 @@ def _is_elementwise(node: ast.expr) -> bool:
         case ast.Constant(value=value):
             return isinstance(value, bool | int | float)
         case ast.BinOp(left=left, op=op, right=right):
-            return isinstance(op, _PLAIN) and _is_elementwise(left) and _is_elementwise(right)
+            return (
+                isinstance(op, _UFUNC_OPERATORS)
+                and _is_elementwise(left)
+                and _is_elementwise(right)
+            )
         case ast.UnaryOp(operand=operand):
             return _is_elementwise(operand)
         case ast.Compare(left=left, comparators=[right]):
@@ -531,8 +543,8 @@ def _is_elementwise(node: ast.expr) -> bool:
         ):
             module = MODULES.get(prefix)
             if module == "awkward":
-                filled = name in ("ones_like", "zeros_like")
-                elementwise = filled and isinstance(arguments[0], ast.Name)
+                is_fill = name in ("ones_like", "zeros_like")
+                elementwise = is_fill and isinstance(arguments[0], ast.Name)
             else:
                 is_ufunc = module == "numpy" and isinstance(getattr(np, name, None), np.ufunc)
                 elementwise = is_ufunc and all(map(_is_elementwise, arguments))

@@ -26,10 +26,10 @@ _RANDOM: contextvars.ContextVar[np.random.Generator | None] = contextvars.Contex
 
 @contextlib.contextmanager
 def random_numbers(seed: int | np.random.Generator) -> Iterator[None]:
-    """Within the block, random helpers draw from this generator, or from one with this seed.
+    """Let random helpers draw from this generator, or from one with this seed, within the block.
 
-    Outside of such a block they draw with seed 0 each time. So their values are fixed when data is
-    prepared, and are the same in every epoch; weaver-core draws anew whenever it reads.
+    Outside of such a block each call draws with seed 0. So their values are fixed when data is
+    prepared, and are the same in every epoch; weaver-core draws new ones at each reading.
     """
     token = _RANDOM.set(np.random.default_rng(seed))
     try:
@@ -43,19 +43,19 @@ def _generator() -> np.random.Generator:
 
 
 def _clip(array: Column, low: Column, high: Column) -> Column:
-    """Each number of a flat or jagged array limited to [low, high]; NaN stays NaN."""
+    """Limit each number of a flat or jagged array to [low, high]; NaN stays NaN."""
     return np.minimum(np.maximum(array, low), high)
 
 
 def _concat(arrays: Sequence[Column], axis: int = 0) -> Column:
-    """The arrays joined along an axis."""
+    """Join arrays along an axis."""
     import awkward as ak
 
     return ak.concatenate(arrays, axis=axis)
 
 
 def _stack(arrays: Sequence[Column], axis: int = 1) -> Column:
-    """The arrays side by side along a new axis."""
+    """Stack arrays along a new axis."""
     if isinstance(arrays[0], np.ndarray):
         return np.stack(arrays, axis=axis)
     import awkward as ak
@@ -66,11 +66,11 @@ def _stack(arrays: Sequence[Column], axis: int = 1) -> Column:
 
 
 def _hash(*columns: Column) -> np.ndarray:
-    """(N,) int64: one number for each jet, the same wherever the jet's numbers are the same.
+    """(N,) int64: a hash of each jet's numbers.
 
-    It is Python's hash of the tuple of numbers, as in weaver-core; NaN counts as 0 (Python gives
-    each NaN a hash of its own). Raises InputError for lists and for text, whose hash changes from
-    process to process.
+    It is Python's hash of the tuple of numbers, as in weaver-core. NaN counts as 0, because Python
+    gives each NaN a hash of its own. Raises InputError for lists, and for text, whose hash changes
+    from process to process.
     """
     numbers = []
     for column in columns:
@@ -84,7 +84,7 @@ def _hash(*columns: Column) -> np.ndarray:
 
 
 def _pad(array: Column, maxlen: int, value: float = 0, dtype: str = "float32") -> np.ndarray:
-    """(N, maxlen): the first entries of each jet, and `value` behind the last."""
+    """(N, maxlen): the first entries of each jet, padded with `value`."""
     import awkward as ak
 
     if isinstance(array, np.ndarray) and array.ndim >= 2 and array.shape[1] == maxlen:
@@ -96,7 +96,7 @@ def _pad(array: Column, maxlen: int, value: float = 0, dtype: str = "float32") -
 
 
 def _repeat_pad(array: Column, maxlen: int, dtype: str = "float32") -> np.ndarray:
-    """(N, maxlen): the entries of each jet over and over; 0 for a jet without any."""
+    """(N, maxlen): the entries of each jet, repeated up to maxlen; 0 for a jet without entries."""
     import awkward as ak
 
     lists = _as_lists(array, dtype)
@@ -108,7 +108,7 @@ def _repeat_pad(array: Column, maxlen: int, dtype: str = "float32") -> np.ndarra
 
 
 def _as_lists(array: Column, dtype: str) -> Column:
-    """Lists for each jet, in a type; single numbers become lists of one."""
+    """Convert an array to one list for each jet; a single number becomes a list of one."""
     import awkward as ak
 
     array = ak.Array(array)
@@ -117,7 +117,7 @@ def _as_lists(array: Column, dtype: str) -> Column:
 
 
 def _batch_argsort(array: Column) -> Column:
-    """For each jet, the order that sorts its entries upwards."""
+    """For each jet, the positions that sort its entries in rising order."""
     import awkward as ak
 
     return ak.argsort(array)
@@ -142,12 +142,11 @@ def _batch_permute_and_drop_indices(
     drop_rate_max: float = 0,
     min_elements: int = 1,
 ) -> Column:
-    """For each jet, its positions in random or rising order, without a random share of them.
+    """For each jet, its positions in random or rising order, without a random fraction of them.
 
-    The share of each jet is drawn between the two rates; `min_elements` positions stay.
-
-    Raises InputError unless 0 < drop_rate_min <= drop_rate_max < 1, or drop_rate_min is 0, which
-    drops none.
+    The fraction to drop is drawn for each jet, uniformly between the two rates; at least
+    `min_elements` positions stay. With drop_rate_min 0 none is dropped. Raises InputError unless
+    drop_rate_min is 0 or 0 < drop_rate_min <= drop_rate_max < 1.
     """
     import awkward as ak
 
@@ -161,8 +160,8 @@ def _batch_permute_and_drop_indices(
         )
     counts = ak.to_numpy(ak.num(array))
     rates = _generator().uniform(drop_rate_min, drop_rate_max, len(counts))
-    kept = np.maximum(min_elements, np.round(counts * (1 - rates)))
-    return indices[indices < kept.astype(np.int64)]
+    new_counts = np.maximum(min_elements, np.round(counts * (1 - rates)))
+    return indices[indices < new_counts.astype(np.int64)]
 
 
 def _momentum4(**components: Column) -> Column:
@@ -190,4 +189,4 @@ def _p4_from_ptetaphim(pt: Column, eta: Column, phi: Column, mass: Column) -> Co
 
 
 HELPERS: dict[str, Callable] = {name: globals()[name] for name in vocabulary.names_in("helper")}
-"""Name -> function. A helper in the vocabulary without a function here fails on import."""
+"""Name -> function. A helper of the vocabulary without a function here makes the import fail."""

@@ -1,4 +1,4 @@
-"""What one decoding of files takes: columns to read, what to compute from them, what to keep."""
+"""Plans for decoding files: columns to read, what to compute from them, columns to keep."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ Functions = tuple[tuple[str, Expression], ...]
 
 @dataclasses.dataclass(frozen=True)
 class OrderKey:
-    """One key of an `order_by`: the particles of a jet sorted by the values of an expression."""
+    """One key of an `order_by`: sorts the particles of a jet by the values of an expression."""
 
     expression: Expression
-    """Without the minus that asks for falling order."""
+    """Without the leading minus, which means falling order."""
     falling: bool
 
     @classmethod
     def parse(cls, text: str, where: str) -> OrderKey:
-        """Read one entry of `order_by`.
+        """Parse one entry of `order_by`; `where` names it in errors.
 
-        Raises InputError for text that is no expression.
+        Raises InputError for text that is not an expression.
         """
         expression = Expression(text, where)
         tree = expression.tree
@@ -39,7 +39,7 @@ class OrderKey:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Columns to read in one decoding, what to compute from them in order, and what to keep."""
+    """What to read, compute (in order) and keep when files are decoded."""
 
     branches: dict[str, str]
     """Column name -> branch name in the file (they differ by `branch_magic` only)."""
@@ -48,21 +48,21 @@ class Plan:
     """New variables that the selection needs."""
     functions: Functions
     """All other new variables, labels and the weight, computed for selected jets."""
-    kept: frozenset[str]
-    """Columns that are still needed once the selection is applied."""
+    columns_after_selection: frozenset[str]
+    """Columns that are still needed after the selection."""
     labels: tuple[str, ...] = ()
     observers: tuple[str, ...] = ()
     weight: str | None = None
     reweight: tuple[str, ...] = ()
-    """Columns that the histograms and the weights of a reweighting are made of."""
+    """Columns from which the histograms and weights of a reweighting are computed."""
     longest: int | None = None
-    """The greatest length of an input; particles behind it are in no input.
+    """The greatest length of an input, in particles; inputs contain no particle beyond it.
 
-    None where they count all the same (`order_by`).
+    None with `order_by`, where any particle may come to the front.
     """
 
     def is_operand(self, name: str) -> bool:
-        """Whether the selection or a new variable takes a column."""
+        """Whether the selection or a new variable uses a column."""
         expressions = [function for _, function in (*self.selection_functions, *self.functions)]
         if self.selection is not None:
             expressions.append(self.selection)

@@ -1,6 +1,6 @@
 """The quantity that a network corrects, and whether its jets can have a residual correction.
 
-Both are read off the data config alone: nothing here needs awkward or torch.
+Both follow from the data config alone; nothing here needs awkward or torch.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from weaver.config.data_config import DataConfig
 from weaver.config.expressions import Expression
 
 ETA = "jetEta"
-"""The variable that says whether a jet is in the barrel or the endcap."""
+"""The variable that decides whether a jet is in the barrel or the endcap."""
 
 
 def reference_expression(config: DataConfig) -> Expression:
-    """The quantity whose correction the network learns.
+    """The quantity that the network learns to correct.
 
     It is the denominator of the label log(true / reconstructed). Raises InputError for a label of
     another form.
@@ -39,7 +39,7 @@ def reference_expression(config: DataConfig) -> Expression:
 
 
 def denominator(label: Expression) -> Expression | None:
-    """The b of a label np.log(a / b); None for a label of another form."""
+    """The expression b of a label np.log(a / b); None for a label of another form."""
     match label.tree:
         case ast.Call(func=function, args=[ast.BinOp(op=ast.Div(), right=right)]):
             if ast.unparse(function) in ("np.log", "numpy.log"):
@@ -56,7 +56,7 @@ def eta_group(config: DataConfig) -> str | None:
 
 
 def no_residual_because(config: DataConfig) -> str:
-    """Why jets of this data config can have no residual correction; empty where they can."""
+    """Why jets of this data config cannot have a residual correction; empty where they can."""
     try:
         reference = reference_expression(config)
     except InputError:

@@ -25,13 +25,13 @@ DEFAULTS: tuple[Any, ...] = (None, 1, -5, 5, 0)
 
 
 class Parameters(TypedDict):
-    """What is done to one input variable."""
+    """How one input variable is standardised and padded."""
 
     length: int | None
     """Particles of a jet that are kept; None for one value a jet."""
     pad_mode: str
     center: Any
-    """A number to subtract, None where the values are taken as they are, or AUTO until derived."""
+    """A number to subtract; None for no standardisation; AUTO until the number is derived."""
     scale: float
     min: float | None
     max: float | None
@@ -44,7 +44,7 @@ class Preprocess(TypedDict):
     method: str
     data_fraction: float
     params: Any
-    """Parameters by variable, as an *.auto.yaml file has them; overrides those of `inputs`."""
+    """Variable -> parameters, as in an *.auto.yaml file; they override those of `inputs`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,41 +59,45 @@ class Group:
 
 
 def parse_preprocess(document: Document) -> tuple[Preprocess, str]:
-    """Read `preprocess`: the section, and the policy for NaN and infinity."""
+    """Read `preprocess`; returns the section, and the policy for NaN and infinity.
+
+    Raises InputError for a value that is not allowed.
+    """
     section = document.mapping("preprocess")
     document.check_keys("preprocess", section, {"method", "data_fraction", "params", "non_finite"})
 
     method = str(section.get("method") or "manual").lower()
     if not method.startswith((AUTO, "manual")):
-        raise document.refusal("preprocess", unknown("method", method, (AUTO, "manual")))
+        raise document.error("preprocess", unknown("method", method, (AUTO, "manual")))
 
     fraction = section.get("data_fraction")
     # weaver-core's default
     fraction = 0.1 if fraction is None else document.number(fraction, "preprocess: data_fraction")
     if not 0 < fraction <= 1:
-        raise document.refusal(
+        raise document.error(
             "preprocess", f"data_fraction must be above 0 and at most 1, found {fraction}"
         )
 
     policy = section.get("non_finite") or NON_FINITE[0]
     if policy not in NON_FINITE:
-        raise document.refusal("preprocess", unknown("non_finite", str(policy), NON_FINITE))
+        raise document.error("preprocess", unknown("non_finite", str(policy), NON_FINITE))
 
     method = AUTO if method.startswith(AUTO) else "manual"
     return {"method": method, "data_fraction": fraction, "params": section.get("params")}, policy
 
 
 def parse_inputs(document: Document, method: str) -> dict[str, Group]:
-    """Read `inputs`: group -> its content, in the order of the file.
+    """Read `inputs`: name of a group -> group, in the order of the file.
 
-    method: of preprocessing; with AUTO, a variable without subtract_by gets its numbers later.
+    method: of `preprocess`; with AUTO, the numbers of a variable without subtract_by are derived
+    later. Raises InputError for a group or variable that is not in the right form.
     """
     section = document.mapping("inputs")
     if not section:
-        raise document.refusal("", "no 'inputs'; a network needs at least one group of variables")
+        raise document.error("", "no 'inputs'; a network needs at least one group of variables")
     for group in section:
         if not re.fullmatch(r"\w[\w.-]*", str(group)):
-            raise document.refusal(
+            raise document.error(
                 "inputs", f"{group!r} cannot be the name of a group; use letters, digits and _"
             )
     center = AUTO if method == AUTO else None
@@ -106,25 +110,25 @@ def parse_inputs(document: Document, method: str) -> dict[str, Group]:
 def _parse_group(document: Document, name: str, content: object, center: str | None) -> Group:
     place = f"inputs:{name}"
     if not isinstance(content, dict):
-        raise document.refusal(place, f"expected length and vars, found {kind(content)}")
+        raise document.error(place, f"expected length and vars, found {kind(content)}")
     document.check_keys(place, content, {"length", "pad_mode", "order_by", "vars"})
     for key in ("length", "vars"):
         if key not in content:
             hint = " (null for one value a jet)" if key == "length" else ""
-            raise document.refusal(place, f"'{key}' is missing{hint}")
+            raise document.error(place, f"'{key}' is missing{hint}")
 
     length = content["length"]
     # to Python, true is the whole number 1
     is_whole = isinstance(length, int) and not isinstance(length, bool)
     if length is not None and (not is_whole or length < 1):
-        raise document.refusal(
+        raise document.error(
             place, f"length must be a positive whole number or null, found {length!r}"
         )
     pad_mode = str(content.get("pad_mode") or "constant").lower()
     if pad_mode not in PAD_MODES:
-        raise document.refusal(place, unknown("pad_mode", pad_mode, PAD_MODES))
+        raise document.error(place, unknown("pad_mode", pad_mode, PAD_MODES))
     if name.endswith("_mask") and pad_mode != "constant":
-        raise document.refusal(
+        raise document.error(
             place, "a mask needs pad_mode constant: wrapped particles would count as real ones"
         )
 
@@ -144,7 +148,7 @@ def _parse_group(document: Document, name: str, content: object, center: str | N
         names.append(variable)
         first = variables.setdefault(variable, params)
         if first != params:
-            raise document.refusal(
+            raise document.error(
                 place,
                 f"'{variable}' is listed twice, as {first} and as {params}; give both the same",
             )
@@ -158,11 +162,11 @@ def _parse_order(
         return ()
     texts = [texts] if isinstance(texts, str) else texts
     if not isinstance(texts, list) or not texts or not is_names(texts):
-        raise document.refusal(
+        raise document.error(
             place, f"order_by is a list of expressions, as in [-PF_pT]; found {texts!r}"
         )
     if length is None:
-        raise document.refusal(place, "order_by sorts particles; a group without length has none")
+        raise document.error(place, "order_by sorts particles; a group without length has none")
     where = f"{document.source}:{place}:order_by"
     keys = tuple(OrderKey.parse(text, where) for text in texts)
     for key in keys:
@@ -175,13 +179,13 @@ def _parse_variables(
 ) -> list[tuple[str, Options]]:
     """The list `vars`: variables, each with the value of each of PARAMETERS."""
     if not isinstance(entries, list) or not entries:
-        raise document.refusal(place, f"vars must be a list of variables, found {kind(entries)}")
+        raise document.error(place, f"vars must be a list of variables, found {kind(entries)}")
     variables: list[tuple[str, Options]] = []
     for entry in entries:
         name, *values = entry if isinstance(entry, list) and entry else [entry]
         if not isinstance(name, str) or len(values) > len(PARAMETERS):
             form = "a name or [name, subtract_by, multiply_by, clip_min, clip_max, pad_value]"
-            raise document.refusal(place, f"each of vars is {form}; found {entry!r}")
+            raise document.error(place, f"each of vars is {form}; found {entry!r}")
 
         numbers = dict(zip(PARAMETERS, (center, *DEFAULTS[1:]), strict=True))
         for key, value in zip(PARAMETERS, values, strict=False):
@@ -199,48 +203,52 @@ def _parse_variables(
 def parse_params(
     document: Document, groups: Mapping[str, Group], preprocess: Preprocess
 ) -> dict[str, Parameters]:
-    """Variable -> parameters, from all groups; `preprocess: params` overrides them.
+    """Collect variable -> parameters from all groups; `preprocess: params` overrides them.
 
-    A variable in several groups must have the same parameters in each.
+    Raises InputError for a variable whose parameters differ between groups.
     """
     all_params: dict[str, Parameters] = {}
-    stored = preprocess["params"]
-    for group, content in groups.items():
-        for name, params in content.variables.items():
-            if stored is not None:
-                all_params[name] = _stored_params(document, stored, name)
+    overrides = preprocess["params"]
+    for group_name, group in groups.items():
+        for name, params in group.variables.items():
+            if overrides is not None:
+                all_params[name] = _override(document, overrides, name)
                 continue
             other = all_params.setdefault(name, params)
             if other != params:
-                raise document.refusal(
-                    f"inputs:{group}",
-                    f"'{name}' is used in another group as {other}, here as {params}",
+                raise document.error(
+                    f"inputs:{group_name}",
+                    f"'{name}' is used in another group as {other}, here as {params}; give it the"
+                    " same parameters in all groups",
                 )
     return all_params
 
 
-def _stored_params(document: Document, stored: object, name: str) -> Parameters:
+def _override(document: Document, overrides: object, name: str) -> Parameters:
     keys = ("length", "pad_mode", *PARAMETERS)
-    params = stored.get(name) if isinstance(stored, dict) else None
+    params = overrides.get(name) if isinstance(overrides, dict) else None
     if not isinstance(params, dict) or set(params) != set(keys):
-        raise document.refusal(
+        raise document.error(
             "preprocess", f"params must give {', '.join(keys)} for the input '{name}'"
         )
     return cast(Parameters, dict(params))
 
 
 def parse_labels(document: Document) -> tuple[str, tuple[str, ...]]:
-    """Read `labels`: the type, simple or custom, and the names of the label columns."""
+    """Read `labels`; returns the type, simple or custom, and the names of the label columns.
+
+    Raises InputError for another type, or a value that does not fit the type.
+    """
     section = document.mapping("labels")
     document.check_keys("labels", section, {"type", "value", "names"})
     label_type = section.get("type")
     value = section.get("value")
     if label_type not in ("simple", "custom"):
-        raise document.refusal("labels", f"type must be simple or custom, found {label_type!r}")
+        raise document.error("labels", f"type must be simple or custom, found {label_type!r}")
 
     if label_type == "custom":
         if not isinstance(value, dict) or not value:
-            raise document.refusal(
+            raise document.error(
                 "labels", f"a custom label needs value: {{name: expression}}, found {kind(value)}"
             )
         for name, text in value.items():
@@ -248,12 +256,12 @@ def parse_labels(document: Document) -> tuple[str, tuple[str, ...]]:
         return label_type, tuple(map(str, value))
 
     if not isinstance(value, list) or not value:
-        raise document.refusal(
+        raise document.error(
             "labels", f"a simple label needs value: [branch, ...], found {kind(value)}"
         )
     # weaver-core's expressions: the number of the class, and how many classes a jet belongs to
     arrays = ", ".join(f"ak.to_numpy({item})" for item in value)
-    stacked = f"np.stack([{arrays}], axis=1)"
-    document.define("_label_", f"np.argmax({stacked}, axis=1)", "labels")
-    document.define("_labelcheck_", f"np.sum({stacked}, axis=1)", "labels")
+    matrix = f"np.stack([{arrays}], axis=1)"
+    document.define("_label_", f"np.argmax({matrix}, axis=1)", "labels")
+    document.define("_labelcheck_", f"np.sum({matrix}, axis=1)", "labels")
     return label_type, ("_label_",)

@@ -1,10 +1,10 @@
-"""How many numbers an operation would make, known before it is done.
+"""Bound the size of an operation's result before the operation runs.
 
 A few characters of a data config can ask for more memory than any machine has: `x[:, None] * x` for
-a million jets, `np.histogram(x, 10**10)`, `np.ones(10**12)`. Each function here gives a bound from
-the shapes of the arguments; the evaluator refuses what is above MOST_ELEMENTS. A bound of 0 means
-that the result cannot be larger than the arguments, or that the arguments do not fit each other,
-which the operation itself then reports.
+a million jets, `np.histogram(x, 10**10)`, `np.ones(10**12)`. Each function here computes a bound on
+the number of elements from the shapes of the arguments; the evaluator rejects results above
+MOST_ELEMENTS. A bound of 0 means that the result cannot be larger than the arguments, or that the
+arguments do not fit each other, which the operation itself then reports.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from weaver.config.vocabulary import SIZED
+from weaver.config.vocabulary import SIZE_RULES
 
 GROWING = ("combinations", "argcombinations", "cartesian", "argcartesian", "pad_none")
-"""Functions of awkward that may make far more entries than they get."""
+"""Functions of awkward whose result may be far larger than their arguments."""
 BROADCAST = {
     "numpy": (
         *("where", "select", "choose", "clip", "isclose", "cross", "broadcast_arrays", "polyval"),
@@ -33,21 +33,23 @@ BROADCAST = {
     "method": ("clip", "deltaR", "deltaphi", "deltaeta", "deltaR2", "deltaRapidityPhi"),
 }
 """Functions, other than ufuncs, whose array arguments are broadcast against each other."""
-MOST_CHOSEN = 1000
+MOST_STEPS = 1000
+"""Bound on repetitions: of np.diff over its array, and of the loop that counts combinations."""
 
 
 def of_call(namespace: str, name: str, arguments: Sequence[Any], words: Mapping[str, Any]) -> float:
-    """A bound on the numbers that a call makes.
+    """Bound the number of elements that a call returns.
 
     namespace: one of the vocabulary's, or "method", with the array itself as the first argument.
-    Raises what the function would raise for arguments that it does not take.
+    words: the keyword arguments. Raises TypeError or ValueError for arguments that the function
+    does not take.
     """
     if namespace in ("numpy", "method") and name in _NUMPY:
         return float(_NUMPY[name](*arguments, **words))
-    if (namespace == "numpy" and name in SIZED) or (namespace, name) == ("method", "repeat"):
-        return _sized(name, arguments, words)
+    if (namespace == "numpy" and name in SIZE_RULES) or (namespace, name) == ("method", "repeat"):
+        return _of_sized_function(name, arguments, words)
     if namespace == "awkward" and name in GROWING:
-        return _grown(name, arguments, words)
+        return _of_growing_function(name, arguments, words)
     if namespace == "helper" and name in _HELPERS:
         return _HELPERS[name](*arguments, **words)
     is_ufunc = namespace == "numpy" and isinstance(getattr(np, name, None), np.ufunc)
@@ -60,10 +62,10 @@ def of_call(namespace: str, name: str, arguments: Sequence[Any], words: Mapping[
 
 
 def of_broadcast(values: Iterable[Any]) -> float:
-    """A bound on the numbers of arrays that are broadcast against each other.
+    """Bound the number of elements of arrays that are broadcast against each other.
 
-    values: arrays, in lists or mappings too; all else counts as one number. Only an axis of length
-    1, as `x[:, None]` makes, lets the result be larger than the largest array.
+    values: arrays, also in lists or mappings; other values count as one number. The result is
+    larger than the largest array only if an array has an axis of length 1, as in `x[:, None]`.
     """
     arrays = list(_arrays(values))
     if len(arrays) < 2 or not any(_has_unit_axis(array) for array in arrays):
@@ -73,15 +75,15 @@ def of_broadcast(values: Iterable[Any]) -> float:
     if len(regular) == len(arrays):
         try:
             return math.prod(np.broadcast_shapes(*regular))
-        except ValueError:  # they do not fit; the operation says so
+        except ValueError:  # they do not fit; the operation itself will report it
             return 0
     length = max(len(array) for array in arrays)
     if any(len(array) not in (1, length) for array in arrays):
         return 0
     ranks = {array.ndim for array in arrays}
     if len(ranks) > 1 and any(_ends_in_unit_axis(array) for array in arrays):
-        # Below its lists awkward compares axes from the right, as numpy does: each number of one
-        # array, repeated for each entry of the lists, then meets each of the other.
+        # Inside its lists awkward aligns axes from the right, as numpy does. So each number of one
+        # array may be combined with each number of the others.
         return float(max(_count(array) for array in arrays)) ** len(arrays)
     entries = np.ones(length)
     for axis in range(1, max(ranks)):
@@ -105,7 +107,7 @@ def _layout(array: Any) -> Any:
 
 
 def _has_unit_axis(array: Any) -> bool:
-    """Whether an axis has length 1, for every jet."""
+    """Whether the array has an axis of length 1 for all jets."""
     if isinstance(array, np.ndarray):
         return 1 in array.shape
     node = _layout(array)
@@ -121,7 +123,7 @@ def _has_unit_axis(array: Any) -> bool:
 
 
 def _below(node: Any) -> Any:
-    """What a layout of awkward contains; of records the first field, of a union the first part."""
+    """The layout inside another one; for a record or a union, that of its first part."""
     contents = getattr(node, "contents", None)
     if contents:
         return contents[0]
@@ -129,7 +131,7 @@ def _below(node: Any) -> Any:
 
 
 def _shape(array: Any) -> tuple[int, ...] | None:
-    """The shape of an array without lists of different lengths; None for one that has them."""
+    """The shape of a regular array; None for an array with lists of different lengths."""
     if isinstance(array, np.ndarray):
         return array.shape
     shape = [len(array)]
@@ -159,7 +161,7 @@ def _ends_in_unit_axis(array: Any) -> bool:
 
 
 def _longest(array: Any, axis: int) -> np.ndarray:
-    """(N,): the length of the longest list of each jet at an axis."""
+    """(N,): the length of each jet's longest list at an axis."""
     if isinstance(array, np.ndarray):
         return np.full(len(array), array.shape[axis], float)
     import awkward as ak
@@ -182,58 +184,58 @@ def _count(array: Any) -> int:
 
 
 def of_index(value: Any, index: Any) -> float:
-    """A bound on the numbers of `value[index]` where whole numbers choose.
+    """Bound the number of elements of `value[index]` for an index of integer arrays.
 
-    Slices and conditions, and lists of positions for each jet, make no more than there is.
+    Slices, conditions and lists of positions for each jet cannot enlarge an array.
     """
-    chosen = []
+    index_shapes = []
     for one in index if isinstance(index, tuple) else (index,):
         array = np.asarray(one) if isinstance(one, list) else one
         shape = _shape(array) if getattr(array, "ndim", 0) > 0 else None
         if shape is not None and getattr(array, "dtype", np.dtype(int)).kind in "iu":
-            chosen.append(shape)
-    if not chosen or getattr(value, "ndim", 0) == 0:
+            index_shapes.append(shape)
+    if not index_shapes or getattr(value, "ndim", 0) == 0:
         return 0
     try:
-        number = math.prod(np.broadcast_shapes(*chosen))
+        num_rows = math.prod(np.broadcast_shapes(*index_shapes))
     except ValueError:
         return 0
-    each = 1.0
-    for axis in range(len(chosen), value.ndim):
+    per_row = 1.0
+    for axis in range(len(index_shapes), value.ndim):
         longest = _longest(value, axis)
-        each *= longest.max() if len(longest) else 0
-    return number * each
+        per_row *= longest.max() if len(longest) else 0
+    return num_rows * per_row
 
 
 # --------------------------------------------------------------------------------------- of numpy
 
 
-def _sized(name: str, arguments: Sequence[Any], words: Mapping[str, Any]) -> float:
-    """Of a function of SIZED."""
-    given: dict[str, Any] = dict(
+def _of_sized_function(name: str, arguments: Sequence[Any], words: Mapping[str, Any]) -> float:
+    """Bound the result of a function in SIZE_RULES."""
+    values: dict[str, Any] = dict(
         inspect.signature(getattr(np, name)).bind(*arguments, **words).arguments
     )
-    match SIZED[name]:
+    match SIZE_RULES[name]:
         case "shape":
-            return math.prod(np.ravel(given["shape"]).tolist())
+            return math.prod(np.ravel(values["shape"]).tolist())
         case "square":
-            rows = given["N"] if "N" in given else given["n"]
-            return float(rows * (given.get("M") or rows))
+            rows = values["N"] if "N" in values else values["n"]
+            return float(rows * (values.get("M") or rows))
         case "num":
-            return float(given.get("num", 50)) * _size(given["start"], given["stop"])
+            return float(values.get("num", 50)) * _size(values["start"], values["stop"])
         case "range":
             parts = [part for part in arguments if part is not None]
             start, stop, step = (*([0] if len(parts) == 1 else []), *parts, 1)[:3]
             return float(abs(stop - start) / (abs(step) or 1))
         case _:
-            repeats = np.asarray(given["repeats"] if "repeats" in given else given["reps"])
+            repeats = np.asarray(values["repeats"] if "repeats" in values else values["reps"])
             one_each = repeats.ndim and name == "repeat"
-            length = np.size(given["a"] if "a" in given else given["A"])
+            length = np.size(values["a"] if "a" in values else values["A"])
             return float(repeats.sum() if one_each else length * repeats.prod())
 
 
 def _size(*values: Any) -> float:
-    """The numbers of arrays that are broadcast; 1 for plain numbers."""
+    """Number of elements of arrays that are broadcast; 1 for plain numbers."""
     return max(of_broadcast(values), *(float(np.size(value)) for value in values))
 
 
@@ -244,28 +246,28 @@ def _histogram(a: Any, bins: Any = 10, *others: Any, **words: Any) -> float:
 
 
 def _quantile(a: Any, q: Any, axis: Any = None, *others: Any, **words: Any) -> float:
-    """Each of the quantiles of what is left along the other axes."""
+    """Each quantile is computed for all positions along the other axes."""
     return float(np.size(q)) * (1 if axis is None else _count(np.asarray(a)))
 
 
 def _diff(a: Any, n: int = 1, *others: Any, **words: Any) -> float:
-    """It makes less than there is, but goes through it n times."""
-    if abs(n) > MOST_CHOSEN:
-        raise ValueError(f"np.diff takes at most n={MOST_CHOSEN} here")
+    """The result is smaller than the array, but numpy goes over the array n times."""
+    if abs(n) > MOST_STEPS:
+        raise ValueError(f"np.diff takes at most n={MOST_STEPS} here")
     return 0
 
 
-def _contracted(a: Any, b: Any, axes: int) -> float:
-    """Products of all numbers of two arrays, summed along so many axes of both."""
+def _contraction(a: Any, b: Any, axes: int) -> float:
+    """Bound the product of two arrays that sums over the last `axes` axes."""
     first, second = np.shape(a), np.shape(b)
     if not first or not second:  # a plain number times an array
         return 0
-    summed = math.prod(first[len(first) - axes :]) if axes else 1
-    return math.prod(first) * math.prod(second) / max(summed, 1) ** 2
+    contracted = math.prod(first[len(first) - axes :]) if axes else 1
+    return math.prod(first) * math.prod(second) / max(contracted, 1) ** 2
 
 
 def _dot(a: Any, b: Any) -> float:
-    return _contracted(a, b, 1)
+    return _contraction(a, b, 1)
 
 
 def _take(a: Any, indices: Any, *others: Any, **words: Any) -> float:
@@ -274,10 +276,10 @@ def _take(a: Any, indices: Any, *others: Any, **words: Any) -> float:
 
 def _tensordot(a: Any, b: Any, axes: Any = 2) -> float:
     if isinstance(axes, int):
-        return _contracted(a, b, axes)
+        return _contraction(a, b, axes)
     shape = np.shape(a)
-    summed = math.prod(shape[axis] for axis in np.ravel(axes[0]).tolist())
-    return math.prod(shape) * math.prod(np.shape(b)) / max(summed, 1) ** 2
+    length = math.prod(shape[axis] for axis in np.ravel(axes[0]).tolist())
+    return math.prod(shape) * math.prod(np.shape(b)) / max(length, 1) ** 2
 
 
 def _matmul(a: Any, b: Any, *others: Any, **words: Any) -> float:
@@ -292,7 +294,7 @@ def _matmul(a: Any, b: Any, *others: Any, **words: Any) -> float:
 
 
 def _einsum(subscripts: Any, *operands: Any, **words: Any) -> float:
-    """The products that are made: of the lengths of all axes."""
+    """The number of products: that of the lengths of all axes."""
     if not isinstance(subscripts, str):
         raise ValueError("np.einsum takes its subscripts as text here")
     lengths: dict[object, int] = {}
@@ -301,20 +303,20 @@ def _einsum(subscripts: Any, *operands: Any, **words: Any) -> float:
         before, dots, after = part.partition("...")
         shape = np.shape(operand)
         free = len(shape) - len(before) - len(after) if dots else 0
-        # The axes of "..." are broadcast from the right.
+        # The axes of "..." are aligned from the right.
         labels: list[object] = [*before, *range(-free, 0), *after]
         for label, length in zip(labels, shape, strict=False):
             lengths[label] = max(lengths.get(label, 1), length)
     return math.prod(lengths.values())
 
 
-def _padded(array: Any, maxlen: int, *others: Any, **words: Any) -> float:
+def _pad(array: Any, maxlen: int, *others: Any, **words: Any) -> float:
     return float(len(array) * maxlen)
 
 
 _HELPERS: dict[str, Callable[..., float]] = {
-    "_pad": _padded,
-    "_repeat_pad": _padded,
+    "_pad": _pad,
+    "_repeat_pad": _pad,
     "_batch_gather": of_index,
 }
 _NUMPY: dict[str, Callable[..., float]] = {
@@ -331,21 +333,21 @@ _NUMPY: dict[str, Callable[..., float]] = {
     "matmul": _matmul,
     "einsum": _einsum,
 }
-"""Functions and methods of numpy whose result follows from their arguments in a way of its own."""
+"""Functions and methods of numpy -> function that bounds the size of their result."""
 
 
 # -------------------------------------------------------------------------------------- of awkward
 
 
-def _grown(name: str, arguments: Sequence[Any], words: Mapping[str, Any]) -> float:
-    """The entries of a function of GROWING."""
+def _of_growing_function(name: str, arguments: Sequence[Any], words: Mapping[str, Any]) -> float:
+    """Bound the result of a function in GROWING."""
     import awkward as ak
 
     bound = inspect.signature(getattr(ak, name)).bind(*arguments, **words)
     bound.apply_defaults()
-    given = bound.arguments
-    axis = given["axis"]
-    arrays = given["arrays"] if "arrays" in given else [given["array"]]
+    values = bound.arguments
+    axis = values["axis"]
+    arrays = values["arrays"] if "arrays" in values else [values["array"]]
     if isinstance(arrays, Mapping):
         arrays = list(arrays.values())
     counts = []
@@ -353,19 +355,19 @@ def _grown(name: str, arguments: Sequence[Any], words: Mapping[str, Any]) -> flo
         lengths = len(array) if axis == 0 else ak.flatten(ak.num(array, axis=axis), axis=None)
         counts.append(np.atleast_1d(np.asarray(lengths, np.float64)))
     if name == "pad_none":
-        return float(np.maximum(counts[0], given["target"]).sum())
-    if "n" in given:
-        number = given["n"]
-        more = number - 1 if given["replacement"] else 0
-        return float(np.sum(_choose(counts[0] + more, number)) * number)
+        return float(np.maximum(counts[0], values["target"]).sum())
+    if "n" in values:
+        chosen_per_tuple = values["n"]
+        more = chosen_per_tuple - 1 if values["replacement"] else 0
+        return float(np.sum(_choose(counts[0] + more, chosen_per_tuple)) * chosen_per_tuple)
     with np.errstate(over="ignore"):
         return float(np.prod(np.array(counts), axis=0).sum() * len(counts))
 
 
 def _choose(counts: np.ndarray, number: int) -> np.ndarray:
-    """How many ways there are to choose so many of each count, in floats: (N,) -> (N,)."""
+    """Binomial coefficients of counts (N,) over `number`, as floats (N,)."""
     ways = np.ones_like(counts)
     with np.errstate(over="ignore"):
-        for taken in range(min(number, MOST_CHOSEN)):
-            ways = ways * np.maximum(counts - taken, 0) / (taken + 1)
+        for i in range(min(number, MOST_STEPS)):
+            ways = ways * np.maximum(counts - i, 0) / (i + 1)
     return ways

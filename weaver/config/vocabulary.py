@@ -1,7 +1,6 @@
 """The vocabulary of data-config expressions: one table of all functions, constants and operators.
 
-Whatever an expression may contain stands here, and each place that handles expressions derives its
-list from it:
+Every module that handles expressions derives its list from this table:
 
     evaluator       weaver/config/expressions.py: what may be called, from which namespace
     helpers         weaver/config/helpers.py: one Python function for each row of namespace `helper`
@@ -9,8 +8,8 @@ list from it:
     torch           weaver/onnx/raw_model.py: one implementation for each operation
     documentation   `python -m weaver.config.vocabulary` prints the table in Markdown
 
-To add a function, add a row. Without a form it works in data configs; with one it also works in a
-model that takes raw jets, and the tests then require its implementation in torch.
+To add a function, add a row. A function without a form works in data configs only. One with a form
+also works in a model that takes raw jets; the tests then require its implementation in torch.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ FORMS = ("elementwise", "reduction", "particles")
 """
 
 # name, namespaces, form in the raw program, its operation there (of `particles`: the last of them).
-# Only functions without side effects whose memory is bounded by that of their arguments, or by
-# MOST_ELEMENTS: no files, no random numbers by themselves.
+# A function may be listed only if it has no side effects, opens no file, draws no random numbers,
+# and needs memory in proportion to its arguments or below MOST_ELEMENTS.
 _TABLE = """
 _clip                           helper              elementwise clip
 abs                             numpy               elementwise abs
@@ -433,7 +432,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-SIZED = {
+SIZE_RULES = {
     "ones": "shape",
     "zeros": "shape",
     "full": "shape",
@@ -448,9 +447,9 @@ SIZED = {
     "repeat": "repeats",
     "tile": "repeats",
 }
-"""Functions of numpy that make arrays of any size -> what their size follows from."""
+"""Functions of numpy that make arrays of any size -> which of their arguments decide the size."""
 MOST_ELEMENTS = 2**28
-"""Of an array that an expression makes (weaver/config/sizes.py)."""
+"""The largest array that an expression may make (weaver/config/sizes.py)."""
 
 AWKWARD_0 = {
     "ones_like": "ak.ones_like(x)",
@@ -476,7 +475,7 @@ AWKWARD_0_METHODS = {
 }
 """Methods and attributes of awkward 0's arrays -> what to write instead."""
 
-NOT_EVALUATED = {
+UNSUPPORTED_HELPERS = {
     "_knn": "its argument n_jobs is gone from scipy, so that weaver-core cannot evaluate it either",
     "_batch_knn": (
         "its argument n_jobs is gone from scipy, so that weaver-core cannot evaluate it either"
@@ -484,7 +483,8 @@ NOT_EVALUATED = {
     "_get_content_and_offsets": "it gives two arrays, which no column can hold",
     "_fused_pad_and_stack": "it takes a whole table; write the variables into a group of inputs",
 }
-"""Functions of weaver-core's evaluator (weaver/utils/data/tools.py) that are refused -> why."""
+"""Functions of weaver-core's evaluator (weaver/utils/data/tools.py) that do not work here -> why.
+"""
 
 METHODS = _words(
     "all any argmax argmin argsort astype clip cumprod cumsum dot flatten max mean min nonzero prod"
@@ -506,7 +506,7 @@ VECTOR_METHODS = _words("deltaR deltaphi deltaeta deltaR2 deltaRapidityPhi delta
 
 @dataclasses.dataclass(frozen=True)
 class Operator:
-    """A Python operator: what the evaluator does, and the raw program's operation for it."""
+    """A Python operator: the evaluator's function, and the operation of the raw program."""
 
     function: Callable
     operation: str = ""
@@ -557,8 +557,8 @@ def markdown() -> str:
     """The table for documentation, in Markdown: one row for each function."""
     lines = ["| Name | In | In a served model |", "|---|---|---|"]
     for function in sorted(TABLE, key=lambda function: function.name.lower()):
-        served = function.form or "no"
-        lines.append(f"| `{function.name}` | {', '.join(function.namespaces)} | {served} |")
+        form = function.form or "no"
+        lines.append(f"| `{function.name}` | {', '.join(function.namespaces)} | {form} |")
     return "\n".join(lines) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""The `weights` section of a data config; what its keys mean: weaver/config/weights.py."""
+"""Parse the `weights` section of a data config; weaver/config/weights.py explains its keys."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ class Weights:
 def parse_weights(document: Document) -> Weights:
     """Read `weights`, and define the weight's expression where it is a product of branches.
 
-    Raises InputError for a key or value that does not exist or does not fit the others.
+    Raises InputError for a value that does not exist or does not fit the others.
     """
     if document.options.get("weights") is None:
         return Weights()
     section = document.mapping("weights")
     document.check_keys("weights", section, KEYS)
     if not isinstance(section.get("use_precomputed_weights"), bool):
-        raise document.refusal("weights", "use_precomputed_weights must be true or false")
+        raise document.error("weights", "use_precomputed_weights must be true or false")
     use = section.get("use_as")
     if use not in (None, *USES):
-        raise document.refusal("weights", unknown("use_as", str(use), USES))
+        raise document.error("weights", unknown("use_as", str(use), USES))
     use = use or USES[0]
 
     if not section["use_precomputed_weights"]:
@@ -65,7 +65,7 @@ def parse_weights(document: Document) -> Weights:
 
     names = section.get("weight_branches")
     if not isinstance(names, list) or not names:
-        raise document.refusal(
+        raise document.error(
             "weights", "use_precomputed_weights needs weight_branches: [branch, ...]"
         )
     document.define(WEIGHT, "*".join(map(str, names)), "weights")
@@ -75,18 +75,18 @@ def parse_weights(document: Document) -> Weights:
 def _parse_reweighting(document: Document, section: Options) -> Reweighting:
     method = section.get("reweight_method")
     if method not in METHODS:
-        raise document.refusal("weights", unknown("reweight_method", str(method), METHODS))
+        raise document.error("weights", unknown("reweight_method", str(method), METHODS))
 
     classes = section.get("reweight_classes")
     if not is_names(classes) or not classes:
-        raise document.refusal(
+        raise document.error(
             "weights",
             "reweight_classes must be a list of columns that are 1 for the jets of a class, found"
             f" {classes!r}",
         )
     factors = section.get("class_weights")
     if factors is not None and (not isinstance(factors, list) or len(factors) != len(classes)):
-        raise document.refusal(
+        raise document.error(
             "weights",
             f"class_weights must be one number for each of {len(classes)} reweight_classes, found"
             f" {factors!r}",
@@ -97,7 +97,7 @@ def _parse_reweighting(document: Document, section: Options) -> Reweighting:
         section.get("reweight_threshold", 10), "weights: reweight_threshold"
     )
     if not 0 <= threshold <= 100:
-        raise document.refusal(
+        raise document.error(
             "weights", f"reweight_threshold is a percentile from 0 to 100, found {threshold}"
         )
     base = section.get("reweight_basewgt")
@@ -122,7 +122,7 @@ def _parse_bins(document: Document, section: Options) -> list[tuple[str, tuple[f
     """The two variables of the histograms, each with the rising edges of its bins."""
     variables = section.get("reweight_vars")
     if not isinstance(variables, dict) or len(variables) != 2:
-        raise document.refusal(
+        raise document.error(
             "weights",
             "reweight_vars must name two variables with the edges of their bins, found"
             f" {variables!r}",
@@ -133,7 +133,7 @@ def _parse_bins(document: Document, section: Options) -> list[tuple[str, tuple[f
         for edge in edges if isinstance(edges, list) else ():
             numbers.append(document.number(edge, f"weights: reweight_vars: {name}"))
         if len(numbers) < 2 or any(low >= high for low, high in itertools.pairwise(numbers)):
-            raise document.refusal(
+            raise document.error(
                 "weights",
                 f"reweight_vars: '{name}' needs two or more rising edges of bins, found {edges!r}",
             )

@@ -1,10 +1,11 @@
-"""Prepared data as tensors: columns mapped into memory, and batches of any jets gathered from them.
+"""Prepared data as tensors: columns that are mapped into memory, and batches of any of their jets.
 
-A batch is made in two halves. `gather` copies from the mapped columns, on the CPU, one run of
-particles a jet: as many as the config's length, from the jet's first one on. `finish` moves that to
-the device and replaces there what lies beyond a jet's last particle by the pad value. The columns
-are mapped, not read: all processes of a node share one copy in the page cache, and data larger than
-memory works as well, at the speed of the disk (weaver/feed/order.py makes these reads long ones).
+A batch is made in two steps. `gather` copies from the mapped columns, on the CPU, a run of
+consecutive particles for each jet: it starts at the jet's first particle and has the config's
+length. `finish` copies this to the device, and replaces values after the jet's last particle by the
+pad value. Because the columns are mapped, all processes of a node share one copy in the page cache,
+and data may be larger than the memory; they are then read at the speed of the disk
+(weaver/feed/order.py makes these reads long).
 """
 
 from __future__ import annotations
@@ -32,20 +33,20 @@ from weaver.prepared.columns import (
     SequenceEntry,
     is_prepared,
     local_copy,
-    referred,
+    resolve_reference,
 )
 from weaver.prepared.node_cache import node_cache
 from weaver.prepared.prepare import prepare
 from weaver.read.files import SUFFIXES, WHOLE, Part, find
-from weaver.read.jagged import exactly
+from weaver.read.jagged import cast_exactly
 
-Observed = Any
-"""An observer of N jets: a numpy array, or an awkward array of lists (imported late)."""
+ObserverValues = Any
+"""Values of an observer for N jets: a numpy array, or an awkward array of lists."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batch:
-    """N jets as a network and a loss take them."""
+    """N jets, as the network and the loss take them."""
 
     inputs: dict[str, torch.Tensor]
     """Group, in the order of the data config -> (N, C, P) float32 for sequences, (N, C) for one
@@ -55,17 +56,17 @@ class Batch:
     """Label -> (N,) or (N, k), in the type that its expression gave (float32 for a regression
     target, int64 for the number of a class).
     """
-    observers: dict[str, Observed]
+    observers: dict[str, ObserverValues]
     """Observer or monitor variable -> (N,) or (N, k), or an awkward array of N lists."""
     weights: torch.Tensor
-    """(N,) float32: 1 without weights in the data config; 0 for jets that only fill up a batch."""
+    """(N,) float32: 1 without weights in the data config; 0 for padding of the batch."""
 
     def __len__(self) -> int:
         """Return the number of jets."""
         return len(self.weights)
 
     def __getitem__(self, part: slice) -> Batch:
-        """Neighbouring jets of it; their numbers are shared, not copied."""
+        """Return a slice of the jets, without copying."""
         return Batch(
             inputs={name: tensor[part] for name, tensor in self.inputs.items()},
             labels={name: tensor[part] for name, tensor in self.labels.items()},
@@ -75,28 +76,28 @@ class Batch:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Gathered:
-    """N jets copied from the columns, before padding; everything still on the CPU."""
+class UnpaddedBatch:
+    """N jets copied from the columns, before padding; from `gather`."""
 
     sequences: dict[str, tuple[torch.Tensor | None, torch.Tensor]]
-    """Group -> the runs of particles (N, P, C), or None where all values are alike; and how many of
-    them are the jet's own (N,).
+    """Group -> (runs of particles (N, P, C), number of them that belong to the jet (N,)). The runs
+    are None if all particles of the data set have the same values.
     """
     flats: dict[str, torch.Tensor]
     labels: dict[str, torch.Tensor]
-    observers: dict[str, Observed]
+    observers: dict[str, ObserverValues]
     weights: torch.Tensor
 
-    def pin_memory(self) -> Gathered:
-        """The same in page-locked memory, from which a GPU copies while it computes."""
-        return self.mapped(torch.Tensor.pin_memory)
+    def pin_memory(self) -> UnpaddedBatch:
+        """Copy to page-locked memory, from which a GPU can copy while it computes."""
+        return self.apply(torch.Tensor.pin_memory)
 
-    def to(self, device: torch.device) -> Gathered:
-        """The same on a device (without waiting, where the memory is pinned)."""
-        return self.mapped(lambda tensor: tensor.to(device, non_blocking=True))
+    def to(self, device: torch.device) -> UnpaddedBatch:
+        """Copy to a device; from pinned memory without waiting."""
+        return self.apply(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def mapped(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Gathered:
-        """The same with a function applied to each tensor."""
+    def apply(self, function: Callable[[torch.Tensor], torch.Tensor]) -> UnpaddedBatch:
+        """Apply a function to each tensor."""
         sequences = {}
         for name, (rows, own) in self.sequences.items():
             sequences[name] = (None if rows is None else function(rows), function(own))
@@ -115,17 +116,17 @@ class Dataset:
     def __init__(
         self, folder: Path, description: Mapping[str, Any], data_config: DataConfig
     ) -> None:
-        """Use `Dataset.open`, which prepares the data if need be."""
+        """Use `Dataset.open`, which prepares the data if necessary."""
         self.folder = folder
         self.description = description
         """dataset.json: weaver.prepared.columns.Description."""
-        self.data_config = data_config.with_derived(description)
-        """The data config with the standardisation that was used; what is exported with a network
-        must apply the same.
+        self.data_config = data_config.with_derived_parameters(description)
+        """The data config with the standardisation of the data; an exported network must apply the
+        same one.
         """
         self._columns: dict[str, np.ndarray] = {}
         self._advice: list[_Advice] | None = None
-        self._observers: dict[str, Observed] = {}
+        self._observers: dict[str, ObserverValues] = {}
         for name, entry in description["columns"].items():
             self._columns[name] = _map(folder, entry)
             if name.startswith("observer."):
@@ -152,14 +153,13 @@ class Dataset:
         """Open prepared data.
 
         source: a prepared folder, a reference file (`{"dataset": <prepared folder>}`), or data
-        files, as patterns or listed, which are first prepared into `cache_dir`, in the role that
-        `for_training` and `validation` say (weaver/prepared/prepare.py). Data of a remote storage,
-        and with `copy` also data on a shared disk, is copied once to this node's cache
-        (`cache_dir`, or JEC_CACHE, or a folder for temporary files). part: of each file that is
-        first prepared. most_files: take only the first ones of those that match, sorted; prepared
-        data stay whole.
+        files (patterns or entries), which are first prepared into `cache_dir`. for_training,
+        validation: their role (weaver/prepared/prepare.py). Data in a remote storage, and with
+        `copy` also data on a shared disk, is copied once to this node's cache (`cache_dir`, or
+        JEC_CACHE, or a folder for temporary files). part: range of each data file's jets to
+        prepare. most_files: use only the first matching data files, sorted.
 
-        Raises InputError where there is no such data, or it was prepared with another data config.
+        Raises InputError if there is no such data, or it was prepared with another data config.
         """
         cache = Path(cache_dir) if cache_dir else None
         if isinstance(source, list) and len(source) == 1 and isinstance(source[0], str):
@@ -172,7 +172,7 @@ class Dataset:
                 )
             if part != WHOLE:
                 raise _cannot_be_split(source)
-            uri = referred(source, content["dataset"])
+            uri = resolve_reference(source, content["dataset"])
             if not is_prepared(uri):
                 raise InputError(
                     f"{source} refers to {uri}, where there is no prepared data; prepare it again"
@@ -201,7 +201,7 @@ class Dataset:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the columns that batches are made from."""
+        """Number of bytes of the columns from which batches are made."""
         sequences = sum(sequence.nbytes for sequence in self._sequences.values())
         return sequences + sum(column.nbytes for column in self._columns.values())
 
@@ -209,10 +209,11 @@ class Dataset:
         """The jets at these positions (int64, any order, repeats allowed) as tensors."""
         return self.finish(self.gather(index), device)
 
-    def gather(self, index: np.ndarray) -> Gathered:
-        """The first half of `batch`, on the CPU.
+    def gather(self, index: np.ndarray) -> UnpaddedBatch:
+        """First step of `batch`: copy from the columns, on the CPU.
 
-        numpy does it without holding Python's lock, so that it may run in a thread.
+        index: positions of jets (N,), int64. numpy releases Python's lock meanwhile, so that this
+        may run in a thread. Raises IndexError for a position that does not exist.
         """
         index = np.ascontiguousarray(index, np.int64)
         if index.size and not 0 <= index.min() <= index.max() < len(self):
@@ -231,11 +232,11 @@ class Dataset:
         for name in self.data_config.label_names:
             numbers = self._columns[f"label.{name}"][index]
             if numbers.dtype.kind == "u":  # torch has few operations for unsigned numbers
-                numbers = exactly(numbers, np.dtype(np.int64), name, str(self.folder))
+                numbers = cast_exactly(numbers, np.dtype(np.int64), name, str(self.folder))
             labels[name] = torch.from_numpy(numbers)
 
         weights = self._columns.get(WEIGHT)
-        return Gathered(
+        return UnpaddedBatch(
             sequences=sequences,
             flats=flats,
             labels=labels,
@@ -243,24 +244,27 @@ class Dataset:
             weights=torch.ones(len(index)) if weights is None else torch.from_numpy(weights[index]),
         )
 
-    def finish(self, gathered: Gathered, device: str | torch.device = "cpu") -> Batch:
-        """The second half of `batch`: on the device, pad."""
+    def finish(self, unpadded: UnpaddedBatch, device: str | torch.device = "cpu") -> Batch:
+        """Second step of `batch`: copy to the device and pad."""
         device = torch.device(device)
-        there = gathered if device.type == "cpu" else gathered.to(device)
+        on_device = unpadded if device.type == "cpu" else unpadded.to(device)
         inputs = {}
         for group in self.data_config.input_names:
-            if group in there.sequences:
-                inputs[group] = self._sequences[group].pad(*there.sequences[group])
+            if group in on_device.sequences:
+                inputs[group] = self._sequences[group].pad(*on_device.sequences[group])
             else:
-                inputs[group] = there.flats[group]
+                inputs[group] = on_device.flats[group]
         return Batch(
-            inputs=inputs, labels=there.labels, observers=there.observers, weights=there.weights
+            inputs=inputs,
+            labels=on_device.labels,
+            observers=on_device.observers,
+            weights=on_device.weights,
         )
 
     def read_ahead(self, start: int, stop: int) -> None:
-        """Tell the system that the jets from `start` up to `stop` will be used soon.
+        """Tell the operating system that the jets `start` to `stop` will be used soon.
 
-        It then reads them in one go, and nothing else of what lies around a jet.
+        It then reads them at once, and reads no neighbouring data.
         """
         if self._advice is None:
             self._advice = [_Advice(column) for column in self._columns.values()]
@@ -269,15 +273,15 @@ class Dataset:
         for sequence in self._sequences.values():
             sequence.read_ahead(start, stop)
 
-    def observers(self) -> dict[str, Observed]:
-        """All observers and monitor variables of all jets, mapped into memory.
+    def observers(self) -> dict[str, ObserverValues]:
+        """Observers and monitor variables of all jets: name -> values, mapped into memory.
 
-        (N,) or (N, k) each, or an awkward array of N lists.
+        The values are (N,) or (N, k), or an awkward array of N lists.
         """
         return dict(self._observers)
 
     def label(self, name: str) -> np.ndarray:
-        """One label of all jets, (N,) or (N, k)."""
+        """A label of all jets, (N,) or (N, k). Raises InputError for an unknown label."""
         if name not in self.data_config.label_names:
             raise InputError(
                 f"there is no label '{name}'; there are: {', '.join(self.data_config.label_names)}"
@@ -285,14 +289,14 @@ class Dataset:
         return self._columns[f"label.{name}"]
 
     def weights(self) -> np.ndarray:
-        """The weights of all jets, (N,) float32, mapped into memory; ones without weights."""
+        """The weights of all jets, (N,) float32; 1 without weights in the data config."""
         weights = self._columns.get(WEIGHT)
         return np.ones(len(self), np.float32) if weights is None else weights
 
     def multiplicity(self, group: str | None = None) -> np.ndarray:
-        """Particles of each jet, cut to the length, (N,) int64.
+        """Number of particles of each jet, at most the group's length, (N,) int64.
 
-        Of a sequence group, by default the config's first one; zeros where there is none.
+        group: default: the data config's first group of particles; 0 without any.
         """
         if not self._sequences:
             return np.zeros(len(self), np.int64)
@@ -325,33 +329,33 @@ class _Sequence:
         return self.offsets.nbytes + (0 if self.values is None else self.values.nbytes)
 
     def gather(self, index: np.ndarray) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """The runs of particles (N, P, C) of some jets, and how many are kept of each, (N,).
+        """Runs of particles (N, P, C) of the jets `index`, and the number to keep of each, (N,).
 
-        index: (N,). None in place of constant runs.
+        The runs are None if all particles have the same values.
         """
         start = self.offsets[index]
         count = self.offsets[index + 1] - start
-        kept = np.where(count > 0, self.length, 0) if self.wraps else count
+        num_kept = np.where(count > 0, self.length, 0) if self.wraps else count
         if self.values is None:
-            return None, torch.from_numpy(kept)
+            return None, torch.from_numpy(num_kept)
         if not self.wraps or not len(self.values):
-            return torch.from_numpy(self._runs.take(start)), torch.from_numpy(kept)
-        # (N, P): a jet's particles over and over
+            return torch.from_numpy(self._runs.take(start)), torch.from_numpy(num_kept)
+        # (N, P): the jet's particles, repeated
         places = start[:, None] + np.arange(self.length) % np.maximum(count, 1)[:, None]
-        # the place of a jet without particles means nothing, and may lie behind the end
+        # for a jet without particles the place has no meaning, and may be beyond the end
         rows = self.values.take(places.ravel(), axis=0, mode="clip")  # (N * P, C)
         rows = rows.reshape(len(index), self.length, self.values.shape[1])
-        return torch.from_numpy(rows), torch.from_numpy(kept)
+        return torch.from_numpy(rows), torch.from_numpy(num_kept)
 
-    def pad(self, rows: torch.Tensor | None, kept: torch.Tensor) -> torch.Tensor:
-        """(N, P, C) and (N,) -> (N, C, P), the pad value in place of what is not kept."""
-        pad = self._pads.on(kept.device)
+    def pad(self, rows: torch.Tensor | None, num_kept: torch.Tensor) -> torch.Tensor:
+        """(N, P, C) and (N,) -> (N, C, P), with the pad value after the particles to keep."""
+        pad = self._pads.on(num_kept.device)
         if rows is None:
-            rows = self._constant.on(kept.device).expand(len(kept), self.length, -1)
+            rows = self._constant.on(num_kept.device).expand(len(num_kept), self.length, -1)
         # (N, P): true in the places of particles
-        real = torch.arange(self.length, device=kept.device) < kept[:, None]
-        padded = torch.empty((len(kept), len(pad), self.length), device=kept.device)
-        return torch.where(real[:, None, :], rows.transpose(1, 2), pad[:, None], out=padded)
+        real = torch.arange(self.length, device=num_kept.device) < num_kept[:, None]
+        result = torch.empty((len(num_kept), len(pad), self.length), device=num_kept.device)
+        return torch.where(real[:, None, :], rows.transpose(1, 2), pad[:, None], out=result)
 
     def read_ahead(self, start: int, stop: int) -> None:
         """As Dataset.read_ahead."""
@@ -363,22 +367,22 @@ class _Sequence:
 
 
 class _Runs:
-    """Runs of `length` rows of (rows, C) values from any row on.
+    """Take runs of `length` consecutive rows from (rows, C) values.
 
-    A run is one memory copy, which is faster than gathering its rows.
+    Copying a run at once is faster than gathering its rows.
     """
 
     def __init__(self, values: np.ndarray, length: int) -> None:
         channels = values.shape[1]
         self.shape = (length, channels)
         self.last = max(len(values) - length, 0)
-        """The last row that a whole run begins with."""
-        # for runs that reach beyond the end
+        """The last row at which a complete run starts."""
+        # for runs that extend beyond the end
         self.tail = np.zeros((2 * length, channels), values.dtype)
         self.tail[: len(values) - self.last] = values[self.last :]
         if len(values) < length:
             values = self.tail
-        # (rows, length * C): row i is the run from i on; its neighbours overlap it in memory
+        # (rows, length * C): row i is the run that starts at i; rows overlap in memory
         size = values.dtype.itemsize
         self.inner = np.lib.stride_tricks.as_strided(
             values,
@@ -388,7 +392,7 @@ class _Runs:
         )
 
     def take(self, start: np.ndarray) -> np.ndarray:
-        """(N,) -> (N, length, C); what lies beyond the values is 0."""
+        """(N,) -> (N, length, C), with 0 beyond the end of the values."""
         runs = self.inner[np.minimum(start, self.last)].reshape(len(start), *self.shape)
         # at most the last `length` jets of the data set
         for index in np.flatnonzero(start > self.last):
@@ -398,9 +402,9 @@ class _Runs:
 
 
 class _OnDevices:
-    """A few float32 numbers, kept on each device that uses them.
+    """A few float32 numbers, of which each device keeps a copy.
 
-    Sending them with each batch would make a GPU wait.
+    To send them with each batch would make a GPU wait.
     """
 
     def __init__(self, values: list[float]) -> None:
@@ -414,11 +418,11 @@ class _OnDevices:
 
 
 class _Advice:
-    """Tells the system which rows of a mapped column will be read, and that others will not be.
+    """Tell the operating system which rows of a mapped column will be read.
 
-    Without that each access reads what lies around it as well, as much as the disk's read-ahead
-    says: 8 MiB for a jet of 2 kB on some. It does nothing where the system takes no such advice
-    (macOS), or the column is not mapped.
+    Otherwise each access also reads neighbouring data, by the disk's read-ahead: on some disks
+    8 MiB for a jet of 2 kB. This has no effect on systems without madvise (macOS), and for columns
+    in memory.
     """
 
     def __init__(self, column: np.ndarray | None) -> None:
@@ -431,10 +435,10 @@ class _Advice:
             self._map.madvise(mmap.MADV_RANDOM)
 
     def will_need(self, start: int, stop: int) -> None:
-        """Read the rows from `start` up to `stop`; this returns at once."""
+        """Request the rows `start` to `stop`, without waiting for them."""
         if self._map is None:
             return
-        # Rows lie behind the header, and advice begins at a page.
+        # The rows follow the header, and madvise needs the address of a page.
         first = (HEADER + start * self._row) // mmap.PAGESIZE * mmap.PAGESIZE
         last = min(HEADER + stop * self._row, len(self._map))
         if last > first:
@@ -442,7 +446,7 @@ class _Advice:
 
 
 def _mapping(column: np.ndarray) -> mmap.mmap | None:
-    """The mapping of a file that an array is a view of; None for an array in memory."""
+    """The mmap of which an array is a view; None for an array in memory."""
     owner: Any = column
     while owner is not None and not isinstance(owner, mmap.mmap):
         owner = getattr(owner, "base", None)
@@ -450,7 +454,7 @@ def _mapping(column: np.ndarray) -> mmap.mmap | None:
 
 
 def prepared_folder(source: str | list[str] | list[storage.Entry]) -> str:
-    """The address of prepared data, if the source is one; empty for data files."""
+    """The address of prepared data if the source is one; empty for data files."""
     patterns = parse_patterns(_texts(source))
     if len(patterns) != 1 or has_wildcard(patterns[0].text):
         return ""
@@ -459,17 +463,17 @@ def prepared_folder(source: str | list[str] | list[storage.Entry]) -> str:
 
 
 def _texts(source: str | list[str] | list[storage.Entry]) -> list[str]:
-    """The patterns of a source of data; none of listed files."""
+    """The patterns of a source of data; empty for entries of files."""
     if isinstance(source, str):
         return [source]
     return [text for text in source if isinstance(text, str)]
 
 
 def _first_files(patterns: list[str], most: int) -> list[storage.Entry]:
-    """The first files that match, as weaver-core's --demo takes them.
+    """The first `most` matching files, in the order of weaver-core's --demo.
 
-    Those of one sample (`name:pattern`) are sorted, and samples follow in the order of their names'
-    first appearance.
+    Files of one sample (`name:pattern`) are sorted; samples are in the order of their first
+    appearance.
     """
     samples: dict[str, list[str]] = {}
     for pattern in parse_patterns(patterns):
@@ -483,21 +487,21 @@ def _first_files(patterns: list[str], most: int) -> list[storage.Entry]:
 
 def _cannot_be_split(source: str) -> InputError:
     return InputError(
-        f"{source} is prepared data, which --train-val-split does not divide; give validation data"
-        " of its own with --data-val"
+        f"{source} is prepared data, which --train-val-split cannot divide; give other data for the"
+        " validation with --data-val"
     )
 
 
 def _check(source: str, description: Mapping[str, Any], config: DataConfig) -> None:
     if description.get("format") != FORMAT:
         raise InputError(
-            f"{source} has form {description.get('format')}, this program reads form {FORMAT};"
-            " prepare it again"
+            f"{source} has format {description.get('format')}, but this program reads format"
+            f" {FORMAT}; prepare it again"
         )
     if description["config"] != config.digest() and "derived" in config.selections:
         raise InputError(
-            f"{source} is prepared data, from which no further selection is taken; name the files"
-            " themselves, or leave --extra-selection-* and --cross-validation out"
+            f"{source} is prepared data, to which no selection can be added; give the data files,"
+            " or leave --extra-selection-* and --cross-validation out"
         )
     if description["config"] != config.digest():
         raise InputError(
@@ -506,8 +510,8 @@ def _check(source: str, description: Mapping[str, Any], config: DataConfig) -> N
         )
 
 
-def _lists(folder: Path, entry: SequenceEntry) -> Observed:
-    """An observer with a list for each jet, as an awkward array over mapped columns."""
+def _lists(folder: Path, entry: SequenceEntry) -> ObserverValues:
+    """Open an observer with a list for each jet, as an awkward array over mapped columns."""
     import awkward as ak
 
     offsets = ak.index.Index64(np.asarray(_map(folder, entry["offsets"])))
@@ -516,7 +520,7 @@ def _lists(folder: Path, entry: SequenceEntry) -> Observed:
 
 
 def _map(folder: Path, entry: ColumnEntry) -> np.ndarray:
-    """A column mapped into memory: read from disk where touched, and never written back."""
+    """Map a column into memory, read-only. Raises InputError if it is missing or damaged."""
     shape = tuple(entry["shape"])
     path = folder / entry["file"]
     if 0 in shape:

@@ -1,17 +1,17 @@
 """The order of an epoch's jets: a permutation by seed and epoch, for data sets of any size.
 
-A data set of less than WHOLE_BYTES is permuted as a whole. A larger one is shuffled in two stages:
-it is cut into blocks of neighbouring jets, the blocks are permuted, and the jets of `ROUND` blocks
-at a time (a round) are permuted among each other. So a batch mixes jets from hundreds of places all
-over the files, while the disk reads whole blocks, each once an epoch, and what has to be in memory
-is one round, in the page cache, and the numbers of its jets. Which way is taken depends on the data
-set alone, not on the machine, so that a training continues elsewhere with the order it began with.
+A data set up to WHOLE_BYTES is permuted as a whole. A larger one is shuffled in two stages. It is
+divided into blocks of neighbouring jets; the blocks are permuted; then the jets of `ROUND` blocks
+at a time (a round) are permuted together. So a batch contains jets from hundreds of places in the
+files, the disk reads whole blocks, each once an epoch, and only one round must be in memory (in the
+page cache), with the positions of its jets. The method depends only on the data set, not on the
+machine, so that a training resumes on another machine with the same order.
 
-A container with little memory is the exception: its limit counts the page cache too, and a round
-that does not fit is read over and over (82 jets/s in place of thousands, with 6 GB of jets below a
-limit of 600 MB). There blocks are as much smaller, and a data set counts as large earlier, as
-`block_of` says. Replicas and restarts of a trial have the same limit. Where a training resumes
-below another one, the rest of the epoch that was interrupted is drawn from a new order.
+A container with a small memory limit is an exception. The limit includes the page cache, and a
+round that does not fit is read again and again (82 jets/s instead of thousands, with 6 GB of jets
+and a limit of 600 MB). So `block_of` makes blocks smaller, and shuffles smaller data sets in two
+stages. All replicas and restarts of a trial have the same limit. If a training resumes with another
+limit, the rest of the interrupted epoch has a new order.
 """
 
 from __future__ import annotations
@@ -21,23 +21,22 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-# less than that stays in the page cache of any machine that trains: reading here and there is then
-# free
+# data sets up to this size stay in the page cache, so that random reads are fast
 WHOLE_BYTES = 4 * 2**30
-BLOCK_BYTES = 4 * 2**20  # long enough that a disk, or a network's, reads it at full speed
+BLOCK_BYTES = 4 * 2**20  # large enough that a local or network disk reads at full speed
 LEAST_BLOCK_BYTES = 64 * 2**10
-# Of a memory limit, for the round in use and the one that is read ahead: a program that trains
-# takes several hundred MB by itself. The default of --memory, 12Gi, leaves BLOCK_BYTES as they are.
+# fraction of a memory limit for the current round and the next one, which is read ahead; the
+# training itself takes several hundred MB. With the default of --memory, 12Gi, blocks have
+# BLOCK_BYTES.
 SHARE_OF_LIMIT = 1 / 6
-# blocks that are mixed: 1 GiB in the page cache, and far more jets than correlations between
-# neighbours reach
+# blocks of a round: 1 GiB in the page cache, and far more jets than are correlated with neighbours
 ROUND = 256
 
 
 def block_of(jets: int, nbytes: int, memory_limit: int | None) -> int:
-    """Jets of a block for a data set of this size; 0 where it is permuted as a whole.
+    """Number of jets in a block, for a data set of this size; 0 to permute it as a whole.
 
-    memory_limit: bytes that this process may use, page cache included; None without a limit.
+    memory_limit: bytes that this process may use, including the page cache; None without a limit.
     """
     whole_bytes, block_bytes = WHOLE_BYTES, BLOCK_BYTES
     if memory_limit is not None:
@@ -53,17 +52,17 @@ Places = TypeVar("Places", int, np.ndarray)
 
 
 class Order(Protocol):
-    """An epoch's jets, in order."""
+    """The order of an epoch's jets."""
 
     def part(self, start: int, stop: int) -> np.ndarray:
-        """Their positions in the data set from place `start` up to `stop`, int64.
+        """Positions in the data set, int64, of the jets `start` to `stop` of the epoch.
 
-        Called for one part after the other, from the front to the back.
+        Calls must ask for consecutive parts.
         """
 
 
-class Listed:
-    """An order that is written out."""
+class ExplicitOrder:
+    """An order that is given as an array."""
 
     def __init__(self, jets: np.ndarray) -> None:
         """Take the positions of the jets; (N,)."""
@@ -75,7 +74,7 @@ class Listed:
 
 
 class InFileOrder:
-    """`count` of `total` jets, evenly spread, in the order of the data set."""
+    """The order of the data set, for `count` of `total` jets, evenly spread."""
 
     def __init__(self, count: int, total: int) -> None:
         """Take `count` jets, spread evenly over `total`."""
@@ -88,10 +87,10 @@ class InFileOrder:
 
 
 class BlockShuffle:
-    """`count` of `total` jets, evenly spread, shuffled in two stages.
+    """A two-stage shuffle of `count` of `total` jets, evenly spread.
 
     key: numbers that decide the order (seed and epoch). block: jets in a block. read_ahead: called
-    with (first jet, last jet + 1) of each block before its round begins.
+    with (first jet, last jet + 1) of each block before its round starts.
     """
 
     def __init__(
@@ -113,8 +112,8 @@ class BlockShuffle:
         sizes = np.minimum(block, count - self.blocks * block)
         starts = np.arange(0, len(self.blocks), ROUND)
         self.ends = np.cumsum(np.add.reduceat(sizes, starts))
-        """Place behind the last jet of each round."""
-        # the round in hand: its number, and the positions of its jets
+        """Index after the last jet of each round, in the order of the epoch."""
+        # the current round: its number, and the positions of its jets
         self._round = -1
         self._jets = np.empty(0, np.int64)
 
@@ -133,20 +132,20 @@ class BlockShuffle:
         if number == self._round:
             return self._jets
         blocks = self._bounds(number)
-        # Blocks of the next round are read while this one is in use; those of this round are being
-        # read already if it follows the last one.
+        # Request the blocks of the next round, and those of this round unless they were requested
+        # as the next round before.
         follows = number > 0 and number == self._round + 1
         for start, stop in [*([] if follows else blocks), *self._bounds(number + 1)]:
             last = spread(stop - 1, self.count, self.total)
             self.read_ahead(spread(start, self.count, self.total), last + 1)
         places = np.concatenate([np.arange(start, stop) for start, stop in blocks])
-        chosen = np.random.default_rng([*self.key, number]).permutation(places)
+        shuffled = np.random.default_rng([*self.key, number]).permutation(places)
         self._round = number
-        self._jets = spread(chosen, self.count, self.total)
+        self._jets = spread(shuffled, self.count, self.total)
         return self._jets
 
     def _bounds(self, number: int) -> list[tuple[int, int]]:
-        """Of each block of a round: its first place, and the place behind its last."""
+        """(start, stop) of each block of a round, as indices into the `count` jets."""
         bounds = []
         for block in self.blocks[number * ROUND : (number + 1) * ROUND].tolist():
             start = block * self.block
@@ -155,8 +154,8 @@ class BlockShuffle:
 
 
 def spread(places: Places, count: int, total: int) -> Places:
-    """The positions of `count` jets that are evenly spread over a data set of `total` jets.
+    """Positions in a data set of `total` jets of `count` evenly spread jets.
 
-    places: 0 to count - 1, one number or an array.
+    places: indices from 0 to count - 1, an integer or an array.
     """
     return places * total // count

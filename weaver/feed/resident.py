@@ -1,9 +1,7 @@
-"""A data set in the memory of the device that trains on it, ready and padded.
+"""A data set in the memory of the training device, padded, from which batches are gathered.
 
-A batch is then one gather there.
-
-On a GPU that the data set fits, nothing but the numbers of a batch's jets crosses the bus. The same
-in the memory of a CPU is what `--in-memory` asks for.
+If the data set fits on a GPU, only the positions of a batch's jets are sent to it. --in-memory does
+the same in the memory of a CPU.
 """
 
 from __future__ import annotations
@@ -17,32 +15,28 @@ from common.machine import memory_room
 from common.progress import Progress
 from weaver.feed.dataset import Batch, Dataset
 
-CHUNK = 8192  # jets moved to the device at a time
-# of a GPU's free memory, at most: the network, its gradients and a batch's activations need the
-# rest
+CHUNK = 8192  # jets copied to the device at a time
+# largest fraction of a GPU's free memory; network, gradients and activations need the rest
 SHARE = 0.5
 
 
 class Resident:
-    """All jets of a data set on a device; gives batches as `Dataset` does.
-
-    Raises InputError where they do not fit a CPU's memory.
-    """
+    """All jets of a data set on a device; it makes batches as `Dataset` does."""
 
     def __init__(self, dataset: Dataset, device: str | torch.device) -> None:
-        """Load and pad all jets. Raises InputError if the memory does not suffice."""
+        """Load and pad all jets. Raises InputError if they do not fit in a CPU's memory."""
         self.device = torch.device(device)
-        needed = padded_bytes(dataset)
+        num_bytes = padded_bytes(dataset)
         free = free_bytes(self.device)
-        if self.device.type == "cpu" and needed > free:
+        if self.device.type == "cpu" and num_bytes > free:
             raise InputError(
-                f"{len(dataset):,} padded jets need {needed / 2**30:.1f} GiB of memory, of which"
+                f"{len(dataset):,} padded jets need {num_bytes / 2**30:.1f} GiB of memory, of which"
                 f" {free / 2**30:.1f} are free; leave out --in-memory: the jets are then mapped"
                 " from disk"
             )
-        self._observed = dataset.observers()
+        self._observers = dataset.observers()
 
-        # One batch of all jets, filled chunk by chunk.
+        # One batch of all jets, which is filled chunk by chunk.
         one = dataset.batch(np.arange(min(len(dataset), 1)), self.device)
         self._all = _empty_like(one, len(dataset))
         label = f"loading jets to {self.device}"
@@ -64,21 +58,21 @@ class Resident:
     def batch(self, index: np.ndarray) -> Batch:
         """The jets at these positions (int64) as tensors on the device."""
         positions = np.ascontiguousarray(index, np.int64)
-        there = torch.from_numpy(positions).to(self.device, non_blocking=True)
+        on_device = torch.from_numpy(positions).to(self.device, non_blocking=True)
 
-        def chosen(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            return {name: tensor.index_select(0, there) for name, tensor in tensors.items()}
+        def select(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {name: tensor.index_select(0, on_device) for name, tensor in tensors.items()}
 
         return Batch(
-            inputs=chosen(self._all.inputs),
-            labels=chosen(self._all.labels),
-            observers={name: values[index] for name, values in self._observed.items()},
-            weights=self._all.weights.index_select(0, there),
+            inputs=select(self._all.inputs),
+            labels=select(self._all.labels),
+            observers={name: values[index] for name, values in self._observers.items()},
+            weights=self._all.weights.index_select(0, on_device),
         )
 
 
 def _empty_like(batch: Batch, count: int) -> Batch:
-    """Tensors for `count` jets of the same kinds."""
+    """Make empty tensors for `count` jets, of the types and shapes in `batch`."""
 
     def empty(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.new_empty((count, *tensor.shape[1:]))
@@ -92,22 +86,22 @@ def _empty_like(batch: Batch, count: int) -> Batch:
 
 
 def fits(dataset: Dataset, device: str | torch.device) -> bool:
-    """True if the padded jets take at most a share of what is free on the device."""
+    """Whether the padded jets take at most SHARE of the device's free memory."""
     return padded_bytes(dataset) <= SHARE * free_bytes(torch.device(device))
 
 
 def padded_bytes(dataset: Dataset) -> int:
-    """Bytes of all jets' tensors."""
+    """Number of bytes of all jets' padded tensors."""
     one = dataset.batch(np.arange(min(len(dataset), 1)))
     tensors = [*one.inputs.values(), *one.labels.values(), one.weights]
     return len(dataset) * sum(tensor[0].nbytes for tensor in tensors if len(tensor))
 
 
 def free_bytes(device: torch.device) -> int:
-    """Free memory of a GPU, or of this machine or the container that the process runs in."""
+    """Free memory, in bytes, of a GPU, or of this machine or container."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    # The system gives up its page cache where memory is needed, so that cache counts as free.
+    # The page cache counts as free, because the system gives it up if memory is needed.
     free: int = psutil.virtual_memory().available
 
     room = memory_room()  # below the limit of a container

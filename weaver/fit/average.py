@@ -1,13 +1,13 @@
 """The exponential moving average of a network's weights (EMA).
 
-It is validated and exported in place of the weights themselves.
+The average is validated and exported in place of the weights.
 
-torch.optim.swa_utils has one too (AveragedModel with get_ema_multi_avg_fn), which is not used for
-these reasons. Its decay is constant, where ours rises, so that the random start is soon forgotten.
-Its first update copies the network. With use_buffers it averages counters too, and without it it
-copies the running statistics of normalisations. Its state has names and a counter of its own, so
-that checkpoints of earlier trials would not load. Once our decay has risen, both updates are the
-same.
+PyTorch's torch.optim.swa_utils.AveragedModel with get_ema_multi_avg_fn is not used, for these
+reasons. Its decay is constant; ours starts small, so that the random start has little effect. Its
+first update copies the network. With use_buffers it averages counters too; without, it copies the
+running statistics of normalisations. Its state has other names and a counter, so that checkpoints
+of earlier trials would not load. Once our decay has reached its final value, both updates are
+equal.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from torch import nn
 
 
 class Average:
-    """A copy of a network whose weights and running statistics follow the network's.
+    """A copy of a network that contains the moving average of its weights and running statistics.
 
     After step t (from 0) they become d * average + (1 - d) * network with d = min(decay, (1 + t) /
-    (10 + t)): the first steps count little, so that the random start is soon forgotten. What is no
-    floating-point number (counters) is copied.
+    (10 + t)). The smaller d of the first steps reduces the weight of the random start. Tensors that
+    are not floating-point (counters) are copied.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
-        """Begin with a copy of the network's weights."""
+        """Start with a copy of the network's weights; `decay` is the final value of d."""
         self.decay = decay
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
-        """Follow `network`, which has just made step number `step`."""
+        """Update the average after step number `step` of `network`."""
         averages: list[torch.Tensor] = []
         values: list[torch.Tensor] = []
         states = zip(self.network.state_dict().values(), network.state_dict().values(), strict=True)
@@ -48,5 +48,5 @@ class Average:
         torch._foreach_lerp_(averages, values, weight)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The state of the averaged network, under the network's own names."""
+        """The average, with the names of the network's own state_dict."""
         return self.network.state_dict()

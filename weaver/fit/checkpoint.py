@@ -1,33 +1,33 @@
-"""A trial's folder (a directory or an s3:// address) and what lies in it.
+"""The files in a trial's folder (a directory or an s3:// address), and how to read and write them.
 
-    checkpoint.pt   everything to go on after the last epoch, or after the step at which the trial
-        was told to stop
-    checkpoint.previous.pt   the checkpoint before it, for the case that checkpoint.pt is damaged
+    checkpoint.pt   the state of the training after its last epoch, or after the step at which a
+        signal stopped it
+    checkpoint.previous.pt   the checkpoint before it, in case checkpoint.pt is damaged
     best.pt         weights of the best epoch so far: {"model", "epoch", "metric",
         "network_options"}
-    options.json    what was trained, with what, and the best epoch
+    options.json    options of network and training, versions, seed, and the best epoch
     history.json    one record an epoch
-    metrics.log     Katib's metrics, as collected
-    failed          the reason, if training failed in a way that will repeat, and a digest of the
-        settings and data of the command that would repeat it
-    derived.json    what the training set gave to the data config (preprocess: auto), for
-        predictions and exports
+    metrics.log     the metrics, in the format of Katib's collector
+    failed          if training failed in a way that will repeat: the reason, and a digest of the
+        command's settings and data
+    derived.json    numbers of the data config that were derived from the training set (preprocess:
+        auto), for predictions and exports
     tensorboard/
 
-For weaver-core there are bare state_dicts as well, by the names that it gives them: its
---model-prefix, and --load-model-weights of both programs, take them.
+For weaver-core there are state_dicts as well, with its names. Its --model-prefix, and
+--load-model-weights of both programs, accept them.
 
     <model prefix>_best_epoch_state.pt      of the best epoch
-    <model prefix>_epoch-<N>_state.pt       of every epoch, where no search made the trial
+    <model prefix>_epoch-<N>_state.pt       of every epoch, unless the trial is one of a search
 
-checkpoint.pt holds {"model", "average", "optimizer", "scheduler", "scaler", "precision", "random",
-"configuration", "progressed"}.
+checkpoint.pt contains {"model", "average", "optimizer", "scheduler", "scaler", "precision",
+"random", "configuration", "progressed"}.
 
-Files are written whole or not at all, and .pt files with a checksum (weaver.fit.sealed). A resumed
-run sees the same dropout as one that was never stopped because every step draws from generators
-seeded by the run's seed and the step's number; the random states are stored for what draws in
-between. history.json, options.json and metrics.log follow from checkpoint.pt and are rewritten from
-it, so it does not matter at which of them a run was killed.
+Files are written atomically, and .pt files with a checksum (weaver.fit.checksum). A resumed run has
+the same dropout as an uninterrupted one, because each step seeds the random generators with the
+run's seed and the step's number. Their states are stored for random numbers drawn between steps.
+history.json, options.json and metrics.log are computed from checkpoint.pt and rewritten from it on
+resume, so that a run may be killed between any two files.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from typing import TYPE_CHECKING, Any
 
 from common import storage
 from common.errors import InputError, TrainingError, unknown
-from weaver.fit import metrics_log, sealed
+from weaver.fit import checksum, metrics_log
 from weaver.fit.metrics_log import EpochRecord
 from weaver.network.network_file import num_parameters
 from weaver.read.files import find
@@ -59,30 +59,30 @@ if TYPE_CHECKING:
     from weaver.network.network_file import NetworkFile
 
 PREVIOUS = "checkpoint.previous.pt"
-COMMAND = "command"  # before the digest in the file `failed`
+COMMAND = "command"  # the word before the digest in the file `failed`
 
 State = dict[str, Any]
-"""Content of a checkpoint.pt or best.pt, whose names are in the module's text."""
+"""Content of a checkpoint.pt or best.pt; the module's docstring lists its keys."""
 Weights = Mapping[str, "torch.Tensor"]
 """A state_dict: name of a parameter or buffer -> tensor."""
 Settings = Mapping[str, object]
-"""Settings of a training by name, as they are compared and as JSON holds them."""
+"""Settings of a training: name -> value, of types that JSON has."""
 
 
 class DamagedCheckpoint(InputError):
-    """A .pt file whose bytes are not those that were written, or no .pt file at all."""
+    """A file that is not a .pt file, or whose bytes have changed since it was written."""
 
 
 @dataclasses.dataclass
-class Progressed:
-    """How far a trial has come; kept in checkpoint.pt beside the weights."""
+class TrialProgress:
+    """How many epochs and batches a trial has trained, and its history; part of checkpoint.pt."""
 
     epoch: int = 0
-    """The epoch to go on in."""
+    """The current epoch, from 0: the one in which a resumed training continues."""
     batch: int = 0
-    """Its first batch not yet trained on."""
+    """The next batch of this epoch."""
     loss_sum: float = 0.0
-    """Sums over the jets of this epoch that were trained on: loss, jets, and seconds spent."""
+    """Sums over the steps of this epoch so far: loss times jets, jets, and seconds."""
     num_jets: float = 0.0
     seconds: float = 0.0
     best_epoch: int = -1
@@ -90,7 +90,7 @@ class Progressed:
     history: list[EpochRecord] = dataclasses.field(default_factory=list)
 
     def next_epoch(self) -> None:
-        """Begin the next epoch."""
+        """Start the next epoch."""
         self.epoch += 1
         self.batch = 0
         self.loss_sum = self.num_jets = self.seconds = 0.0
@@ -106,55 +106,56 @@ class TrialFolder:
         """Return the address of a file of the folder."""
         return storage.join(self.uri, *parts)
 
-    def check_not_failed(self, command: str) -> None:
+    def check_no_failure_marker(self, command: str) -> None:
         """Raise TrainingError if this command has failed before for a reason that will repeat.
 
-        command: its digest (`command_digest`). The mark that another command left does not count.
+        command: its digest (`command_digest`). The marker of another command does not count.
         """
         marker = self.path("failed")
         if not storage.exists(marker):
             return
-        reason, _, failed = storage.read_text(marker).strip().rpartition(f"\n{COMMAND} ")
-        if failed == command:
+        reason, _, failed_command = storage.read_text(marker).strip().rpartition(f"\n{COMMAND} ")
+        if failed_command == command:
             raise TrainingError(
                 f"this trial failed before: {reason} (to try again nevertheless, delete {marker})"
             )
 
-    def mark_failed(self, reason: str, command: str) -> None:
-        """Note that this command fails whenever it is repeated, and why."""
+    def write_failure_marker(self, reason: str, command: str) -> None:
+        """Record that this command will fail whenever it is repeated, and why."""
         storage.write_text(self.path("failed"), f"{reason}\n{COMMAND} {command}\n")
 
-    def save_derived(self, data_config: DataConfig) -> None:
+    def save_derived_parameters(self, data_config: DataConfig) -> None:
         """Write derived.json."""
-        storage.write_json(self.path("derived.json"), data_config.derived)
+        storage.write_json(self.path("derived.json"), data_config.derived_parameters)
 
-    def with_derived(self, data_config: DataConfig) -> DataConfig:
-        """The data config with the numbers that this trial's training set gave it.
+    def with_derived_parameters(self, data_config: DataConfig) -> DataConfig:
+        """Fill in the missing numbers of a data config from the trial's derived.json.
 
-        As it is where it lacks none, or the trial has none for it.
+        Returns it unchanged where no number is missing, or the trial has no derived.json. Raises
+        InputError where the trial's numbers are for another data config.
         """
         uri = self.path("derived.json")
         if not data_config.missing_preprocess_params or not storage.exists(uri):
             return data_config
-        return data_config.with_missing_from(storage.read_json(uri))
+        return data_config.with_missing_parameters(storage.read_json(uri))
 
-    def save(self, state: State, progressed: Progressed) -> None:
+    def save(self, state: State, trial: TrialProgress) -> None:
         """Write checkpoint.pt. `state` holds weights, optimizer and configuration."""
         # as a dict, so that torch.load takes the file with weights_only
-        content = {**state, "progressed": dataclasses.asdict(progressed)}
+        content = {**state, "progressed": dataclasses.asdict(trial)}
         uri = self.path("checkpoint.pt")
         if storage.exists(uri):
-            former = storage.read_bytes(uri)
-            if not sealed.damage(former):  # else the previous one is the only good one
-                storage.write_bytes(self.path(PREVIOUS), former)
+            previous = storage.read_bytes(uri)
+            if not checksum.damage(previous):  # else checkpoint.previous.pt is the only good one
+                storage.write_bytes(self.path(PREVIOUS), previous)
         write_tensors(uri, content)
 
-    def load(self, configuration: Settings) -> tuple[State, Progressed] | None:
-        """Read what `save` stored; None where there is no checkpoint.
+    def load(self, configuration: Settings) -> tuple[State, TrialProgress] | None:
+        """Read (state, progress) as `save` stored them; None without a checkpoint.
 
-        In place of a damaged one the one before it is read, and a line on stderr says so. Raises
-        DamagedCheckpoint if that is missing or damaged as well, and InputError if it was made with
-        another configuration: to continue it would mix two trainings.
+        If the checkpoint is damaged, the one before it is read, and a line on stderr says so.
+        Raises DamagedCheckpoint if that is missing or damaged as well, and InputError if the
+        checkpoint has another configuration: to continue it would mix two trainings.
         """
         uri = self.path("checkpoint.pt")
         if not storage.exists(uri):
@@ -162,47 +163,45 @@ class TrialFolder:
         try:
             state = read_tensors(uri)
         except DamagedCheckpoint as error:
-            damaged, uri = uri, self.path(PREVIOUS)
+            damaged_uri, uri = uri, self.path(PREVIOUS)
             if not storage.exists(uri):
                 raise DamagedCheckpoint(
-                    f"{error}; no earlier checkpoint is kept: delete {damaged} to start over"
+                    f"{error}; no earlier checkpoint is kept: delete {damaged_uri} to start over"
                 ) from None
             state = read_tensors(uri)
             _note(f"{error}; going on from the checkpoint before it, {uri}")
         if "progressed" not in state or "configuration" not in state:
-            raise InputError(f"{uri} is no checkpoint of weaver.train; remove it to start anew")
+            raise InputError(f"{uri} is not a checkpoint of weaver.train; delete it to start over")
         check_same(uri, state["configuration"], configuration)
-        return state, Progressed(**state.pop("progressed"))
+        return state, TrialProgress(**state.pop("progressed"))
 
-    def save_best(
-        self, weights: Weights, progressed: Progressed, network_options: Settings
-    ) -> None:
+    def save_best(self, weights: Weights, trial: TrialProgress, network_options: Settings) -> None:
         """Write best.pt."""
         best = {
             "model": dict(weights),
-            "epoch": progressed.best_epoch,
-            "metric": progressed.best_metric,
+            "epoch": trial.best_epoch,
+            "metric": trial.best_metric,
             "network_options": dict(network_options),
         }
         write_tensors(self.path("best.pt"), best)
 
-    def write_results(self, progressed: Progressed, options: Settings) -> None:
+    def write_results(self, trial: TrialProgress, options: Settings) -> None:
         """Write history.json, options.json and metrics.log."""
-        storage.write_json(self.path("history.json"), progressed.history)
-        described = dict(options)
-        if progressed.history:
-            described["best_epoch"] = progressed.best_epoch
-            described["best_metric"] = progressed.best_metric
-        storage.write_json(self.path("options.json"), described)
-        storage.write_text(self.path("metrics.log"), metrics_log.lines(progressed.history))
+        storage.write_json(self.path("history.json"), trial.history)
+        content = dict(options)
+        if trial.history:
+            content["best_epoch"] = trial.best_epoch
+            content["best_metric"] = trial.best_metric
+        storage.write_json(self.path("options.json"), content)
+        storage.write_text(self.path("metrics.log"), metrics_log.lines(trial.history))
 
 
 def read_best(trial_uri: str) -> State:
-    """The content of a trial's best.pt: "model" (weights) and "network_options" at least.
+    """Read a trial's best.pt; it contains at least "model" (weights) and "network_options".
 
-    Where that is damaged, the same weights are taken from the file that is written beside it for
-    weaver-core, and a line on stderr says so. Raises InputError where there is none, or it is
-    another file, and DamagedCheckpoint.
+    If it is damaged, the same weights are read from the state_dict for weaver-core, and a line on
+    stderr says so. Raises InputError if best.pt is missing or another file, and DamagedCheckpoint
+    if both files cannot be read.
     """
     uri = storage.join(trial_uri, "best.pt")
     if not storage.exists(uri):
@@ -229,17 +228,19 @@ def _note(text: str) -> None:
 
 
 def state_uri(model_prefix: str, epoch: int | None = None) -> str:
-    """Where weaver-core keeps the weights of an epoch, or of the best one."""
+    """Address of the state_dict of an epoch, or of the best one, under weaver-core's name."""
     which = "best_epoch" if epoch is None else f"epoch-{epoch}"
     prefix = storage.absolute(model_prefix) + ("/" if model_prefix.endswith("/") else "")
     return f"{prefix}_{which}_state.pt"
 
 
-def write_states(weights: Weights, options: TrainOptions, epoch: int, *, is_best: bool) -> None:
-    """Write an epoch's weights as bare state_dicts, as the module's text says.
+def write_state_dicts(
+    weights: Weights, options: TrainOptions, epoch: int, *, is_best: bool
+) -> None:
+    """Write an epoch's weights as state_dicts for weaver-core (see the module's docstring).
 
-    A search keeps the best ones only: it has as many trials as others have epochs. With
-    --auto-clean the epoch before goes.
+    Of a search's trial only the best epoch is written, because a search has many trials. With
+    --auto-clean the weights of the epoch before are deleted.
     """
     uris = [state_uri(options.model_prefix)] if is_best else []
     is_of_search = bool(options.metrics_log)
@@ -252,10 +253,11 @@ def write_states(weights: Weights, options: TrainOptions, epoch: int, *, is_best
 
 
 def without_wrappers(weights: Weights, own: AbstractSet[str], where: str) -> Weights:
-    """The weights by the names that a network has itself, without those of what was around it.
+    """Remove the prefixes of wrapper modules from the names of weights.
 
-    DistributedDataParallel adds `module.` in front, torch.compile `_orig_mod.` to what it compiled.
-    Where that has been taken off, a line on stderr says so. own: the network's names.
+    DistributedDataParallel adds `module.` in front of all names, torch.compile adds `_orig_mod.`
+    to those of a compiled module. If any are removed, a line on stderr says so. own: the names of
+    the network's own weights. where: the file of the weights, for messages.
     """
     bare = {}
     for name, value in weights.items():
@@ -274,9 +276,9 @@ def without_wrappers(weights: Weights, own: AbstractSet[str], where: str) -> Wei
 
 
 def load_weights(network: torch.nn.Module, weights: Weights, where: str) -> None:
-    """Load weights into a network.
+    """Load weights into a network; `where` names their file in errors.
 
-    Raises InputError that names what differs where they are another network's.
+    Raises InputError, with the first difference, if they are the weights of another network.
     """
     try:
         network.load_state_dict(without_wrappers(weights, network.state_dict().keys(), where))
@@ -286,10 +288,10 @@ def load_weights(network: torch.nn.Module, weights: Weights, where: str) -> None
 
 
 def read_weights(uri: str) -> dict[str, torch.Tensor]:
-    """Read the weights in a best.pt or checkpoint.pt, or in a file of weaver-core.
+    """Read the weights in a best.pt, a checkpoint.pt, or a state_dict file of weaver-core.
 
-    The latter is nothing but a state_dict. `uri:PREFIX` takes those whose names begin with
-    `PREFIX.`, without it. Raises InputError for any other file.
+    `FILE:PREFIX` selects the weights whose names begin with `PREFIX.`, and removes it. Raises
+    InputError for any other file, and DamagedCheckpoint.
     """
     import torch
 
@@ -317,23 +319,23 @@ def read_weights(uri: str) -> dict[str, torch.Tensor]:
 
 
 def write_tensors(uri: str, content: State) -> None:
-    """Write a file with torch.save and a checksum to a URI, atomically."""
+    """Write a .pt file with torch.save and a checksum, atomically, to a path or an address."""
     import torch
 
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    storage.write_bytes(uri, sealed.sealed(buffer.getvalue()))
+    storage.write_bytes(uri, checksum.add_checksum(buffer.getvalue()))
 
 
 def read_tensors(uri: str) -> State:
-    """Read a file with torch.load from a URI onto the CPU, weights only: it cannot run code.
+    """Read a .pt file onto the CPU with torch.load and weights_only, so that it cannot run code.
 
-    Raises DamagedCheckpoint for a file that is damaged, or anything else.
+    Raises DamagedCheckpoint for a damaged file, and for one that is not a .pt file.
     """
     import torch
 
     content = storage.read_bytes(uri)
-    if damage := sealed.damage(content):
+    if damage := checksum.damage(content):
         raise DamagedCheckpoint(f"{uri} is no checkpoint that can be read: {damage}")
     try:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
@@ -343,9 +345,10 @@ def read_tensors(uri: str) -> State:
 
 
 def command_digest(configuration: Settings, patterns: Sequence[str]) -> str:
-    """A digest of a training's settings and of its data as they are now.
+    """Digest of a training's settings and the present state of its data, in hexadecimal.
 
-    patterns: --data-train and --data-val. A command with the same digest would fail again.
+    patterns: those of --data-train and --data-val. If a command has failed, one with the same
+    digest will fail too.
     """
     data: list[str] = []
     for pattern in patterns:
@@ -368,10 +371,10 @@ def resume_configuration(
 ) -> dict[str, object]:
     """The settings that must be equal for a checkpoint to be resumed.
 
-    The data configs are those of training and validation.
+    data_config, val_config: those of the training and of the validation set.
     """
     others: dict[str, object] = {}
-    # only where given, so that checkpoints of earlier versions still fit
+    # only if in use, so that checkpoints of earlier versions can still be resumed
     if not options.data_val:
         others["train_val_split"] = options.train_val_split
     if val_config.digest() != data_config.digest():
@@ -381,7 +384,7 @@ def resume_configuration(
     return {
         **options.settings(),
         "network_option": dict(options.network_option),
-        # the file's content: where it lies makes no difference
+        # of the file's content, so that the file may be moved
         "network_config": network.digest()[:16],
         "data_config": data_config.digest()[:16],
         "data_train": " ".join(options.data_train),
@@ -391,7 +394,7 @@ def resume_configuration(
 
 
 def trial_description(options: TrainOptions, model: torch.nn.Module) -> dict[str, object]:
-    """The part of options.json that is known before training."""
+    """Content of options.json without the results."""
     import numpy
     import torch
 
@@ -412,7 +415,7 @@ def trial_description(options: TrainOptions, model: torch.nn.Module) -> dict[str
 
 
 def is_moved_reference(before: str, now: str) -> bool:
-    """Whether two addresses are of one run's reference to its data, before and after it was moved.
+    """Whether two addresses differ only because a run, with its reference to data, was moved.
 
     >>> is_moved_reference("/runs/pfn-0a1b2c3d/data/train.json", "/b/pfn-0a1b2c3d/data/train.json")
     True
@@ -421,13 +424,16 @@ def is_moved_reference(before: str, now: str) -> bool:
     return before.endswith(".json") and len(tails[0]) == 3 and tails[0] == tails[1]
 
 
-def check_same(uri: str, stored: Settings, current: Settings) -> None:
-    """Raise InputError that names the settings in which two configurations differ."""
+def check_same(uri: str, earlier: Settings, current: Settings) -> None:
+    """Compare the configuration of a checkpoint with the current one.
+
+    uri: that of the checkpoint, for the error. Raises InputError with all settings that differ.
+    """
     differences = []
-    for name in {**stored, **current}:
-        if name == "num_epochs":  # a training may go on for more epochs, as in weaver-core
+    for name in {**earlier, **current}:
+        if name == "num_epochs":  # a training may be extended by more epochs, as in weaver-core
             continue
-        before = stored.get(name)
+        before = earlier.get(name)
         now = current.get(name)
         if name in ("data_train", "data_val") and is_moved_reference(str(before), str(now)):
             continue
@@ -441,7 +447,7 @@ def check_same(uri: str, stored: Settings, current: Settings) -> None:
 
 
 def _plain(value: object) -> object:
-    """Tuples as lists, so that a value that went through a file equals the one that did not."""
+    """Convert tuples to lists, so that a value from a JSON file equals one from memory."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):

@@ -1,4 +1,4 @@
-"""The data configs of one command: those of training and validation, and that of the test set."""
+"""Load the data configs of a command: those of training, validation and test set."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from weaver.fit.options import TrainOptions
 def training_configs(options: TrainOptions) -> tuple[DataConfig, DataConfig]:
     """Load the data configs of training and validation, with their extra selections.
 
-    Raises InputError where validation has another network input or label than training: one network
-    could not take both, or the losses would be of two quantities.
+    Raises InputError if their inputs or labels differ, because one network could not take both, or
+    their losses would not be comparable.
     """
     train = DataConfig.load(options.data_config)
     val = train
@@ -38,25 +38,27 @@ def training_configs(options: TrainOptions) -> tuple[DataConfig, DataConfig]:
 
 
 def with_numbers_of(train: DataConfig, val: DataConfig) -> DataConfig:
-    """The validation's data config with what the training set derived.
+    """Return the validation's data config with the numbers derived from the training set.
 
-    Numbers that stand in a data config of validation's own (--data-config-val) stay.
+    Numbers in a separate data config of the validation (--data-config-val) stay.
     """
     if val.source == train.source:
-        return val.with_derived(train.derived)
-    val = val.with_missing_from(train.derived)
+        return val.with_derived_parameters(train.derived_parameters)
+    val = val.with_missing_parameters(train.derived_parameters)
     if val.missing_reweight_hists and train.reweight_hists is not None:
-        val = val.with_derived({**val.derived, "reweight_hists": train.derived["reweight_hists"]})
+        val = val.with_derived_parameters(
+            {**val.derived_parameters, "reweight_hists": train.derived_parameters["reweight_hists"]}
+        )
     return val
 
 
 def of_test_set(options: TrainOptions) -> DataConfig:
-    """Load the data config of the test set; its extra selection is not yet in it."""
+    """Load the data config of the test set, without --extra-selection-test."""
     return DataConfig.load(options.data_config_test or options.data_config)
 
 
 def with_test_selection(options: TrainOptions, config: DataConfig) -> DataConfig:
-    """The test set's data config with --extra-selection-test, where that is given."""
+    """Return the test set's data config with --extra-selection-test, if that is set."""
     if not options.extra_selection_test:
         return config
     return config.with_extra_selection(
@@ -65,5 +67,5 @@ def with_test_selection(options: TrainOptions, config: DataConfig) -> DataConfig
 
 
 def _labels(config: DataConfig) -> tuple[str, tuple[str, ...], int]:
-    """What the labels are to a network: their kind, names and classes."""
+    """Type, names and number of classes of the labels."""
     return config.label_type, config.label_names, len(config.label_value)

@@ -1,9 +1,9 @@
-"""Ranks: the part of a distributed training that this process is, and the sums that ranks share.
+"""Distributed training: this process's rank, sums over ranks, and the device.
 
 The training operator (and the local backend) sets MASTER_ADDR, MASTER_PORT, RANK and WORLD_SIZE for
 each replica; torchrun adds LOCAL_RANK where a replica has several GPUs. Without them there is one
-rank. All ranks do the same steps in the same order, so a rank that is gone shows at the next step:
-its connections close at once, and a silent one after STEP_TIMEOUT.
+rank. All ranks do the same steps in the same order. So the others notice at the next step if a rank
+has ended (its connections are closed) or hangs (after STEP_TIMEOUT).
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ import torch.distributed as dist
 
 from common.errors import ClusterError, InputError
 
-# pods of one job may be scheduled and pull their image minutes apart
+# pods of one job may be scheduled, and pull their image, minutes apart
 START_TIMEOUT = timedelta(minutes=10)
-# between two sums lies a step, a validation or a checkpoint; a lost rank ends the others in a
-# minute
+# a step, a validation or a checkpoint takes less; with it, all ranks end within a minute after one
+# is lost
 STEP_TIMEOUT = timedelta(seconds=55)
 LOOPBACK = "lo"  # Linux's name of the interface that only this machine reaches
-# words in the messages about a connection to another rank, in lower case
-LOST = ("gloo", "nccl", "connection", "timed out", "timeout", "peer")
+# words, in lower case, by which an error of the connection to another rank is recognised
+CONNECTION_WORDS = ("gloo", "nccl", "connection", "timed out", "timeout", "peer")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class World:
-    """This process among the ranks of a training."""
+    """This process's rank, the number of ranks, and the device."""
 
     rank: int = 0
     size: int = 1
@@ -46,28 +46,31 @@ class World:
         return self.rank == 0
 
     def sum(self, values: Sequence[float] | torch.Tensor) -> list[float]:
-        """Sum the numbers in a list or (n,) tensor over all ranks, in float64.
+        """Sum the numbers of a list or tensor (n,) over all ranks, each by itself, in float64.
 
-        Raises ClusterError if another rank is gone.
+        Raises ClusterError if another rank is lost.
         """
         if self.size == 1:
             return torch.as_tensor(values, dtype=torch.float64).tolist()
         total = torch.as_tensor(values, dtype=torch.float64, device=self.device).clone()
-        with explained(self):
+        with report_lost_rank(self):
             dist.all_reduce(total)
             return total.tolist()
 
     def sum_on_device(self, value: torch.Tensor) -> torch.Tensor:
-        """Sum a tensor over all ranks, and leave it on its device: nobody waits for the number."""
+        """Sum a tensor over all ranks on its device, without waiting for the result.
+
+        Raises ClusterError if another rank is lost.
+        """
         total = value.clone()
-        with explained(self):
+        with report_lost_rank(self):
             dist.all_reduce(total)
         return total
 
     def share_of(self, batch_size: int) -> int:
-        """Size of this rank's part of a global batch.
+        """Number of jets of a global batch on this rank.
 
-        Raises InputError where the batch cannot be divided.
+        Raises InputError if the batch cannot be divided by the number of ranks.
         """
         if batch_size % self.size:
             near = max(1, round(batch_size / self.size)) * self.size
@@ -79,40 +82,47 @@ class World:
     def wrap(self, model: torch.nn.Module) -> torch.nn.Module:
         """Wrap a model so that gradients are averaged over ranks.
 
-        On GPUs its batch normalisation is over all ranks' jets.
+        On GPUs batch normalisation then uses the jets of all ranks. Raises ClusterError if another
+        rank is lost.
         """
         if self.size == 1:
             return model
         devices = None
         if self.device.type == "cuda":
-            # PyTorch has it on GPUs only
+            # SyncBatchNorm exists on GPUs only
             model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
             devices = [self.device]
-        with explained(self):
+        with report_lost_rank(self):
             return torch.nn.parallel.DistributedDataParallel(model, device_ids=devices)
 
 
 @contextlib.contextmanager
-def explained(world: World) -> Iterator[None]:
-    """Turn what a collective raises when a rank has gone into a ClusterError of one sentence."""
+def report_lost_rank(world: World) -> Iterator[None]:
+    """Turn the error of a collective operation that lost another rank into a ClusterError."""
     try:
         yield
     except RuntimeError as error:
-        # gloo raises a plain RuntimeError, which only its text tells from one of the network
+        # gloo raises a plain RuntimeError; only its text distinguishes it from one of the model
         text = str(error).lower()
-        is_lost = isinstance(error, dist.DistError) or any(word in text for word in LOST)
-        if world.size == 1 or not is_lost:
+        is_connection_error = isinstance(error, dist.DistError) or any(
+            word in text for word in CONNECTION_WORDS
+        )
+        if world.size == 1 or not is_connection_error:
             raise
         reason = str(error).splitlines()[0]
         raise ClusterError(
-            f"rank {world.rank} of {world.size} lost another rank, whose own log tells why"
+            f"rank {world.rank} of {world.size} lost another rank, whose own log has the reason"
             f" ({reason})"
         ) from None
 
 
 @contextlib.contextmanager
 def ranks(device: torch.device, backend: str) -> Iterator[World]:
-    """Join the other ranks that the environment names, and leave them at the end."""
+    """Connect to the other ranks that the environment names, and disconnect after the block.
+
+    backend: "auto", "gloo" or "nccl". Raises InputError for an incomplete environment, and
+    ClusterError if the other ranks cannot be reached.
+    """
     size = _number("WORLD_SIZE", 1)
     if size == 1:
         yield World(device=device)
@@ -121,7 +131,7 @@ def ranks(device: torch.device, backend: str) -> Iterator[World]:
     if backend == "auto":
         backend = "nccl" if device.type == "cuda" else "gloo"
     try:
-        _meet(world, backend)
+        _connect(world, backend)
         yield world
     finally:
         if dist.is_initialized():
@@ -131,9 +141,9 @@ def ranks(device: torch.device, backend: str) -> Iterator[World]:
 def select_device(gpus: str) -> torch.device:
     """Choose the device for --gpus.
 
-    gpus: "auto", "" (CPU), or numbers of GPUs, of which this process takes the one of its
-    LOCAL_RANK. Where GPUs are requested and there is none, one line says so and the CPU is taken.
-    Raises InputError for several GPUs in one process, or a number that does not exist.
+    gpus: "auto", "" (CPU), or numbers of GPUs separated by commas, of which this process takes the
+    one of its LOCAL_RANK. If GPUs are requested and there is none, a warning says so and the CPU is
+    used. Raises InputError for several GPUs in one process, and for a number that does not exist.
     """
     if gpus == "" or (gpus == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
@@ -162,24 +172,24 @@ def select_device(gpus: str) -> torch.device:
     return device
 
 
-def _meet(world: World, backend: str) -> None:
-    """Join the process group: patient while the others start, strict afterwards."""
+def _connect(world: World, backend: str) -> None:
+    """Join the process group: wait START_TIMEOUT for the other ranks, later STEP_TIMEOUT."""
     missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "RANK") if name not in os.environ]
     if missing:
         raise InputError(f"WORLD_SIZE is {world.size}, but {', '.join(missing)} is not set")
     address = os.environ["MASTER_ADDR"]
     port = _number("MASTER_PORT", 0)
     # torchrun keeps the store in its own process
-    hosted = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    # A restart under torchrun meets in the same store; its own prefix keeps it from reading the
-    # keys of the last round.
+    agent_has_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    # After a restart by torchrun the ranks use the same store. A new prefix keeps them from reading
+    # the keys of the previous attempt.
     prefix = f"weaver/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-    is_master = world.rank == 0 and not hosted
+    is_master = world.rank == 0 and not agent_has_store
     own_socket = None
     try:
         if is_loopback(address):
             _stay_on_loopback()
-            # by itself the store listens on all addresses
+            # without a socket of ours the store listens at all addresses of the machine
             own_socket = listener(address, port) if is_master else None
         store = dist.TCPStore(
             address,
@@ -200,13 +210,13 @@ def _meet(world: World, backend: str) -> None:
     except (RuntimeError, ValueError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ClusterError(
-            f"rank {world.rank} of {world.size} could not meet the others at {address}:{port}:"
-            f" {reason}"
+            f"rank {world.rank} of {world.size} could not connect to the other ranks at"
+            f" {address}:{port}: {reason}"
         ) from None
 
 
 def is_loopback(address: str) -> bool:
-    """Whether all ranks are processes of this machine, by the address of the first."""
+    """Whether an address is that of the loopback interface: all ranks are on this machine."""
     try:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:
@@ -214,7 +224,7 @@ def is_loopback(address: str) -> bool:
 
 
 def _stay_on_loopback() -> None:
-    """Have gloo and NCCL listen where no other machine can connect."""
+    """Let gloo and NCCL listen on the loopback interface only."""
     names = {name for _, name in socket.if_nameindex()}
     for variable in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         if LOOPBACK in names:
@@ -222,7 +232,10 @@ def _stay_on_loopback() -> None:
 
 
 def listener(address: str, port: int) -> int:
-    """The descriptor of a socket that listens at this address only; the store closes it."""
+    """Open a socket that listens at this address only; returns its descriptor.
+
+    The store that gets the descriptor closes it. Raises OSError if the port is in use.
+    """
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     own_socket = socket.socket(family)
     try:
@@ -236,7 +249,7 @@ def listener(address: str, port: int) -> int:
 
 
 def _number(name: str, default: int) -> int:
-    """A whole number from the environment."""
+    """Read a whole number from an environment variable. Raises InputError for other text."""
     text = os.environ.get(name, str(default))
     if not text.isdigit():
         raise InputError(f"the environment variable {name} must be a whole number, not '{text}'")

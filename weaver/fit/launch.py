@@ -1,4 +1,4 @@
-"""--gpus 0,1: one process for each GPU, started by the command itself."""
+"""--gpus 0,1: start one process for each GPU."""
 
 from __future__ import annotations
 
@@ -15,31 +15,32 @@ from common.project import ROOT
 from weaver.fit.options import AUTO_NAME, TrainOptions
 
 POLL_SECONDS = 0.2
-# a rank notices within a minute that another one is gone, and says so; then it is stopped
+# a rank reports within a minute that another one is lost; one that has not ended then is stopped
 GRACE_SECONDS = 90.0
 STOP_SECONDS = 10.0
 
 
 def needs_ranks(options: TrainOptions, environment: Mapping[str, str]) -> int:
-    """How many ranks this command is to start; 0 where it is a rank itself, or needs no other."""
+    """Number of ranks that this command must start; 0 if it is a rank itself, or needs only one."""
     numbers = options.gpus.split(",")
     is_rank = "WORLD_SIZE" in environment or "LOCAL_RANK" in environment
     if len(numbers) < 2 or is_rank or not options.trains:
         return 0
     import torch
 
-    # without CUDA the one process says that it takes the CPU
+    # without CUDA one process trains on the CPU, and says so
     return len(numbers) if torch.cuda.is_available() else 0
 
 
 def run_ranks(count: int, arguments: Sequence[str], name: str) -> int:
-    """Run `python -m weaver.train ARGUMENTS` as so many ranks; returns the exit code.
+    """Run `python -m weaver.train ARGUMENTS` in `count` ranks; returns the exit code.
 
-    name: what stands for {auto}. The first failure ends the others: they are told after
-    GRACE_SECONDS, and killed STOP_SECONDS later. Signals that stop this process stop the ranks.
+    name: the value of {auto}. After the first failure the other ranks have GRACE_SECONDS to end
+    by themselves. Then they get SIGTERM, and are killed STOP_SECONDS later. SIGTERM and SIGINT are
+    passed on to the ranks.
     """
     port = _free_port()
-    known = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    import_path = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     ranks: list[subprocess.Popen] = []
     before = {}
     try:
@@ -52,8 +53,8 @@ def run_ranks(count: int, arguments: Sequence[str], name: str) -> int:
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
                 AUTO_NAME: name,
-                # the ranks find this package wherever the command was started
-                "PYTHONPATH": os.pathsep.join([str(ROOT), *known]),
+                # so that the ranks can import this package from any working directory
+                "PYTHONPATH": os.pathsep.join([str(ROOT), *import_path]),
             }
             command = [sys.executable, "-m", "weaver.train", *arguments]
             ranks.append(subprocess.Popen(command, env=environment))
@@ -76,10 +77,10 @@ def run_ranks(count: int, arguments: Sequence[str], name: str) -> int:
 
 
 def _wait(ranks: list[subprocess.Popen]) -> int:
-    """Wait for all ranks; returns the exit code of the first that failed, else 0."""
+    """Wait for all ranks to end; returns the exit code of the first that failed, else 0."""
     failure = 0
     deadline = float("inf")
-    told = False
+    is_terminating = False
     while any(process.poll() is None for process in ranks):
         time.sleep(POLL_SECONDS)
         codes = [process.poll() for process in ranks]
@@ -87,8 +88,8 @@ def _wait(ranks: list[subprocess.Popen]) -> int:
             failure = next((code for code in codes if code), 0)
             if failure:
                 deadline = time.monotonic() + GRACE_SECONDS
-        if time.monotonic() > deadline and not told:
-            told = True
+        if time.monotonic() > deadline and not is_terminating:
+            is_terminating = True
             deadline = time.monotonic() + STOP_SECONDS
             for process in ranks:
                 process.terminate()

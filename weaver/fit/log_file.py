@@ -1,4 +1,4 @@
-"""--log-file: the messages of a training in a file too."""
+"""--log-file: write the messages of a training to a file too."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from common import storage
 from common.errors import InputError
 
 
-class _Both:
-    """A stream whose whole lines go to a file too; a progress bar leaves its last state there."""
+class _Tee:
+    """A stream that also writes complete lines to a file; of a progress bar only the last state."""
 
     def __init__(self, stream: TextIO, file: TextIO) -> None:
         self.stream = stream
@@ -25,7 +25,7 @@ class _Both:
         self.line += text
         *lines, self.line = self.line.split("\n")
         for line in lines:
-            # what a carriage return has overwritten is not kept
+            # text that a carriage return overwrites does not go to the file
             self.file.write(line.rstrip("\r").rpartition("\r")[2] + "\n")
         self.file.flush()
         return self.stream.write(text)
@@ -41,11 +41,11 @@ class _Both:
 
 
 @contextlib.contextmanager
-def logged(path: str) -> Iterator[None]:
-    """Within the block, what is written to stderr goes to a file too, at its end.
+def log_to_file(path: str) -> Iterator[None]:
+    """Append everything that the block writes to stderr to a file, too.
 
-    Of several ranks each has a file of its own, PATH.000, PATH.001, ..., as in weaver-core. Nothing
-    is done for an empty path. Raises InputError where the file cannot be written.
+    Each of several ranks has its own file, PATH.000, PATH.001, ..., as in weaver-core. An empty
+    path means no file. Raises InputError if the file cannot be written.
     """
     if not path:
         yield
@@ -60,11 +60,11 @@ def logged(path: str) -> Iterator[None]:
     except OSError as error:
         raise InputError(f"--log-file {path}: {error.strerror or error}") from None
     stream = sys.stderr
-    both = _Both(stream, file)
+    tee = _Tee(stream, file)
     try:
-        with contextlib.redirect_stderr(both):  # type: ignore[type-var]
+        with contextlib.redirect_stderr(tee):  # type: ignore[type-var]
             yield
     finally:
-        if both.line:
-            file.write(both.line.rpartition("\r")[2] + "\n")
+        if tee.line:
+            file.write(tee.line.rpartition("\r")[2] + "\n")
         file.close()

@@ -1,8 +1,8 @@
 """--lr-finder: find the learning rate at which the loss falls fastest.
 
-A training whose learning rate rises by equal factors from step to step shows where the loss falls
-and where it breaks. L. Smith, Cyclical Learning Rates for Training Neural Networks,
-arXiv:1506.01186. Nothing of it is kept but lr_finder.json.
+The learning rate rises by the same factor at each step, which shows at which rates the loss falls
+and at which it diverges. L. Smith, Cyclical Learning Rates for Training Neural Networks,
+arXiv:1506.01186. Only lr_finder.json is written.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from common.progress import Progress
 from weaver.fit.fit import Fit
 
 SMOOTHING = 0.9  # of the running mean of the losses
-DIVERGED = 4.0  # times the smallest running mean
+DIVERGENCE = 4.0  # stop when the running mean exceeds its minimum by this factor
 
 
-class Finding(TypedDict):
+class LrFinderResult(TypedDict):
     """Content of lr_finder.json: rate and loss of each step, None where it is not finite."""
 
     learning_rate: list[float]
@@ -28,12 +28,11 @@ class Finding(TypedDict):
     proposed: float
 
 
-def find(fit: Fit, words: str) -> Finding:
+def run_lr_finder(fit: Fit, words: str) -> LrFinderResult:
     """Run the test and write its result as lr_finder.json into the trial's folder.
 
-    words: "START,END,STEPS", first and last rate and how many steps to make. The rate proposed is
-    the one at which the running mean of the loss fell fastest. Raises InputError for impossible
-    numbers.
+    words: "START,END,STEPS", the first and the last rate and the number of steps. "proposed" in the
+    result is `steepest_rate`. Raises InputError for numbers that make no sense.
     """
     first, last, steps = _numbers(words)
     rates: list[float] = []
@@ -51,29 +50,32 @@ def find(fit: Fit, words: str) -> Finding:
             loss = fit.step_at(batch, place, rates[-1])
             mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
             losses.append(loss)
-            # the mean begins at zero, which the first steps still hold a share of
+            # the mean starts at zero; the division removes the bias of the first steps
             means.append(mean / (1 - SMOOTHING ** (number + 1)))
             progress.advance(1, note=f"rate {rates[-1]:.2e}, loss {means[-1]:.5f}")
-            if not math.isfinite(loss) or means[-1] > DIVERGED * min(means):
+            if not math.isfinite(loss) or means[-1] > DIVERGENCE * min(means):
                 break
-    finding: Finding = {
+    result: LrFinderResult = {
         "learning_rate": rates,
         "loss": [x if math.isfinite(x) else None for x in losses],  # JSON has no NaN
-        "proposed": proposed(rates, means),
+        "proposed": steepest_rate(rates, means),
     }
     if fit.world.is_main:
         where = fit.folder.path("lr_finder.json")
-        storage.write_json(where, finding)
+        storage.write_json(where, result)
         print(
-            f"the loss falls fastest at a learning rate of {finding['proposed']:.3g}; all"
+            f"the loss falls fastest at a learning rate of {result['proposed']:.3g}; all"
             f" {len(rates)} steps are in {where}",
             flush=True,
         )
-    return finding
+    return result
 
 
-def proposed(rates: list[float], means: list[float]) -> float:
-    """The rate at which the smoothed loss falls fastest with the logarithm of the rate."""
+def steepest_rate(rates: list[float], means: list[float]) -> float:
+    """The rate at which the smoothed loss falls fastest from one step to the next.
+
+    rates, means: learning rate and running mean of the loss at each step.
+    """
     falls = [
         (after - before, rate)
         for before, after, rate in zip(means, means[1:], rates[1:], strict=False)

@@ -9,12 +9,12 @@ import numpy as np
 from physics.ranks import auc
 
 
-def regression_metrics(answer: np.ndarray, target: np.ndarray) -> dict[str, float]:
-    """AvgMSE and AvgMAE of answers (N,) to targets (N,).
+def regression_metrics(prediction: np.ndarray, target: np.ndarray) -> dict[str, float]:
+    """AvgMSE and AvgMAE of predictions (N,) for targets (N,).
 
-    Of several targets (N, k) the errors of a jet are added up, as in weaver-core.
+    For several targets (N, k) the errors of a jet are summed, as in weaver-core.
     """
-    error = (answer.astype(np.float64) - target).reshape(len(target), -1)
+    error = (prediction.astype(np.float64) - target).reshape(len(target), -1)
     return {
         "AvgMSE": float(np.mean((error**2).sum(axis=1))),
         "AvgMAE": float(np.mean(np.abs(error).sum(axis=1))),
@@ -30,11 +30,11 @@ def class_metrics(scores: np.ndarray, label: np.ndarray) -> dict[str, float]:
 
 
 def pairwise_auc(scores: np.ndarray, label: np.ndarray) -> float:
-    """Area under the ROC curve, for more than two classes the mean over all ordered pairs.
+    """Area under the ROC curve; for more than two classes the mean over all ordered pairs.
 
-    scores (N, classes), label (N,). For the pair (i, j) jets of class i are told from those of
-    class j by the score of i. D. Hand, R. Till, Machine Learning 45 (2001) 171. NaN where no two
-    classes have jets.
+    scores (N, classes), label (N,). For the pair (i, j) the score of class i separates jets of
+    class i from those of class j. D. Hand, R. Till, Machine Learning 45 (2001) 171. NaN unless at
+    least two classes have jets.
     """
     present = [number for number in range(scores.shape[1]) if np.any(label == number)]
     areas = []

@@ -1,10 +1,10 @@
-"""The metrics file that Katib's collector reads, and the history that it is made of.
+"""The metrics file for Katib's collector, and the records of epochs from which it is written.
 
-A line is `<RFC 3339 time> <name>=<plain decimal>`, one for each metric of validation. Katib takes
-the smallest value over *all* lines with the objective's name, records `nan` as nothing and cuts
-exponents off in some versions (kubeflow/katib#2723, #1702). So only finite numbers are written,
-without exponent, and nothing but validation. The text is a function of the trial's history: a
-restarted trial writes the same lines again. Imports no torch.
+A line is `<RFC 3339 time> <name>=<plain decimal>`, one for each metric of the validation. Katib
+takes the smallest value over *all* lines with the objective's name, ignores `nan`, and in some
+versions cuts off exponents (kubeflow/katib#2723, #1702). So only finite numbers of the validation
+are written, without exponents. The text is a function of the trial's history: a resumed trial
+writes the same lines again. Imports no torch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TypedDict
 
-DIGITS = 8  # significant: more than float32 holds, so that two trials never tie by rounding
+DIGITS = 8  # significant digits: more than float32 has, so that rounding makes no two trials equal
 
 
 class EpochRecord(TypedDict):
@@ -34,21 +34,21 @@ class EpochRecord(TypedDict):
     """Training and validation together."""
     time: str
     metrics: dict[str, float]
-    """What metrics.log holds: the metrics of validation, learning_rate and jets_per_second."""
+    """The values in metrics.log: metrics of the validation, learning_rate and jets_per_second."""
 
 
 def now() -> str:
-    """The time as Katib wants it: RFC 3339 in UTC, with milliseconds and a Z."""
+    """The current time in Katib's format: RFC 3339 in UTC, with milliseconds and a Z."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def plain(value: float) -> str:
-    """A finite number without exponent: 0.00005 rather than 5e-05."""
+    """Format a finite number without an exponent: 0.00005 rather than 5e-05."""
     return format(Decimal(f"{value:.{DIGITS}g}"), "f")
 
 
 def lines(history: Sequence[EpochRecord]) -> str:
-    """The whole text for the epochs so far, without numbers that are not finite."""
+    """The text of the metrics file for a history; values that are not finite are left out."""
     text = ""
     for record in history:
         for name, value in record["metrics"].items():
@@ -58,15 +58,15 @@ def lines(history: Sequence[EpochRecord]) -> str:
 
 
 def write(path: str | os.PathLike, history: Sequence[EpochRecord]) -> None:
-    """Bring the collector's file up to date.
+    """Update the collector's file.
 
-    What is missing is appended; only a file that holds something else is written anew.
+    Missing lines are appended. Only a file with other content is rewritten.
     """
     path = Path(path)
     text = lines(history)
     path.parent.mkdir(parents=True, exist_ok=True)
     present = path.read_text() if path.exists() else ""
-    # A collector follows the file while it grows: it would read rewritten lines a second time.
+    # The collector follows the file while it grows; it would read rewritten lines a second time.
     if text.startswith(present):
         with path.open("a") as file:
             file.write(text[len(present) :])

@@ -1,7 +1,7 @@
-"""MLflow for one trial: its parameters, and the metrics of each epoch, while it trains.
+"""Log one trial to MLflow while it trains: its parameters, and the metrics of each epoch.
 
-The environment names the server and the run (common.tracking). The search logs once more, at its
-end, what a trial could not.
+The environment names the server and the run (common.tracking). If a trial could not log something,
+the search logs it at its end.
 """
 
 from __future__ import annotations
@@ -22,32 +22,37 @@ TRAIN_OPTIONS = ("start_lr", "optimizer", "num_epochs", "batch_size", "data_frac
 
 
 class MlflowTrial:
-    """Logs to the server that the environment names; does nothing where it names none.
+    """Log to the server that the environment names; without one do nothing.
 
-    Use as a context manager. A server that fails is left alone for the rest of the training.
+    Use as a context manager. After a failure of the server nothing more is logged.
     """
 
-    def __init__(self, trial_uri: str, parameters: Mapping[str, object], *, used: bool) -> None:
-        """Take the trial's folder, whose name is the trial's, and its parameters."""
+    def __init__(
+        self, trial_uri: str, parameters: Mapping[str, object], *, is_active: bool
+    ) -> None:
+        """Take the trial's folder, which has the trial's name, and its parameters.
+
+        is_active: False logs nothing, for all ranks but the main one.
+        """
         self.name = storage.name(trial_uri.rstrip("/"))
         self.parameters = parameters
-        self.used = used
+        self.is_active = is_active
         self._tracker: tracking.Tracker | None = None
         self._id = ""
 
     def __enter__(self) -> MlflowTrial:
-        """Begin the trial's run on the server, or go on in it."""
-        if self.used:
+        """Start or resume the trial's run on the server."""
+        if self.is_active:
             with tracking.tolerated(self._give_up, CONSEQUENCE):
                 self._begin()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Tell the server how the training ended."""
+        """Set the run's status on the server: FINISHED, FAILED or KILLED."""
         status = "FINISHED"
         if kind is not None:
-            stopped = issubclass(kind, InterruptedRun | KeyboardInterrupt)
-            status = "KILLED" if stopped else "FAILED"
+            was_stopped = issubclass(kind, InterruptedRun | KeyboardInterrupt)
+            status = "KILLED" if was_stopped else "FAILED"
         if tracker := self._tracker:
             with tracking.tolerated(self._give_up, CONSEQUENCE):
                 tracker.set_status(self._id, status)
@@ -72,7 +77,7 @@ class MlflowTrial:
         print(warning, file=sys.stderr, flush=True)
 
 
-CONSEQUENCE = "the training goes on, and the search logs this trial when it has ended"
+CONSEQUENCE = "the training continues, and the search logs this trial when it has ended"
 
 
 def parameters_of(options: TrainOptions) -> dict[str, Any]:

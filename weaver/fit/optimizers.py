@@ -1,4 +1,4 @@
-"""Optimizers by Weaver's names, and Lookahead, which makes `ranger` of RAdam.
+"""Optimizers with Weaver's names, and Lookahead: `ranger` is RAdam within Lookahead.
 
 M. Zhang et al., Lookahead Optimizer: k steps forward, 1 step back, arXiv:1907.08610; L. Liu et al.,
 RAdam, arXiv:1908.03265.
@@ -20,22 +20,22 @@ from weaver.fit.options import OPTIMIZERS, OptionValues
 
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "adamW": {"betas": (0.95, 0.999), "weight_decay": 0.0},
-    # its RAdam takes the weight decay off the weights; PyTorch's by default adds it to the gradient
+    # weaver-core's RAdam applies decay to the weights; PyTorch's by default adds it to the gradient
     "ranger": {"betas": (0.95, 0.999), "eps": 1e-5, "decoupled_weight_decay": True},
 }
-"""Weaver-core's defaults, where they are not PyTorch's."""
+"""Weaver-core's defaults where they differ from PyTorch's."""
 
 ParamGroup = dict[str, Any]
 """One of an optimizer's param_groups: "params", "lr", "scale" and its options, as torch.optim has
 them."""
 
 LOOKAHEAD = {"alpha": 0.5, "k": 6}
-# last parts of names, as in weaver-core
-NOT_DECAYED = frozenset({"pos_embed", "cls_token", "mask_token", "register_token"})
+# last parts of the names of parameters without weight decay, as in weaver-core
+NO_DECAY_NAMES = frozenset({"pos_embed", "cls_token", "mask_token", "register_token"})
 
 
 class Lookahead:
-    """Goes back every `k` steps of an inner optimizer, to `alpha` of the way that they went."""
+    """Every `k` steps of an inner optimizer, keep only a fraction `alpha` of their total change."""
 
     def __init__(self, inner: torch.optim.Optimizer, alpha: float = 0.5, k: int = 6) -> None:
         """Wrap an optimizer. Raises InputError for alpha or k out of range."""
@@ -70,15 +70,15 @@ class Lookahead:
             torch._foreach_copy_(fast, self.slow)
 
     def state_dict(self) -> State:
-        """Return everything that is needed to resume."""
+        """State of the inner optimizer, slow weights and number of steps, to resume from."""
         return {"inner": self.inner.state_dict(), "slow": self.slow, "steps": self.steps}
 
     def load_state_dict(self, state: State) -> None:
-        """Resume from what `state_dict` returned."""
+        """Restore a state that `state_dict` returned."""
         self.inner.load_state_dict(state["inner"])
         self.steps = state["steps"]
-        for mine, stored in zip(self.slow, state["slow"], strict=True):
-            mine.copy_(stored)
+        for weights, saved in zip(self.slow, state["slow"], strict=True):
+            weights.copy_(saved)
 
     def _parameters(self) -> list[torch.Tensor]:
         parameters: list[torch.Tensor] = []
@@ -92,28 +92,28 @@ def make_optimizer(
 ) -> torch.optim.Optimizer | Lookahead:
     """Make the optimizer called `name` over a model's trainable parameters.
 
-    Weight decay, where it is not zero, leaves out what Weaver leaves out: biases, all other
-    parameters of one axis, tokens and embeddings of position, and what the model's
-    `no_weight_decay()` names. The option `lr_mult`, (pattern, factor), multiplies the learning rate
-    of the parameters whose names match the pattern.
+    Weight decay is not applied to biases, other parameters with one axis, tokens, position
+    embeddings, and parameters that the model's `no_weight_decay()` names, as in weaver-core. The
+    option `lr_mult`, (pattern, factor), multiplies the learning rate of parameters whose names
+    match the pattern.
 
-    Raises InputError for an unknown name or option, a value that the optimizer refuses, or a model
-    without trainable parameters.
+    Raises InputError for an unknown name or option, a value that the optimizer does not accept, or
+    a model without trainable parameters.
     """
     if name not in OPTIMIZERS:
         raise InputError(unknown("optimizer", name, OPTIMIZERS))
     kind: Callable[..., torch.optim.Optimizer] = getattr(torch.optim, OPTIMIZERS[name])
 
-    # Divide the options: those of Lookahead, those of the groups, and the optimizer's own.
+    # Separate the options of Lookahead, of the parameter groups, and of the inner optimizer.
     takes = inspect.signature(kind).parameters
     ahead = {key: options.get(key, value) for key, value in LOOKAHEAD.items()}
     if name != "ranger":
         ahead = {}
-    known = {*takes, *ahead, "lr_mult"} - {"params", "lr"}
+    allowed = {*takes, *ahead, "lr_mult"} - {"params", "lr"}
     own: OptionValues = {}
     for key, value in options.items():
-        if key not in known:
-            raise InputError(f"optimizer {name}: {unknown('option', key, known)}")
+        if key not in allowed:
+            raise InputError(f"optimizer {name}: {unknown('option', key, allowed)}")
         if key not in ahead and key != "lr_mult":
             own[key] = value
 
@@ -123,7 +123,7 @@ def make_optimizer(
             "no weight of the network is left to train; --freeze-model-weights matches them all"
         )
     settings = {**DEFAULTS.get(name, {}), **own}
-    # On a GPU one kernel for all parameters, where PyTorch has it; elsewhere its own choice.
+    # On a GPU use one kernel for all parameters if PyTorch has it; elsewhere PyTorch's default.
     on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
     if on_gpu and "fused" in takes:
         settings.setdefault("fused", True)
@@ -143,15 +143,15 @@ def set_rate(
     *,
     flat: float | None = None,
 ) -> None:
-    """Set the learning rate, and where given the momentum or first beta, of all parameters.
+    """Set the learning rate of all parameters, and the momentum or first beta unless it is None.
 
-    `flat`: the rate of parameters without a multiplier where others have one. weaver-core's
-    flat+decay lets only those decay.
+    flat: where some parameters have a multiplier (`lr_mult`), the rate of all others, because
+    weaver-core's flat+decay then applies the decay only to parameters with a multiplier.
     """
-    scaled = any(group["scale"] != 1 for group in optimizer.param_groups)
+    has_multipliers = any(group["scale"] != 1 for group in optimizer.param_groups)
     for group in optimizer.param_groups:
         group["lr"] = lr * group["scale"]
-        if flat is not None and scaled and group["scale"] == 1:
+        if flat is not None and has_multipliers and group["scale"] == 1:
             group["lr"] = flat
         if momentum is not None and "betas" in group:
             group["betas"] = (momentum, *group["betas"][1:])
@@ -160,7 +160,7 @@ def set_rate(
 
 
 def _multiplier(option: object) -> tuple[re.Pattern[str], float] | None:
-    """Pattern and factor of `lr_mult`, if it is set."""
+    """Parse the option `lr_mult` into (pattern, factor); None if it is not set."""
     if option is None:
         return None
     try:
@@ -175,7 +175,7 @@ def _multiplier(option: object) -> tuple[re.Pattern[str], float] | None:
 def _groups(
     model: nn.Module, weight_decay: float, multiplier: tuple[re.Pattern[str], float] | None
 ) -> list[ParamGroup]:
-    """Group the parameters by whether they decay and by their factor of the rate ("scale")."""
+    """Group the trainable parameters by weight decay and by learning-rate factor ("scale")."""
     exempt: set[str] = set()
     if hasattr(model, "no_weight_decay"):
         exempt = set(cast(Callable[[], Iterable[str]], model.no_weight_decay)())
@@ -183,10 +183,13 @@ def _groups(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        # weaver-core goes by the last part of a name, a network's own list by the whole one
+        # weaver-core's list has last parts of names, a network's own list has whole names
         last = name.rpartition(".")[2]
         is_exempt = (
-            parameter.ndim == 1 or name.endswith(".bias") or last in NOT_DECAYED or name in exempt
+            parameter.ndim == 1
+            or name.endswith(".bias")
+            or last in NO_DECAY_NAMES
+            or name in exempt
         )
         scale = multiplier[1] if multiplier and multiplier[0].match(name) else 1.0
         groups.setdefault((bool(weight_decay) and not is_exempt, scale), []).append(parameter)

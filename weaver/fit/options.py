@@ -1,8 +1,8 @@
-"""The command line of `python -m weaver.train`: Weaver's flag names, parsed into one frozen value.
+"""The command line of `python -m weaver.train`, with Weaver's flag names.
 
-Imports no torch. Flags, help texts and defaults all come from the fields of TrainOptions. Flags of
-weaver-core (0.5.3) that are no field are in NOT_TAKEN: each is either accepted without effect, with
-the reason, or refused with what replaces it.
+Flags, help texts and defaults come from the fields of the frozen dataclass TrainOptions. Flags of
+weaver-core 0.5.3 without such a field are in WEAVER_ONLY_FLAGS: each is either accepted without
+effect, with the reason, or rejected, with what to use instead. Imports no torch.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ from common.choices import PRECISIONS
 from common.errors import InputError, JecError, unknown
 from common.storage.addresses import absolute, check_text, is_local, refuse_secrets, scheme_of
 from common.storage.local import check_writable_file, check_writable_folder
-from weaver.fit.schedulers import CURVES, WARMED_UP
+from weaver.fit.schedulers import CURVES, WARMUP_CURVES
 
-# Others of torch.optim have their class names, as in weaver-core.
 OPTIMIZERS: Mapping[str, str] = {
     "adam": "Adam",
     "adamW": "AdamW",
@@ -41,10 +40,10 @@ OPTIMIZERS: Mapping[str, str] = {
     "ASGD": "ASGD",
     "Adafactor": "Adafactor",
 }
-"""Names of --optimizer, and the class in torch.optim that each means."""
+"""Name of --optimizer, as in weaver-core -> class in torch.optim."""
 MIXED_PRECISIONS = tuple(name for name in PRECISIONS if name not in ("auto", "float32"))
 RUN_STEPS = ("train", "val", "test")
-"""Of --run-mode, separated by commas."""
+"""Values of --run-mode, separated by commas."""
 TRAIN_FLAGS = frozenset(
     {
         "start-lr",
@@ -65,7 +64,7 @@ TRAIN_FLAGS = frozenset(
 )
 """Flags that a search space may set: those that take one value and change the result.
 
-Anything else is a network option.
+Any other name in a search space is a network option.
 """
 
 OWN_FLAGS = frozenset(
@@ -85,26 +84,31 @@ OWN_FLAGS = frozenset(
         "cache",
     }
 )
-"""Fields of TrainOptions that are no flags of weaver-core's."""
+"""Fields of TrainOptions that are not flags of weaver-core."""
 MONITOR_FILE = "weaver_monitor_info.parquet"
-"""What --io-test writes into the current folder, as weaver-core."""
+"""The file that --io-test writes into the current folder, as in weaver-core."""
 DEMO_FILES = 20
+"""Files of each data set that --demo reads, as in weaver-core."""
 DEMO_FRACTION = 0.1
-"""Of --demo, as weaver-core's."""
+"""Fraction of their jets that --demo uses, as in weaver-core."""
 AUTO_NAME = "JEC_AUTO_NAME"
-"""Environment variable that gives all ranks the same name in place of {auto}."""
+"""Environment variable with the value of {auto}, so that it is the same in all ranks."""
 
 LARGEST_WHOLE = 2**53
+"""A float holds all integers up to this one exactly."""
 
 OptionValues = dict[str, Any]
-"""Options by name, as `pairs` reads them: Python literals or text."""
+"""Name of an option -> Python literal or text, as `pairs` parses them."""
 
 
 # -------------------------------------------------------------------------------- values of flags
 
 
 def choice(what: str, choices: Iterable[str]) -> Callable[[str], str]:
-    """An argparse type for one of several words, in any case; the error lists the nearest."""
+    """Make an argparse type for one of `choices`, in upper or lower case.
+
+    The error for another word names the nearest choices; `what` says what they are.
+    """
     by_lower = {name.lower(): name for name in choices}
 
     def parse(text: str) -> str:
@@ -118,14 +122,14 @@ def choice(what: str, choices: Iterable[str]) -> Callable[[str], str]:
 def number(
     kind: type, least: float, most: float = float("inf"), *, above: bool = False
 ) -> Callable[[str], Any]:
-    """An argparse type for an int or a float with bounds.
+    """Make an argparse type for an int or a float from `least` to `most`.
 
-    `above` leaves the lower one out. Whole floats pass as int ("500.0").
+    above: exclude `least` itself. An int may be written as a float ("500.0"). The type raises
+    argparse.ArgumentTypeError for any other text.
     """
     bounds = f"{'above' if above else 'at least'} {least:g}"
     if most < float("inf"):
         bounds += f" and at most {most:g}"
-    # a float holds whole numbers up to this exactly
     highest = min(most, LARGEST_WHOLE) if kind is int else most
 
     def parse(text: str) -> Any:
@@ -149,10 +153,7 @@ def number(
 
 
 def literal(text: str) -> Any:
-    """The value that an option's text stands for.
-
-    That is a Python literal where it is one, true/false/none in any case, else the text itself.
-    """
+    """Parse the value of an option: true/false/none in any case, a Python literal, else text."""
     words = {"true": True, "false": False, "none": None}
     if text.lower() in words:
         return words[text.lower()]
@@ -163,14 +164,14 @@ def literal(text: str) -> Any:
 
 
 def pairs(words: Sequence[str]) -> OptionValues:
-    """Read options from `k v` (weaver-core) or `k:v,k:v` (the original pipeline).
+    """Parse options from `k v` (weaver-core) or `k:v,k:v` (the original pipeline).
 
-    Hyphens in a name become underscores. Raises argparse.ArgumentTypeError for anything else.
+    Hyphens in a name become underscores. Raises argparse.ArgumentTypeError for any other form.
     """
     if len(words) == 2:
         return {words[0].replace("-", "_"): literal(words[1])}
     values: OptionValues = {}
-    # Only a comma in front of `name:` separates, so that lists may be values.
+    # Only a comma before `name:` is a separator, so that values may be lists.
     for part in re.split(r",(?=\s*[A-Za-z_][\w-]*:)", words[0] if len(words) == 1 else ""):
         name, colon, value = part.partition(":")
         if not colon or not name.strip() or not value.strip():
@@ -182,7 +183,7 @@ def pairs(words: Sequence[str]) -> OptionValues:
 
 
 class _Pairs(argparse.Action):
-    """Adds the options of one flag to those of earlier ones: it may be repeated."""
+    """Add the options of a flag to those of earlier uses of the flag, which may be repeated."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         try:
@@ -195,9 +196,9 @@ class _Pairs(argparse.Action):
 
 
 def flag(default: Any, help: str, *names: str, **argparse_options: Any) -> Any:
-    """A field of TrainOptions that is a flag.
+    """Make a field of TrainOptions that is a flag.
 
-    It has a default, a help text, short names, and further arguments of argparse's add_argument.
+    names: short names. argparse_options: further arguments of argparse's add_argument.
     """
     metadata = {"help": help, "names": names, "argparse": argparse_options}
     if isinstance(default, dict):
@@ -207,12 +208,12 @@ def flag(default: Any, help: str, *names: str, **argparse_options: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """Everything that `python -m weaver.train` was told."""
+    """The options of `python -m weaver.train`."""
 
     run_mode: str = flag(
         "train,val,test",
-        "train (which always validates), val and test, separated by commas; test alone: as"
-        " --predict; with train: then also predict, where --data-test is given",
+        "train (which always validates), val and test, separated by commas; test alone is the same"
+        " as --predict; train,test predicts after the training if --data-test is set",
     )
     data_train: tuple[str, ...] = flag(
         (),
@@ -222,43 +223,44 @@ class TrainOptions:
     )
     data_val: tuple[str, ...] = flag(
         (),
-        "validation data, in the same forms (default: the last part of each training file, see"
+        "validation data, as --data-train (default: the last part of each training file, see"
         " --train-val-split)",
         "-l",
         nargs="*",
     )
     train_val_split: float = flag(
         0.8,
-        "without --data-val: the first part of each file's jets, which are trained on",
+        "without --data-val: fraction of each file's jets, from its start, to train on",
         type=number(float, 0, 0.999999, above=True),
     )
     data_test: tuple[str, ...] = flag(
         (),
-        "test data, for predictions only (NAME:PATTERN writes OUTPUT_NAME); it takes no part in"
-        " training",
+        "test data, for predictions only, never for training (NAME:PATTERN writes OUTPUT_NAME)",
         "-t",
         nargs="*",
     )
     data_config: str = flag("", "data config in Weaver's YAML", "-c")
     data_config_val: str = flag(
-        "", "data config of the validation data, with equal inputs and labels (default: the same)"
+        "",
+        "data config of the validation data, with the same inputs and labels (default:"
+        " --data-config)",
     )
-    data_config_test: str = flag("", "data config of the test data (default: the same)")
+    data_config_test: str = flag("", "data config of the test data (default: --data-config)")
     extra_selection_train: str = flag(
-        "", "condition on training jets, besides the data config's `selection`"
+        "", "condition on training jets, in addition to the data config's `selection`"
     )
     extra_selection_val: str = flag("", "the same for validation jets")
     extra_selection_test: str = flag(
-        "", "condition on test jets, besides the data config's `test_time_selection`"
+        "", "condition on test jets, in addition to the data config's `test_time_selection`"
     )
     cross_validation: str = flag(
         "",
         "VARIABLE%K: train K times, in folders that end in _fold0, ..., each time without the jets"
-        " of VARIABLE % K == fold, which are then the fold's test jets",
+        " with VARIABLE % K == fold, which become the fold's test jets",
     )
     demo: bool = flag(
         False,
-        "try the command: the first 20 files of each data set, and a tenth of their jets",
+        "quick trial: the first 20 files of each data set, and a tenth of their jets",
         action=argparse.BooleanOptionalAction,
     )
     network_config: str = flag("", "network file with get_model and get_loss", "-n")
@@ -271,28 +273,31 @@ class TrainOptions:
     )
     model_prefix: str = flag(
         "",
-        "folder or s3:// address of this trial, {auto} in it stands for a name made of time,"
-        " network and settings; to predict or export also a file of weights (.pt)",
+        "folder or s3:// address of this trial; {auto} in it is replaced by time, network and"
+        " settings; for predictions and exports also a file of weights (.pt)",
         "-m",
     )
     load_model_weights: str = flag(
-        "", "weights to start from: a best.pt, or a file of weaver-core; FILE:PREFIX for a part"
+        "",
+        "weights to start from: a best.pt, or a file of weaver-core; FILE:PREFIX takes those whose"
+        " names begin with PREFIX",
     )
     exclude_model_weights: str = flag(
         "",
         "regular expressions, separated by commas: weights not to take from --load-model-weights",
     )
     freeze_model_weights: str = flag(
-        "", "regular expressions, separated by commas: weights that training leaves as they are"
+        "", "regular expressions, separated by commas: weights that are not trained"
     )
     load_epoch: int | None = flag(
         None,
-        "go on after this epoch (from 0), whose weights are kept; else from wherever the trial is",
+        "resume after this epoch (from 0), if its weights are stored (default: where the trial"
+        " was interrupted)",
         type=number(int, 0),
     )
     auto_clean: bool = flag(
         False,
-        "keep the weights of the last and the best epoch only, not of every one",
+        "keep only the weights of the last and the best epoch",
         action=argparse.BooleanOptionalAction,
     )
     metrics_log: str = flag(
@@ -308,55 +313,55 @@ class TrainOptions:
     )
     steps_per_epoch: int | None = flag(
         None,
-        "steps an epoch; passes over the data then run on from epoch to epoch",
+        "steps an epoch; a pass over the data may then extend over several epochs",
         type=number(int, 1),
     )
     samples_per_epoch: int | None = flag(None, "the same in jets", type=number(int, 1))
     steps_per_epoch_val: int | None = flag(
         None,
-        "steps of validation, on jets from all over the data (default: all)",
+        "steps of validation, on jets spread over all the data (default: all jets)",
         type=number(int, -1),
     )
     samples_per_epoch_val: int | None = flag(None, "the same in jets", type=number(int, 1))
     batch_size: int = flag(128, "jets a step, over all ranks together", type=number(int, 1))
     batch_size_val: int = flag(
-        0, "jets a step of validation (default: as --batch-size)", type=number(int, 1)
+        0, "jets a step of validation (default: --batch-size)", type=number(int, 1)
     )
     batch_size_test: int = flag(
-        0, "jets a step of prediction (default: as --batch-size)", type=number(int, 1)
+        0, "jets a step of prediction (default: --batch-size)", type=number(int, 1)
     )
     data_fraction: float = flag(
-        1.0, "share of the training jets to use", type=number(float, 0, 1, above=True)
+        1.0, "fraction of the training jets to use", type=number(float, 0, 1, above=True)
     )
     data_fraction_val: float | None = flag(
         None,
-        "share of the validation jets to use (default: as --data-fraction)",
+        "fraction of the validation jets to use (default: --data-fraction)",
         type=number(float, 0, 1, above=True),
     )
     in_memory: bool | None = flag(
         None,
-        "keep all training jets padded in memory (default: on a GPU where they fit)",
+        "keep all training jets, padded, in memory (default: on a GPU where they fit)",
         action=argparse.BooleanOptionalAction,
     )
     in_memory_val: bool | None = flag(
         None,
-        "the same for validation (default: as --in-memory)",
+        "the same for validation (default: --in-memory)",
         action=argparse.BooleanOptionalAction,
     )
     cache: bool = flag(
         True,
-        "keep decoded jets, and copies of distant ones, in this machine's cache (JEC_CACHE) for the"
-        " next training; without it they go with this one",
+        "keep decoded jets, and copies of distant files, in this machine's cache (JEC_CACHE) for"
+        " the next training; without it they are deleted after this one",
         action=argparse.BooleanOptionalAction,
     )
     copy_inputs: bool = flag(
         False,
-        "copy the decoded jets to this machine first, where they lie on a slow shared disk",
+        "copy the decoded jets to this machine first, if they are on a slow shared disk",
         action=argparse.BooleanOptionalAction,
     )
     start_lr: float = flag(
         5e-3,
-        "learning rate at the start, or at the top of a schedule that rises",
+        "learning rate at the start, or at the maximum of a schedule that rises",
         type=number(float, 0, above=True),
     )
     optimizer: str = flag(
@@ -380,7 +385,7 @@ class TrainOptions:
     )
     warmup_steps: float = flag(
         0.25,
-        "steps (below 1: share of all steps) in which the rate rises, where it does",
+        "steps (below 1: fraction of all steps) in which the rate rises, for schedules that rise",
         type=number(float, 0),
     )
     lr_finder: str = flag(
@@ -400,8 +405,8 @@ class TrainOptions:
     )
     precision: str | None = flag(
         None,
-        "auto (what is fast and safe on the device), float32, bf16 or fp16 autocast (default:"
-        " float32, or --amp-dtype with --use-amp)",
+        "auto (bf16 where the device computes it natively, else float32), float32, bf16 or fp16"
+        " (default: float32, or --amp-dtype with --use-amp)",
         type=choice("precision", PRECISIONS),
     )
     use_amp: bool = flag(
@@ -414,17 +419,17 @@ class TrainOptions:
     )
     deterministic: bool = flag(
         False,
-        "only operations that give the same bits each time (slower on a GPU)",
+        "use only operations whose results are reproducible to the bit (slower on a GPU)",
         action=argparse.BooleanOptionalAction,
     )
     gpus: str = flag(
         "auto",
         "auto: a GPU if there is one; 0: that GPU; 0,1: those, one process each; '': the CPU",
     )
-    predict_gpus: str | None = flag(None, "the same for predictions (default: as --gpus)")
+    predict_gpus: str | None = flag(None, "the same for predictions (default: --gpus)")
     backend: str = flag(
         "auto",
-        "auto, gloo or nccl: how ranks talk",
+        "auto, gloo or nccl: library for the communication between ranks",
         type=choice("backend", ("auto", "gloo", "nccl")),
     )
     local_rank: int | None = flag(
@@ -434,91 +439,95 @@ class TrainOptions:
         type=number(int, 0),
     )
     seed: int = flag(1, "seed of weights, shuffling and dropout", type=number(int, 0))
-    log_file: str = flag("", "file that gets all messages too; {auto} as in --model-prefix")
+    log_file: str = flag("", "file to write all messages to; {auto} as in --model-prefix")
     tensorboard: str = flag(
         "",
-        "comment: TensorBoard's files go to runs/<time>_<machine><comment>, as weaver-core's",
+        "comment: write TensorBoard's files to runs/<time>_<machine><comment>, as weaver-core does",
     )
     tensorboard_log_dir: str = flag(
-        "auto", "auto: inside the trial's folder; a folder or s3:// address; none"
+        "auto", "TensorBoard's files: auto (in the trial's folder), none, a folder or an address"
     )
     predict: bool = flag(
         False,
-        "write predictions of the trial's best checkpoint on --data-test",
+        "write predictions of the trial's best weights for --data-test",
         action=argparse.BooleanOptionalAction,
     )
-    predict_output: str = flag("", "where predictions go: .root, .parquet or .npz")
+    predict_output: str = flag("", "file for the predictions: .root, .parquet or .npz")
     export_onnx: str = flag(
         "",
-        "write the trial's best checkpoint as ONNX to this .onnx file, preprocess.json beside it,"
-        " and end",
+        "write the network with the trial's best weights to this .onnx file, with preprocess.json"
+        " beside it; do not train",
     )
     onnx_opset: int = flag(17, "opset of --export-onnx", type=number(int, 12))
-    triton_config: str = flag("", "with --export-onnx: write Triton's config.pbtxt of it here")
+    triton_config: str = flag("", "with --export-onnx: file for Triton's config.pbtxt")
     s3_model: str = flag(
         "",
-        "with --export-onnx: put config.pbtxt and 1/model.onnx to this address, whose last part"
-        " names the model",
+        "with --export-onnx: write config.pbtxt and 1/model.onnx to this address, whose last part"
+        " is the model's name",
     )
     io_test: bool = flag(
         False,
-        "read one epoch of training data (to predict: the test data) without a network, show the"
-        f" rate, write {MONITOR_FILE} of what the config monitors, and end",
+        "read one epoch of training data (with --predict: test data) without a network, print the"
+        f" rate, and write the data config's monitor variables to {MONITOR_FILE}; do not train",
         action=argparse.BooleanOptionalAction,
     )
     profile: bool = flag(
         False,
-        "show where the time of the network's forward pass goes, by torch.profiler, and end",
+        "print the times of the operations in the network's forward pass, by torch.profiler; do not"
+        " train",
         action=argparse.BooleanOptionalAction,
     )
     print: bool = flag(
         False,
-        "show the network, its parameters and operations, and end",
+        "print the network, its number of parameters and its operations a jet; do not train",
         action=argparse.BooleanOptionalAction,
     )
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
-        """The flags, without dashes in front."""
+        """The flags, without the leading dashes."""
         return tuple(field.name.replace("_", "-") for field in dataclasses.fields(cls))
 
     def settings(self) -> OptionValues:
         """Options that change the result of a training.
 
-        A checkpoint may only be continued with equal ones.
+        A checkpoint may be resumed only with equal ones.
         """
         values: OptionValues = {}
         for name in SETTINGS:
             value = getattr(self, name)
             values[name] = dict(value) if isinstance(value, Mapping) else value
-        # by its value, however it was given
+        # the effective value, so that the default equals the same value on the command line
         values["data_fraction_val"] = self.share_val
         return values
 
     @property
-    def asked_precision(self) -> str:
-        """One of PRECISIONS: --precision, or what --use-amp and --amp-dtype mean."""
+    def requested_precision(self) -> str:
+        """One of PRECISIONS: --precision, else the meaning of --use-amp and --amp-dtype."""
         return self.precision or (self.amp_dtype if self.use_amp else "float32")
 
     def precision_on(self, device: str) -> str:
-        """The precision on a device, "cpu" or "cuda": --use-amp is for GPUs, as in weaver-core."""
+        """The precision on a device, "cpu" or "cuda".
+
+        --use-amp has no effect on a CPU, as in weaver-core.
+        """
         if self.use_amp and not self.precision and device == "cpu":
             return "float32"
-        return self.asked_precision
+        return self.requested_precision
 
     @property
-    def of_weaver(self) -> dict[str, bool]:
-        """The options that weaver-core adds to those of the network, where they are asked for."""
-        asked = {
+    def weaver_options(self) -> dict[str, bool]:
+        """Options that weaver-core's flags add to those of the network; only those that are set."""
+        flags = {
             "for_inference": bool(self.export_onnx),
             "use_amp": self.use_amp,
             "compile_model": self.compile,
         }
-        return {name: True for name, wanted in asked.items() if wanted}
+        return {name: True for name, is_set in flags.items() if is_set}
 
     @property
     def trains(self) -> bool:
-        """False where only a finished trial is used."""
+        """False if the command only uses a finished trial: to predict, export, or print."""
         only_looks = self.predict or self.export_onnx or self.print or self.profile
         return not only_looks and self.runs("train")
 
@@ -533,27 +542,27 @@ class TrainOptions:
 
     @property
     def most_files(self) -> int | None:
-        """How many files of each data set are taken at most."""
+        """Largest number of files of each data set; None for all."""
         return DEMO_FILES if self.demo else None
 
     @property
     def parts(self) -> tuple[tuple[float, float], tuple[float, float]]:
-        """Shares of each file's jets between which training and validation jets lie."""
+        """Ranges of each file's jets, as fractions (start, end), for training and validation."""
         if self.data_val:
             return (0.0, 1.0), (0.0, 1.0)
         return (0.0, self.train_val_split), (self.train_val_split, 1.0)
 
     def steps(self, in_data: int) -> int:
-        """Steps of an epoch, where a pass over the training data has `in_data`."""
+        """Number of steps an epoch; `in_data` is the number of steps in a pass over the data."""
         return self.steps_per_epoch or (self.samples_per_epoch or 0) // self.batch_size or in_data
 
     @property
     def share_val(self) -> float:
-        """--data-fraction-val; by default, as in weaver-core, the training's --data-fraction."""
+        """--data-fraction-val; by default --data-fraction, as in weaver-core."""
         return self.data_fraction if self.data_fraction_val is None else self.data_fraction_val
 
     def fraction_val(self, num_jets: int) -> float:
-        """Share of `num_jets` validation jets to use."""
+        """Fraction of the `num_jets` validation jets to use."""
         size = self.batch_size_val or self.batch_size
         steps = max(self.steps_per_epoch_val or 0, 0)  # weaver-core's -1 means all
         jets = size * steps or self.samples_per_epoch_val or num_jets
@@ -592,80 +601,81 @@ SETTINGS = (
 )
 
 
-# --------------------------------------------------------- weaver-core's flags that are not taken
+# ---------------------------------------------------- flags of weaver-core that do not exist here
 
 
 @dataclasses.dataclass(frozen=True)
-class NotTaken:
-    """A flag of weaver-core that is no option here."""
+class WeaverOnlyFlag:
+    """A flag of weaver-core that is not an option here."""
 
     words: str
-    """Why nothing is needed, or, where it is refused, what to do instead."""
-    refused: bool = True
+    """Why it needs no effect, or, if it is rejected, what to do instead."""
+    is_rejected: bool = True
     takes_value: bool = True
 
 
-def _unneeded(words: str, *, takes_value: bool = True) -> NotTaken:
-    return NotTaken(words, refused=False, takes_value=takes_value)
+def _without_effect(words: str, *, takes_value: bool = True) -> WeaverOnlyFlag:
+    return WeaverOnlyFlag(words, is_rejected=False, takes_value=takes_value)
 
 
-_SHUFFLED = (
-    "jets are decoded once, and each epoch is shuffled over all files (above 4 GiB in blocks of 4"
-    " MiB, 256 at a time)"
+_SHUFFLE_REASON = (
+    "jets are decoded once, and each epoch is shuffled over all files (data above 4 GiB in blocks"
+    " of 4 MiB, 256 at a time)"
 )
-_MAPPED = "decoded jets are mapped into memory, which all processes of a machine share"
-_THREAD = "a thread makes batches ahead; no worker processes"
+_MEMORY_REASON = "decoded jets are mapped into memory, which all processes of a machine share"
+_THREAD_REASON = "a thread prepares batches in advance, without worker processes"
 
-NOT_TAKEN: dict[str, NotTaken] = {
+WEAVER_ONLY_FLAGS: dict[str, WeaverOnlyFlag] = {
     # Accepted without effect.
-    "fetch-by-files": _unneeded(_SHUFFLED, takes_value=False),
-    "fetch-step": _unneeded(_SHUFFLED),
-    "fetch-step-val": _unneeded(_SHUFFLED),
-    "data-split-num": _unneeded(_MAPPED),
-    "data-split-val": _unneeded(_MAPPED),
-    "num-workers": _unneeded(_THREAD),
-    "prefetch-factor": _unneeded(_THREAD),
-    "no-remake-weights": _unneeded(
-        "weights are made again only for other data or another config", takes_value=False
+    "fetch-by-files": _without_effect(_SHUFFLE_REASON, takes_value=False),
+    "fetch-step": _without_effect(_SHUFFLE_REASON),
+    "fetch-step-val": _without_effect(_SHUFFLE_REASON),
+    "data-split-num": _without_effect(_MEMORY_REASON),
+    "data-split-val": _without_effect(_MEMORY_REASON),
+    "num-workers": _without_effect(_THREAD_REASON),
+    "prefetch-factor": _without_effect(_THREAD_REASON),
+    "no-remake-weights": _without_effect(
+        "weights are computed again only for other data or another config", takes_value=False
     ),
-    # Refused.
-    "file-fraction": NotTaken("use --data-fraction, which takes jets of all files"),
-    "tensorboard-custom-fn": NotTaken(
-        "losses, rates and response histograms are written without it; add others in"
+    # Rejected.
+    "file-fraction": WeaverOnlyFlag("use --data-fraction, which takes jets of all files"),
+    "tensorboard-custom-fn": WeaverOnlyFlag(
+        "losses, rates and response histograms are written by default; add others in"
         " weaver/fit/tensorboard.py"
     ),
-    "custom-functions": NotTaken(
+    "custom-functions": WeaverOnlyFlag(
         "no code runs while data are read; write an expression in `new_variables`, or add the"
         " column to the files"
     ),
-    "compile-optimizer": NotTaken(
-        "the optimizers' steps are fused where PyTorch can; use --compile for the network",
+    "compile-optimizer": WeaverOnlyFlag(
+        "the optimizers' steps are fused where PyTorch supports it; use --compile for the network",
         takes_value=False,
     ),
 }
-"""Flags of weaver-core 0.5.3 that are no field of TrainOptions."""
+"""Flags of weaver-core 0.5.3 that are not fields of TrainOptions."""
 
 
-class _NotTaken(argparse.Action):
-    """Notes an accepted flag in `unneeded`; refuses the others."""
+class _WeaverOnlyAction(argparse.Action):
+    """Collect accepted flags in `ignored`, and errors for rejected ones in `errors`."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
         name = self.option_strings[0].removeprefix("--")
         if option_string == f"--no-{name}":
-            return  # switched off, as here it always is
-        if NOT_TAKEN[name].refused:
-            text = f"{option_string} of weaver-core is not an option here: {NOT_TAKEN[name].words}"
-            namespace.refused = (*namespace.refused, text)
+            return  # the flag is switched off, which is the only behaviour here
+        if WEAVER_ONLY_FLAGS[name].is_rejected:
+            words = WEAVER_ONLY_FLAGS[name].words
+            text = f"{option_string} of weaver-core is not an option here: {words}"
+            namespace.errors = (*namespace.errors, text)
             return
-        namespace.unneeded = (*namespace.unneeded, name)
+        namespace.ignored = (*namespace.ignored, name)
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse that lists all refused and unknown flags at once, with the nearest names."""
+    """An ArgumentParser that reports all rejected and unknown flags at once, with nearest names."""
 
     def parse_args(self, args=None, namespace=None):
-        known, rest = self.parse_known_args(args, namespace)
-        problems = list(known.refused)
+        values, rest = self.parse_known_args(args, namespace)
+        problems = list(values.errors)
         flags = [name for name in self._option_string_actions if name.startswith("--")]
         are_flags = [word for word in rest if word.startswith("-")]
         for word in are_flags:
@@ -674,33 +684,33 @@ class _Parser(argparse.ArgumentParser):
             problems.append(f"unexpected argument '{rest[0]}'")
         if problems:
             self.error("\n  ".join(problems))
-        del known.refused
-        return known
+        del values.errors
+        return values
 
     def _get_option_tuples(self, option_string):
-        """The flags that an abbreviation may mean; weaver-core's own go before those of here."""
+        """The flags that an abbreviation may mean; flags of weaver-core come before others."""
         matches = super()._get_option_tuples(option_string)
-        of_weaver = [match for match in matches if match[0].dest not in OWN_FLAGS]
-        return of_weaver if len(of_weaver) == 1 else matches
+        weaver_matches = [match for match in matches if match[0].dest not in OWN_FLAGS]
+        return weaver_matches if len(weaver_matches) == 1 else matches
 
     def error(self, message: str) -> NoReturn:
         self.exit(InputError.exit_code, f"error: {message}\nsee {self.prog} --help\n")
 
 
 def parser() -> argparse.ArgumentParser:
-    """Make the argparse parser of TrainOptions and NOT_TAKEN."""
-    made = _Parser(prog="python -m weaver.train", description="Train a network on jets.")
-    made.set_defaults(unneeded=(), refused=())
+    """Make the argparse parser of TrainOptions and WEAVER_ONLY_FLAGS."""
+    command_line = _Parser(prog="python -m weaver.train", description="Train a network on jets.")
+    command_line.set_defaults(ignored=(), errors=())
     for field in dataclasses.fields(TrainOptions):
         default = {} if field.default is dataclasses.MISSING else field.default
         text = field.metadata["help"]
-        # the help of these sizes tells what 0 means
+        # the help texts of these sizes say what 0 means
         if default not in ("", (), {}, None, 0) and not field.name.startswith("batch_size_"):
             text += f" (default: {default})"
         more = dict(field.metadata["argparse"])
         if more.get("action") is not argparse.BooleanOptionalAction:
             more.setdefault("metavar", field.name.rsplit("_", 1)[-1].upper())
-        made.add_argument(
+        command_line.add_argument(
             *field.metadata["names"],
             "--" + field.name.replace("_", "-"),
             default=default,
@@ -709,56 +719,56 @@ def parser() -> argparse.ArgumentParser:
             **more,
         )
 
-    others = made.add_argument_group(
-        "flags of weaver-core that need nothing here, and those that are refused"
+    others = command_line.add_argument_group(
+        "flags of weaver-core without effect here, and rejected ones"
     )
-    for name, entry in NOT_TAKEN.items():
+    for name, entry in WEAVER_ONLY_FLAGS.items():
         names = [f"--{name}"]
         if not entry.takes_value and not name.startswith("no-"):
             names.append(f"--no-{name}")
         others.add_argument(
             *names,
-            dest="unneeded",
-            action=_NotTaken,
-            help=("refused: " if entry.refused else "") + entry.words,
+            dest="ignored",
+            action=_WeaverOnlyAction,
+            help=("rejected: " if entry.is_rejected else "no effect: ") + entry.words,
             nargs=1 if entry.takes_value else 0,
             metavar="X",
         )
-    return made
+    return command_line
 
 
 def parse(argv: Sequence[str] | None = None) -> TrainOptions:
-    """Parse a command line.
+    """Parse a command line, by default that of the process.
 
-    Ends the process with exit code 2 and one clear line where the options do not go together.
+    Ends the process with exit code 2 and a message if options are wrong or contradict each other.
     """
-    made = parser()
-    values = vars(made.parse_args(argv))
-    unneeded = values.pop("unneeded")
+    command_line = parser()
+    values = vars(command_line.parse_args(argv))
+    ignored = values.pop("ignored")
     for name, value in values.items():
-        values[name] = tuple(value) if isinstance(value, list) else value  # frozen, as the rest
+        values[name] = tuple(value) if isinstance(value, list) else value  # cannot be changed
     options = TrainOptions(**values)
     has_auto = "{auto}" in options.model_prefix + options.log_file
     if has_auto and AUTO_NAME not in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        made.error(
-            "{auto} would become another name in each process; write a name, or let --gpus 0,1"
+        command_line.error(
+            "{auto} would be a different name in each process; write a name, or let --gpus 0,1"
             " start the processes"
         )
     options = with_names(options)
     problem = (
         _wrong_run_mode(options)
-        or _foreign_address(options)
-        or _missing(options)
+        or _unusable_address(options)
+        or _missing_flags(options)
         or _contradiction(options)
-        or _malformed(options)
-        or _unwritable(options)
+        or _wrong_form(options)
+        or _unwritable_output(options)
     )
     if problem:
-        made.error(problem)
+        command_line.error(problem)
     if os.environ.get("RANK", "0") == "0":
-        for name in unneeded:
+        for name in ignored:
             print(
-                f"note: --{name} has no effect: {NOT_TAKEN[name].words}",
+                f"note: --{name} has no effect: {WEAVER_ONLY_FLAGS[name].words}",
                 file=sys.stderr,
                 flush=True,
             )
@@ -773,26 +783,26 @@ def parse(argv: Sequence[str] | None = None) -> TrainOptions:
 
 
 def folds(options: TrainOptions) -> list[TrainOptions]:
-    """The options of each training of --cross-validation, made as in weaver-core.
+    """The options of each training of --cross-validation, as in weaver-core.
 
-    Where there is a selection besides, a jet has to pass both.
+    The condition on the fold is added to the extra selections.
     """
     variable, _, count = options.cross_validation.rpartition("%")
     folder, name = os.path.split(options.model_prefix)
     output, extension = os.path.splitext(options.predict_output)
     trainings = []
     for fold in range(int(count)):
-        rest = f"{variable}%{count}!={fold}"
-        left_out = f"{variable}%{count}=={fold}"
+        outside = f"{variable}%{count}!={fold}"
+        inside = f"{variable}%{count}=={fold}"
         trainings.append(
             dataclasses.replace(
                 options,
                 cross_validation="",
                 model_prefix=os.path.join(f"{folder}_fold{fold}", name),
                 predict_output=f"{output}_fold{fold}{extension}" if output else "",
-                extra_selection_train=_both(options.extra_selection_train, rest),
-                extra_selection_val=_both(options.extra_selection_val, rest),
-                extra_selection_test=_both(options.extra_selection_test, left_out),
+                extra_selection_train=_both(options.extra_selection_train, outside),
+                extra_selection_val=_both(options.extra_selection_val, outside),
+                extra_selection_test=_both(options.extra_selection_test, inside),
                 load_model_weights=options.load_model_weights.replace("{fold}", f"fold{fold}"),
             )
         )
@@ -800,27 +810,27 @@ def folds(options: TrainOptions) -> list[TrainOptions]:
 
 
 def _both(selection: str, other: str) -> str:
-    """The condition that two conditions hold; `selection` may be none."""
+    """Combine two conditions with `and`; `selection` may be empty."""
     return f"({selection}) & ({other})" if selection else other
 
 
 def with_names(options: TrainOptions) -> TrainOptions:
-    """The options with {auto} and --tensorboard replaced by names, made as in weaver-core."""
-    replaced: dict[str, Any] = {}
+    """Replace {auto} and --tensorboard by names, as weaver-core does."""
+    changes: dict[str, Any] = {}
     if "{auto}" in options.model_prefix + options.log_file:
         # all ranks of a training need the same name
         name = auto_name(options)
         for field in ("model_prefix", "log_file"):
-            replaced[field] = getattr(options, field).replace("{auto}", name)
+            changes[field] = getattr(options, field).replace("{auto}", name)
     if options.tensorboard and options.tensorboard_log_dir == "auto":
         moment = time.strftime("%b%d_%H-%M-%S")
         folder = f"runs/{moment}_{socket.gethostname()}{options.tensorboard}"
-        replaced["tensorboard_log_dir"] = folder
-    return dataclasses.replace(options, **replaced)
+        changes["tensorboard_log_dir"] = folder
+    return dataclasses.replace(options, **changes)
 
 
 def auto_name(options: TrainOptions) -> str:
-    """What stands for {auto}, as weaver-core makes it; that of the other ranks, where given."""
+    """The value of {auto}: that of JEC_AUTO_NAME, else a new one in weaver-core's form."""
     if AUTO_NAME in os.environ:
         return os.environ[AUTO_NAME]
     name = time.strftime("%Y%m%d-%H%M%S")
@@ -833,7 +843,7 @@ def auto_name(options: TrainOptions) -> str:
 
 
 def notes(options: TrainOptions) -> list[str]:
-    """What a flag means here where it means something else in weaver-core, a line for each."""
+    """Notes for the user: flags without effect, and differences from weaver-core."""
     lines: list[str] = []
     for name, (needs, reason) in NEEDS.items():
         default = getattr(TrainOptions, name, {})
@@ -850,26 +860,26 @@ def notes(options: TrainOptions) -> list[str]:
     if not options.data_val:
         lines.append(
             f"validation takes the last {1 - options.train_val_split:.4g} of each training file"
-            " (--train-val-split); the best epoch was then chosen on jets of the same files"
+            " (--train-val-split); the best epoch is then chosen with jets of the same files"
         )
     elif options.train_val_split != TrainOptions.train_val_split:
-        lines.append("--train-val-split has no effect: validation has data of its own (--data-val)")
+        lines.append("--train-val-split has no effect: the validation data are those of --data-val")
     if not options.runs("val"):
-        lines.append("--run-mode train validates too, to know its best epoch")
+        lines.append("--run-mode train validates too, to find the best epoch")
     if (options.steps_per_epoch or options.samples_per_epoch) and not (
         options.steps_per_epoch_val or options.samples_per_epoch_val
     ):
         lines.append(
-            "validation takes all its jets each epoch; weaver-core would take a share of"
-            " --steps-per-epoch: --steps-per-epoch-val sets it"
+            "each validation takes all its jets; in weaver-core their number would follow from"
+            " --steps-per-epoch; --steps-per-epoch-val limits it"
         )
     if not options.regression_mode:
-        lines.append("the best epoch is the one of the highest accuracy, AvgAcc")
+        lines.append("the best epoch is the one with the highest accuracy, AvgAcc")
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size > 1:
         lines.append(
-            f"--batch-size {options.batch_size} is that of all {size} processes together, so that"
-            " their number changes nothing; in weaver-core it is that of each"
+            f"--batch-size {options.batch_size} is the total of all {size} processes, so that"
+            " their number does not change the result; in weaver-core it is that of each process"
         )
     return lines
 
@@ -877,15 +887,15 @@ def notes(options: TrainOptions) -> list[str]:
 _ONLY_TEST = "there are no test data (--data-test)"
 NEEDS: dict[str, tuple[Callable[[TrainOptions], object], str]] = {
     "warmup_steps": (
-        lambda options: options.lr_scheduler in WARMED_UP,
-        f"the rate rises in --lr-scheduler {', '.join(WARMED_UP)} only",
+        lambda options: options.lr_scheduler in WARMUP_CURVES,
+        f"the rate rises with --lr-scheduler {', '.join(WARMUP_CURVES)} only",
     ),
-    "amp_dtype": (lambda options: options.use_amp, "it goes with --use-amp"),
-    "compiler_option": (lambda options: options.compile, "it goes with --compile"),
-    "onnx_opset": (lambda options: options.export_onnx, "it goes with --export-onnx"),
+    "amp_dtype": (lambda options: options.use_amp, "it needs --use-amp"),
+    "compiler_option": (lambda options: options.compile, "it needs --compile"),
+    "onnx_opset": (lambda options: options.export_onnx, "it needs --export-onnx"),
     "backend": (
         lambda _: int(os.environ.get("WORLD_SIZE", "1")) > 1,
-        "there is one process only",
+        "there is only one process",
     ),
     "data_config_test": (lambda options: options.data_test, _ONLY_TEST),
     "extra_selection_test": (lambda options: options.data_test, _ONLY_TEST),
@@ -893,24 +903,24 @@ NEEDS: dict[str, tuple[Callable[[TrainOptions], object], str]] = {
     "predict_gpus": (lambda options: options.data_test, _ONLY_TEST),
     "predict_output": (lambda options: options.data_test, _ONLY_TEST),
 }
-"""Field -> (whether it has an effect, and why it has none otherwise), said at the start."""
+"""Field -> (function that says whether it has an effect, reason in the note if it has none)."""
 
 
 def _wrong_run_mode(options: TrainOptions) -> str | None:
-    """Say what is wrong with --run-mode."""
+    """The error for a wrong --run-mode; None if it is right."""
     for step in options.run_mode.split(","):
         if step not in RUN_STEPS:
             return f"--run-mode: {unknown('step', step, RUN_STEPS)}"
     if options.runs("val") and not options.runs("train"):
         return (
-            "--run-mode val without train: history.json in the trial's folder holds the validation"
-            " of every epoch; write train,val or test"
+            "--run-mode val without train does not exist: history.json in the trial's folder has"
+            " the validation of every epoch; write train,val or test"
         )
     return None
 
 
-def _foreign_address(options: TrainOptions) -> str | None:
-    """Name an address of an unknown scheme or with a secret, before hours of training end at it."""
+def _unusable_address(options: TrainOptions) -> str | None:
+    """The error for an address with an unknown scheme or a secret, before the training starts."""
     for name in (
         *("data_config", "network_config", "model_prefix", "load_model_weights", "metrics_log"),
         *("log_file", "tensorboard_log_dir", "predict_output", "export_onnx", "triton_config"),
@@ -928,11 +938,11 @@ def _foreign_address(options: TrainOptions) -> str | None:
     return None
 
 
-def _unwritable(options: TrainOptions) -> str | None:
-    """Name an output on this machine's disks that cannot be written, before hours of training."""
+def _unwritable_output(options: TrainOptions) -> str | None:
+    """The error for a local output that cannot be written, before the training starts."""
     files = {"metrics_log": options.metrics_log, "log_file": options.log_file}
     files |= {"export_onnx": options.export_onnx, "triton_config": options.triton_config}
-    if "/" in options.predict_output:  # else it goes beside the model
+    if "/" in options.predict_output:  # else it is written beside the model
         files["predict_output"] = options.predict_output
     folders = {}
     if options.tensorboard_log_dir not in ("auto", "none"):
@@ -953,38 +963,38 @@ def _unwritable(options: TrainOptions) -> str | None:
     return None
 
 
-def _missing(options: TrainOptions) -> str | None:
-    """Name the flags that are missing for what the others ask for."""
-    needed = ["data_config", "network_config"]
+def _missing_flags(options: TrainOptions) -> str | None:
+    """The error for flags that the other flags require; None if there are all."""
+    required = ["data_config", "network_config"]
     predicts = options.predict or not options.runs("train")
     if predicts and options.data_config_test:
-        needed.remove("data_config")
+        required.remove("data_config")
     if options.io_test:
-        needed.remove("network_config")
-        needed += ["data_test" if predicts else "data_train"]
+        required.remove("network_config")
+        required += ["data_test" if predicts else "data_train"]
     elif options.profile or options.print:
         pass
     elif predicts:
-        needed += ["model_prefix", "data_test", "predict_output"]
+        required += ["model_prefix", "data_test", "predict_output"]
     elif options.export_onnx:
-        needed += ["model_prefix"]
+        required += ["model_prefix"]
     elif options.trains:
-        needed += ["model_prefix", "data_train"]
-    missing = ["--" + name.replace("_", "-") for name in needed if not getattr(options, name)]
+        required += ["model_prefix", "data_train"]
+    missing = ["--" + name.replace("_", "-") for name in required if not getattr(options, name)]
     return f"missing {', '.join(missing)}" if missing else None
 
 
 def _contradiction(options: TrainOptions) -> str | None:
-    """Name flags that do not go together."""
+    """The error for flags that contradict each other; None if there are none."""
     if options.cross_validation and (options.export_onnx or options.metrics_log):
         return (
-            "--cross-validation trains several networks; --export-onnx and --metrics-log go with"
-            " one of them: give the fold's --model-prefix"
+            "--cross-validation trains several networks, but --export-onnx and --metrics-log are"
+            " for one; leave them out, then export a fold with its own --model-prefix"
         )
     if options.data_test and not options.predict_output and not options.io_test:
         return (
-            "--data-test needs --predict-output: the test set takes no part in training, only"
-            " predictions are made of it"
+            "--data-test needs --predict-output, because the test set is used only for"
+            " predictions, not for training"
         )
     if (
         options.precision
@@ -992,7 +1002,7 @@ def _contradiction(options: TrainOptions) -> str | None:
         and options.precision not in ("auto", options.amp_dtype)
     ):
         return (
-            f"--use-amp asks for {options.amp_dtype}, --precision for {options.precision}; leave"
+            f"--use-amp means {options.amp_dtype}, --precision means {options.precision}; leave"
             " one out"
         )
     if options.steps_per_epoch and options.samples_per_epoch:
@@ -1010,12 +1020,12 @@ def _contradiction(options: TrainOptions) -> str | None:
         ("s3_model", "export_onnx"),
     ):
         if getattr(options, name) and not getattr(options, other):
-            return f"--{name.replace('_', '-')} goes with --{other.replace('_', '-')}"
+            return f"--{name.replace('_', '-')} needs --{other.replace('_', '-')}"
     return None
 
 
-def _malformed(options: TrainOptions) -> str | None:
-    """Name a flag whose value has the wrong form."""
+def _wrong_form(options: TrainOptions) -> str | None:
+    """The error for a flag whose value has the wrong form; None if there is none."""
     if options.cross_validation and not re.fullmatch(r".+%\s*[1-9]\d*", options.cross_validation):
         return (
             f"--cross-validation must be VARIABLE%K as in event%5, not '{options.cross_validation}'"
@@ -1031,7 +1041,8 @@ def _malformed(options: TrainOptions) -> str | None:
     for flag_name, gpus in (("gpus", options.gpus), ("predict-gpus", options.predict_gpus)):
         if not re.fullmatch(r"auto|(\d+(,\d+)*)?", gpus or ""):
             return (
-                f"--{flag_name} must be auto, numbers as 0 or 0,1, or '' for the CPU, not '{gpus}'"
+                f"--{flag_name} must be auto, numbers such as 0 or 0,1, or '' for the CPU, not"
+                f" '{gpus}'"
             )
     if options.lr_finder and not re.fullmatch(r"[^,]+,[^,]+,\s*\d+", options.lr_finder):
         return f"--lr-finder must be START,END,STEPS as in 1e-5,1,100, not '{options.lr_finder}'"

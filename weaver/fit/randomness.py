@@ -1,6 +1,6 @@
-"""Random numbers of a step, which depend on its number alone.
+"""Seed the random numbers of a training step by its number.
 
-So a resumed run draws what one that was never stopped draws.
+So a resumed run draws the same random numbers as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 RandomState = dict[str, Any]
-"""States of the generators, by library: tensors and plain values, as torch.load takes them with
-weights_only."""
+"""Library -> state of its generator, as tensors and plain values, which torch.load with
+weights_only accepts."""
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
@@ -22,23 +22,20 @@ def step_seed(seed: int, step: int, rank: int) -> int:
 
 
 def seed_all(seed: int) -> None:
-    """Seed every generator that a network may draw from.
-
-    They are PyTorch's (on all devices), Python's and NumPy's.
-    """
+    """Seed the generators that a network may use: PyTorch's (all devices), Python's and NumPy's."""
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)  # a network file may use the global generator
 
 
 def state() -> RandomState:
-    """The state of those generators."""
-    # the older of NumPy's two forms, a tuple
+    """The states of these generators."""
+    # legacy: NumPy returns a tuple rather than a dict
     name, keys, *rest = cast(tuple[Any, ...], np.random.get_state(legacy=True))
     states: RandomState = {
         "torch": torch.get_rng_state(),
         "python": random.getstate(),
-        # torch.load with weights_only takes tensors, but no arrays
+        # torch.load with weights_only accepts tensors, but no NumPy arrays
         "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
     }
     if torch.cuda.is_available():
@@ -46,13 +43,13 @@ def state() -> RandomState:
     return states
 
 
-def restore(stored: RandomState) -> None:
+def restore(states: RandomState) -> None:
     """Set the generators to a state that `state` returned."""
-    torch.set_rng_state(stored["torch"])
-    version, internal, gauss = stored["python"]
+    torch.set_rng_state(states["torch"])
+    version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
-    name, keys, *rest = stored["numpy"]
+    name, keys, *rest = states["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     # a trial may be resumed on a machine with other GPUs
-    if torch.cuda.is_available() and len(stored.get("cuda", ())) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(stored["cuda"])
+    if torch.cuda.is_available() and len(states.get("cuda", ())) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])

@@ -1,8 +1,7 @@
-"""Learning-rate schedules as pure functions of the step.
+"""Learning-rate schedules as pure functions of the step, so that they have no state to resume.
 
-So a resumed run needs no scheduler state. The names and curves are weaver-core's.
-`Schedule.factor(step)` multiplies --start-lr; steps count from 0 over the whole training. Imports
-no torch.
+Names and curves are those of weaver-core. `Schedule.factor(step)` multiplies --start-lr; steps are
+counted from 0 over the whole training. Imports no torch.
 """
 
 from __future__ import annotations
@@ -13,32 +12,29 @@ from collections.abc import Callable
 
 from common.errors import InputError, unknown
 
-FLAT_SHARE = 0.7  # of the training, in front of the final decay
-SMALLEST = 0.001  # a decaying rate never falls below this share of its start
+FLAT_SHARE = 0.7  # fraction of the training before the final decay
+SMALLEST = 0.001  # the factor of a decaying rate never falls below this value
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """How the learning rate goes over `num_epochs` epochs of `steps_per_epoch` steps.
-
-    Raises InputError for an unknown name.
-    """
+    """The learning rate as a function of the step, for `num_epochs` of `steps_per_epoch` steps."""
 
     name: str
     num_epochs: int
     steps_per_epoch: int
     warmup_steps: float = 0.25
-    """Steps in which `flat+linear`, `flat+cos` and `warmup+cos` rise from 0; below 1, that share of
-    all steps.
+    """Steps in which `flat+linear`, `flat+cos` and `warmup+cos` rise from 0; a value below 1 is a
+    fraction of all steps.
     """
 
     def __post_init__(self) -> None:
-        """Check the name. Raises InputError."""
+        """Raise InputError for an unknown name."""
         if self.name not in CURVES:
             raise InputError(unknown("learning-rate scheduler", self.name, CURVES))
 
     def factor(self, step: int) -> float:
-        """The factor of --start-lr at a step."""
+        """The factor that multiplies --start-lr at a step."""
         return CURVES[self.name](self, step)
 
     def momentum(self, step: int) -> float | None:
@@ -57,41 +53,41 @@ class Schedule:
 
     @property
     def rise(self) -> float:
-        """Steps in which the rate rises, where it does."""
+        """Number of steps in which the rate rises, for schedules with a warm-up."""
         return self.warmup_steps * self.total_steps if self.warmup_steps < 1 else self.warmup_steps
 
 
 def constant(_schedule: Schedule, _step: int) -> float:
-    """Always the rate at the start."""
+    """Keep the start rate."""
     return 1.0
 
 
 def thirds(schedule: Schedule, step: int) -> float:
-    """A tenth after each third of the epochs."""
+    """Multiply by 0.1 after each third of the epochs."""
     third = round(schedule.num_epochs / 3)
     epoch = step // schedule.steps_per_epoch
     return 0.1 ** ((epoch >= third) + (epoch >= 2 * third))
 
 
 def flat_decay(schedule: Schedule, step: int) -> float:
-    """Flat, then down to a hundredth in equal factors over the last 30 % of the epochs."""
+    """Stay flat, then fall exponentially to 0.01 over the last 30 % of the epochs."""
     decaying = max(1, int(schedule.num_epochs * 0.3))
     epochs = step // schedule.steps_per_epoch - (schedule.num_epochs - decaying) + 1
     return 0.01 ** (max(0, epochs) / decaying)
 
 
 def flat_linear(schedule: Schedule, step: int) -> float:
-    """Rise, flat, then a straight line down to the end."""
-    return flat_then(schedule, step, lambda done: 1 - done)
+    """Rise, stay flat, then fall linearly to the end."""
+    return flat_then(schedule, step, lambda fraction: 1 - fraction)
 
 
 def flat_cos(schedule: Schedule, step: int) -> float:
-    """Rise, flat, then half a cosine down to the end."""
-    return flat_then(schedule, step, lambda done: 0.5 * (math.cos(math.pi * done) + 1))
+    """Rise, stay flat, then fall along half a cosine to the end."""
+    return flat_then(schedule, step, lambda fraction: 0.5 * (math.cos(math.pi * fraction) + 1))
 
 
 def flat_then(schedule: Schedule, step: int, decay: Callable[[float], float]) -> float:
-    """Rise, flat, then `decay`, a function of the share of the decay that is done."""
+    """Rise, stay flat, then follow `decay`, a function of the fraction of the decay's steps."""
     flat = schedule.total_steps * FLAT_SHARE - 1
     if step < schedule.rise:
         return step / schedule.rise
@@ -101,15 +97,15 @@ def flat_then(schedule: Schedule, step: int, decay: Callable[[float], float]) ->
 
 
 def warmup_cos(schedule: Schedule, step: int) -> float:
-    """Rise, then half a cosine down to zero."""
+    """Rise, then fall along half a cosine to zero."""
     if step < schedule.rise:
         return step / max(1.0, schedule.rise)
-    done = (step - schedule.rise) / max(1.0, schedule.total_steps - schedule.rise)
-    return max(0.0, 0.5 * (1 + math.cos(math.pi * done)))
+    fraction = (step - schedule.rise) / max(1.0, schedule.total_steps - schedule.rise)
+    return max(0.0, 0.5 * (1 + math.cos(math.pi * fraction)))
 
 
 def one_cycle(schedule: Schedule, step: int) -> float:
-    """From a 25th up in 30 % of the steps, then down to a 10,000th of that.
+    """Rise from 1/25 to 1 in 30 % of the steps, then fall to 1/250,000.
 
     L. Smith, N. Topin, arXiv:1708.07120.
     """
@@ -119,15 +115,18 @@ def one_cycle(schedule: Schedule, step: int) -> float:
 def cycle(
     schedule: Schedule, step: int, *, first: tuple[float, float], second: tuple[float, float]
 ) -> float:
-    """Half a cosine from one number to another in 30 % of the steps, and a second one after it."""
+    """Follow half a cosine in the first 30 % of the steps, and another one after it.
+
+    first, second: their values (start, end).
+    """
     top = 0.3 * schedule.total_steps - 1
     if step <= top:
         start, end = first
-        done = step / top
+        fraction = step / top
     else:
         start, end = second
-        done = (step - top) / (schedule.total_steps - 1 - top)
-    return end + (start - end) / 2 * (math.cos(math.pi * done) + 1)
+        fraction = (step - top) / (schedule.total_steps - 1 - top)
+    return end + (start - end) / 2 * (math.cos(math.pi * fraction) + 1)
 
 
 CURVES: dict[str, Callable[[Schedule, int], float]] = {
@@ -139,6 +138,6 @@ CURVES: dict[str, Callable[[Schedule, int], float]] = {
     "warmup+cos": warmup_cos,
     "one-cycle": one_cycle,
 }
-"""Names of --lr-scheduler and their curves."""
-WARMED_UP = ("flat+linear", "flat+cos", "warmup+cos")
-"""Those that --warmup-steps changes."""
+"""Name of --lr-scheduler -> function of schedule and step that returns the factor."""
+WARMUP_CURVES = ("flat+linear", "flat+cos", "warmup+cos")
+"""Curves that depend on --warmup-steps."""

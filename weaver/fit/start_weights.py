@@ -1,7 +1,4 @@
-"""Weights that a training starts from, and weights that it leaves as they are.
-
-This is Weaver's way to fine-tune a network.
-"""
+"""Start a training from existing weights, and freeze weights, to fine-tune a network."""
 
 from __future__ import annotations
 
@@ -15,17 +12,17 @@ from weaver.fit.checkpoint import read_weights, without_wrappers
 
 
 def start_from(model: nn.Module, uri: str, exclude: str = "") -> None:
-    """Load those weights of a file that have the same names in a network.
+    """Load the weights of a file that have the same names in a network.
 
     exclude: regular expressions, separated by commas, matched from the beginning of a name; weights
-    that match are not loaded. What the file lacks keeps its random start; one line says what that
-    is. Raises InputError where nothing fits or a shape differs.
+    that match are not loaded. Weights that are not in the file stay random; a line on stderr lists
+    them. Raises InputError if no name fits, or a shape differs.
     """
     own = model.state_dict()
-    stored = without_wrappers(read_weights(uri), own.keys(), uri)
-    shared = {}
+    file_weights = without_wrappers(read_weights(uri), own.keys(), uri)
+    common_weights = {}
     candidates = []
-    for name, value in stored.items():
+    for name, value in file_weights.items():
         if matches(name, exclude):
             continue
         candidates.append(name)
@@ -37,34 +34,35 @@ def start_from(model: nn.Module, uri: str, exclude: str = "") -> None:
                 f"{uri}: weight '{name}' has the shape {shapes}; leave it out with"
                 f" --exclude-model-weights '{re.escape(name)}'"
             )
-        shared[name] = value
-    if not shared:
+        common_weights[name] = value
+    if not common_weights:
         near = nearest(next(iter(candidates), ""), own) or list(own)[:3]
         raise InputError(
             f"{uri} has no weight of this network (it has {', '.join(candidates[:3])}; the network"
             f" {', '.join(near)}); give weights of the same network file"
         )
-    model.load_state_dict(shared, strict=False)
-    random = [name for name in own if name not in shared]
+    model.load_state_dict(common_weights, strict=False)
+    random = [name for name in own if name not in common_weights]
     print(
-        f"{len(shared)} of {len(own)} weights from {uri}; random: {', '.join(random) or 'none'}",
+        f"{len(common_weights)} of {len(own)} weights from {uri}; random:"
+        f" {', '.join(random) or 'none'}",
         file=sys.stderr,
         flush=True,
     )
 
 
 def freeze(model: nn.Module, patterns: str) -> None:
-    """Leave the parameters that match one of the comma-separated patterns out of the training.
+    """Do not train the parameters that match one of the comma-separated patterns.
 
-    Raises InputError for a pattern that matches none.
+    Raises InputError for a pattern that matches no parameter.
     """
     names = [name for name, _ in model.named_parameters()]
     for pattern in patterns.split(","):
         if not any(matches(name, pattern) for name in names):
-            listed = ", ".join(names[:10])
+            examples = ", ".join(names[:10])
             raise InputError(
                 f"--freeze-model-weights: '{pattern}' matches no weight of the network; there are:"
-                f" {listed}, ..."
+                f" {examples}, ..."
             )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not matches(name, patterns))
@@ -73,7 +71,7 @@ def freeze(model: nn.Module, patterns: str) -> None:
 def matches(name: str, patterns: str) -> bool:
     """Whether one of the comma-separated regular expressions matches a name from its beginning.
 
-    Raises InputError for what is no regular expression.
+    Raises InputError for text that is not a regular expression.
     """
     try:
         return any(re.match(pattern, name) for pattern in patterns.split(",") if pattern)

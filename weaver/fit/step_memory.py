@@ -1,9 +1,10 @@
-"""What a training step needs of the device's memory, known before it runs out.
+"""Estimate the device memory of a training step before it runs out.
 
-Autograd keeps most of what a forward pass computes until the backward pass has used it. That is
-measured on a few jets and scales with the batch. An edge convolution keeps two numbers for each
-edge, feature and layer: the ParticleNet of 3 blocks of 3 layers of 50 features with 16 neighbours
-keeps 5.2 MiB a jet in float32 and 2.7 in bfloat16, one of 5 layers of 200 features 36 and 18.
+Autograd stores most results of the forward pass for the backward pass. Their size is measured on a
+few jets and is proportional to the batch size. An edge convolution stores two numbers for each
+edge, feature and layer: a ParticleNet with 3 blocks of 3 layers of 50 features and 16 neighbours
+stores 5.2 MiB a jet in float32 and 2.7 MiB in bfloat16, one with 5 layers of 200 features 36 MiB
+and 18 MiB.
 """
 
 from __future__ import annotations
@@ -17,25 +18,25 @@ from weaver.feed.dataset import Dataset
 from weaver.feed.resident import free_bytes
 from weaver.network.precision import Precision
 
-SAMPLE = 4  # jets to measure on: milliseconds
-# peak memory over what is kept, for gradients and work space: 1.6 measured for ParticleNet in
-# float32, 1.8 in bfloat16
-BEYOND = 1.7
+SAMPLE = 4  # jets to measure with, which takes milliseconds
+# ratio of peak memory, with gradients and work space, to autograd's: 1.6 measured for ParticleNet
+# in float32, 1.8 in bfloat16
+PEAK_FACTOR = 1.7
 
 
-def kept_bytes(
+def autograd_bytes(
     model: torch.nn.Module, inputs: tuple[torch.Tensor, ...], precision: Precision
 ) -> int:
-    """Bytes that autograd keeps of one forward pass in training mode.
+    """Number of bytes that autograd stores for one forward pass in training mode.
 
-    Leaves the model and the random numbers as they are.
+    inputs: of a few jets, on the CPU. The model and the random state do not change.
     """
-    # by address: several operations may keep the same tensor
-    kept: dict[int, int] = {}
+    # address -> bytes, because several operations may store the same tensor
+    sizes: dict[int, int] = {}
 
     def note(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with (
@@ -47,7 +48,7 @@ def kept_bytes(
         with precision.autocast(torch.device("cpu")):
             answer = twin(*inputs)
         del answer
-    return sum(size for pointer, size in kept.items() if pointer not in own)
+    return sum(size for pointer, size in sizes.items() if pointer not in own)
 
 
 def warning(
@@ -57,15 +58,15 @@ def warning(
     precision: Precision,
     device: torch.device,
 ) -> str | None:
-    """A line to show where a step of `batch_size` jets will probably not fit the device's memory.
+    """A warning if a step of `batch_size` jets will probably not fit into the device's memory.
 
-    None where it will fit.
+    None if it will fit, or if that cannot be measured.
     """
     batch = dataset.batch(np.arange(min(SAMPLE, len(dataset))))
     inputs = tuple(batch.inputs[name] for name in dataset.data_config.input_names)
     try:
-        a_jet = BEYOND * kept_bytes(model, inputs, precision) / max(len(batch), 1)
-    # a network that runs on a GPU only, or not on so few jets: training itself will tell
+        a_jet = PEAK_FACTOR * autograd_bytes(model, inputs, precision) / max(len(batch), 1)
+    # a network that runs on a GPU only, or not with so few jets
     except (RuntimeError, ValueError):
         return None
     free = free_bytes(device)

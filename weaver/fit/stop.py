@@ -1,7 +1,4 @@
-"""Stop on a signal, with a checkpoint.
-
-The signal is remembered, and the training stops at the end of its step.
-"""
+"""Note a signal, so that the training can stop after its current step, with a checkpoint."""
 
 from __future__ import annotations
 
@@ -14,38 +11,40 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopSignal:
-    """Remembers SIGTERM (preemption) and SIGINT (Ctrl-C) while it is entered.
+    """Context manager that notes SIGTERM (preemption) and SIGINT (Ctrl-C).
 
     A second signal has its usual effect.
     """
 
     def __init__(self) -> None:
-        """Begin without a signal."""
-        self.received = 0
-        self._before: dict[int, Any] = {}
+        """Start without a signal."""
+        self.signal_number = 0
+        """The signal, or 0."""
+        self._previous_handlers: dict[int, Any] = {}
 
     @property
     def exit_code(self) -> int:
-        """The code that a shell reports for a process that the signal ended: 143 for SIGTERM.
+        """A shell's exit code for a process that the signal ended: 143 for SIGTERM.
 
-        Also on a rank that another one told to stop.
+        It is also 143 on a rank that stopped because another one got a signal.
         """
-        return 128 + (self.received or signal.SIGTERM)
+        return 128 + (self.signal_number or signal.SIGTERM)
 
     def __enter__(self) -> StopSignal:
-        # Python delivers signals there only
-        """Listen to the signals, in the main thread."""
+        """Install the handlers, if this is the main thread: Python allows it only there."""
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self.receive) for number in SIGNALS}
+            self._previous_handlers = {
+                number: signal.signal(number, self.receive) for number in SIGNALS
+            }
         return self
 
     def __exit__(self, *_) -> None:
-        """Restore the handlers of before."""
-        for number, handler in self._before.items():
+        """Restore the previous handlers."""
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
-        self._before = {}
+        self._previous_handlers = {}
 
     def receive(self, number: int, _frame: FrameType | None) -> None:
-        """Note the signal, and give the next one back to its usual handler."""
-        self.received = number
+        """Note the signal, and restore the previous handlers for the next one."""
+        self.signal_number = number
         self.__exit__()

@@ -1,8 +1,8 @@
-"""TensorBoard for one trial.
+"""Write TensorBoard's files for one trial.
 
-It shows losses, rate, speed and a histogram of responses for each epoch, and the trial's settings
-beside its best result. TensorBoard reads folders of event files. On S3 the files are made in a
-temporary folder and uploaded after each epoch.
+They contain losses, learning rate, speed and a histogram of responses for each epoch, and the
+trial's settings with its best result. For a distant address the files are written to a temporary
+folder and uploaded after each epoch.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
     from weaver.fit.metrics_log import EpochRecord
 
-# The training's own numbers, which are shown apart from the metrics of validation.
+# Numbers of the training, which TensorBoard shows apart from the metrics of the validation.
 SPEEDS = ("learning_rate", "jets_per_second")
-LARGEST_RESPONSE = 3.0  # a few wrong matches would stretch the axis otherwise
+LARGEST_RESPONSE = 3.0  # a few wrongly matched jets would otherwise stretch the axis
 
 
 class TensorBoard:
-    """Writes to a folder, s3:// or root:// address; does nothing where that is empty.
+    """Write to a folder, s3:// or root:// address; do nothing if that is empty.
 
     Use as a context manager.
     """
 
     def __init__(self, uri: str, first_epoch: int = 0) -> None:
-        """Open the writer; nothing is written where `uri` is empty."""
+        """Open the writer, unless `uri` is empty; events from `first_epoch` on are replaced."""
         self.uri = uri
         self.writer: SummaryWriter | None = None
         self.temporary: tempfile.TemporaryDirectory | None = None
@@ -43,8 +43,7 @@ class TensorBoard:
         if not storage.is_local(uri):
             self.temporary = tempfile.TemporaryDirectory()
             self.folder = self.temporary.name
-        # What an interrupted run wrote about epochs that are now done again is hidden by
-        # purge_step.
+        # purge_step hides the events of an interrupted run for epochs that are now repeated
         self.writer = SummaryWriter(self.folder, purge_step=first_epoch or None)
 
     def __enter__(self) -> TensorBoard:
@@ -68,10 +67,10 @@ class TensorBoard:
         for name, value in record["metrics"].items():
             tag = name if name in SPEEDS else f"validation/{name}"
             self.writer.add_scalar(tag, value, epoch)
-        shown = responses[responses.isfinite()]
-        if len(shown):
+        finite = responses[responses.isfinite()]
+        if len(finite):
             self.writer.add_histogram(
-                "validation/response", shown.clamp(0.0, LARGEST_RESPONSE), epoch
+                "validation/response", finite.clamp(0.0, LARGEST_RESPONSE), epoch
             )
         self._store(self.writer)
 
@@ -79,7 +78,7 @@ class TensorBoard:
         """Add the trial's settings and best validation loss, for TensorBoard's table of trials."""
         if not self.writer:
             return
-        # the table takes nothing else
+        # the table accepts only these types
         plain = {
             name: value if isinstance(value, bool | int | float | str) else str(value)
             for name, value in options.items()

@@ -1,8 +1,8 @@
-"""torchrun whose store listens on the loopback interface, where all ranks are of one machine.
+"""A torchrun whose store listens on the loopback interface only, for ranks of one machine.
 
-python -m weaver.fit.torchrun -m weaver.train ...
+    python -m weaver.fit.torchrun -m weaver.train ...
 
-takes torchrun's own arguments and PET_* variables. By itself torchrun's store listens at all
+takes torchrun's arguments and PET_* variables. The original torchrun's store listens at all
 addresses of the machine.
 """
 
@@ -20,7 +20,7 @@ from weaver.fit.distributed import is_loopback, listener
 def make_store(
     address: str, port: int, size: int, is_master: bool, timeout: Any, **options: Any
 ) -> dist.TCPStore:
-    """Torchrun's store: as torch makes it, but at a loopback address it listens at that alone."""
+    """Make torchrun's store; with a loopback address, it listens at that address only."""
     if is_master and is_loopback(address):
         options["master_listen_fd"] = listener(address, port)
     return dist.TCPStore(address, port, size, is_master, timeout, **options)
@@ -28,7 +28,7 @@ def make_store(
 
 def main() -> None:
     """Run torchrun's command line."""
-    # The static rendezvous, which is torchrun's default, takes no socket.
+    # The static rendezvous, torchrun's default, has no argument for a socket.
     static_tcp_rendezvous.TCPStore = make_store  # type: ignore[misc, assignment]
     run.main()
 

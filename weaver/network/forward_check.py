@@ -1,4 +1,4 @@
-"""One look at a network before training: it takes the inputs, and its outputs fit the labels."""
+"""Check before training that a network takes the inputs, and that its outputs fit the labels."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from weaver.feed.dataset import Batch
 from weaver.network.network_file import NetworkFile
 from weaver.network.precision import Precision
 
-PROBED_JETS = 2  # passed through a network, to see that it takes the inputs
-BLOCK = 2**20  # labels looked at together
+PROBE_JETS = 2  # passed through a network, to see that it takes the inputs
+BLOCK = 2**20  # labels checked at a time
 
 
 @torch.no_grad()
@@ -27,11 +27,10 @@ def check_forward(
     regression: bool,
     precision: Precision,
 ) -> int:
-    """Pass a few jets through the network in evaluation mode, which changes nothing in it.
+    """Pass a few jets through the network in evaluation mode, which does not change it.
 
-    Returns how many outputs it has for each jet. Raises InputError that names the network file, the
-    inputs and the reason where `forward` does not take them, and where its outputs do not fit the
-    classes or targets of the data config.
+    Returns the number of its outputs for each jet. Raises InputError where `forward` does not take
+    the inputs, or its outputs do not fit the classes or targets of the data config.
     """
     inputs = [batch.inputs[name] for name in data_config.input_names]
     with precision.autocast(batch.weights.device):
@@ -50,9 +49,10 @@ def forward(
     data_config: DataConfig,
     network: NetworkFile,
 ) -> torch.Tensor:
-    """The network's outputs (N, outputs) in evaluation mode, which changes nothing in it.
+    """Compute the network's outputs (N, outputs) in evaluation mode, which does not change it.
 
-    inputs: of N jets, in the order of the data config. Raises InputError as `check_forward`.
+    inputs: of N jets, in the order of the data config. Raises InputError where `forward` fails or
+    returns anything but one tensor (N, ...).
     """
     was_training = model.training
     model.eval()
@@ -64,7 +64,7 @@ def forward(
         shapes = []
         for name, tensor in zip(data_config.input_names, inputs, strict=True):
             shapes.append(f"{name} {_shape(tensor)}")
-        raise network.refusal(
+        raise network.error(
             f"forward does not take the inputs of {data_config.source} ({', '.join(shapes)})", error
         ) from error
     finally:
@@ -83,15 +83,15 @@ def forward(
 
 
 def check_shapes(model: torch.nn.Module, data_config: DataConfig, network: NetworkFile) -> None:
-    """Pass made-up jets of the data config's shapes through the network, before any are decoded.
+    """Pass artificial jets of the data config's shapes through the network, before any are decoded.
 
-    Ones at first, as weaver-core does: they are no masked particle, and the number of something. A
-    network that refuses their values may take others, so that numbers between 0 and 1 are tried
-    too. Raises InputError where it takes neither.
+    All values are 1 at first, as in weaver-core, because a mask of ones keeps all particles and 1
+    is a valid index of a category. A network may reject these values but take others,
+    so that random numbers between 0 and 1 are tried next. Raises InputError if it takes neither.
     """
     ones = []
     for name in data_config.input_names:
-        ones.append(torch.ones(PROBED_JETS, *data_config.input_shapes[name][1:]))
+        ones.append(torch.ones(PROBE_JETS, *data_config.input_shapes[name][1:]))
     try:
         forward(model, ones, data_config, network)
     except InputError:
@@ -101,9 +101,9 @@ def check_shapes(model: torch.nn.Module, data_config: DataConfig, network: Netwo
 
 
 def check_class_numbers(numbers: np.ndarray, name: str, outputs: int) -> None:
-    """Raise InputError for a label (N,) that is not the number of one of the network's classes.
+    """Check that a label (N,) contains only numbers of classes, 0 to outputs - 1.
 
-    These are 0 to outputs - 1.
+    numbers: the label `name` of all jets. outputs: how many the network has. Raises InputError.
     """
     if numbers.ndim != 1:
         raise InputError(
@@ -142,7 +142,10 @@ def _check_classes(output: torch.Tensor, data_config: DataConfig, network: Netwo
 def _check_targets(
     output: torch.Tensor, batch: Batch, data_config: DataConfig, network: NetworkFile
 ) -> None:
-    """Several targets for each jet need as many outputs; several outputs of one are quantiles."""
+    """Check that there is an output for each of several targets.
+
+    Several outputs for one target are quantiles.
+    """
     name = data_config.label_names[0]
     target = batch.labels[name]
     if (

@@ -1,9 +1,8 @@
 """Network files in Weaver's form.
 
 A network file is a Python file with `get_model(data_config, **options)` and
-`get_loss(data_config, **options)`. It is read from a path or an address. What it takes is
-read from its text, so that a search space can be checked without torch; it is imported when the
-network is built.
+`get_loss(data_config, **options)`, at a path or an address. Its options are read from its text, so
+that a search space can be checked without torch. It is imported when the network is built.
 """
 
 from __future__ import annotations
@@ -29,38 +28,38 @@ from weaver.network.siblings import read_siblings, write_siblings
 if TYPE_CHECKING:
     import torch
 
-NEEDED = ("get_model", "get_loss")
+REQUIRED_FUNCTIONS = ("get_model", "get_loss")
 OWN_LOOPS = ("get_train_fn", "get_evaluate_fn", "init_opt")
-"""Functions by which a file for weaver-core may replace the training loop.
+"""Functions by which a network file may replace weaver-core's training loop.
 
-Such a loop could not be resumed or distributed here.
+They are rejected, because such a loop could not be resumed or distributed here.
 """
 
 
-_SIBLINGS_IMPORTED: set[str] = set()
-"""Folders of siblings that may be in sys.modules."""
+_SIBLING_FOLDERS: set[str] = set()
+"""Folders of siblings that sys.modules may contain."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NetworkFile:
-    """A network file that was read and parsed, not yet imported."""
+    """A network file: its text and siblings. It is not imported until `module` or `build`."""
 
     uri: str
     source: str
-    place: str = ""
-    """Where it lies, if `uri`, which messages name, is only how the user calls it."""
+    address: str = ""
+    """Where the file is, if not at `uri`. Messages always name `uri`, which the user gave."""
     siblings: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
     """The files beside it that it needs: relative path -> content."""
 
     @classmethod
-    def read(cls, uri: str, place: str = "") -> NetworkFile:
+    def read(cls, uri: str, address: str = "") -> NetworkFile:
         """Read a network file and its siblings. Raises InputError where there is none."""
-        source = storage.read_text(place or uri)
-        siblings = read_siblings(place or uri, source)
-        return cls(uri=uri, source=source, place=place, siblings=siblings)
+        source = storage.read_text(address or uri)
+        siblings = read_siblings(address or uri, source)
+        return cls(uri=uri, source=source, address=address, siblings=siblings)
 
     def digest(self) -> str:
-        """SHA-256 of the text and the siblings: where they lie makes no difference."""
+        """SHA-256 of the text and the siblings, in hexadecimal, whatever their address."""
         content = hashlib.sha256(self.source.encode())
         for path, data in self.siblings.items():
             content.update(f"\0{path}\0".encode() + hashlib.sha256(data).digest())
@@ -69,69 +68,70 @@ class NetworkFile:
     def option_names(self) -> set[str] | None:
         """Names of the options that the network takes.
 
-        None where it takes any (`**options`) or imports its functions from elsewhere.
+        None where it takes any option (`**options`) or imports get_model from another module.
+        Raises InputError as the function `option_names` does.
         """
-        return option_names(self.source, self.uri, needed=("get_model",))
+        return option_names(self.source, self.uri, required=("get_model",))
 
     def check_options(self, options: Mapping[str, Any]) -> None:
-        """Raise InputError for an option that the network does not have, with the nearest names."""
-        known = self.option_names()
-        if known is None:
+        """Raise InputError, with the nearest names, for an option that does not exist."""
+        names = self.option_names()
+        if names is None:
             return
         for name in options:
-            if name not in known:
-                raise InputError(f"{self.uri}: {unknown('network option', name, known)}")
+            if name not in names:
+                raise InputError(f"{self.uri}: {unknown('network option', name, names)}")
 
     def build(
         self,
         data_config,
         options: Mapping[str, Any],
-        of_weaver: Mapping[str, bool] | None = None,
+        weaver_options: Mapping[str, bool] | None = None,
         *,
         mixed_precision: bool = False,
     ) -> tuple[torch.nn.Module, ModelInfo]:
-        """Call get_model: (model, model_info).
+        """Call get_model; returns (model, model_info).
 
-        of_weaver: the options that weaver-core adds where they are asked for (use_amp,
-        compile_model, for_inference); a network that takes none of that name does without.
-        mixed_precision: by --precision, which weaver-core does not have, so that only a network
-        with an argument `use_amp` is told of it. Raises InputError for options that the network
-        does not have or refuses.
+        weaver_options: the options that weaver-core's flags add (use_amp, compile_model,
+        for_inference); they are passed only to a network that has an argument of that name.
+        mixed_precision: whether --precision, which weaver-core does not have, asks for it. Then
+        use_amp is passed to a network with an argument of that name. Raises InputError for options
+        that the network does not have, and where get_model fails or returns anything else.
         """
         self.check_options(options)
-        added = dict(of_weaver or {})
+        all_options = dict(weaver_options or {})
         names, _ = _signature(ast.parse(self.source), "get_model")
         if mixed_precision and "use_amp" in names:
-            added["use_amp"] = True
-        returned = self._call(
-            "get_model", data_config, self._taken_by("get_model", {**added, **options})
+            all_options["use_amp"] = True
+        result = self._call(
+            "get_model", data_config, self._options_of("get_model", {**all_options, **options})
         )
-        is_pair = isinstance(returned, tuple | list) and len(returned) >= 2
-        if not is_pair or not isinstance(returned[1], Mapping):
-            parts = returned if isinstance(returned, tuple | list) else (returned,)
+        is_pair = isinstance(result, tuple | list) and len(result) >= 2
+        if not is_pair or not isinstance(result[1], Mapping):
+            parts = result if isinstance(result, tuple | list) else (result,)
             raise InputError(
                 f"{self.uri}: get_model returns {', '.join(type(part).__name__ for part in parts)};"
                 " expected a model, and a mapping with input_names and output_names"
             )
-        return returned[0], dict(returned[1])
+        return result[0], dict(result[1])
 
     def loss(
         self,
         data_config,
         options: Mapping[str, Any],
-        of_weaver: Mapping[str, bool] | None = None,
+        weaver_options: Mapping[str, bool] | None = None,
         *,
         regression: bool | None = None,
     ):
-        """Call get_loss: with predictions and targets, what it returns gives their mean loss.
+        """Call get_loss; returns a function of predictions and targets that gives their mean loss.
 
-        regression: by default that of the data config's labels. Where the file has no get_loss, a
-        classification takes the cross entropy, as in weaver-core; for a regression InputError is
-        raised.
+        regression: by default it follows from the type of the data config's label. Where the file
+        has no get_loss, a classification takes the cross entropy, as in weaver-core. Raises
+        InputError for a regression without get_loss, and where get_loss fails.
         """
         if hasattr(self.module(), "get_loss"):
-            taken = self._taken_by("get_loss", {**(of_weaver or {}), **options})
-            return self._call("get_loss", data_config, taken)
+            accepted = self._options_of("get_loss", {**(weaver_options or {}), **options})
+            return self._call("get_loss", data_config, accepted)
         if regression is None:
             regression = data_config.label_type != "simple"
         if regression:
@@ -148,22 +148,22 @@ class NetworkFile:
 
         Raises InputError where it cannot be imported, with the reason and the line.
         """
-        meaning = f"{self.uri}\0{self.place}\0{self.digest()}"
+        meaning = f"{self.uri}\0{self.address}\0{self.digest()}"
         name = "_network_" + hashlib.sha256(meaning.encode()).hexdigest()[:16]
         if name in sys.modules:
             return sys.modules[name]
         loader = _TextLoader(self)
         spec = importlib.machinery.ModuleSpec(name, loader, origin=self.uri)
         module = importlib.util.module_from_spec(spec)
-        module.__file__ = self._local_place()
-        sys.modules[name] = module  # dataclasses look their own module up while it is being made
+        module.__file__ = self._local_path()
+        sys.modules[name] = module  # dataclasses look up their module while it is being imported
         try:
             self._forget_siblings()
-            with self._beside():
+            with self._import_path():
                 loader.exec_module(module)
         except (Exception, SystemExit) as error:  # a user's file may raise anything
             del sys.modules[name]
-            raise self.refusal("cannot be imported", error, _advice(error)) from error
+            raise self.error("cannot be imported", error, _advice(error)) from error
         except BaseException:
             del sys.modules[name]
             raise
@@ -174,37 +174,37 @@ class NetworkFile:
         if not callable(function):
             raise InputError(f"{self.uri}: {name} is no function; expected {name}(data_config)")
         try:
-            with self._beside():
+            with self._import_path():
                 return function(data_config, **options)
         except JecError:
             raise
         except (Exception, SystemExit) as error:  # as above
-            raise self.refusal(f"{name} failed", error) from error
+            raise self.error(f"{name} failed", error) from error
 
-    def _local_place(self) -> str:
-        """The file on this machine, with its siblings beside it where it has any."""
-        place = self.place or self.uri
-        if storage.is_local(place) or not self.siblings:
-            return place
+    def _local_path(self) -> str:
+        """Path of the file, with its siblings beside it. If they are distant, they are copied."""
+        address = self.address or self.uri
+        if storage.is_local(address) or not self.siblings:
+            return address
         from weaver.prepared.node_cache import node_cache
 
         folder = node_cache() / "networks" / self.digest()[:32]
-        copy = folder / storage.name(place)
+        copy = folder / storage.name(address)
         if not copy.exists():
             write_siblings(self.siblings, str(folder))
-            # last, so that who finds it finds the others
+            # last, because other processes take it as the sign that the siblings are complete
             storage.write_text(str(copy), self.source)
         return str(copy)
 
     @contextlib.contextmanager
-    def _beside(self) -> Iterator[None]:
-        """Within the block, `import layers` finds the layers.py beside this network file."""
+    def _import_path(self) -> Iterator[None]:
+        """Let `import layers` find the layers.py beside this network file, within the block."""
         if not self.siblings:
             yield
             return
-        folder = os.path.dirname(os.path.abspath(self._local_place()))
+        folder = os.path.dirname(os.path.abspath(self._local_path()))
         writes_bytecode = sys.dont_write_bytecode
-        sys.dont_write_bytecode = True  # a run's folder holds no __pycache__
+        sys.dont_write_bytecode = True  # no __pycache__ in a run's folder
         sys.path.append(folder)
         try:
             yield
@@ -213,37 +213,42 @@ class NetworkFile:
             sys.dont_write_bytecode = writes_bytecode
 
     def _forget_siblings(self) -> None:
-        """Take out of sys.modules what another network file, or another version, left there."""
+        """Remove siblings of other network files, or of other versions, from sys.modules."""
         names = {path.partition("/")[0].removesuffix(".py") for path in self.siblings}
         for name, module in list(sys.modules.items()):
             file = getattr(module, "__file__", None) or ""
-            # siblings lie in no package folder of Python's own
-            if name.partition(".")[0] in names and os.path.dirname(file) in _SIBLINGS_IMPORTED:
+            # so that modules of Python and of installed packages stay
+            if name.partition(".")[0] in names and os.path.dirname(file) in _SIBLING_FOLDERS:
                 del sys.modules[name]
-        folder = os.path.dirname(os.path.abspath(self._local_place()))
+        folder = os.path.dirname(os.path.abspath(self._local_path()))
         for path in self.siblings:
-            _SIBLINGS_IMPORTED.add(os.path.dirname(os.path.join(folder, path)))
+            _SIBLING_FOLDERS.add(os.path.dirname(os.path.join(folder, path)))
 
-    def refusal(self, what: str, error: BaseException, advice: str = "") -> InputError:
-        """Describe an error in the user's file, with the last of its lines on the way there."""
+    def error(self, what: str, exception: BaseException, advice: str = "") -> InputError:
+        """Describe an exception that the user's file raised, with the last of its lines involved.
+
+        what: what failed, such as "get_model failed". advice: what to do, as the end of a sentence.
+        """
         line = None
-        trace = error.__traceback__
+        trace = exception.__traceback__
         while trace:
             if trace.tb_frame.f_code.co_filename == self.uri:
                 line = trace.tb_lineno
             trace = trace.tb_next
         where = f" (line {line})" if line else ""
-        reason = " ".join(str(error).split())
-        return InputError(f"{self.uri}: {what}: {type(error).__name__}: {reason}{where}{advice}")
+        reason = " ".join(str(exception).split())
+        return InputError(
+            f"{self.uri}: {what}: {type(exception).__name__}: {reason}{where}{advice}"
+        )
 
-    def _taken_by(self, function: str, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The options that one of the two functions takes; the other's are not passed to it."""
+    def _options_of(self, function: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of `options` that get_model or get_loss takes; each gets only its own."""
         names, anything = _signature(ast.parse(self.source), function)
         return {name: value for name, value in options.items() if anything or name in names}
 
 
 class _TextLoader(importlib.abc.InspectLoader):
-    """Imports a network file from its text, which may have come from s3://."""
+    """Import a network file from its text, which may come from s3://."""
 
     def __init__(self, file: NetworkFile) -> None:
         self.file = file
@@ -252,15 +257,15 @@ class _TextLoader(importlib.abc.InspectLoader):
         return self.file.source
 
     def get_code(self, fullname: str) -> types.CodeType:
-        # with the file's address, which messages name together with a line
+        # tracebacks then name the user's address of the file
         return self.source_to_code(self.file.source, self.file.uri)
 
 
 def load_network(uri: str) -> NetworkFile:
     """Read a network file.
 
-    Raises InputError where there is none, or it does not parse, has no get_model, or has a training
-    loop of its own.
+    Raises InputError where there is none, or the file does not parse, has no get_model, or has a
+    training loop of its own.
     """
     network = NetworkFile.read(uri)
     network.option_names()
@@ -268,7 +273,7 @@ def load_network(uri: str) -> NetworkFile:
 
 
 def check_model(uri: str, model: object) -> None:
-    """Raise InputError where what a network file returned as its model is none."""
+    """Raise InputError where get_model returned anything but a torch.nn.Module."""
     import torch
 
     if not isinstance(model, torch.nn.Module):
@@ -279,7 +284,7 @@ def check_model(uri: str, model: object) -> None:
 
 
 def check_loss(uri: str, loss: object) -> None:
-    """Raise InputError where what a network file returned as its loss cannot be called."""
+    """Raise InputError where get_loss returned an object that cannot be called."""
     if not callable(loss):
         raise InputError(
             f"{uri}: get_loss returns {type(loss).__name__}; expected a function of predictions and"
@@ -288,15 +293,18 @@ def check_loss(uri: str, loss: object) -> None:
 
 
 def num_parameters(model: torch.nn.Module) -> int:
-    """How many numbers of a network training adjusts."""
+    """Number of a network's trainable parameters."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def option_names(source: str, where: str, needed: Sequence[str] = NEEDED) -> set[str] | None:
+def option_names(
+    source: str, where: str, required: Sequence[str] = REQUIRED_FUNCTIONS
+) -> set[str] | None:
     """Find the keyword options of get_model and get_loss in a file's text.
 
-    None if get_model takes any or comes from elsewhere. Raises InputError for a text that is no
-    Python, lacks one of `needed`, or brings a training loop of its own.
+    source: the text. where: its address, for errors. Returns None if get_model takes any option or
+    is imported from another module. Raises InputError for a text that does not parse, lacks a
+    function of `required`, or has a training loop of its own.
     """
     try:
         tree = ast.parse(source)
@@ -306,14 +314,14 @@ def option_names(source: str, where: str, needed: Sequence[str] = NEEDED) -> set
         raise InputError(
             f"{where}, line {getattr(error, 'lineno', '?')}: {getattr(error, 'msg', error)}"
         ) from None
-    defined = set(_defined(tree.body))
-    for name in needed:
-        if name not in defined:
+    names = set(_defined_names(tree.body))
+    for name in required:
+        if name not in names:
             raise InputError(
                 f"{where} defines no {name}(data_config, **options); a network file in Weaver's"
                 " form has it"
             )
-    if own := [name for name in OWN_LOOPS if name in defined]:
+    if own := [name for name in OWN_LOOPS if name in names]:
         raise InputError(
             f"{where} defines {own[0]}: loops and optimizers of a network file's own are not run"
             " here; take it out"
@@ -326,13 +334,13 @@ def option_names(source: str, where: str, needed: Sequence[str] = NEEDED) -> set
 def option_rules(source: str) -> dict[str, Rule]:
     """Read a file's literal `OPTIONS` (networks/options.py).
 
-    Empty where the file has none, or one that is made by a program and known only once the network
-    is built.
+    Empty where the file has none, or one that is not a literal and so is known only once the file
+    is imported.
     """
     for node in ast.parse(source).body:
         # with or without an annotation: OPTIONS = {...}, OPTIONS: dict = {...}
         value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
-        if value is not None and "OPTIONS" in _defined([node]):
+        if value is not None and "OPTIONS" in _defined_names([node]):
             try:
                 rules = ast.literal_eval(value)
             except (ValueError, TypeError, MemoryError, RecursionError):
@@ -342,9 +350,9 @@ def option_rules(source: str) -> dict[str, Rule]:
 
 
 def _signature(tree: ast.Module, name: str) -> tuple[set[str], bool]:
-    """Arguments of a function after the first, and whether it takes any others too.
+    """Arguments of a function after the first, and whether it may take any others too.
 
-    It does with `**options`, and it may where it is defined elsewhere.
+    It takes any with `**options`, and may take any where another module defines it.
     """
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == name:
@@ -353,7 +361,7 @@ def _signature(tree: ast.Module, name: str) -> tuple[set[str], bool]:
     return set(), True
 
 
-def _defined(body: Sequence[ast.stmt]) -> list[str]:
+def _defined_names(body: Sequence[ast.stmt]) -> list[str]:
     """Names that the top-level statements of a file define, also under an `if` or a `try`."""
     names: list[str] = []
     for node in body:
@@ -365,14 +373,14 @@ def _defined(body: Sequence[ast.stmt]) -> list[str]:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             names += [target.id for target in targets if isinstance(target, ast.Name)]
         elif isinstance(node, ast.If | ast.Try):
-            names += _defined(node.body)
+            names += _defined_names(node.body)
     return names
 
 
 def _advice(error: BaseException) -> str:
     """Advice about a module of weaver-core that does not exist here, as the end of a sentence."""
     missing = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
-    # as the first versions of Weaver called them
+    # the name of the package in the first versions of Weaver
     if missing == "utils" or missing.startswith("utils."):
         return "; write 'from weaver.nn.model.ParticleNet import ...'"
     if missing.startswith("weaver."):

@@ -2,8 +2,8 @@
 
 `auto` takes bfloat16 where the device multiplies matrices in it natively (CPUs with avx512_bf16 or
 AMX, NVIDIA GPUs from compute capability 8.0 on), and float32 elsewhere: emulated bfloat16 is slower
-than float32. bfloat16 has float32's range, so that nothing overflows and no loss scaling is needed;
-float16 is taken only when asked for, and with a scaler.
+than float32. bfloat16 has the range of float32, so that nothing overflows and no loss scaling is
+needed. float16 is used only on request, and with a scaler.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from pathlib import Path
 
 import torch
 
-# The names are those of common.config.PRECISIONS, which cannot import torch.
+# The names are those of common.choices.PRECISIONS, which cannot import torch.
 TYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# as /proc/cpuinfo calls them: Intel and AMD, and last Arm
+# names in /proc/cpuinfo: of Intel and AMD, the last one of Arm
 CPU_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")
 NATIVE_CAPABILITY = (8, 0)  # Ampere, the first with bfloat16 in its tensor cores
 
 
 @dataclasses.dataclass(frozen=True)
 class Precision:
-    """A type to compute in, and why it was taken."""
+    """A type to compute in, and the reason for it."""
 
     name: str
     """One of TYPES."""
@@ -45,19 +45,19 @@ class Precision:
         )
 
     def scaler(self, device: torch.device) -> torch.amp.GradScaler:
-        """A scaler of the loss, for float16, where small gradients would vanish.
+        """A scaler of the loss for float16, in which small gradients would vanish.
 
-        In other types it passes the loss on unchanged.
+        With other types it leaves the loss unchanged.
         """
         return torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
 
     def __str__(self) -> str:
-        """Say the type and why it was chosen."""
+        """Describe the type and the reason for it."""
         return f"{self.name} {'autocast ' if self.is_mixed else ''}({self.reason})"
 
 
 def choose(name: str, device: torch.device) -> Precision:
-    """The precision for one of common.config.PRECISIONS on a device."""
+    """Choose the precision for a device; `name` is one of common.choices.PRECISIONS."""
     if name != "auto":
         return Precision(name)
     if device.type == "cuda":

@@ -1,8 +1,8 @@
-"""The files beside a network file that it needs: Python files that it imports, and others it opens.
+"""Siblings of a network file: files beside it that it imports or opens.
 
-They are found in the text, without running it: modules that are imported by their names, and texts
-that name a file, such as those in `import_module(os.path.join(os.path.dirname(__file__),
-"layers.py"))`. What such a Python file needs in turn belongs to them.
+They are derived from its text, without running it: imported modules, and strings that name a file,
+such as those in `import_module(os.path.join(os.path.dirname(__file__), "layers.py"))`. The siblings
+of a sibling are included.
 """
 
 from __future__ import annotations
@@ -16,33 +16,34 @@ from common import storage
 from common.errors import InputError
 
 FILE_NAME = re.compile(r"[\w][\w./-]*\.(py|json|ya?ml|txt|csv|npy|npz|pt|pth|onnx)")
-MOST_BYTES = 64 * 2**20  # of all siblings together: they travel with every run
+MOST_BYTES = 64 * 2**20  # of all siblings together, because every run gets a copy of them
 
 Siblings = dict[str, bytes]
 """Path relative to the network file's folder -> content."""
 
 
 def read_siblings(place: str, source: str) -> Siblings:
-    """The siblings of a network file at a path or s3:// address, whose text is `source`.
+    """Read the siblings of a network file.
 
-    Raises InputError where they are larger than MOST_BYTES.
+    place: its path or s3:// address. source: its text. Raises InputError where the siblings are
+    larger than MOST_BYTES.
     """
     folder = place.rpartition("/")[0] or "."
     siblings: Siblings = {}
     # (folder relative to that of the network file, text)
     pending = [("", source)]
     while pending:
-        inside, text = pending.pop()
+        subfolder, text = pending.pop()
         for name in _names(text):
-            path = posixpath.normpath(posixpath.join(inside, name))
+            path = posixpath.normpath(posixpath.join(subfolder, name))
             is_outside = path.startswith("..")
             if is_outside or path in siblings or storage.join(folder, path) == place:
                 continue
-            for found in _files(folder, path):
-                siblings[found] = storage.read_bytes(storage.join(folder, found))
-                if found.endswith(".py"):
-                    text = storage.read_text(storage.join(folder, found))
-                    pending.append((posixpath.dirname(found), text))
+            for file in _files(folder, path):
+                siblings[file] = storage.read_bytes(storage.join(folder, file))
+                if file.endswith(".py"):
+                    text = storage.read_text(storage.join(folder, file))
+                    pending.append((posixpath.dirname(file), text))
     size = sum(map(len, siblings.values()))
     if size > MOST_BYTES:
         raise InputError(
@@ -54,7 +55,7 @@ def read_siblings(place: str, source: str) -> Siblings:
 
 
 def _files(folder: str, path: str) -> list[str]:
-    """The file of this relative path, or all Python files of the package; none if there is none."""
+    """Relative paths of the file, module or package `path` below `folder`; empty without one."""
     place = storage.join(folder, path)
     if FILE_NAME.fullmatch(path):
         return [path] if storage.exists(place) else []
@@ -71,7 +72,7 @@ def _names(text: str) -> Iterator[str]:
     """Relative paths of files, and names of modules, that a Python text may refer to."""
     try:
         tree = ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # whoever imports it says so
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the import will report it
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -91,6 +92,6 @@ def _names(text: str) -> Iterator[str]:
 
 
 def write_siblings(siblings: Mapping[str, bytes], folder: str) -> None:
-    """Write them below a folder or s3:// address."""
+    """Write siblings below a folder or s3:// address."""
     for path, content in siblings.items():
         storage.write_bytes(storage.join(folder, path), content)

@@ -1,14 +1,13 @@
-"""The check of an exported file at every length: it answers as the network, or refuses as it does.
+"""Check an exported file at many lengths: its outputs equal the network's, or both raise an error.
 
-`check_lengths` is for networks whose `dynamic_axes` leave the number of particles free, as nearly
-all published ones do, and for those with fixed lengths as well: these are checked at their own
-length only. Random jets of all multiplicities are compared at the data config's length; then jets
-padded to other lengths: all short ones, where a search for k neighbours changes its form, and some
-that are longer than the traced one.
+`check_lengths` compares random jets of all multiplicities at the data config's length. If the
+network's `dynamic_axes` leave the number of particles free, as in nearly all published networks, it
+also compares jets padded to other lengths: all short ones, where a search for k neighbours takes
+another path, and some that are longer than the traced one.
 
-A graph is wrong at other lengths where the network made a Python number of a shape (`int(P)`,
-`max(k, P)`, `if P > k`) while it was traced: that number is a constant of the graph. The error of
-the gate names the line in which that happened, and the operation of the graph that departs.
+A graph is wrong at other lengths if the network converted a shape to a Python number (`int(P)`,
+`max(k, P)`, `if P > k`) while it was traced, because that number becomes a constant of the graph.
+The gate's error names the line of the network, and the layer whose outputs differ.
 """
 
 from __future__ import annotations
@@ -23,19 +22,19 @@ from typing import Any
 import numpy as np
 
 from common.errors import GateError
-from weaver.onnx.layers_apart import layers_apart
-from weaver.onnx.onnx_export import free_axes, input_shapes, untrimmed
+from weaver.onnx.layer_differences import describe_layer_differences
+from weaver.onnx.onnx_export import free_axes, input_shapes, without_trimming
 from weaver.onnx.parity import LIMIT, relative_difference, torch_answers
 from weaver.onnx.runtime import feed_of, session
 
-ALL_LENGTHS = 34  # every shorter length is checked: networks look for at most 32 neighbours
-SOME_LENGTHS = 8  # of those between it and the data config's length
-LONGER = 1.3  # times the data config's length
-SHORT_JETS = 4  # jets at each length but the data config's
-# (seed, lowest value) of the jets that must not all differ; a network may take the logarithm of a
-# variable, so that the last ones are positive
+ALL_LENGTHS = 34  # every length up to it is checked: networks search at most 32 neighbours
+SOME_LENGTHS = 8  # number of lengths between it and the data config's length
+LONGER = 1.3  # the longest length, relative to the data config's
+SHORT_JETS = 4  # jets at each length other than the data config's
+# (seed, lowest value) of the sets of jets, of which one must agree. A network may take the
+# logarithm of a variable, so that the values of the last set are positive.
 DRAWS = ((1, -1), (2, -1), (3, 0))
-LINES = 3  # of a network file, that an error names
+LINES = 3  # of a network file, in an error
 
 Inputs = dict[str, np.ndarray]
 """Input of the network -> (N, C, P) or (N, C) float32."""
@@ -44,13 +43,13 @@ Inputs = dict[str, np.ndarray]
 def check_lengths(
     model, model_info: Mapping[str, Any], data_config, onnx_path: str | os.PathLike
 ) -> float:
-    """Compare the answers of ONNX Runtime and PyTorch to random jets, as the module's text says.
+    """Compare the outputs of ONNX Runtime and PyTorch for random jets (see the module's docstring).
 
-    Returns the largest difference, relative where an answer is above 1. Raises GateError where it
-    is too large, or one of the two refuses a length that the other takes.
+    Returns the largest difference, relative where an output is above 1. Raises GateError if it is
+    too large, or if one of the two raises an error at a length that the other accepts.
     """
     check = _Check(
-        network=untrimmed(model),
+        network=without_trimming(model),
         onnx_path=onnx_path,
         data_config=data_config,
         shapes=input_shapes(model_info, data_config),
@@ -62,7 +61,7 @@ def check_lengths(
 
 
 class _Check:
-    """One exported file beside its network."""
+    """Compare one exported file with its network."""
 
     def __init__(
         self,
@@ -76,21 +75,21 @@ class _Check:
         self.onnx_path = onnx_path
         self.data_config = data_config
         self.shapes = shapes
-        """Those of the data config."""
+        """Input -> shape at the data config's length."""
         self.runtime = session(onnx_path)
 
     def difference(self, label: str, sizes: Mapping[str, tuple[int, ...]]) -> float:
-        """The largest difference for inputs of these shapes; `label` describes them.
+        """The largest difference for inputs of these shapes; `label` describes them in errors.
 
-        Where two particles are nearly equally far away, rounding decides which of them is a
-        neighbour: a jet of the first draw may be off, those of all draws are not. 0 where both
-        refuse such inputs. Raises GateError as `check_lengths`.
+        Rounding may decide which of two nearly equally distant particles is a neighbour. So a jet
+        of one set may differ, but not in all sets of DRAWS. Returns 0 if both raise errors for such
+        inputs. Raises GateError as `check_lengths` does.
         """
         for seed, lowest in DRAWS:
             inputs = random_jets(
                 self.data_config, sizes, own=sizes == self.shapes, seed=seed, lowest=lowest
             )
-            answers = self._both(label, sizes, inputs)
+            answers = self._compute_both(label, sizes, inputs)
             if answers is None:
                 return 0.0
             difference = _difference(*answers, label)
@@ -98,46 +97,48 @@ class _Check:
                 return difference
         if math.isnan(difference):
             raise GateError(f"the network's own answers at {label} are not finite")
-        layers = layers_apart(self.network, self.onnx_path, list(sizes), inputs, 0)
-        raise self._refusal(
-            f"answers otherwise than PyTorch at {label}: largest difference {difference:.1e},"
-            f" allowed {LIMIT:.0e}; {layers}"
+        layers = describe_layer_differences(self.network, self.onnx_path, list(sizes), inputs, 0)
+        raise self._gate_error(
+            f"differs from PyTorch at {label}: largest difference {difference:.1e}, allowed"
+            f" {LIMIT:.0e}; {layers}"
         )
 
-    def _both(
+    def _compute_both(
         self, label: str, sizes: Mapping[str, tuple[int, ...]], inputs: Inputs
     ) -> tuple[np.ndarray, np.ndarray] | None:
-        """The answers of ONNX Runtime and of PyTorch; None where both refuse."""
-        expected, refusal = None, ""
+        """Outputs of ONNX Runtime and of PyTorch; None if both raise errors."""
+        expected, network_error = None, ""
         try:
             expected = torch_answers(self.network, list(sizes), inputs)
         except Exception as error:  # a network's own code may raise anything
             if sizes == self.shapes:
                 raise GateError(f"the network does not take {label}: {error}") from error
-            refusal = str(error)
+            network_error = str(error)
         try:
             answers = _onnx_answers(self.runtime, inputs)
         except Exception as error:  # onnxruntime's own exceptions share no base class
             if expected is None:
                 return None
-            raise self._refusal(f"refuses {label}, which the network takes: {error}") from error
+            raise self._gate_error(f"rejects {label}, which the network takes: {error}") from error
         if expected is None:
-            raise self._refusal(f"answers at {label}, which the network refuses ({refusal})")
+            raise self._gate_error(f"takes {label}, which the network rejects ({network_error})")
         return answers, expected
 
-    def _refusal(self, what: str) -> GateError:
-        """The error, with the lines of the network that made constants of shapes."""
+    def _gate_error(self, what: str) -> GateError:
+        """The gate's error, with the lines of the network that turned shapes into constants."""
         inputs = random_jets(self.data_config, self.shapes, own=True)
-        return GateError(f"the ONNX file {what}{fixed_by(self.network, list(inputs), inputs)}")
+        return GateError(
+            f"the ONNX file {what}{constant_sources(self.network, list(inputs), inputs)}"
+        )
 
 
 def _variants(
     model_info: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
 ) -> Iterator[tuple[str, dict[str, tuple[int, ...]]]]:
-    """The shapes to check, each with words for it; first those of the data config.
+    """Yield the shapes to check, each with a description; first those of the data config.
 
-    All free axes of particles get a length together, since inputs that belong together have the
-    same. A free axis of another kind is made longer by one, on its own.
+    All free axes of particles get the same length, because inputs of the same particles must agree.
+    Each other free axis is extended by one, by itself.
     """
     own = max((shape[1] for shape in shapes.values() if len(shape) > 1), default=0)
     yield f"the data config's length, {own} places" if own else "single values", dict(shapes)
@@ -158,7 +159,7 @@ def _variants(
 
 
 def lengths(own: int) -> list[int]:
-    """Lengths of padded jets to check a network of the length `own` at."""
+    """Lengths at which a network is checked whose data config has the length `own`."""
     short = range(1, min(own, ALL_LENGTHS) + 2)
     between = np.linspace(min(own, ALL_LENGTHS), own, SOME_LENGTHS).astype(int).tolist()
     return sorted({*short, *between, own + 1, math.ceil(LONGER * own)})
@@ -172,11 +173,11 @@ def random_jets(
     seed: int = 1,
     lowest: float = -1,
 ) -> Inputs:
-    """Random jets, of 1 particle to as many as there are places.
+    """Make random jets with 1 particle up to as many as there are places.
 
-    Padded places hold the pad values of the data config. Inputs by whose name, or their variables'
-    names, they are masks are 1 for a particle. own: this is the data config's length, for which
-    there are more jets.
+    Padded places contain the data config's pad values. Masks, which are recognised by the names of
+    inputs or variables, are 1 for particles. own: the shapes have the data config's length, for
+    which more jets are made. lowest: smallest random value.
     """
     rng = np.random.default_rng(seed)
     most = max((shape[1] for shape in shapes.values() if len(shape) > 1), default=1)
@@ -190,18 +191,18 @@ def random_jets(
         if is_mask(data_config, name):
             array[:] = 1
         if is_momentum(name, shape):
-            # energies of particles whose mass is small, as real ones are
+            # energies of particles with small masses, as in real jets
             array[:, 3] = 1.01 * np.linalg.norm(array[:, :3], axis=1)
         if len(shape) > 1:
-            padded = np.arange(shape[1]) >= multiplicity[:, None]  # (N, P)
+            is_padding = np.arange(shape[1]) >= multiplicity[:, None]  # (N, P)
             pads = np.array(_pad_values(data_config, name, shape[0]), np.float32)  # (C,)
-            array = np.where(padded[:, None, :], pads[:, None], array)
+            array = np.where(is_padding[:, None, :], pads[:, None], array)
         inputs[name] = array
     return inputs
 
 
 def is_mask(data_config, name: str) -> bool:
-    """Whether an input says which places hold a particle."""
+    """Whether an input is a mask: 1 for places with a particle."""
     variables = data_config.input_dicts.get(name, [])
     return name.endswith("mask") or (
         bool(variables) and all(variable.endswith("mask") for variable in variables)
@@ -209,7 +210,7 @@ def is_mask(data_config, name: str) -> bool:
 
 
 def is_momentum(name: str, shape: Sequence[int]) -> bool:
-    """Whether an input holds four-momenta (px, py, pz, E), as Particle Transformer takes them."""
+    """Whether an input contains four-momenta (px, py, pz, E), as for Particle Transformer."""
     return "vectors" in name and len(shape) == 2 and shape[0] == 4
 
 
@@ -222,7 +223,7 @@ def _pad_values(data_config, name: str, channels: int) -> list[float]:
 
 
 def _onnx_answers(runtime, inputs: Inputs) -> np.ndarray:
-    """ONNX Runtime's answers (N, outputs); an error is raised, and not printed as well."""
+    """ONNX Runtime's outputs (N, outputs); its errors are raised, but not also printed."""
     import onnxruntime
 
     quiet = onnxruntime.RunOptions()
@@ -232,39 +233,39 @@ def _onnx_answers(runtime, inputs: Inputs) -> np.ndarray:
 
 
 def _difference(answers: np.ndarray, expected: np.ndarray, label: str) -> float:
-    """Largest difference over the jets to which PyTorch's own answer is finite; NaN without any."""
+    """Largest difference over jets for which PyTorch's output is finite; NaN without such jets."""
     if answers.shape != expected.shape:
         raise GateError(
             f"the ONNX file gives outputs of shape {answers.shape} at {label}, the network"
             f" {expected.shape}"
         )
-    finite = np.isfinite(expected).all(axis=1)
-    if not finite.any():
+    is_finite = np.isfinite(expected).all(axis=1)
+    if not is_finite.any():
         return math.nan
-    return float(relative_difference(answers[finite], expected[finite]).max())
+    return float(relative_difference(answers[is_finite], expected[is_finite]).max())
 
 
-def fixed_by(network, names: Sequence[str], inputs: Inputs) -> str:
-    """The lines that made Python numbers of shapes while the network was traced.
+def constant_sources(network, names: Sequence[str], inputs: Inputs) -> str:
+    """The lines that convert shapes to Python numbers while the network is traced.
 
-    The end of a sentence; empty where there are none. Never raises.
+    Returns the end of a sentence; empty if there are none. Never raises.
     """
     import torch
 
     example = tuple(torch.from_numpy(inputs[name].copy()) for name in names)
     lines: dict[str, None] = {}  # each once, in order
-    with warnings.catch_warnings(record=True) as caught, torch.no_grad():
+    with warnings.catch_warnings(record=True) as tracer_warnings, torch.no_grad():
         warnings.simplefilter("always")
         try:
             torch.jit.trace(network, example, check_trace=False)
-        except Exception as error:  # what it raises matters less than what was to be explained
+        except Exception as error:  # an error here must not hide the gate's result
             return f"; its operations could not be traced again ({type(error).__name__}: {error})"
-    for warning in caught:
+    for warning in tracer_warnings:
         if issubclass(warning.category, torch.jit.TracerWarning):
             text = linecache.getline(warning.filename, warning.lineno).strip()
             what = str(warning.message).partition(" might cause")[0].partition(":")[0]
             lines[f"{warning.filename}, line {warning.lineno}: {text} ({what})"] = None
     if not lines:
         return ""
-    listed = "; ".join(list(lines)[:LINES])
-    return f"; numbers that became constants of the graph: {listed}"
+    text = "; ".join(list(lines)[:LINES])
+    return f"; numbers that became constants of the graph: {text}"

@@ -1,16 +1,15 @@
-"""How many jets one execution may hold, by ONNX Runtime's peak memory.
+"""Measure ONNX Runtime's peak memory, to decide how many jets one execution may contain.
 
-It is measured in a process of its own:
+The measurement runs in a separate process:
 
     memory = measure_memory("model.onnx", {"pf_features": ("float32", [13, 64]), ...})
-    memory.batch_size(budget=2**30)  # the largest power of two that stays within 1 GiB
+    memory.batch_size(budget=2**30)  # the largest power of two that needs at most 1 GiB
 
-A process grows and rarely shrinks (ONNX Runtime keeps what it once took), so what counts is the
-peak: VmHWM of /proc/self/status after each of a few rising batch sizes, less what it was before the
-first. Neither psutil nor resource has that number (ru_maxrss is passed on by the process that
-started this one). The same program is run as
+ONNX Runtime rarely returns memory, so the peak is measured: VmHWM of /proc/self/status after each
+of a few rising batch sizes, minus its value before the first. Neither psutil nor resource has this
+number (ru_maxrss includes that of the parent process). The command is
 
-    python -m weaver.memory model.onnx '{"pf_features": ["float32", [13, 64]]}'
+    python -m weaver.memory model.onnx '{"pf_features": ["float32", [13, 64]]}' 16 64 256
 """
 
 from __future__ import annotations
@@ -27,38 +26,39 @@ from pathlib import Path
 from common.errors import GateError
 from common.project import ROOT
 
-# jets; rising, because a peak never falls. The largest is a second's work for a ParticleNet on two
-# cores.
+# numbers of jets; rising, because a peak never falls. The largest takes a second for a ParticleNet
+# on two cores.
 SIZES = (16, 64, 256)
-# jets: the gate has compared 1000 at once, larger batches are no faster, and a client sends several
-# requests
-MOST = 1024
-# bytes for one model: two of them and the server fit in the 4 GiB that the service asks for
+# jets: the gate compares up to 1000 at once, larger batches are not faster, and a client can send
+# several requests
+MOST_JETS = 1024
+# bytes for one model: two of them and the server fit in the 4 GiB that the service requests
 BUDGET = 2**30
 SECONDS = 300.0
+"""Time limit of a measurement."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Peak growth in bytes at each batch size."""
+    """Growth of the peak memory, in bytes, at each batch size."""
 
     sizes: tuple[int, ...]
     growth: tuple[int, ...]
 
     @property
     def bytes_per_jet(self) -> int:
-        """Bytes by the largest batch, and never below the slope to it."""
-        # in the largest batch, what does not depend on the size weighs least
+        """Bytes for each jet: the mean of the largest batch, or the slope if that is larger."""
+        # in the largest batch the constant part has the smallest effect
         slope = (self.growth[-1] - self.growth[0]) / (self.sizes[-1] - self.sizes[0])
         return round(max(self.growth[-1] / self.sizes[-1], slope, 1))
 
-    def batch_size(self, budget: int = BUDGET, most: int = MOST) -> int:
-        """The largest power of two, from 1 to `most`, that takes no more than `budget` bytes."""
+    def batch_size(self, budget: int = BUDGET, most: int = MOST_JETS) -> int:
+        """The largest power of two, from 1 to `most`, that needs at most `budget` bytes."""
         fits = max(min(budget // self.bytes_per_jet, most), 1)
         return 1 << (fits.bit_length() - 1)
 
     def asdict(self) -> dict[str, object]:
-        """Return the fields and the bytes of a jet, for JSON."""
+        """The fields and the bytes for each jet, as JSON values."""
         return {**dataclasses.asdict(self), "bytes_per_jet": self.bytes_per_jet}
 
 
@@ -69,35 +69,34 @@ def measure_memory(
 ) -> Memory:
     """Measure an ONNX file.
 
-    inputs: {name: (numpy type, shape of one jet)}. Raises GateError where ONNX Runtime cannot run
-    it.
+    inputs: name -> (numpy type, shape of one jet). Raises GateError if ONNX Runtime cannot run it.
     """
-    described = json.dumps({name: [kind, list(shape)] for name, (kind, shape) in inputs.items()})
+    inputs_json = json.dumps({name: [kind, list(shape)] for name, (kind, shape) in inputs.items()})
     program = [sys.executable, "-m", "weaver.onnx.memory"]
-    # the process must find this project wherever it is started
+    # so that the process can import this project from any working directory
     path = str(ROOT)
     if others := os.environ.get("PYTHONPATH"):
         path += os.pathsep + others
-    done = subprocess.run(
-        [*program, os.fspath(onnx_path), described, *map(str, sizes)],
+    process = subprocess.run(
+        [*program, os.fspath(onnx_path), inputs_json, *map(str, sizes)],
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
         timeout=SECONDS,
         check=False,
     )
-    if done.returncode != 0:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    if process.returncode != 0:
+        lines = process.stderr.strip().splitlines() or [f"exit code {process.returncode}"]
         raise GateError(
             f"{onnx_path} cannot be run in batches of up to {max(sizes)} jets: {lines[-1]}"
         )
-    return Memory(sizes=tuple(sizes), growth=tuple(json.loads(done.stdout)))
+    return Memory(sizes=tuple(sizes), growth=tuple(json.loads(process.stdout)))
 
 
 def peak_bytes() -> int:
-    """The largest resident memory that this process has had.
+    """The largest resident memory of this process so far, in bytes.
 
-    Raises GateError on a system that does not count it (other than Linux).
+    Raises GateError on systems other than Linux, which do not report it.
     """
     status = Path("/proc/self/status")
     peak = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
@@ -121,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
     growth = []
     for size in sizes:
         feed = {name: np.zeros((size, *shape), kind) for name, (kind, shape) in inputs.items()}
-        # from the second run on, ONNX Runtime lays memory out by what it saw in the first
+        # from the second run on, ONNX Runtime plans its memory by the first
         for _ in range(2):
             runtime.run(None, feed)
         growth.append(peak_bytes() - before)

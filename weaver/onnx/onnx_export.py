@@ -1,14 +1,14 @@
-"""A network as one ONNX file: dynamic in the batch axis, with its provenance inside.
+"""Export a network as one ONNX file, dynamic in the batch axis, with metadata about its origin.
 
     export_onnx(model, model_info, data_config, "model.onnx", metadata={"run_id": "pfn-1a2b3c4d"})
 
-Opset 17 in IR version 8 is what ONNX Runtime 1.15, the one inside Triton 23.05, reads; torch's
-newer exporter (dynamo=True) writes IR version 10, which that runtime refuses. `weaver.onnx.parity`
-proves that the file computes what the network does.
+The file has opset 17 and IR version 8, which ONNX Runtime 1.15 in Triton 23.05 can read. torch's
+newer exporter (dynamo=True) writes IR version 10, which that runtime rejects. `weaver.onnx.parity`
+checks that the file computes the same as the network.
 
-Axes that `dynamic_axes` of a network file leaves free (published ones leave the number of
-particles free) stay so in the graph. It is traced at the data config's length, and
-`weaver.onnx.free_axes` proves that it computes what the network does at other lengths as well.
+Axes that `dynamic_axes` of a network file leaves free (in published ones the number of particles)
+stay free in the graph. It is traced at the data config's length; `weaver.onnx.free_axes` checks
+other lengths.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     import torch
 
 OPSET = 17
-IR_VERSION = 8  # the newest that ONNX Runtime 1.15 is asked to read here
-# not 1: the exporter would take a first axis of one for a constant and the file would work for one
+IR_VERSION = 8  # the highest that ONNX Runtime 1.15 in Triton 23.05 must read
+# not 1: the exporter would treat an axis of size one as constant, and the file would work for one
 # jet only
 TRACE_BATCH = 3
-TRACE_PLACES = 7  # of a free axis whose size neither the data config nor the network states
+TRACE_PLACES = 7  # size of a free axis if neither the data config nor the network gives one
 
 
 def export_onnx(
@@ -44,17 +44,15 @@ def export_onnx(
     opset: int = OPSET,
     metadata: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write `model` as ONNX to `path` (one file, no sidecar) and return the path.
+    """Write `model` as one ONNX file to `path`, and return the path.
 
-    `model_info` is that of the network's get_model: input_names, input_shapes (first axis the
-    batch) and output_names. The shape of an input comes from `data_config.input_shapes` where it is
-    given there. Inputs are float32 unless `input_types` {name: numpy type} says otherwise; axes
-    beside the batch are fixed unless `dynamic_axes` {name: {axis: what it counts}} names them (then
-    the shape may say -1). `metadata` becomes text in the file's metadata_props. What is traced is
-    `untrimmed(model)`.
+    model_info: that of get_model: input_names, input_shapes (the first axis is the batch) and
+    output_names; optional: input_types {name: numpy type}, default float32, and dynamic_axes {name:
+    {axis: what it counts}}. All other axes but the batch are fixed. data_config: its `input_shapes`
+    come before those of model_info. metadata: becomes text in the file's metadata_props.
 
-    Raises InputError for an input without a fixed shape and GateError if the file written is not
-    what Triton is to load.
+    Raises InputError for an input without a fixed shape, and GateError if Triton could not load the
+    file.
     """
     import numpy as np
     import torch
@@ -64,7 +62,7 @@ def export_onnx(
     free = free_axes(model_info)
     axes = {}
     for name in [*shapes, *outputs]:
-        # the batch axis has the same name everywhere, whatever the network calls it
+        # the batch axis has the same name in all tensors, whatever the network's own name for it
         axes[name] = {**free.get(name, {}), 0: "batch"}
 
     # Random numbers of each input's type and shape.
@@ -75,16 +73,16 @@ def export_onnx(
         array = rng.uniform(1, 3, (TRACE_BATCH, *shape))
         example.append(torch.from_numpy(array.astype(types.get(name, np.float32))))
 
-    network = untrimmed(model)
+    network = without_trimming(model)
     with warnings.catch_warnings(), torch.no_grad(), _own_symbolics(opset):
-        # Deprecation: see the module's text. Tracer: it warns at each Python number made of a
-        # shape; whether one of them made the graph wrong is measured afterwards, at other batch
+        # Deprecation: see the module's docstring. Tracer: it warns about each conversion of a shape
+        # to a Python number; whether that made the graph wrong is checked later, at other batch
         # sizes and lengths.
         warnings.filterwarnings("ignore", category=DeprecationWarning)
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
-        # says what it leaves as it is
+        # it reports operations that it does not fold
         warnings.filterwarnings("ignore", message="Constant folding")
-        # of networks that change their inputs in place: those of the graph stay as they are
+        # about networks that change their inputs in place; the graph's inputs do not change
         warnings.filterwarnings("ignore", message="ONNX Preprocess - Removing mutation")
         torch.onnx.export(
             network,
@@ -102,10 +100,10 @@ def export_onnx(
 
 @contextlib.contextmanager
 def _own_symbolics(opset: int) -> Iterator[None]:
-    """Replace operations for which torch's exporter writes something else than PyTorch computes."""
+    """Replace operations that torch's exporter would write with another result than PyTorch's."""
     import torch
 
-    # Registration says that it is deprecated together with this exporter.
+    # The registration is deprecated together with this exporter.
     torch.onnx.register_custom_op_symbolic("aten::atan2", _atan2, opset)
     try:
         yield
@@ -114,10 +112,10 @@ def _own_symbolics(opset: int) -> Iterator[None]:
 
 
 def _atan2(graph, y, x):
-    """Write atan2(y, x) for torch's exporter, which itself writes atan(y / x).
+    """Write atan2(y, x) in place of torch's exporter, which writes atan(y / x).
 
-    That is NaN where both are 0, as the momenta in padded places are, and -pi instead of pi on the
-    negative x axis.
+    The exporter's form is NaN if both are 0, as for momenta in padded places, and -pi instead of pi
+    on the negative x axis.
     """
     import torch
 
@@ -134,12 +132,12 @@ def _atan2(graph, y, x):
     return graph.op("Where", graph.op("Less", x, zero), left, angle)
 
 
-def untrimmed(model: torch.nn.Module) -> torch.nn.Module:
-    """Copy a network, on the CPU, in evaluation mode and without its trimming of padded places.
+def without_trimming(model: torch.nn.Module) -> torch.nn.Module:
+    """Copy a network to the CPU, in evaluation mode, and switch off its trimming of padding.
 
-    Networks cut a batch to its fullest jet to save work. In a graph the length of the jets that it
-    is traced with would become a constant. Known are `SequenceTrimmer`, which network files copy
-    from weaver-core, and this project's own ParticleNet.
+    Networks trim a batch to its longest jet to save work. In a graph, the length of the traced jets
+    would then become a constant. This switches off `SequenceTrimmer`, which network files copy from
+    weaver-core, and the trimming of this project's ParticleNet.
     """
     network = copy.deepcopy(model).cpu().eval()
     for module in network.modules():
@@ -151,33 +149,35 @@ def untrimmed(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def free_axes(model_info: Mapping[str, Any]) -> dict[str, dict[int, str]]:
-    """The axes beside the batch that a network leaves free: {input or output: {axis: name}}.
+    """The free axes of a network, without the batch: input or output -> {axis: name}.
 
-    `dynamic_axes` holds them as torch.onnx.export takes them: {axis: name}, or a list of axes.
+    They come from model_info's `dynamic_axes`, in a form of torch.onnx.export: {axis: name}, or a
+    list of axes.
     """
     free: dict[str, dict[int, str]] = {}
-    for name, stated in (model_info.get("dynamic_axes") or {}).items():
+    for name, open_axes in (model_info.get("dynamic_axes") or {}).items():
         axes = (
-            stated if isinstance(stated, Mapping) else {axis: f"{name}_{axis}" for axis in stated}
+            open_axes
+            if isinstance(open_axes, Mapping)
+            else {axis: f"{name}_{axis}" for axis in open_axes}
         )
         free[name] = {axis: label for axis, label in axes.items() if axis}
     return free
 
 
 def input_shapes(model_info: Mapping[str, Any], data_config=None) -> dict[str, tuple[int, ...]]:
-    """Shape of each input without the batch axis: {name: (C, P) or (C,)}.
+    """Shapes with which a network is traced, without the batch axis: input -> (C, P) or (C,).
 
-    The inputs are in the order in which the network takes them. These are the sizes that are
-    traced: those of the data config, also where an axis is free. Raises InputError where the size
-    of an axis that is not free is stated nowhere.
+    The inputs are in the network's order. Sizes come from the data config, also for free axes.
+    Raises InputError if an axis that is not free has no size.
     """
-    known = dict(getattr(data_config, "input_shapes", None) or {})
+    config_shapes = dict(getattr(data_config, "input_shapes", None) or {})
     free = free_axes(model_info)
     shapes = {}
     for name in model_info["input_names"]:
         sizes = []
-        stated = known.get(name, model_info["input_shapes"][name])
-        for axis, size in enumerate(stated[1:], start=1):
+        shape = config_shapes.get(name, model_info["input_shapes"][name])
+        for axis, size in enumerate(shape[1:], start=1):
             is_open = axis in free.get(name, {}) and int(size) < 1
             sizes.append(TRACE_PLACES if is_open else int(size))
         if not sizes or min(sizes) < 1:
@@ -191,10 +191,9 @@ def input_shapes(model_info: Mapping[str, Any], data_config=None) -> dict[str, t
 
 
 def _finish(path: str | os.PathLike, opset: int, metadata: Mapping[str, Any]) -> None:
-    """Put the metadata into the file, and check it.
+    """Add the metadata to the file, and check that it is valid, complete and dynamic in the batch.
 
-    It must be as the ONNX standard says, self-contained, readable by Triton, and dynamic in the
-    batch axis.
+    Raises GateError if Triton 23.05 could not read it, or an axis of the batch is fixed.
     """
     import onnx
 
@@ -202,12 +201,12 @@ def _finish(path: str | os.PathLike, opset: int, metadata: Mapping[str, Any]) ->
     onnx.helper.set_model_props(model, {key: str(value) for key, value in metadata.items()})
     if opset <= OPSET and model.ir_version > IR_VERSION:
         raise GateError(
-            f"the ONNX file came out in IR version {model.ir_version}; Triton 23.05 reads"
-            f" {IR_VERSION} at most"
+            f"the ONNX file has IR version {model.ir_version}; Triton 23.05 reads {IR_VERSION} at"
+            " most"
         )
     for value in [*model.graph.input, *model.graph.output]:
         axes = value.type.tensor_type.shape.dim
-        # a network that reshapes with a number of jets leaves it in the graph as a constant
+        # if a network reshapes with the number of jets, it becomes a constant of the graph
         if not axes or axes[0].HasField("dim_value"):
             raise GateError(
                 f"'{value.name}' of the ONNX file has no dynamic batch axis; the network must keep"

@@ -1,13 +1,13 @@
-"""The export gate: ONNX Runtime answers as PyTorch does, whatever Triton may do with the file.
+"""The export gate: check that ONNX Runtime reproduces PyTorch, in every way that Triton may run it.
 
-`golden_jets` picks the jets: one of each multiplicity from none to the full length, then real ones.
-`check_parity` compares, at each optimisation level that config.pbtxt can ask for and at batch sizes
-from 1 to 1000, with PyTorch's answer to the same jet. A model that fails is looked into: the worst
-jet is named, and the layer from which on it differs (weaver/onnx/layers_apart.py).
+`golden_jets` makes the jets: one of each multiplicity from 0 to the full length, then real ones.
+`check_parity` compares the answers (the network's outputs) to these jets, at each optimisation
+level of config.pbtxt and at batch sizes from 1 to 1000. For a model that fails, the error names the
+worst jet, and the first layer that differs (weaver/onnx/layer_differences.py).
 
-An answer agrees if |onnx - torch| <= 1e-5 * max(1, |torch|). 99.9 % of the jets must agree and none
-may be further off than 1e-3: where two particles are nearly equally far away, rounding decides
-which of them is a neighbour, and such a jet may move a little.
+An answer agrees if |onnx - torch| <= 1e-5 * max(1, |torch|). 99.9 % of the jets must agree, and
+none may differ by more than 1e-3. The rest allows for rounding, which may decide which of two
+nearly equally distant particles is a neighbour.
 """
 
 from __future__ import annotations
@@ -20,37 +20,36 @@ from typing import NamedTuple
 import numpy as np
 
 from common.errors import GateError
-from weaver.onnx.layers_apart import layers_apart
+from weaver.onnx.layer_differences import describe_layer_differences
 from weaver.onnx.runtime import feed_of, session
 from weaver.onnx.triton_config import GRAPH_LEVELS
 
-CLOSE = 1e-5  # an answer that agrees; relative where |answer| > 1
-LIMIT = 1e-3  # no jet may be further off
-SHARE = 0.999  # of the jets must agree
+CLOSE = 1e-5  # largest difference of an answer that agrees; relative where |answer| > 1
+LIMIT = 1e-3  # largest difference that any jet may have
+SHARE = 0.999  # fraction of jets that must agree
 BATCH_SIZES = (1, 2, 17, 1000)
 NUM_JETS = 1000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Golden:
-    """Jets to compare answers on."""
+    """Golden jets, for which the answers are compared."""
 
     inputs: dict[str, np.ndarray]
-    """Name -> (N, C, P) or (N, C) float32; of raw jets (N, P) or (N, 1)."""
+    """Name -> (N, C, P) or (N, C) float32; for raw jets (N, P) or (N, 1)."""
     multiplicity: np.ndarray
-    """Real particles (N,) of each jet."""
+    """Number of particles (N,) of each jet, without padding."""
     span: int
-    """So many jets, the first ones, are one of each multiplicity."""
+    """The first `span` jets are one of each multiplicity."""
     counters: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Of raw jets: input whose second axis may have any size -> the input that counts what is real
-    in it."""
+    """For raw jets: input whose second axis may have any size -> its counter."""
 
     def __len__(self) -> int:
         """Return the number of jets."""
         return len(self.multiplicity)
 
     def batch(self, jets: np.ndarray) -> dict[str, np.ndarray]:
-        """The inputs of these jets (n,), where the size is free as wide as the fullest needs."""
+        """The inputs of these jets (n,); free axes are as long as the largest multiplicity."""
         inputs = {}
         for name, x in self.inputs.items():
             inputs[name] = x[jets]
@@ -62,19 +61,19 @@ class Golden:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parity:
-    """What the gate measured; `worst` describes the jet that is furthest off."""
+    """The gate's result; `worst` describes the jet with the largest difference."""
 
     num_jets: int
     num_answers: int
     share_close: float
-    """Smallest share over the optimisation levels of jets that agree at every batch size."""
+    """Fraction of jets that agree at every batch size, the smallest of all optimisation levels."""
     max_difference: float
     worst: str
     levels: tuple[int, ...]
     batch_sizes: tuple[int, ...]
 
     def asdict(self) -> dict[str, object]:
-        """Return the fields, for JSON."""
+        """The fields, as JSON values."""
         return dataclasses.asdict(self)
 
 
@@ -87,35 +86,38 @@ def golden_jets(
     length: int | None = None,
     seed: int = 0,
 ) -> Golden:
-    """Make golden jets of real ones: one of each multiplicity 0..length, then jets as they are.
+    """Make golden jets from real ones: one of each multiplicity 0..length, then unchanged jets.
 
-    There are `count` of them, or more if the length needs it. A jet is cut to m particles by
-    putting padding in place of the others, and filled up to m with particles of other jets, so that
-    no particle occurs twice in it. When the real jets are used up, further cut ones follow.
-    `padding` holds the value of each variable in a padded place, {name: (C,)}; zero without it.
-    `length`: P without it. The same seed gives the same jets.
+    inputs: name -> (N, C, P) or (N, C). multiplicity: (N,). count: number of golden jets; there are
+    more if the length requires it. padding: name -> value of each variable in a padded place (C,);
+    default 0. length: default P. The same seed gives the same jets.
+
+    To get m particles, a jet is truncated and padded, or extended with particles of other jets, so
+    that no particle occurs twice in it. If there are too few real jets, more of this kind follow.
     """
     rng = np.random.default_rng(seed)
     places = max((x.shape[2] for x in inputs.values() if x.ndim == 3), default=0)
     length = places if length is None else min(length, places)
 
-    # Real jets, as many as are left beside one of each multiplicity.
+    # Real jets: as many as remain after one jet of each multiplicity.
     real = rng.permutation(len(multiplicity))[: max(count - length - 1, 0)]
     further = max(count - len(real) - length - 1, 0)
     sizes = np.concatenate([np.arange(length + 1), rng.integers(0, length + 1, further)])
     base = rng.integers(0, len(multiplicity), len(sizes))
-    filled = {}
+    variants = {}
     for name, x in inputs.items():
         pad = (padding or {}).get(name)
-        filled[name] = x[base]
+        variants[name] = x[base]
         if x.ndim == 3:
-            filled[name] = _with_multiplicity(x, multiplicity, base, sizes, pad, seed)
+            variants[name] = _with_multiplicity(x, multiplicity, base, sizes, pad, seed)
 
-    # The first length + 1 jets are one of each multiplicity, in random order: the smaller batch
-    # sizes are run on them alone.
+    # The first length + 1 jets are one of each multiplicity, in random order; small batch sizes are
+    # tested with these jets only.
     order = np.concatenate([rng.permutation(length + 1), np.arange(length + 1, len(sizes))])
     return Golden(
-        inputs={name: np.concatenate([filled[name][order], x[real]]) for name, x in inputs.items()},
+        inputs={
+            name: np.concatenate([variants[name][order], x[real]]) for name, x in inputs.items()
+        },
         multiplicity=np.concatenate([sizes[order], multiplicity[real]]),
         span=length + 1,
     )
@@ -129,32 +131,32 @@ def _with_multiplicity(
     padding: np.ndarray | None,
     seed: int,
 ) -> np.ndarray:
-    """Jets x[base] (n, C, P) of x (N, C, P), with `sizes` (n,) particles each."""
-    filled = x[base].copy()
+    """The jets x[base] (n, C, P) of x (N, C, P), changed to `sizes` (n,) particles each."""
+    variant = x[base].copy()
     length = x.shape[2]
-    # (jet, place) of all particles, from which jets are filled up. The same seed for each input: a
-    # filled place takes the same particle everywhere.
+    # (jet, place) of all particles, with which jets are extended. The seed is the same for each
+    # input, so that all inputs take the same particle.
     particles = np.argwhere(np.arange(length) < multiplicity[:, None])
     pool = np.random.default_rng(seed).permutation(particles)
     next_free = 0
     for row, (jet, size) in enumerate(zip(base, sizes, strict=True)):
         own = min(int(multiplicity[jet]), length)
-        take = pool  # of a pool without particles, none
+        take = pool  # empty if there are no particles
         if len(pool):
             missing = max(size - own, 0)
             take = pool[np.arange(next_free, next_free + missing) % len(pool)]
-        filled[row, :, own : own + len(take)] = x[take[:, 0], :, take[:, 1]].T
-        filled[row, :, size:] = 0.0 if padding is None else np.asarray(padding)[:, None]
+        variant[row, :, own : own + len(take)] = x[take[:, 0], :, take[:, 1]].T
+        variant[row, :, size:] = 0.0 if padding is None else np.asarray(padding)[:, None]
         next_free += len(take)
-    return filled
+    return variant
 
 
 def torch_answers(
     model, input_names: Sequence[str], inputs: Mapping[str, np.ndarray], batch_size: int = 500
 ) -> np.ndarray:
-    """PyTorch's answers (N, outputs) on the CPU, in evaluation mode.
+    """PyTorch's answers (N, outputs) on the CPU; the model must be in evaluation mode.
 
-    Several outputs, (N, 1) or (N,), stand side by side.
+    Several output tensors, (N, 1) or (N,), are concatenated.
     """
     import torch
 
@@ -183,12 +185,12 @@ def check_parity(
     batch_sizes: Sequence[int] = BATCH_SIZES,
     advance: Callable[[int, str], None] = lambda count, note: None,
 ) -> Parity:
-    """Compare the ONNX file with the model on the golden jets; the module's text has the rule.
+    """Compare the ONNX file with the model for the golden jets, by the module's rule.
 
-    model: on the CPU, in evaluation mode. expected: the right answers (N, outputs), where they are
-    not the model's own. `advance` is called with the number of jets done and the level. Raises
-    GateError that names the worst jet, its number of particles, the batch size, the level and the
-    layer.
+    model: on the CPU, in evaluation mode. expected: the right answers (N, outputs); default: those
+    of the model. levels: of graph optimisation. advance: called with a number of jets and a note,
+    for a progress bar. Raises GateError that names the worst jet, its number of particles, the
+    batch size, the level and the layer.
     """
     expected = torch_answers(model, input_names, golden.inputs) if expected is None else expected
     finite = np.isfinite(expected).all(axis=1)
@@ -224,9 +226,9 @@ def check_parity(
         share = min(share, float(np.mean(off <= CLOSE)))
 
     if worst.difference > LIMIT or share < SHARE:
-        # on the worst jet alone, since it keeps the outputs of all layers
+        # for the worst jet only, because the outputs of all layers are kept in memory
         inputs = golden.batch(np.array([worst.jet]))
-        layers = layers_apart(model, onnx_path, input_names, inputs, worst.level)
+        layers = describe_layer_differences(model, onnx_path, input_names, inputs, worst.level)
         raise GateError(
             f"ONNX Runtime does not answer as PyTorch: {share:.2%} of {len(golden):,} golden jets"
             f" within {CLOSE:g} (needed {SHARE:.1%}), the worst off by {worst.difference:.2g}"
@@ -244,7 +246,7 @@ def check_parity(
 
 
 class _Worst(NamedTuple):
-    """The jet that is furthest off so far; none at first."""
+    """The jet with the largest difference so far."""
 
     difference: float = -1.0
     jet: int = -1
@@ -257,15 +259,12 @@ def num_answers(
     levels: Sequence[int] = tuple(GRAPH_LEVELS),
     batch_sizes: Sequence[int] = BATCH_SIZES,
 ) -> int:
-    """How many jets ONNX Runtime answers in check_parity, for a progress bar."""
+    """Number of jets that check_parity runs in ONNX Runtime, for a progress bar."""
     return len(levels) * sum(len(_jets_for(size, golden)) for size in batch_sizes)
 
 
 def _jets_for(batch_size: int, golden: Golden) -> np.ndarray:
-    """Indices of the jets that are run at a batch size.
-
-    They make whole batches, enough of them to see one jet of each multiplicity.
-    """
+    """Indices of the jets for a batch size: complete batches, with one jet of each multiplicity."""
     batches = -(-golden.span // batch_size)
     return np.arange(batches * batch_size) % len(golden)
 
@@ -278,7 +277,10 @@ def _onnx_answers(
     level: int,
     advance: Callable[[int, str], None],
 ) -> np.ndarray:
-    """ONNX Runtime's answers (n, outputs) to the jets (n,), in batches of a size."""
+    """ONNX Runtime's answers (n, outputs) to the jets (n,), in batches of `size`.
+
+    Raises GateError if it fails, or its outputs have wrong shapes.
+    """
     parts = []
     for start in range(0, len(jets), size):
         batch = jets[start : start + size]
@@ -298,13 +300,10 @@ def _onnx_answers(
 
 
 def relative_difference(answers: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """Largest difference (N,) of each jet, relative where |expected| > 1.
-
-    Infinite where the answer is no number.
-    """
-    scaled = np.abs(answers.astype(np.float64) - expected) / np.maximum(1.0, np.abs(expected))
-    finite = np.where(np.isfinite(scaled), scaled, np.inf)
-    return finite.reshape(len(answers), -1).max(axis=1)
+    """Largest difference (N,) of each jet, relative where |expected| > 1; infinite for NaN."""
+    differences = np.abs(answers.astype(np.float64) - expected) / np.maximum(1.0, np.abs(expected))
+    differences = np.where(np.isfinite(differences), differences, np.inf)
+    return differences.reshape(len(answers), -1).max(axis=1)
 
 
 def _jet(golden: Golden, jet: int) -> str:

@@ -1,11 +1,11 @@
-"""Raw jets for a model that takes them, and the inputs that weaver makes of the same jets.
+"""Raw jets for a model that takes them, and the network's inputs for the same jets.
 
     columns = raw_columns(entry, data_config)              # types, from the head of one file
     jets = read_raw(entries, data_config, program, 1000)   # {name: (N, 1) or (N, P)}
-    inputs = reference_inputs(jets, data_config, program)  # as prepare and the loader make them
+    inputs = reference_inputs(jets, data_config, program)  # by prepare and the loader
 
-`reference_inputs` goes through weaver's own preparation (numpy, awkward), so that the gate compares
-the graph with what was trained on.
+`reference_inputs` uses weaver's own preparation (numpy, awkward), so that the gate compares the
+graph with the inputs of the training.
 """
 
 from __future__ import annotations
@@ -32,29 +32,29 @@ from weaver.prepared.columns import DatasetWriter
 from weaver.read import files
 from weaver.read.jagged import evaluate
 
-BEYOND = 20  # particles more than the longest input takes, in the jets that the gate makes
-# that jets are taken from: several, since files may differ in pT, and few, since each takes round
-# trips on S3
+EXTRA_PARTICLES = 20  # in golden jets, in addition to the length of the longest input
+# files from which jets are taken: several, because files may differ in pT, and few, because each
+# needs round trips on S3
 FILES = 4
 
 
 def raw_plan(config: DataConfig) -> Plan:
-    """Plan what to read and compute for the network's inputs of any jet: no selection, no label."""
-    unselected = dataclasses.replace(config, selections={"train": None, "test": None})
-    plan = unselected.plan_for(input_columns(config))
+    """Plan what to read and compute for the network's inputs, without selection and label."""
+    without_selection = dataclasses.replace(config, selections={"train": None, "test": None})
+    plan = without_selection.plan_for(input_columns(config))
     return dataclasses.replace(plan, branches=raw_branches(config))
 
 
 def raw_columns(entry: Entry, config: DataConfig) -> dict[str, Column]:
-    """The branches of one file that the data config uses, with their types.
+    """The branches of one file that the data config uses: name -> column.
 
-    Raises InputError as weaver.read.files.inspect, and for a branch that holds no numbers.
+    Raises InputError as weaver.read.files.inspect does, and for a branch that is not numeric.
     """
     plan = raw_plan(config)
     file = files.inspect(entry, config, plan)
     columns = {}
-    with files.open_file(entry.uri) as opened:
-        tree = opened[file.tree]
+    with files.open_file(entry.uri) as root_file:
+        tree = root_file[file.tree]
         for name, branch in plan.branches.items():
             if name in file.columns:
                 columns[branch] = _column(tree[branch])
@@ -62,7 +62,7 @@ def raw_columns(entry: Entry, config: DataConfig) -> dict[str, Column]:
 
 
 def _column(branch) -> Column:
-    """A branch's type, and of a list of values its counter."""
+    """The type of a branch, and for lists the name of its counter."""
     array = branch.array(entry_stop=0, library="ak")
     dtype = None
     with contextlib.suppress(TypeError, ValueError):  # words, records and the like
@@ -73,7 +73,7 @@ def _column(branch) -> Column:
         )
     counter = ""
     if array.ndim == 2:
-        # the branch that ROOT names; a vector and an RNTuple have none, and then it is n<branch>
+        # the counter that ROOT names, else (for a vector or an RNTuple) n<branch>
         counting = getattr(branch, "count_branch", None)
         counter = f"n{branch.name}" if counting is None else counting.name
     return Column(dtype=dtype, particles=array.ndim == 2, counter=counter)
@@ -82,31 +82,34 @@ def _column(branch) -> Column:
 def read_raw(
     entries: Sequence[Entry], config: DataConfig, program: RawProgram, count: int
 ) -> dict[str, np.ndarray]:
-    """Read about `count` jets from the beginnings of a few files, as the model takes them.
+    """Read about `count` jets from the start of a few files, as inputs of the raw model.
 
-    The data config's selection is not applied. Arrays are (N, 1), or (N, P) for particles.
+    The data config's selection is not applied. Returns arrays (N, 1), or (N, P) for particles.
+    Raises InputError for files that the data config does not fit.
     """
     plan = raw_plan(config)
-    # evenly over the list: files in a row tend to be of the same range of pT
+    # evenly over the list, because neighbouring files often have the same range of pT
     places = np.linspace(0, len(entries) - 1, min(FILES, len(entries)))
-    chosen = [entries[place] for place in sorted({round(place) for place in places})]
+    sample_files = [entries[place] for place in sorted({round(place) for place in places})]
     parts: dict[str, list[ak.Array]] = {branch: [] for branch in program.inputs}
-    for entry in chosen:
+    for entry in sample_files:
         file = files.inspect(entry, config, plan)
-        stop = min(-(-count // len(chosen)), file.num_entries)
+        stop = min(-(-count // len(sample_files)), file.num_entries)
         for columns, _ in files.read(file, config, plan, training_set=False, stop=stop):
             # two columns may come from one branch
             arrays = {plan.branches[name]: columns[name] for name in plan.branches}
             for branch, chunks in parts.items():
                 chunks.append(arrays[branch])
-    return padded({branch: ak.concatenate(arrays) for branch, arrays in parts.items()}, program)
+    return pad_columns(
+        {branch: ak.concatenate(arrays) for branch, arrays in parts.items()}, program
+    )
 
 
-def padded(columns: Mapping[str, ak.Array], program: RawProgram) -> dict[str, np.ndarray]:
-    """Pad branches, awkward arrays, to the model's inputs.
+def pad_columns(columns: Mapping[str, ak.Array], program: RawProgram) -> dict[str, np.ndarray]:
+    """Pad branches, which are awkward arrays, to the model's inputs.
 
-    They are (N, 1), or (N, P) with zeros behind the particles, and the counters (N, 1) int32.
-    Raises InputError for branches of one counter with different numbers of entries.
+    Returns (N, 1), or (N, P) padded with zeros, and the counters (N, 1), int32. Raises InputError
+    if branches of one counter have different numbers of entries.
     """
     inputs: dict[str, np.ndarray] = {}
     counts: dict[str, np.ndarray] = {}
@@ -132,33 +135,35 @@ def padded(columns: Mapping[str, ak.Array], program: RawProgram) -> dict[str, np
 def reference_inputs(
     jets: Mapping[str, np.ndarray], config: DataConfig, program: RawProgram
 ) -> dict[str, np.ndarray]:
-    """The inputs that weaver's own preparation makes of the jets, {group: (N, C, P) or (N, C)}.
+    """The network's inputs by weaver's own preparation: group -> (N, C, P) or (N, C).
 
-    The entry '' is the quantity that the label divides by (N,), such as jetPt in GeV; with jetEta
-    among the inputs there is also what the residual correction takes, (N, 2).
+    The entry '' is the quantity that the label divides by (N,), such as jetPt in GeV. With jetEta
+    among the inputs, the entry `residual_features` (N, 2) is the residual correction's input.
     """
     from weaver.feed.dataset import Dataset
 
     plan = raw_plan(config)
-    columns = {name: _unpadded(jets, branch, program) for name, branch in plan.branches.items()}
-    selected, count = transform.select(columns, plan)
+    columns = {
+        name: _without_padding(jets, branch, program) for name, branch in plan.branches.items()
+    }
+    selected_columns, count = transform.select(columns, plan)
     with tempfile.TemporaryDirectory(prefix="jec-raw-") as folder:
         writer = DatasetWriter(Path(folder))
-        writer.append(transform.make_ready(selected, count, config, plan))
+        writer.append(transform.make_rows(selected_columns, count, config, plan))
         description = writer.close() | {"preprocess_params": config.preprocess_params}
         dataset = Dataset(Path(folder), description, dataclasses.replace(config, label_names=()))
         batch = dataset.batch(np.arange(count))
-        # a copy, since the files are mapped into memory and go away with the folder
+        # a copy, because the files are mapped into memory and will be deleted with the folder
         inputs = {name: tensor.numpy().copy() for name, tensor in batch.inputs.items()}
-    reference = evaluate(Expression(program.reference_text), columns | selected)
+    reference = evaluate(Expression(program.reference_text), columns | selected_columns)
     inputs[""] = np.asarray(reference, np.float32)
     if program.eta is not None:
-        eta = evaluate(Expression(ETA), columns | selected)
+        eta = evaluate(Expression(ETA), columns | selected_columns)
         inputs[FEATURES] = np.stack([inputs[""], np.asarray(eta, np.float32)], axis=1)
     return inputs
 
 
-def _unpadded(jets: Mapping[str, np.ndarray], branch: str, program: RawProgram) -> ak.Array:
+def _without_padding(jets: Mapping[str, np.ndarray], branch: str, program: RawProgram) -> ak.Array:
     """A branch of the model's inputs as an awkward array, without padding."""
     column = program.inputs[branch]
     if not column.particles:
@@ -171,10 +176,10 @@ def _unpadded(jets: Mapping[str, np.ndarray], branch: str, program: RawProgram) 
 def golden_raw_jets(
     real: Mapping[str, np.ndarray], program: RawProgram, config: DataConfig
 ) -> Golden:
-    """Make golden jets of raw ones: one of each multiplicity, then the real ones.
+    """Make golden jets from raw ones: one of each multiplicity, then the real ones.
 
-    Multiplicities go from none to well above the longest input. Where there are several lists of
-    particles, the first one's is varied.
+    Multiplicities range from 0 to EXTRA_PARTICLES above the longest input. With several lists of
+    particles, that of the first list varies.
     """
     counter = program.counters[0] if program.counters else None
     particles = set()
@@ -192,7 +197,7 @@ def golden_raw_jets(
     else:
         multiplicity = np.zeros(len(next(iter(real.values()))), np.int64)
     lengths = [params["length"] or 0 for params in config.preprocess_params.values()]
-    golden = golden_jets(arrays, multiplicity, length=max(lengths, default=0) + BEYOND)
+    golden = golden_jets(arrays, multiplicity, length=max(lengths, default=0) + EXTRA_PARTICLES)
 
     inputs = {}
     for name, x in golden.inputs.items():
@@ -209,44 +214,47 @@ def golden_raw_jets(
 def reference_answers(
     output: np.ndarray, reference_pt: np.ndarray, valid: np.ndarray
 ) -> np.ndarray:
-    """The raw model's answers (N, outputs): those of the network (N, C) in physical terms.
+    """The raw model's expected outputs (N, outputs), from those of the network (N, C).
 
-    output: logarithms of factors to reference_pt (N,), GeV. valid: (N,), the last answer.
+    output: (N, C), logarithms of factors to reference_pt (N,), GeV. valid: (N,), which becomes the
+    last output.
     """
     import torch
 
-    from weaver.onnx.raw_model import answers
+    from weaver.onnx.raw_model import physical_outputs
 
     is_valid = torch.from_numpy(valid[:, None])
-    physical = answers(torch.from_numpy(output), torch.from_numpy(reference_pt[:, None]), is_valid)
+    physical = physical_outputs(
+        torch.from_numpy(output), torch.from_numpy(reference_pt[:, None]), is_valid
+    )
     return torch.cat([*physical, is_valid.float()], dim=1).numpy()
 
 
-def preprocessing_apart(
+def describe_worst_input(
     model,
     input_names: Sequence[str],
     jets: Mapping[str, np.ndarray],
     reference: Mapping[str, np.ndarray],
     config: DataConfig,
 ) -> str:
-    """Name the variable in which the graph's preprocessing is furthest from weaver's own.
+    """Name the variable in which the graph's preprocessing differs most from weaver's own.
 
-    The text is the end of a sentence; empty where the preprocessing is close.
+    Returns the end of a sentence; empty if the preprocessing agrees.
     """
     import torch
 
     tensors = [torch.from_numpy(np.ascontiguousarray(jets[name])) for name in input_names]
     with torch.no_grad():
         *groups, _ = model.preprocessing(*tensors)
-    off: dict[str, float] = {}
+    largest: dict[str, float] = {}
     for group, tensor in zip(model.preprocessing.groups, groups, strict=True):
         expected = reference[group]  # (N, C, P), (N, C), or (N,) for one variable
-        scaled = np.abs(tensor.numpy() - expected) / np.maximum(1, np.abs(expected))
+        differences = np.abs(tensor.numpy() - expected) / np.maximum(1, np.abs(expected))
         names = FEATURE_NAMES if group == FEATURES else config.input_dicts[group]
         for index, name in enumerate(names):
-            of_variable = scaled[:, index] if scaled.ndim > 1 else scaled
-            off[f"{group}:{name}"] = float(of_variable.max(initial=0.0))
-    worst = max(off, key=lambda name: off[name])
-    if off[worst] <= CLOSE:
+            of_variable = differences[:, index] if differences.ndim > 1 else differences
+            largest[f"{group}:{name}"] = float(of_variable.max(initial=0.0))
+    worst = max(largest, key=lambda name: largest[name])
+    if largest[worst] <= CLOSE:
         return ""
-    return f"; the input {worst} is off by {off[worst]:.2g} from what prepare makes of it"
+    return f"; the input {worst} differs by {largest[worst]:.2g} from the one that prepare computes"

@@ -1,24 +1,23 @@
-"""A network with its preprocessing in front: from the ntuple's columns to each jet's corrected pT.
+"""A model for raw jets: the network with its preprocessing, from ntuple columns to corrected pT.
 
     model, info = raw_model(program, network, network_info, data_config)
 
-Inputs are the branches that the data config uses, under their own names and in their own types: one
-value a jet as (N, 1), particles as (N, P) with any P, and for each list of particles its counter
-(N, 1), int32. Places from the counter on may hold anything. Nothing is selected: each jet gets an
-answer. Outputs, each (N, 1), all but the last float32:
+The inputs are the branches that the data config uses, with their names and types: (N, 1) for one
+value a jet, (N, P) with any P for particles, and for each list of particles its counter (N, 1),
+int32. Places at and beyond the counter may contain any number. There is no selection: the model
+has outputs for every jet. Outputs, each (N, 1), all but the last float32:
 
     calibrated_pt      in GeV: the quantity that the label divides by (jetPt in
                        log(genJetPt / jetPt)) times exp(the network's first output)
     correction         that factor
-    calibrated_pt_q16  and so on for the further outputs of a network with quantiles, named by its
+    calibrated_pt_q16  and similar outputs of a network with quantiles; the names follow from its
                        output_columns
-    valid              bool: the jet is one that the training has, with finite numbers
-                       (weaver/onnx/valid_range.py). Of the others the standard correction is
-                       returned unchanged: correction 1, and all pT the label's reference
+    valid              bool: the jet is in the range of the training, and its numbers are finite
+                       (weaver/onnx/valid_range.py). Other jets keep the standard correction:
+                       correction is 1, and every pT is the one that the label divides by
 
 The operations are those of weaver/onnx/raw_program.py and weaver/prepared/transform.py, in numpy's
-types; exported, they are part of the graph, so that a client has nothing to compute and nothing to
-get wrong.
+types. After the export they are part of the graph, so that a client computes nothing.
 """
 
 from __future__ import annotations
@@ -42,16 +41,16 @@ from weaver.onnx.residual_features import FEATURES
 from weaver.onnx.valid_range import ValidRange
 from weaver.prepared.transform import standardize
 
-# numpy's type -> the type in the graph. ONNX Runtime has few kernels for small and unsigned whole
-# numbers.
+# numpy's type -> the type in the graph. ONNX Runtime has few kernels for small and unsigned
+# integers.
 _TYPES = {"f2": torch.float32, "f4": torch.float32, "f8": torch.float64} | {
     **dict.fromkeys(("i1", "i2", "i4", "u1", "u2"), torch.int32),
     **dict.fromkeys(("i8", "u4", "u8"), torch.int64),
 }
 VALID = "valid"
-"""Name of the output that says whether a jet is one that the model is meant for."""
+"""Name of the output that says whether a jet is in the range of the training."""
 
-COMPARISONS = frozenset(known.operation for known in COMPARE.values())
+COMPARISONS = frozenset(operator.operation for operator in COMPARE.values())
 # ONNX Runtime computes these in single precision only.
 SINGLE = frozenset(
     {
@@ -78,22 +77,22 @@ def graph_type(dtype: np.dtype) -> torch.dtype:
     return torch.bool if dtype.kind == "b" else _TYPES[f"{dtype.kind}{dtype.itemsize}"]
 
 
-def held_in(value: Value) -> torch.dtype:
+def graph_type_of(value: Value) -> torch.dtype:
     """The torch type of a Value in the graph.
 
-    Choices between small whole numbers, such as a charge, are held in float32, which is exact for
-    them: ONNX Runtime's Where takes several times longer with 64 bits.
+    Choices between small integers, such as a charge, have the type float32, which is exact for
+    them, because ONNX Runtime's Where is several times slower for 64-bit integers.
     """
-    if value.op == "where" and value.dtype.kind in "iu" and _bound(value) <= EXACT:
+    if value.op == "where" and value.dtype.kind in "iu" and _bound(value) <= LARGEST_EXACT:
         return torch.float32
     return graph_type(value.dtype)
 
 
-EXACT = 2**24  # float32 has all whole numbers up to it
+LARGEST_EXACT = 2**24  # float32 holds all integers up to this one exactly
 
 
 def _bound(argument: Any) -> float:
-    """A number that the absolute value of a Value or number never exceeds, as far as known."""
+    """An upper bound on the absolute value of a Value or number; infinity if there is none."""
     if not isinstance(argument, Value):
         return abs(float(argument))
     if argument.op == "sign" or argument.dtype.kind == "b":
@@ -106,21 +105,24 @@ def _bound(argument: Any) -> float:
 
 
 class Preprocessing(torch.nn.Module):
-    """Columns of the ntuple -> (the network's inputs..., the quantity to correct (N, 1))."""
+    """Compute the network's inputs and the quantity to correct from the ntuple's columns."""
 
-    trusts_inputs: bool
-    """Leave out what only jets with NaN or infinity among their inputs need: the raw model gives
-    no answer to these."""
+    assumes_finite: bool
+    """Leave out operations that only jets with NaN or infinity among their columns need. The raw
+    model returns the standard correction for these jets."""
 
     def __init__(
         self, program: RawProgram, data_config: DataConfig, input_names: Sequence[str]
     ) -> None:
-        """Make a module for each of the network's inputs. Raises InputError."""
+        """Make a module for each of the network's inputs.
+
+        Raises InputError for a residual correction without jetEta among the inputs.
+        """
         super().__init__()
         self.program = program
-        self.trusts_inputs = False
+        self.assumes_finite = False
         groups: dict[str, torch.nn.Module] = {}
-        self.of_jets: dict[str, list[Variable]] = {}
+        self.jet_variables: dict[str, list[Variable]] = {}
         for name in input_names:
             if name == FEATURES:
                 groups[name] = ResidualFeatures(program)
@@ -128,7 +130,7 @@ class Preprocessing(torch.nn.Module):
             variables = _variables(name, program, data_config)
             if variables[0].params["length"] is None:
                 groups[name] = JetGroup(name, len(variables))
-                self.of_jets[name] = variables
+                self.jet_variables[name] = variables
             else:
                 groups[name] = ParticleGroup(
                     variables, program.orders.get(name, []), is_only=len(program.counters) == 1
@@ -136,24 +138,24 @@ class Preprocessing(torch.nn.Module):
         self.groups = torch.nn.ModuleDict(groups)
 
     def forward(self, *columns: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Turn the file's columns (N, ...) into the network's inputs and the reference pT (GeV)."""
+        """Columns (N, ...) -> the network's inputs, and last the reference pT (N, 1), in GeV."""
         run = self.run(columns)
         return (*self.inputs(run), run(self.program.reference))
 
     def run(self, columns: Sequence[torch.Tensor]) -> _Run:
-        """One evaluation of the program on a batch: columns in the order of its inputs."""
+        """Start an evaluation of the program on a batch; columns: in the order of its inputs."""
         by_name = dict(zip(raw_inputs(self.program), columns, strict=True))
-        return _Run(by_name, trusts_inputs=self.trusts_inputs)
+        return _Run(by_name, assumes_finite=self.assumes_finite)
 
     def inputs(self, run: _Run) -> list[torch.Tensor]:
-        """The network's inputs."""
-        # All groups at once: a node of the graph costs as much as hundreds of numbers.
-        variables = [one for group in self.of_jets.values() for one in group]
+        """Compute the network's inputs."""
+        # All groups at once, because a node of the graph costs as much as hundreds of numbers.
+        variables = [one for group in self.jet_variables.values() for one in group]
         if variables:
-            values = _in_order(_standardised_parts(run, variables), dim=1)
-            sizes = [len(group) for group in self.of_jets.values()]
+            values = _in_order(_standardise_parts(run, variables), dim=1)
+            sizes = [len(group) for group in self.jet_variables.values()]
             groups = torch.split(values, sizes, dim=1)
-            run.jet_groups = dict(zip(self.of_jets, groups, strict=True))
+            run.jet_groups = dict(zip(self.jet_variables, groups, strict=True))
         return [group(run) for group in self.groups.values()]
 
 
@@ -165,24 +167,24 @@ class Variable:
     params: Mapping[str, Any]
     """weaver.config.sections.Parameters."""
     dtype: np.dtype
-    """numpy's type in which it is standardised."""
+    """numpy's type for the standardisation."""
 
 
 def _variables(name: str, program: RawProgram, data_config: DataConfig) -> list[Variable]:
     """The variables of an input group.
 
-    As in weaver.prepared.transform, those of particles are standardised in float32, single values
-    in the type they have.
+    As in weaver.prepared.transform, variables of particles are standardised in float32, single
+    values in their own type.
     """
     values = program.groups[name]
     params = [data_config.preprocess_params[one] for one in data_config.input_dicts[name]]
     in_float32 = all(value.counts is not None for value in values)
     variables = []
-    for value, of_value in zip(values, params, strict=True):
+    for value, value_params in zip(values, params, strict=True):
         dtype = np.dtype(np.float32)
         if not in_float32:
-            dtype = np.asarray(standardize(np.ones(1, value.dtype), of_value)).dtype
-        variables.append(Variable(value, of_value, dtype))
+            dtype = np.asarray(standardize(np.ones(1, value.dtype), value_params)).dtype
+        variables.append(Variable(value, value_params, dtype))
     return variables
 
 
@@ -190,19 +192,19 @@ class JetGroup(torch.nn.Module):
     """One input of the network with one value a jet: (N, C), or (N,) for a single variable."""
 
     def __init__(self, name: str, size: int) -> None:
-        """Name the group and the number of its variables."""
+        """Take the group's name and its number of variables."""
         super().__init__()
         self.name = name
         self.size = size
 
     def forward(self, run: _Run) -> torch.Tensor:
-        """Return the group's variables, one number for each jet; (N, C)."""
+        """The group's variables, (N, C) or (N,)."""
         x = run.jet_groups[self.name]  # (N, C)
         return x if self.size > 1 else x[:, 0]
 
 
 class ParticleGroup(torch.nn.Module):
-    """One input of the network with values of particles: (N, C, length), cut and padded."""
+    """One input of the network with values of particles: (N, C, length), truncated and padded."""
 
     def __init__(
         self,
@@ -211,9 +213,9 @@ class ParticleGroup(torch.nn.Module):
         *,
         is_only: bool,
     ) -> None:
-        """`order` holds the keys by which particles are sorted, each with its direction.
+        """Take the variables and the sort keys, each with whether it falls.
 
-        is_only: there is no other list of particles, so that a valid jet has some.
+        is_only: there is no other list of particles, so that valid jets have at least one here.
         """
         super().__init__()
         self.variables = variables
@@ -223,116 +225,116 @@ class ParticleGroup(torch.nn.Module):
         self.wraps = params["pad_mode"] == "wrap"
         self.is_sorted = True
         self.is_only = is_only
-        self.needs_padding = True  # False where finite numbers do as well
+        self.needs_padding = True  # False if padding may be any finite number
         self.are_particles = all(one.value.counts is not None for one in variables)
         self.tables = _tables([one.value for one in variables]) if self.are_particles else []
 
     @property
     def choice(self) -> tuple[Any, ...]:
-        """Which particles these are: equal for groups that have the same."""
+        """A key that is equal for groups with the same particles in the same order."""
         order = tuple((id(value), falls) for value, falls in self.order)
         return id(self.variables[0].value.counts), order, self.length, self.wraps
 
     @property
     def pads_with_zeros(self) -> bool:
-        """Whether each variable is 0 in a place without particle."""
+        """Whether all variables are padded with 0."""
         is_zero = all(variable.params["pad_value"] == 0 for variable in self.variables)
         return is_zero and not self.wraps
 
     def forward(self, run: _Run) -> torch.Tensor:
-        """Return the group's variables for each particle; (N, C, length)."""
+        """The group's variables, (N, C, length)."""
         first = self.variables[0].value
-        # real: (N, length)
+        # real: (N, length), True for places with a particle
         cut, real = run.cut(
             first, self.order, self.length, wraps=self.wraps, is_sorted=self.is_sorted
         )
         real = real[:, None]
-        # A product is quicker than a choice, but does not take NaN and infinity away.
-        is_finite = self.is_only and cut.repeats_particles and cut.trusts_inputs
+        # A product is faster than a choice, but does not remove NaN and infinity.
+        is_finite = self.is_only and cut.repeats_particles and cut.assumes_finite
         parts = []
         if self.are_particles:
-            standardised = self._parts(cut)
+            new_parts = self._parts(cut)
         else:
-            standardised = _standardised_parts(cut, self.variables, length=self.length)
-        for part in standardised:
+            new_parts = _standardise_parts(cut, self.variables, length=self.length)
+        for part in new_parts:
             params = [self.variables[i].params for i in part.members]
             padding = [0.0] * len(params)
             if not self.wraps:
                 padding = [float(one["pad_value"]) for one in params]
             x = part.x
             if self.needs_padding or not (is_finite and part.is_finite):
-                x = _padded(part, real, padding, is_finite)
+                x = _fill_padding(part, real, padding, is_finite)
             parts.append(dataclasses.replace(part, x=x))
-        # With its shape stated, the network's own operations need no question about it.
+        # With an explicit shape, the network's own operations need no nodes that compute it.
         return _in_order(parts, dim=1).reshape(-1, len(self.variables), self.length)
 
     def _parts(self, cut: _Cut) -> list[Part]:
-        """The variables of particles, standardised: all in one part, but for constants."""
+        """Standardise the variables of particles: constants in one part, all others in another."""
         constants = [i for i, one in enumerate(self.variables) if one.value.op in CONSTANTS]
-        tabled = [i for table in self.tables for i in table.members]
-        others = [i for i in range(len(self.variables)) if i not in {*constants, *tabled}]
-        unsure = [i for i in others if _may_be_nan(self.variables[i].value, cut.trusts_inputs)]
-        sure = [i for i in others if i not in unsure]
+        table_members = [i for table in self.tables for i in table.members]
+        others = [i for i in range(len(self.variables)) if i not in {*constants, *table_members}]
+        maybe_nan = [i for i in others if _may_be_nan(self.variables[i].value, cut.assumes_finite)]
+        never_nan = [i for i in others if i not in maybe_nan]
         parts = []
         if constants:
             values = [self.variables[i].value for i in constants]
             params = [self.variables[i].params for i in constants]
-            x = _standardised(_constants(values), params, np.dtype(np.float32))
+            x = _standardise(_constants(values), params, np.dtype(np.float32))
             parts.append(Part(constants, x, None, is_constant=True))
         columns = []  # (N, k * length) each
-        known = None
-        if unsure:
-            x = _side_by_side([cut(self.variables[i].value).float() for i in unsure], dim=1)
-            known = _is_number(x)
-            # In place of NaN what becomes 0.
-            centers = [self.variables[i].params["center"] or 0.0 for i in unsure]
+        is_number = None
+        if maybe_nan:
+            x = _side_by_side([cut(self.variables[i].value).float() for i in maybe_nan], dim=1)
+            is_number = _is_number(x)
+            # NaN is replaced by the center, which becomes 0.
+            centers = [self.variables[i].params["center"] or 0.0 for i in maybe_nan]
             zero = torch.tensor(centers, dtype=torch.float32).repeat_interleave(self.length)
-            columns.append(torch.where(known, x, zero))
-        columns += [cut(self.variables[i].value).float() for i in sure]
+            columns.append(torch.where(is_number, x, zero))
+        columns += [cut(self.variables[i].value).float() for i in never_nan]
         columns += [table.look_up(cut(table.column)) for table in self.tables]
         if columns:
-            members = [*unsure, *sure, *tabled]
-            parts.append(self._standardised_part(members, _side_by_side(columns, dim=1)))
+            members = [*maybe_nan, *never_nan, *table_members]
+            parts.append(self._standardise_part(members, _side_by_side(columns, dim=1)))
         return parts
 
-    def _standardised_part(self, members: list[int], x: torch.Tensor) -> Part:
-        """Standardise k variables (N, k * length)."""
+    def _standardise_part(self, members: list[int], x: torch.Tensor) -> Part:
+        """Standardise k variables (N, k * length) to a part (N, k, length)."""
         variables = [self.variables[i] for i in members]
         params = [variable.params for variable in variables]
         sizes = [_bound(variable.value) for variable in variables]
-        # One number for each place: ONNX Runtime takes time for each row that it repeats one on.
-        x = _standardised(x, params, np.dtype(np.float32), sizes=sizes, repeats=self.length)
+        # A parameter for each place, because ONNX Runtime's broadcast of one parameter is slower.
+        x = _standardise(x, params, np.dtype(np.float32), sizes=sizes, repeats=self.length)
         x = x.reshape(-1, len(members), self.length)
         return Part(members, x, None, is_finite=all(map(_is_finite, params, sizes)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """Variables that are functions of one column of whole numbers, for a graph to look up.
+    """A table of variables that are functions of one integer column, which a graph looks up.
 
-    Outside of +-reach each is the same for all numbers of one sign.
+    Beyond reach and below -reach each variable is constant.
     """
 
     column: Value
     reach: int
     members: list[int]
-    """Places of the k variables in their group."""
+    """Indices of the k variables in their group."""
     rows: torch.Tensor
     """(2 * reach + 1, k) float32, for -reach, ..., reach."""
 
     def look_up(self, x: torch.Tensor) -> torch.Tensor:
-        """The variables (N, k * length), one behind the other, of whole numbers x (N, length)."""
+        """The k variables, one after the other, (N, k * length), for integers x (N, length)."""
         index = x.clamp(-self.reach, self.reach) + self.reach
         rows = torch.nn.functional.embedding(index, self.rows)  # (N, length, k)
         return rows.transpose(1, 2).flatten(1)
 
 
 LARGEST_REACH = 4096
-"""Of a table that is looked up, so that it stays in a core's cache."""
+"""Largest `reach` of a table, so that it fits in a core's cache."""
 
 
 def _tables(values: Sequence[Value]) -> list[Table]:
-    """Tables for those of a group's variables that are functions of one column of whole numbers."""
+    """Make tables for those variables of a group that are functions of one integer column."""
     members: dict[str, list[int]] = {}
     columns: dict[str, Value] = {}
     reaches: dict[str, int] = {}
@@ -349,10 +351,10 @@ def _tables(values: Sequence[Value]) -> list[Table]:
         reaches[branch] = max(reach, reaches.get(branch, 0))
     tables = []
     for branch, indices in members.items():
-        if len(indices) == 1:  # the operations are as quick
+        if len(indices) == 1:  # a table would not be faster
             continue
         column, reach = columns[branch], reaches[branch]
-        # evaluated by the very operations that the graph would have
+        # computed by the operations that the graph would contain
         numbers = torch.arange(-reach, reach + 1).to(graph_type(column.dtype))[None]
         run = _Run({branch: numbers})
         rows = [run(values[i]).float().reshape(-1) for i in indices]
@@ -372,13 +374,14 @@ STEPS = COMPARISONS | {
     "logical_xor",
     "logical_not",
 }
-"""Operations that know whole numbers by their signs and by comparisons alone."""
+"""Operations that depend on integers only through signs and comparisons."""
 
 
 def _steps(argument: Any) -> tuple[Value | None, int] | None:
-    """The column of whole numbers that an expression of STEPS alone looks at, and how far.
+    """(column, reach) of an expression that consists of STEPS on one integer column.
 
-    The column is None for a plain number. None where it is no such expression.
+    It is constant beyond `reach` and below `-reach`. The column is None for a plain number.
+    Returns None for other expressions.
     """
     if not isinstance(argument, Value):
         return (None, math.ceil(abs(argument)) + 1) if math.isfinite(argument) else None
@@ -401,47 +404,46 @@ class ResidualFeatures(torch.nn.Module):
     """The input of the residual correction: reference pT (GeV) and jetEta, (N, 2)."""
 
     def __init__(self, program: RawProgram) -> None:
-        """Raises InputError if jetEta is not among the network's inputs."""
+        """Take the program. Raises InputError if jetEta is not among the network's inputs."""
         super().__init__()
         if program.eta is None:
             raise InputError("a residual correction needs jetEta among the network's inputs")
         self.values = (program.reference, program.eta)
 
     def forward(self, run: _Run) -> torch.Tensor:
-        """Return the reference pT (GeV) and jetEta; (N, 2)."""
+        """The reference pT (GeV) and jetEta, (N, 2)."""
         return torch.cat([run(value).float() for value in self.values], dim=1)
 
 
 class RawModel(torch.nn.Module):
-    """Preprocessing, network, and the answer in physical terms; see the module's text."""
+    """Preprocessing, network, and physical outputs; see the module's docstring."""
 
     def __init__(
         self, preprocessing: Preprocessing, network: torch.nn.Module, limits: ValidRange
     ) -> None:
-        """Put the preprocessing before the network, and the range of valid jets behind it."""
+        """Combine the preprocessing, the network and the range of valid jets."""
         super().__init__()
         self.preprocessing = preprocessing
-        self.preprocessing.trusts_inputs = True
+        self.preprocessing.assumes_finite = True
         self.network = network
         self.limits = limits
 
     def forward(self, *columns: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Turn the file's columns (N, ...) into the answers and `valid`; (N, 1) each."""
+        """The file's columns (N, ...) -> the outputs, `valid` last, (N, 1) each."""
         run = self.preprocessing.run(columns)
         output = self.network(*self.preprocessing.inputs(run))
         program = self.preprocessing.program
         valid = _valid(run, program, self.limits)
-        return (*answers(output, run(program.reference), valid), valid)
+        return (*physical_outputs(output, run(program.reference), valid), valid)
 
 
-def answers(
+def physical_outputs(
     output: torch.Tensor, reference: torch.Tensor, valid: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
-    """Turn a network's answer into physical terms.
+    """Convert a network's outputs to calibrated_pt (GeV), correction, and a pT for each other one.
 
-    output (N, C), logarithms of factors, reference (N, 1), in GeV, and valid (N, 1) ->
-    calibrated_pt (GeV), correction, and one pT for each further output, (N, 1) each. The factors of
-    jets that are not valid are 1.
+    output: (N, C), logarithms of factors. reference: (N, 1), in GeV. valid: (N, 1); the factors of
+    other jets are 1. Returns tensors of shape (N, 1).
     """
     factors = torch.where(valid, torch.exp(output.float()), torch.tensor(1.0))
     pts = reference.float() * factors  # (N, C)
@@ -452,7 +454,7 @@ def answers(
 
 
 def _valid(run: _Run, program: RawProgram, limits: ValidRange) -> torch.Tensor:
-    """Which jets are valid, (N, 1): the rule of weaver.onnx.valid_range as part of the graph."""
+    """(N, 1): which jets are valid, by the rule of weaver.onnx.valid_range, in the graph."""
     columns: list[torch.Tensor] = []  # (N, 1) each
     bounds: list[tuple[float, float]] = []
 
@@ -473,19 +475,20 @@ def _valid(run: _Run, program: RawProgram, limits: ValidRange) -> torch.Tensor:
     most = None
     for counter in program.counters:
         of_counter = [n for n, column in program.inputs.items() if column.counter == counter]
-        counts = run.limited(counter, of_counter[0])  # (N, 1)
+        counts = run.clamped_counter(counter, of_counter[0])  # (N, 1)
         check(run.columns[counter].to(torch.int64) - counts, 0, 0)
         most = counts if most is None else torch.maximum(most, counts)
         particles = [run.columns[name].float() for name in of_counter if name in floats]
         if particles:
-            # Infinity and NaN stay in a sum.
+            # A sum keeps infinity and NaN.
             total = functools.reduce(torch.add, particles)  # (N, P)
             real = run.real_places(counter, of_counter[0])
             total = torch.where(real, total, torch.tensor(0.0))
             check(total.sum(1, keepdim=True))
     if most is not None:
         check(most, 1)
-    # All at once: each node of the graph costs time. NaN and infinity are at no distance of 0.
+    # All conditions at once, because each node of the graph costs time. The distance to the range
+    # is NaN or infinite for such numbers, never 0.
     x = torch.cat(columns, dim=1)
     low, high = torch.tensor(bounds).T
     beyond = x - torch.minimum(torch.maximum(x, low), high)
@@ -504,10 +507,11 @@ def raw_model(
     data_config: DataConfig,
     limits: ValidRange,
 ) -> tuple[RawModel, ModelInfo]:
-    """Make the model and its description, as weaver.onnx.onnx_export takes it.
+    """Make the model and its model_info for weaver.onnx.onnx_export.
 
-    The description has types, shapes (-1 for free axes) and outputs by name. The network may have
-    the residual correction behind it (weaver.onnx.residual.Corrected).
+    network_info: that of the network. The network may be one with the residual correction
+    (weaver.onnx.residual.CorrectedNetwork). Raises InputError for a residual correction without
+    jetEta among the inputs.
     """
     shapes: dict[str, tuple[int, int]] = {}
     types: dict[str, np.dtype] = {}
@@ -538,15 +542,15 @@ def raw_model(
     }
     preprocessing = Preprocessing(program, data_config, network_info["input_names"])
     network = copy.deepcopy(network)
-    _leave_out_work(network, preprocessing)
+    _skip_unneeded_work(network, preprocessing)
     return RawModel(preprocessing, network, limits).eval(), info
 
 
-def _leave_out_work(network: torch.nn.Module, preprocessing: Preprocessing) -> None:
-    """Leave out what a network with `any_order` (networks/pfn_regressor_open.py) does not need.
+def _skip_unneeded_work(network: torch.nn.Module, preprocessing: Preprocessing) -> None:
+    """Skip work that a network with `any_order` (networks/pfn_regressor_open.py) does not need.
 
-    Its particles need not be sorted, if all its inputs have the same ones. What lies in padding
-    need not be masked, if it is finite already: 0, or another particle of the jet.
+    Its particles need not be sorted if all inputs contain the same ones. Padding need not be masked
+    if it is finite: 0, or another particle of the jet.
     """
     groups = preprocessing.groups.items()
     of_particles = {name: group for name, group in groups if isinstance(group, ParticleGroup)}
@@ -563,13 +567,13 @@ def _leave_out_work(network: torch.nn.Module, preprocessing: Preprocessing) -> N
         if hasattr(module, "masks") and all(g.pads_with_zeros for g in of_particles.values()):
             setattr(module, "masks", False)  # noqa: B010 (nn.Module declares no such field)
             for name, group in of_particles.items():
-                # Finite numbers are as good as 0: the network's sum multiplies by the mask.
+                # Padding may be any finite number, because the network multiplies by the mask.
                 group.needs_padding = name == "pf_mask"
 
 
 # ------------------------------------------------------------------------------- standardise, pad
 
-# Operations whose result is the same for all particles -> that number.
+# Operations whose result is the same for all particles -> function that returns it.
 CONSTANTS: dict[str, Callable[[Value], float]] = {
     "ones_like": lambda value: 1,
     "zeros_like": lambda value: 0,
@@ -585,30 +589,30 @@ def _constants(values: Sequence[Value]) -> torch.Tensor:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Part:
-    """Variables of one type, which go through the same nodes of the graph."""
+    """Variables of one type, which the same nodes of the graph compute."""
 
     members: list[int]
-    """Their places among all variables."""
+    """Their indices among all variables."""
     x: torch.Tensor
     """Standardised: (N, k) of jets, (N, k, length) of particles, (1, k, 1) of constants."""
-    known: torch.Tensor | None
-    """False where the value is NaN, of the shape of x; None where it cannot be."""
+    is_number: torch.Tensor | None
+    """False where the value is NaN, in the shape of x; None if it cannot be NaN."""
     is_finite: bool = False
-    """Neither NaN nor infinite for any finite columns."""
+    """Whether x is finite for all finite columns."""
     is_constant: bool = False
 
 
-def _standardised_parts(
+def _standardise_parts(
     run: _Run, variables: Sequence[Variable], length: int | None = None
 ) -> list[Part]:
-    """Standardise variables, those of one type together: of jets, or of `length` particles."""
+    """Standardise variables of jets, or of `length` particles; one part for each type."""
     members: dict[tuple[torch.dtype, str, np.dtype, bool], list[int]] = {}
     for index, variable in enumerate(variables):
         value = variable.value
         is_constant = length is not None and value.op in CONSTANTS
-        key = (held_in(value), value.dtype.kind, variable.dtype, is_constant)
+        key = (graph_type_of(value), value.dtype.kind, variable.dtype, is_constant)
         if length is None and value.dtype.kind in "biu":
-            # numpy computes in double precision; fewer nodes are worth a rounding.
+            # numpy computes in double precision; the graph rounds, which saves nodes.
             key = (torch.float32, "f", np.dtype(np.float32), False)
         members.setdefault(key, []).append(index)
     is_sequence = all(variable.value.counts is not None for variable in variables)
@@ -616,14 +620,13 @@ def _standardised_parts(
     for (source, kind, dtype, is_constant), indices in members.items():
         values = [variables[index].value for index in indices]
         params = [variables[index].params for index in indices]
-        known = None
+        is_number = None
         if is_constant:
             raw = _constants(values)
         else:
-            # one value a jet has the first place
             columns = [run(value).to(source) for value in values]
             if length is not None:
-                # Only single values: where the shape is not known, expand is a node of the graph.
+                # Only single values, because expand is a node of the graph if shapes are unknown.
                 columns = [
                     x if value.counts is not None else x.expand(-1, length)
                     for x, value in zip(columns, values, strict=True)
@@ -631,21 +634,21 @@ def _standardised_parts(
             raw = _side_by_side(columns, dim=1)
             if length is not None:
                 raw = raw.reshape(-1, len(values), length)
-            if kind == "f" and any(_may_be_nan(value, run.trusts_inputs) for value in values):
-                known = _is_number(raw)
-        x = _standardised(raw, params, np.dtype(np.float32) if is_constant else dtype)
+            if kind == "f" and any(_may_be_nan(value, run.assumes_finite) for value in values):
+                is_number = _is_number(raw)
+        x = _standardise(raw, params, np.dtype(np.float32) if is_constant else dtype)
         if length is not None and x.dtype != torch.bool:
             x = x.float()
-        if not is_sequence and x.is_floating_point() and not _are_clipped(params):
-            # As in weaver-core, for single values only; the largest number of double precision is
-            # infinite in float32.
+        if not is_sequence and x.is_floating_point() and not _have_bounds(params):
+            # As in weaver-core, for single values only. The largest double-precision number then
+            # becomes infinite in float32.
             largest = torch.finfo(x.dtype).max
             x = x.clamp(-largest, largest)
         if length is None:
-            if known is not None:
-                x = torch.where(known, x, torch.tensor(0, dtype=x.dtype))
+            if is_number is not None:
+                x = torch.where(is_number, x, torch.tensor(0, dtype=x.dtype))
             x = x.float()
-        parts.append(Part(indices, x, known, is_constant=is_constant))
+        parts.append(Part(indices, x, is_number, is_constant=is_constant))
     return parts
 
 
@@ -654,7 +657,7 @@ def _side_by_side(tensors: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
 
 
 def _in_order(parts: Sequence[Part], dim: int) -> torch.Tensor:
-    """The parts' variables side by side, in their own order."""
+    """Concatenate the parts' variables, in the order of their indices."""
     x = _side_by_side([part.x for part in parts], dim)
     by_part = [index for part in parts for index in part.members]
     if by_part == sorted(by_part):
@@ -662,7 +665,7 @@ def _in_order(parts: Sequence[Part], dim: int) -> torch.Tensor:
     return x.index_select(dim, torch.tensor(np.argsort(by_part)))
 
 
-def _standardised(
+def _standardise(
     x: torch.Tensor,
     params: Sequence[Mapping[str, Any]],
     dtype: np.dtype,
@@ -670,18 +673,17 @@ def _standardised(
     sizes: Sequence[float] = (),
     repeats: int = 1,
 ) -> torch.Tensor:
-    """Shift, scale and clip variables (N, k) or (N, k, P), each by its numbers.
+    """Shift, scale and clip variables (N, k) or (N, k, P), each by its parameters.
 
-    `dtype` is numpy's type of the result. Without anything to do x is as it was. sizes: numbers
-    that the absolute values of the variables never exceed, as far as known. repeats: x is
-    (N, k * repeats).
+    dtype: numpy's type of the result. sizes: upper bounds on the absolute values of the variables.
+    repeats: x is (N, k * repeats).
     """
     if all(one["center"] is None for one in params):
         return x if x.dtype == torch.bool else x.to(graph_type(dtype))
     x = x.to(graph_type(dtype))
 
     def numbers(key: str, default: float) -> np.ndarray:
-        """One number a variable, rounded to the type first, as numpy does beside an array."""
+        """A parameter of each variable, in the type of the result, as numpy rounds it."""
         values = []
         for one in params:
             is_default = one["center"] is None or one[key] is None
@@ -695,7 +697,7 @@ def _standardised(
 
     center, scale = numbers("center", 0.0), numbers("scale", 1.0)
     low, high = numbers("min", -np.inf), numbers("max", np.inf)
-    # One that has no bounds and needs none may take those of the others, for a single Clip.
+    # A variable that needs no bounds may take those of the others, so that one Clip is enough.
     for i, size in enumerate(sizes):
         if params[i]["center"] is None and size <= min(-low.max(), high.min()):
             low[i], high[i] = low.max(), high.min()
@@ -709,8 +711,8 @@ def _standardised(
     return torch.minimum(torch.maximum(x, column(low)), column(high))
 
 
-def _are_clipped(params: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether all variables have both bounds, so that none is infinite."""
+def _have_bounds(params: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether all variables have both bounds, so that they are finite."""
     for one in params:
         if one["center"] is None or one["min"] is None or one["max"] is None:
             return False
@@ -718,35 +720,36 @@ def _are_clipped(params: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def _is_finite(params: Mapping[str, Any], size: float) -> bool:
-    """Whether a variable is finite, by its clip or by its size, which it never exceeds."""
-    return _are_clipped([params]) or (params["center"] is None and math.isfinite(size))
+    """Whether a variable is finite, because of its bounds or of `size`, its upper bound."""
+    return _have_bounds([params]) or (params["center"] is None and math.isfinite(size))
 
 
-def _may_be_nan(value: Value, trusts_inputs: bool) -> bool:
-    """Whether a Value may be NaN, of finite columns if `trusts_inputs`."""
+def _may_be_nan(value: Value, assumes_finite: bool) -> bool:
+    """Whether a Value may be NaN; with `assumes_finite`, for finite columns."""
     if value.dtype.kind != "f":
         return False
-    return not (trusts_inputs and value.op == "column")
+    return not (assumes_finite and value.op == "column")
 
 
-def _padded(
+def _fill_padding(
     part: Part, real: torch.Tensor, padding: Sequence[float], is_finite: bool
 ) -> torch.Tensor:
-    """A part (N, k, length), NaN as 0, with the padding (k) where `real` (N, 1, length) is not.
+    """Replace NaN in a part (N, k, length) by 0, and places without particle by the padding (k).
 
-    is_finite: there are finite columns in these places as well.
+    real: (N, 1, length), True for places with a particle. is_finite: the columns in the other
+    places are finite too.
     """
-    x, known = part.x, part.known
+    x, is_number = part.x, part.is_number
     if any(padding):
-        if known is not None:
-            x = torch.where(known, x, torch.tensor(0.0))
+        if is_number is not None:
+            x = torch.where(is_number, x, torch.tensor(0.0))
         return torch.where(real, x.float(), torch.tensor(padding)[:, None])
     if x.dtype == torch.bool:
         return torch.logical_and(x, real).float()
     if part.is_constant or (is_finite and part.is_finite):
         return x * real.float()
-    if known is not None:
-        real = torch.logical_and(known, real)
+    if is_number is not None:
+        real = torch.logical_and(is_number, real)
     return torch.where(real, x, torch.tensor(0.0))
 
 
@@ -756,7 +759,7 @@ def _is_number(x: torch.Tensor) -> torch.Tensor:
 
 
 def _nan_to_num(x: torch.Tensor) -> torch.Tensor:
-    """NaN as 0 and infinity as the largest number, as numpy's."""
+    """Replace NaN by 0 and infinity by the largest number, as numpy's nan_to_num does."""
     if not x.is_floating_point():
         return x
     largest = torch.finfo(x.dtype).max
@@ -769,41 +772,40 @@ def _nan_to_num(x: torch.Tensor) -> torch.Tensor:
 class _Run:
     """One evaluation of a program on a batch; each Value is computed once."""
 
-    def __init__(self, columns: Mapping[str, torch.Tensor], *, trusts_inputs: bool = False) -> None:
+    def __init__(
+        self, columns: Mapping[str, torch.Tensor], *, assumes_finite: bool = False
+    ) -> None:
         self.columns = columns
-        self.trusts_inputs = trusts_inputs
-        self.known: dict[int, torch.Tensor] = {}
-        self.known_places: dict[str, torch.Tensor] = {}
+        self.assumes_finite = assumes_finite
+        self.results: dict[int, torch.Tensor] = {}
+        self.place_counts: dict[str, torch.Tensor] = {}
         self.cuts: dict[tuple[Any, ...], tuple[_Cut, torch.Tensor]] = {}
         self.jet_groups: dict[str, torch.Tensor] = {}
         """Input group of the network with one value a jet -> (N, C)."""
 
     def __call__(self, value: Value) -> torch.Tensor:
-        """The values of all jets (N, 1) or of their particles (N, P)."""
-        if id(value) not in self.known:
-            self.known[id(value)] = self.compute(value)
-        return self.known[id(value)]
+        """Compute a Value, or take its earlier result: (N, 1) for jets, (N, P) for particles."""
+        if id(value) not in self.results:
+            self.results[id(value)] = self.compute(value)
+        return self.results[id(value)]
 
     def counts(self, value: Value) -> torch.Tensor:
-        """How many particles each jet has (N, 1), of a value of particles."""
+        """Number of particles of each jet (N, 1) in a value of particles. Raises TypeError."""
         if value.counts is None:
             raise TypeError(f"{value.op} is one value a jet")
         return self(value.counts)
 
     def compute(self, value: Value) -> torch.Tensor:
-        """The values of one operation, by a method of its name or by OPERATIONS."""
+        """Compute one operation, by the method `op_<name>` or by OPERATIONS."""
         method = getattr(self, f"op_{value.op}", None)
         if method is not None:
             return method(value)
         args = [self.argument(argument, value) for argument in value.args]
-        return OPERATIONS[value.op](*args).to(held_in(value))
+        return OPERATIONS[value.op](*args).to(graph_type_of(value))
 
     def argument(self, argument: Any, value: Value) -> torch.Tensor:
-        """An operand of an elementwise operation.
-
-        It has the type that numpy computes in and the shape of the result.
-        """
-        dtype = _computed_in(value)
+        """Compute an operand of an elementwise operation, in the type that numpy would use."""
+        dtype = _operand_type(value)
         if not isinstance(argument, Value):
             return torch.tensor(argument, dtype=dtype)
         x = self(argument)
@@ -816,18 +818,18 @@ class _Run:
         return self.columns[value.args[0]].to(graph_type(value.dtype))
 
     def op_counter(self, value: Value) -> torch.Tensor:
-        """A counter beyond the places that were sent means all of them."""
-        return self.limited(*value.args)
+        """The counter, at most the number of places: a larger one means all of them."""
+        return self.clamped_counter(*value.args)
 
-    def limited(self, counter: str, branch: str) -> torch.Tensor:
-        """The numbers (N, 1) of a counter, from 0 to the places of one of its branches."""
+    def clamped_counter(self, counter: str, branch: str) -> torch.Tensor:
+        """A counter (N, 1), limited to the range from 0 to the number of places of `branch`."""
         counts = self.columns[counter].to(torch.int64).clamp(min=0)
         return torch.minimum(counts, self.places(branch))
 
     def real_places(self, counter: str, branch: str) -> torch.Tensor:
-        """True for the places (N, P) of a counter's branches that hold a particle."""
-        places: Any = self.places(branch)  # a plain number would be that of the traced jets
-        real: torch.Tensor = torch.arange(places) < self.limited(counter, branch)
+        """(N, P): True for places with a particle, in branches of this counter."""
+        places: Any = self.places(branch)  # not a Python number, which would become a constant
+        real: torch.Tensor = torch.arange(places) < self.clamped_counter(counter, branch)
         return real
 
     # -- particles
@@ -841,12 +843,13 @@ class _Run:
         wraps: bool,
         is_sorted: bool,
     ) -> tuple[_Cut, torch.Tensor]:
-        """The first `length` particles in an order, and which places hold one: (N, length).
+        """Select the first `length` particles in an order.
 
-        first: one of the values to cut, whose jets' particles are counted (a single value a jet
-        counts as one). order: the sort keys, none for the order of the file. With `wraps` the
-        particles come again and again until the places are full. Unless `is_sorted`, the same
-        particles come in any order, with places without one among them.
+        Returns (cut, real), where real (N, length) is True for places with a particle.
+        first: one of the values to cut, which decides the number of particles (a single value a jet
+        counts as one). order: the sort keys; empty for the order of the file. wraps: repeat the
+        particles until all places are full. Unless `is_sorted`, the same particles may come in any
+        order, also after places without one.
         """
         keys = tuple((id(value), falls) for value, falls in order)
         key = (id(first.counts), keys, length, wraps, is_sorted)
@@ -870,44 +873,46 @@ class _Run:
         if not wraps and not order:
             missing = (length - places_of_branch).reshape(1)
             return _Cut(self, missing=missing), slots[None, :] < counts
-        ordered: torch.Tensor | None = None
+        sorted_places: torch.Tensor | None = None
         if order:
             values = [(self(value), falls) for value, falls in order]
-            trusts = [self.trusts_inputs and value.op == "column" for value, _ in order]
+            trusts = [self.assumes_finite and value.op == "column" for value, _ in order]
             # (N, up to length)
-            ordered = self.order(values, self.real(order[0][0]), length, is_sorted or wraps, trusts)
+            sorted_places = self.order(
+                values, self.real(order[0][0]), length, is_sorted or wraps, trusts
+            )
             missing = (length - torch.minimum(places_of_branch, torch.tensor(length))).reshape(1)
         if wraps:
             # (N, length)
             places = torch.remainder(slots[None, :], counts.clamp(min=1, max=length))
-            if ordered is not None:
-                places = ordered.gather(1, places)
+            if sorted_places is not None:
+                places = sorted_places.gather(1, places)
             return _Cut(self, places), (counts > 0).expand(-1, length)
-        assert ordered is not None
-        filled = _padded_to(ordered, missing, NO_PLACE)  # (N, length)
-        places = torch.minimum(filled, (counts - 1).clamp(min=0))
-        return _Cut(self, places, repeats_particles=True), filled < counts
+        assert sorted_places is not None
+        places_or_none = _resize_places(sorted_places, missing, NO_PLACE)  # (N, length)
+        places = torch.minimum(places_or_none, (counts - 1).clamp(min=0))
+        return _Cut(self, places, repeats_particles=True), places_or_none < counts
 
     def places(self, branch: str) -> torch.Tensor:
-        """The places P of a branch (N, P) as a number of the graph."""
-        if branch not in self.known_places:
+        """The number of places P of a branch (N, P), as a tensor of the graph."""
+        if branch not in self.place_counts:
             shape: torch.Tensor = torch._shape_as_tensor(self.columns[branch])
-            self.known_places[branch] = shape[1]
-        return self.known_places[branch]
+            self.place_counts[branch] = shape[1]
+        return self.place_counts[branch]
 
     def real(self, value: Value) -> torch.Tensor:
-        """True for the places (N, P) of particles that exist."""
+        """(N, P): True for places with a particle, of a value of particles."""
         if value.counts is not None and value.counts.op == "counter":
             return self.real_places(*value.counts.args)
         return torch.arange(self(value).shape[1])[None, :] < self.counts(value)
 
     def op_where(self, value: Value) -> torch.Tensor:
         condition, one, other = (self.argument(argument, value) for argument in value.args)
-        if held_in(value) == torch.float32 and value.dtype.kind in "iu":
-            # Small whole numbers: exact, and several times as fast as ONNX Runtime's Where.
+        if graph_type_of(value) == torch.float32 and value.dtype.kind in "iu":
+            # For small integers this is exact, and several times faster than ONNX Runtime's Where.
             is_one = condition if condition.dtype == torch.bool else condition != 0
             return other + is_one.float() * (one - other)
-        return _where(condition, one, other).to(held_in(value))
+        return _where(condition, one, other).to(graph_type_of(value))
 
     def op_gather(self, value: Value) -> torch.Tensor:
         particles, positions = value.args
@@ -915,12 +920,12 @@ class _Run:
         index = self(positions).to(torch.int64)
         # numpy counts negative positions from the end
         index = torch.where(index < 0, index + self.counts(particles), index)
-        # what stands in places without particle must not lead outside
+        # indices in places without particle must not be out of range
         return x.gather(1, torch.remainder(index, x.shape[1]))
 
     def op_chosen_first(self, value: Value) -> torch.Tensor:
-        chosen = self(value.args[0]) & self.real(value.args[0])
-        return _positions(chosen.to(torch.int32))
+        is_chosen = self(value.args[0]) & self.real(value.args[0])
+        return _positions(is_chosen.to(torch.int32))
 
     def op_argsort(self, value: Value) -> torch.Tensor:
         key, falling = value.args
@@ -936,27 +941,28 @@ class _Run:
     ) -> torch.Tensor:
         """Positions (N, P) that sort each jet's particles by one or more keys (N, P).
 
-        The first key counts first; ties keep their order, padding, where `real` (N, P) is false,
-        is last. With a length only so many positions, where there are more; these come in any order
-        unless `is_sorted`. are_numbers: which keys need no care for NaN.
+        keys: (key, whether it falls), the most important one first. Ties keep their order; places
+        where `real` (N, P) is False come last. length: return only the first positions, in any
+        order unless `is_sorted`. are_numbers: which keys cannot be NaN. Raises ValueError without
+        keys.
         """
-        falling = []
+        falling_keys = []
         for index, (key, falls) in enumerate(keys):
-            falling.append(_falling(key, falls, bool(are_numbers) and are_numbers[index]))
-        if len(keys) > 1 and _are_one_key(keys[-2][0], keys[-1][0]):
-            falling[-2:] = [_one_key(*falling[-2:])]
-        # sorted by the last key first: the others keep the order where they are equal
+            falling_keys.append(_falling_key(key, falls, bool(are_numbers) and are_numbers[index]))
+        if len(keys) > 1 and _can_combine(keys[-2][0], keys[-1][0]):
+            falling_keys[-2:] = [_combine_keys(*falling_keys[-2:])]
+        # sort by the last key first; the later sorts keep this order among equal keys
         positions: torch.Tensor | None = None
-        for index in reversed(range(len(falling))):
-            key = falling[index]
+        for index in reversed(range(len(falling_keys))):
+            key = falling_keys[index]
             key = torch.where(real, key, torch.tensor(-math.inf, dtype=key.dtype))
             most = length if index == 0 else None
             in_order = is_sorted or index > 0
             if positions is None:
                 positions = _positions(key, most, in_order)
             else:
-                chosen = _positions(key.gather(1, positions), most, in_order)
-                positions = positions.gather(1, chosen)
+                new_order = _positions(key.gather(1, positions), most, in_order)
+                positions = positions.gather(1, new_order)
         if positions is None:
             raise ValueError("there is no key to sort by")
         return positions
@@ -973,25 +979,25 @@ class _Run:
 
     # -- particles to one value a jet
 
-    def reduced(
+    def fill_empty_places(
         self, value: Value, outside: float, dtype: torch.dtype | None = None
     ) -> torch.Tensor:
-        """The particles, with `outside` in places without one."""
+        """The values of particles, with `outside` in places without a particle."""
         x = self(value.args[0]).to(dtype or graph_type(value.dtype))
         return torch.where(self.real(value.args[0]), x, torch.tensor(outside, dtype=x.dtype))
 
     def op_sum(self, value: Value) -> torch.Tensor:
-        return self.reduced(value, 0).sum(1, keepdim=True)
+        return self.fill_empty_places(value, 0).sum(1, keepdim=True)
 
     def op_prod(self, value: Value) -> torch.Tensor:
-        return self.reduced(value, 1).prod(1, keepdim=True)
+        return self.fill_empty_places(value, 1).prod(1, keepdim=True)
 
     def op_mean(self, value: Value) -> torch.Tensor:
-        return self.reduced(value, 0).sum(1, keepdim=True) / self.counts(value.args[0])
+        return self.fill_empty_places(value, 0).sum(1, keepdim=True) / self.counts(value.args[0])
 
     def op_count_nonzero(self, value: Value) -> torch.Tensor:
-        counted = (self(value.args[0]) != 0) & self.real(value.args[0])
-        return counted.to(torch.int64).sum(1, keepdim=True)
+        is_nonzero = (self(value.args[0]) != 0) & self.real(value.args[0])
+        return is_nonzero.to(torch.int64).sum(1, keepdim=True)
 
     def op_any(self, value: Value) -> torch.Tensor:
         return self.op_count_nonzero(value) > 0
@@ -1000,10 +1006,10 @@ class _Run:
         return self.op_count_nonzero(value) == self.counts(value.args[0])
 
     def op_max(self, value: Value) -> torch.Tensor:
-        return self.reduced(value, _limit(value, -1)).amax(1, keepdim=True)
+        return self.fill_empty_places(value, _limit(value, -1)).amax(1, keepdim=True)
 
     def op_min(self, value: Value) -> torch.Tensor:
-        return self.reduced(value, _limit(value, 1)).amin(1, keepdim=True)
+        return self.fill_empty_places(value, _limit(value, 1)).amin(1, keepdim=True)
 
 
 def _limit(value: Value, sign: int) -> float:
@@ -1015,9 +1021,9 @@ def _limit(value: Value, sign: int) -> float:
 
 
 class _Cut(_Run):
-    """The same evaluation for the particles at some places.
+    """The same evaluation for the particles at some places only.
 
-    What is computed of each particle by itself is computed after the cut, of fewer particles.
+    Elementwise operations on particles are computed after the cut, for fewer particles.
     """
 
     def __init__(
@@ -1027,16 +1033,17 @@ class _Cut(_Run):
         missing: torch.Tensor | None = None,
         repeats_particles: bool = False,
     ) -> None:
-        """places: (N, length), or (length,) for the same ones of each jet.
+        """Take the positions of the particles.
 
-        Without places these are the first ones; `missing` says by how many there are too few, below
-        0 by how many there are too many. repeats_particles: where there is no particle stands a
-        place of another one of the jet, if it has any.
+        places: (N, length), or (length,) for the same ones of each jet; None for the first ones.
+        missing: without places, the number of places to append, or below 0 to remove.
+        repeats_particles: in places without a particle, `places` has the position of another
+        particle of the jet, if there is any.
         """
-        super().__init__(run.columns, trusts_inputs=run.trusts_inputs)
+        super().__init__(run.columns, assumes_finite=run.assumes_finite)
         self.repeats_particles = repeats_particles
         self.run = run
-        self.at = places
+        self.positions = places
         self.missing = missing
 
     def compute(self, value: Value) -> torch.Tensor:
@@ -1045,14 +1052,18 @@ class _Cut(_Run):
         if value.op in OPERATIONS or value.op in ("full_like", "where"):
             return super().compute(value)
         x = self.run(value)  # (N, P)
-        if self.at is None:
+        if self.positions is None:
             assert self.missing is not None, "a cut has places or says how many are missing"
-            return _padded_to(x, self.missing, 0)
-        return x.index_select(1, self.at) if self.at.dim() == 1 else x.gather(1, self.at)
+            return _resize_places(x, self.missing, 0)
+        return (
+            x.index_select(1, self.positions)
+            if self.positions.dim() == 1
+            else x.gather(1, self.positions)
+        )
 
 
 def _branch(value: Value) -> str:
-    """A branch that has as many places as a value of particles."""
+    """The name of a branch with as many places as a value of particles."""
     while value.op != "column":
         arguments = [a for a in value.args if isinstance(a, Value) and a.counts is not None]
         value = arguments[-1 if value.op == "gather" else 0]
@@ -1061,13 +1072,13 @@ def _branch(value: Value) -> str:
 
 
 NO_PLACE = 2**62
-"""In place of a particle's place, where a jet has too few."""
+"""Marks a place for which a jet has no particle."""
 
 
-class _Pad(torch.autograd.Function):
-    """Append `missing` (1,) places with `fill` to (N, P); below 0 take so many away.
+class _ResizePlaces(torch.autograd.Function):
+    """Append `missing` (1,) places with the value `fill` to (N, P); below 0 remove places.
 
-    torch's exporter writes nine nodes for its own function.
+    torch's exporter would write nine nodes for torch's own pad.
     """
 
     @staticmethod
@@ -1083,26 +1094,26 @@ class _Pad(torch.autograd.Function):
             axis_i=0,
         )
         value = torch.tensor(fill, dtype=x.type().dtype())
-        padded = graph.op("Pad", x, before_and_behind, graph.op("Constant", value_t=value))
-        return padded.setType(x.type().with_sizes([None, None]))
+        result = graph.op("Pad", x, before_and_behind, graph.op("Constant", value_t=value))
+        return result.setType(x.type().with_sizes([None, None]))
 
 
-def _padded_to(x: torch.Tensor, missing: torch.Tensor, fill: int) -> torch.Tensor:
-    """Append `missing` (1,) places with `fill` to (N, P); below 0 take so many away."""
-    padded: torch.Tensor = _Pad.apply(x, missing, fill)
-    return padded
+def _resize_places(x: torch.Tensor, missing: torch.Tensor, fill: int) -> torch.Tensor:
+    """Append `missing` (1,) places with the value `fill` to (N, P); below 0 remove places."""
+    result: torch.Tensor = _ResizePlaces.apply(x, missing, fill)
+    return result
 
 
 def _positions(
     key: torch.Tensor, length: int | None = None, is_sorted: bool = True
 ) -> torch.Tensor:
-    """The stable falling order of each row (N, P), of `length` places if there are more.
+    """Positions that sort each row (N, P) in falling order, stably; at most `length` of them.
 
-    ONNX's TopK is stable by its definition; torch's own topk is not. Unless `is_sorted`, the same
-    places come in any order.
+    ONNX's TopK is stable by its definition; torch's topk is not. Unless `is_sorted`, the same
+    positions may come in any order.
     """
     if torch.onnx.is_in_onnx_export():
-        # a number of the graph: a plain one would be that of the jets it is traced with
+        # a tensor of the graph; a Python number would become a constant
         places: Any = torch._shape_as_tensor(key)[1]
         if length is not None:
             places = torch.minimum(places, torch.tensor(length))
@@ -1110,8 +1121,8 @@ def _positions(
     return torch.sort(key, dim=1, descending=True, stable=True)[1][:, :length]
 
 
-def _falling(key: torch.Tensor, falls: bool, is_number: bool) -> torch.Tensor:
-    """A key (N, P) of which the largest comes first, NaN after all numbers."""
+def _falling_key(key: torch.Tensor, falls: bool, is_number: bool) -> torch.Tensor:
+    """Convert a key (N, P) so that a falling sort gives the requested order, with NaN last."""
     if not key.is_floating_point():
         key = key.to(torch.float64)
         return key if falls else -key
@@ -1121,51 +1132,52 @@ def _falling(key: torch.Tensor, falls: bool, is_number: bool) -> torch.Tensor:
     return torch.where(_is_number(key), key, torch.tensor(-math.inf, dtype=key.dtype))
 
 
-def _are_one_key(first: torch.Tensor, second: torch.Tensor) -> bool:
+def _can_combine(first: torch.Tensor, second: torch.Tensor) -> bool:
     return first.dtype in (torch.bool, torch.int32) and second.dtype == torch.float32
 
 
-# Of a number of single precision, the logarithm is within +-STEP / 2 when its least is 0.
-LEAST = 2.0**-150
-LARGEST = 2.0**129
+# Range of the magnitudes of single-precision numbers, with 0 and infinity; STEP exceeds twice the
+# range of their logarithms.
+SMALLEST_MAGNITUDE = 2.0**-150
+LARGEST_MAGNITUDE = 2.0**129
 STEP = 512.0
 
 
-def _one_key(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """One key (N, P) in double precision for whole numbers and float32 ones, so that one sort does.
+def _combine_keys(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Combine an integer key and a float32 key into one (N, P), so that one sort is enough.
 
-    The first key's steps are larger than the range of the second one's logarithm, with its sign.
-    Two neighbours in single precision differ by 6e-8 in the logarithm, which double precision
-    keeps beside whole numbers up to 2**18; beyond, nearly equal second keys keep their order.
+    The integer is multiplied by STEP, which exceeds the range of the second key's signed logarithm.
+    Neighbouring single-precision numbers differ by 6e-8 in the logarithm. Double precision resolves
+    this for integers up to 2**18; beyond, nearly equal second keys count as equal.
     """
     x = second.to(torch.float64)
-    # the smallest number that stands for 0, and the largest for infinity
-    size = torch.abs(x).clamp(LEAST, LARGEST)
-    return first * STEP + torch.sign(x) * (torch.log(size) - math.log(LEAST))
+    # the smallest magnitude represents 0, the largest represents infinity
+    size = torch.abs(x).clamp(SMALLEST_MAGNITUDE, LARGEST_MAGNITUDE)
+    return first * STEP + torch.sign(x) * (torch.log(size) - math.log(SMALLEST_MAGNITUDE))
 
 
-def _computed_in(value: Value) -> torch.dtype:
-    """The type that numpy converts the operands of an operation to, as far as the graph can."""
+def _operand_type(value: Value) -> torch.dtype:
+    """The type to which numpy converts an operation's operands, or the nearest in the graph."""
     if value.op in COMPARISONS:
-        given = [a.dtype if isinstance(a, Value) else a for a in value.args]
-        dtype = np.result_type(*given)
+        types = [a.dtype if isinstance(a, Value) else a for a in value.args]
+        dtype = np.result_type(*types)
         return torch.int32 if dtype.kind == "b" else graph_type(dtype)
     if value.op.startswith("logical"):
         return torch.bool
     if value.op in ("isnan", "isinf", "isfinite"):
         return graph_type(np.result_type(value.args[0].dtype, np.float32))
-    return torch.float32 if value.op in SINGLE else held_in(value)
+    return torch.float32 if value.op in SINGLE else graph_type_of(value)
 
 
 def _where(condition: torch.Tensor, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Choose by a condition, as numpy's where."""
+    """Choose by a condition, as numpy's where does."""
     condition = condition != 0 if condition.dtype != torch.bool else condition
     if one.dtype == torch.bool:  # ONNX Runtime's Where has no booleans
         return (condition & one) | (~condition & other)
     return torch.where(condition, one, other)
 
 
-def _rounded_to_zero(x: torch.Tensor) -> torch.Tensor:
+def _truncate(x: torch.Tensor) -> torch.Tensor:
     return torch.sign(x) * torch.floor(torch.abs(x))
 
 
@@ -1177,7 +1189,7 @@ def _clip(x: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tenso
     return torch.minimum(torch.maximum(x, low), high)
 
 
-# Spelt out where the exporter has no operator of that name.
+# Operations for which ONNX opset 17 has no operator are composed of others.
 OPERATIONS: dict[str, Callable[..., torch.Tensor]] = {
     "abs": torch.abs,
     "add": torch.add,
@@ -1223,7 +1235,7 @@ OPERATIONS: dict[str, Callable[..., torch.Tensor]] = {
     "floor": torch.floor,
     "ceil": torch.ceil,
     "rint": torch.round,
-    "trunc": _rounded_to_zero,
+    "trunc": _truncate,
     "deg2rad": lambda x: x * (math.pi / 180),
     "rad2deg": lambda x: x * (180 / math.pi),
     "isfinite": lambda x: torch.abs(x) < math.inf,

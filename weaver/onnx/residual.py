@@ -1,11 +1,11 @@
 """The residual correction (physics.residual) as the last layer of a network.
 
-    model = Corrected(network, residual)
+    model = CorrectedNetwork(network, residual)
     output = model(*inputs, residual_features)     # (N, C)
 
 It takes one more input than the network, `residual_features` (N, 2) of
-weaver/onnx/residual_features.py, and adds log r to all of the network's answers. Its operations
-are comparisons, gathers and a cubic, so that ONNX Runtime has kernels for each.
+weaver/onnx/residual_features.py, and adds log r to all of the network's outputs. It consists of
+comparisons, gathers and a cubic polynomial, for which ONNX Runtime has kernels.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from physics import response as r
 from physics.residual import INNER_EDGES, Residual
 from weaver.onnx.residual_features import FEATURES
 
-LEAST_PT = 1e-3  # GeV; below, and for no pT at all, r is that of the first knot
+LEAST_PT = 1e-3  # GeV; for a smaller pT, r is that of the first knot
 
 
 class ResidualLayer(torch.nn.Module):
-    """log r of jets, looked up in tables with a row for each region or each piece of its curve."""
+    """Compute log r of jets from tables with a row for each region, or each piece of its curve."""
 
     edges: torch.Tensor
     """(regions - 1,) of |eta|."""
     ends: torch.Tensor
-    """(regions, 2): log pT outside of which r is constant."""
+    """(regions, 2): the range of log(pT / GeV) outside of which r is constant."""
     inner: torch.Tensor
     """(regions, pieces - 1): the knots between pieces."""
     lower: torch.Tensor
     """(regions * pieces,): the lower knot of each piece."""
     pieces: torch.Tensor
-    """(regions * pieces, 4): the coefficients of each piece."""
+    """(regions * pieces, 4): the polynomial coefficients of each piece."""
 
     def __init__(self, residual: Residual) -> None:
         """Make the tables of knots and pieces of each eta region."""
         super().__init__()
         curves = [residual.curves[region] for region in r.REGIONS]
-        # Two at least: a graph has no use for a table of no knots.
+        # At least two, because a table without knots would be empty.
         self.num_pieces = max(2, *(len(curve.pieces) for curve in curves))
 
         def table(rows: Sequence[Any]) -> torch.Tensor:
@@ -51,7 +51,7 @@ class ResidualLayer(torch.nn.Module):
         for curve in curves:
             missing = self.num_pieces - len(curve.pieces)
             ends.append([curve.knots[0], curve.knots[-1]])
-            # No pT is beyond an infinite knot, so the pieces behind it are never taken.
+            # No pT exceeds an infinite knot, so that the additional pieces are never used.
             inner.append([*curve.knots[1:-1], *[math.inf] * missing])
             lower += [*curve.knots[:-1], *[0.0] * missing]
             pieces += [*curve.pieces, *[(0.0, 0.0, 0.0, 0.0)] * missing]
@@ -62,7 +62,7 @@ class ResidualLayer(torch.nn.Module):
         self.register_buffer("pieces", table(pieces))
 
     def forward(self, log_pt: torch.Tensor, eta: torch.Tensor) -> torch.Tensor:
-        """Give log r (N,) at log(calibrated pT / GeV) (N,) and jetEta (N,)."""
+        """Compute log r (N,) from log(calibrated pT / GeV) (N,) and jetEta (N,)."""
         region = (eta.abs()[:, None] >= self.edges).long().sum(1)  # (N,)
         ends = self.ends[region]  # (N, 2)
         x = torch.minimum(torch.maximum(log_pt, ends[:, 0]), ends[:, 1])
@@ -73,17 +73,17 @@ class ResidualLayer(torch.nn.Module):
         return c[:, 0] + step * (c[:, 1] + step * (c[:, 2] + step * c[:, 3]))
 
 
-class Corrected(torch.nn.Module):
-    """A network with the residual correction behind it."""
+class CorrectedNetwork(torch.nn.Module):
+    """A network followed by the residual correction."""
 
     def __init__(self, network: torch.nn.Module, residual: Residual) -> None:
-        """Put the correction behind a network that answers logarithms."""
+        """Take a network whose outputs are logarithms of factors, and the correction."""
         super().__init__()
         self.network = network
         self.residual = ResidualLayer(residual)
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """The network's inputs and `residual_features` (N, 2) -> answers (N, C), logarithms."""
+        """The network's inputs and `residual_features` (N, 2) -> outputs (N, C), logarithms."""
         *of_network, features = inputs
         output = self.network(*of_network)
         log_pt = torch.log(features[:, 0].clamp(min=LEAST_PT)) + output[:, 0]
@@ -91,7 +91,7 @@ class Corrected(torch.nn.Module):
 
 
 def with_features(info: Mapping[str, Any]) -> dict[str, Any]:
-    """The description of a network with the residual correction's input."""
+    """Add the residual correction's input to the model_info of a network."""
     return {
         **info,
         "input_names": [*info["input_names"], FEATURES],

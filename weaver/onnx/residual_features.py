@@ -1,10 +1,10 @@
-"""What the residual correction (physics.residual) needs to know of each jet.
+"""The features of each jet that the residual correction (physics.residual) takes.
 
     features = residual_features(data_config, batch)  # (N, 2)
 
-The two features are the pT that the label divides by (jetPt in log(genJetPt / jetPt), GeV), of the
-observers, and jetEta, of the network's own inputs, from which the standardisation is taken off. So
-prepared jets need nothing beyond what they have.
+They are the pT that the label divides by (jetPt in log(genJetPt / jetPt), GeV), from the observers,
+and jetEta, from the network's inputs, whose standardisation is undone. So prepared jets contain all
+that is needed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FEATURES = "residual_features"
 """Name of the exported feature model's input, (N, 2) float32."""
 
 FEATURE_NAMES = ("pT", ETA)
-"""Its columns: the pT that the label divides by (GeV), and jetEta."""
+"""Columns of the features: the pT that the label divides by (GeV), and jetEta."""
 
 
 class Jets(Protocol):
@@ -39,14 +39,14 @@ class Jets(Protocol):
 
 
 def residual_features(config: DataConfig, jets: Jets) -> NDArray[np.float32]:
-    """The features (N, 2) of prepared jets: reference pT (GeV) and jetEta.
+    """Compute the features (N, 2) of prepared jets: reference pT (GeV) and jetEta.
 
-    The data config, with its standardisation, is one for which
+    config: with all parameters of the standardisation, and one for which
     weaver.config.reference.no_residual_because is empty.
     """
     reference = evaluate(reference_expression(config), jets.observers)
     group = eta_group(config)
-    assert group is not None, "asked of a data config without eta"
+    assert group is not None, "the data config has no jetEta"
     place = list(config.input_dicts[group]).index(ETA)
     values = np.asarray(jets.inputs[group])
     eta = values[:, place] if values.ndim == 2 else values

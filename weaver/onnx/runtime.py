@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU, at the optimisation levels that Triton may ask for."""
+"""Run models in ONNX Runtime on the CPU, at Triton's graph optimisation levels."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 def session(
     model: str | os.PathLike | bytes, level: int = 0, *, threads: int | None = None
 ) -> onnxruntime.InferenceSession:
-    """A session on the CPU for an ONNX file, or the bytes of one.
+    """Open a session on the CPU for an ONNX file, or for the bytes of one.
 
-    level: one of Triton's graph optimisation levels (weaver.onnx.triton_config.GRAPH_LEVELS).
-    threads: of one execution; by default one a core.
+    level: one of weaver.onnx.triton_config.GRAPH_LEVELS. threads: for one execution; by default one
+    for each core.
     """
     import onnxruntime
 
@@ -29,10 +29,10 @@ def session(
     options.graph_optimization_level = getattr(
         onnxruntime.GraphOptimizationLevel, GRAPH_LEVELS[level]
     )
-    # As many threads as this process may use: left alone, onnxruntime counts the machine's cores
-    # and pins threads to them.
+    # By default onnxruntime starts a thread for each core of the machine and pins it, also if the
+    # process may use fewer cores.
     options.intra_op_num_threads = threads or cores()
-    options.log_severity_level = 3  # errors; warnings are about initializers that nothing uses
+    options.log_severity_level = 3  # errors only; warnings are about unused initializers
     return onnxruntime.InferenceSession(
         os.fspath(model), options, providers=["CPUExecutionProvider"]
     )
@@ -41,5 +41,5 @@ def session(
 def feed_of(
     runtime: onnxruntime.InferenceSession, inputs: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Those of a network's inputs that its graph has: one that the network ignores is not in it."""
+    """Select the inputs that the graph has; it lacks inputs that the network ignores."""
     return {entry.name: inputs[entry.name] for entry in runtime.get_inputs()}

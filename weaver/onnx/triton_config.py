@@ -1,10 +1,10 @@
-"""config.pbtxt, made from the ONNX file itself through Triton's own protobuf messages.
+"""Write and check Triton's config.pbtxt for an ONNX file.
 
     text = triton_config("model.onnx", "pfn-1a2b3c4d")
 
-Names, types and dims are read from the graph, so they cannot differ from it; `check_config` says
-what differs in a config that somebody edited. Only messages are used, no Triton client:
-`tritonclient.grpc` cannot be imported beside kserve.
+Names, types and dims are read from the graph; `check_config` compares a config that a user has
+edited with the graph. Only Triton's protobuf messages are loaded, not its client:
+`tritonclient.grpc` and kserve cannot be imported into the same process.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from typing import Any
 
 from common.errors import InputError, unknown
 
-MAX_BATCH_SIZE = 1024  # jets in one execution, where nothing was measured (weaver/onnx/memory.py)
-PLACES = 128  # of an axis whose size is free, in a warm-up: about the candidates of a jet
-# Device -> Triton's kind of instance. Left to Triton, a model gets one instance on each GPU where
-# there are GPUs, else one on the CPU.
+MAX_BATCH_SIZE = 1024  # jets in one execution, unless it was measured (weaver/onnx/memory.py)
+PLACES = 128  # size of free axes in a warm-up: about the number of candidates of a jet
+# Device -> Triton's kind of instance. With KIND_AUTO a model gets one instance on each GPU, or one
+# on the CPU if there is no GPU.
 DEVICES = {"auto": "KIND_AUTO", "cpu": "KIND_CPU", "gpu": "KIND_GPU"}
-# name of the variant for one machine: <model>/configs/local.pbtxt, which Triton takes with
+# name of the variant for one machine: <model>/configs/local.pbtxt, which Triton uses with
 # --model-config-name=local
 LOCAL = "local"
 
-# Instances of the local variant, whose backend (serving/backends) gives each its share of the
-# cores: one answers while another computes.
+# Instances of the local variant, between which its backend (serving/backends) divides the cores:
+# one sends its response while another computes.
 LOCAL_INSTANCES = 2
 
 # Triton's optimization.graph.level -> the name of ONNX Runtime's GraphOptimizationLevel, as
@@ -76,11 +76,11 @@ def triton_config(
     """Make the text of config.pbtxt for an ONNX file, which Triton serves as `name`.
 
     max_batch_size: most jets in one execution; 0 switches batching off. graph_level: one of
-    GRAPH_LEVELS. warmup: batch sizes that are run before the model counts as ready (1 and the
-    largest, so that no request pays for the memory). device: one of DEVICES. instances: copies of
-    the model on each device. parameters: those of the backend, such as {"intra_op_thread_count":
-    2}, and others that it ignores and clients read. Raises InputError for a graph without dynamic
-    batch axis, a type that Triton does not know, or an unknown level or device.
+    GRAPH_LEVELS. warmup: batch sizes that Triton runs before the model is ready; default: 1 and the
+    largest, so that no request waits for memory to be allocated. device: one of DEVICES.
+    instances: copies of the model on each device. parameters: those of the backend, such as
+    {"intra_op_thread_count": 2}, and others that only clients read. Raises InputError for a graph
+    without a dynamic batch axis, a type that Triton does not know, or an unknown level or device.
     """
     from google.protobuf import text_format
 
@@ -101,14 +101,14 @@ def triton_config(
         for tensor, (data_type, shape) in tensors.items():
             field.add(name=tensor, data_type=data_type, dims=_dims(tensor, shape, max_batch_size))
     config.version_policy.latest.num_versions = 1
-    # By default one instance: on a GPU a second one only waits for the first, on a CPU it doubles
-    # the threads of ONNX Runtime.
+    # By default one instance: a second one would wait for the first on a GPU, and double the
+    # threads of ONNX Runtime on a CPU.
     config.instance_group.add(
         count=instances, kind=getattr(messages().ModelInstanceGroup, DEVICES[device])
     )
     config.optimization.graph.level = graph_level
     if max_batch_size > 1:
-        # present and empty: requests that wait are put together, none waits for others
+        # present and empty: waiting requests are combined, but no request waits to be combined
         config.dynamic_batching.SetInParent()
     warmup_sizes = [min(size, max(max_batch_size, 1)) for size in warmup or (1, max_batch_size)]
     for size in dict.fromkeys(warmup_sizes):  # each once
@@ -121,11 +121,14 @@ def triton_config(
 
 
 def graph_signature(onnx_path: str | os.PathLike) -> tuple[Signature, Signature]:
-    """Inputs and outputs of an ONNX file."""
+    """Read the inputs and outputs of an ONNX file; returns (inputs, outputs).
+
+    Raises InputError for a type that Triton does not know.
+    """
     import onnx
 
     graph = onnx.load(os.fspath(onnx_path), load_external_data=False).graph
-    # old files list their weights among the inputs
+    # old files list the weights among the inputs
     constants = {tensor.name for tensor in graph.initializer}
     values = [value for value in graph.input if value.name not in constants]
     inputs = {value.name: _signature(value) for value in values}
@@ -134,9 +137,9 @@ def graph_signature(onnx_path: str | os.PathLike) -> tuple[Signature, Signature]
 
 
 def parse_config(text: str, where: str = "config.pbtxt"):
-    """The ModelConfig message of a config.pbtxt.
+    """Parse a config.pbtxt to a ModelConfig message; `where` names it in errors.
 
-    Raises InputError with line and column for text that Triton would not read.
+    Raises InputError, with line and column, for text that Triton could not read.
     """
     from google.protobuf import text_format
 
@@ -147,10 +150,10 @@ def parse_config(text: str, where: str = "config.pbtxt"):
 
 
 def check_config(text: str, onnx_path: str | os.PathLike, where: str = "config.pbtxt"):
-    """Parse a config.pbtxt and compare it with the ONNX file it is for.
+    """Parse a config.pbtxt and compare it with its ONNX file.
 
-    Returns the ModelConfig message. Raises InputError that names the tensor, what the config says
-    of it and what the file has.
+    Returns the ModelConfig message. Raises InputError that names the tensor, its entry in the
+    config, and its type or shape in the file.
     """
     config = parse_config(text, where)
     inputs, outputs = graph_signature(onnx_path)
@@ -174,7 +177,7 @@ def check_config(text: str, onnx_path: str | os.PathLike, where: str = "config.p
 
 
 def _check_entry(where: str, entry, max_batch_size: int, data_type: int, shape: list[int]) -> None:
-    """Raise InputError where a tensor is another one in the config than in the ONNX file."""
+    """Raise InputError if type or dims of a tensor differ between config and ONNX file."""
     name = messages().DataType.Name
     if entry.data_type != data_type:
         raise InputError(f"{where} is {name(entry.data_type)}, the ONNX file has {name(data_type)}")
@@ -211,7 +214,7 @@ def _signature(value) -> tuple[int, list[int]]:
 
 
 def _dims(name: str, shape: list[int], max_batch_size: int) -> list[int]:
-    """The dims that config.pbtxt states: without the batch axis where Triton adds it."""
+    """The dims in config.pbtxt: without the batch axis, unless batching is off."""
     if max_batch_size == 0:
         return shape
     if shape[:1] != [-1]:
@@ -219,8 +222,7 @@ def _dims(name: str, shape: list[int], max_batch_size: int) -> list[int]:
             f"'{name}' of the ONNX file has shape {shape}: max_batch_size {max_batch_size} needs a"
             " dynamic first axis"
         )
-    # Triton wants at least one dim: a model that gives one number a jet, shape (N,), cannot be
-    # batched by it.
+    # Triton requires at least one dim besides the batch, so it cannot batch outputs of shape (N,).
     if len(shape) == 1:
         raise InputError(
             f"'{name}' of the ONNX file has shape {shape}; make it (N, 1), so that a dimension is"
@@ -230,14 +232,14 @@ def _dims(name: str, shape: list[int], max_batch_size: int) -> list[int]:
 
 
 def _add_warmup(config, batch_size: int) -> None:
-    """Add one batch of jets to run before the model counts as ready."""
-    batched = config.max_batch_size > 0
+    """Add a warm-up: a batch of jets that Triton runs before the model is ready."""
+    is_batched = config.max_batch_size > 0
     sample = config.model_warmup.add(
-        name=f"batch {batch_size}", batch_size=batch_size if batched else 0
+        name=f"batch {batch_size}", batch_size=batch_size if is_batched else 0
     )
     for entry in config.input:
         dims = [PLACES if size == -1 else size for size in entry.dims]
-        if not batched:
+        if not is_batched:
             dims[0] = 1  # then the dims begin with the batch axis
         tensor = sample.inputs[entry.name]
         tensor.data_type = entry.data_type
@@ -248,16 +250,16 @@ def _add_warmup(config, batch_size: int) -> None:
 
 @functools.cache
 def messages():
-    """Triton's model_config_pb2, loaded alone from its file.
+    """Load Triton's model_config_pb2 directly from its file.
 
-    Its package would register messages that kserve registers too. Raises InputError where
+    Importing its package would register messages that kserve registers too. Raises InputError if
     tritonclient is not installed.
     """
     spec = importlib.util.find_spec("tritonclient")
     if spec is None or spec.submodule_search_locations is None:
         raise InputError(
-            "config.pbtxt is made with Triton's protobuf messages, and tritonclient is not"
-            " installed; pip install tritonclient"
+            "config.pbtxt is written with Triton's protobuf messages, but tritonclient is not"
+            " installed; type: pip install tritonclient"
         )
     path = os.path.join(spec.submodule_search_locations[0], "grpc", "model_config_pb2.py")
     loader = importlib.machinery.SourceFileLoader("jec_model_config_pb2", path)

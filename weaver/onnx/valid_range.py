@@ -1,14 +1,14 @@
-"""The jets that a model's answer is meant for, and which jets of a request are among them.
+"""The range of jets for which a model was trained, and the rule that decides which jets are valid.
 
     limits = valid_range(data_config, observers, eta)
     is_valid = valid_jets(jets, program, reference_pt, eta, limits)     # numpy, (N,)
 
-The raw model's output `valid` is the same rule as part of the graph (weaver/onnx/raw_model.py):
+The raw model computes its output `valid` by the same rule (weaver/onnx/raw_model.py):
 
     every number of the jet and of its particles is finite (in single precision)
-    the pT that the label divides by lies in the range that the training has
-    |jetEta| is not beyond the selection's limit, where jetEta is among the inputs
-    each counter says a number from 0 to the places that were sent, and one of them more than 0
+    the pT that the label divides by is in the range of the training
+    |jetEta| is not above the selection's limit, if jetEta is among the inputs
+    each counter is from 0 to the number of places, and at least one counter is above 0
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from weaver.config.expressions import Expression
 from weaver.onnx.raw_program import RawProgram, Value
 
 QUANTILES = (0.001, 0.999)
-"""Of the training's pT: the ends of the range."""
+"""Quantiles of the training's pT at the ends of the range."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,30 +36,30 @@ class ValidRange:
     min_pt: float
     max_pt: float
     max_abs_eta: float | None
-    """None where jetEta is not among the network's inputs."""
+    """None if jetEta is not among the network's inputs."""
     jets: str
-    """Whose quantiles of pT these are: training or validation."""
+    """The jets of which the quantiles were taken: training or validation."""
 
     def as_json(self) -> dict[str, Any]:
-        """Return the fields, for the model's metadata."""
+        """The fields as JSON values, for the model's metadata."""
         return dataclasses.asdict(self)
 
 
 def valid_range(
     config: DataConfig, pt: NDArray[np.floating], eta: NDArray[np.floating] | None, jets: str
 ) -> ValidRange:
-    """The range of jets with these pT (GeV) and jetEta, (N,) each, N at least 1.
+    """Compute the range from pT (GeV) and jetEta of the training's jets, (N,) each, N at least 1.
 
-    The limit of |eta| is the selection's, and the jets' own where it has none.
+    The limit on |jetEta| is that of the selection, else the largest value of the jets.
     """
     low, high = QUANTILES
     pt = np.asarray(pt, np.float64)
     max_abs_eta = None
     if eta is not None:
-        selected = selected_abs_eta(config)
+        limit = selection_eta_limit(config)
         largest = float(np.abs(np.asarray(eta, np.float64)).max())
-        max_abs_eta = largest if selected is None else selected
-    # Numbers of jets, as single precision holds them, so that the graph compares the same.
+        max_abs_eta = largest if limit is None else limit
+    # pT values of jets, rounded to single precision, so that the graph compares the same numbers.
     return ValidRange(
         min_pt=float(np.float32(np.quantile(pt, low, method="lower"))),
         max_pt=float(np.float32(np.quantile(pt, high, method="higher"))),
@@ -68,7 +68,7 @@ def valid_range(
     )
 
 
-def selected_abs_eta(config: DataConfig) -> float | None:
+def selection_eta_limit(config: DataConfig) -> float | None:
     """The limit c of a condition np.abs(<jet's eta>) < c in the selection; None without one."""
     selection = config.selections["train"]
     limits = []
@@ -85,7 +85,7 @@ def selected_abs_eta(config: DataConfig) -> float | None:
 
 
 def _conditions(tree: ast.AST | None) -> Iterator[ast.AST]:
-    """The parts of a selection that must all be true."""
+    """Yield the conditions that a selection combines with `&`."""
     match tree:
         case ast.BinOp(left=left, op=ast.BitAnd(), right=right):
             yield from _conditions(left)
@@ -95,9 +95,9 @@ def _conditions(tree: ast.AST | None) -> Iterator[ast.AST]:
 
 
 def range_columns(program: RawProgram) -> dict[str, Any]:
-    """The raw model's inputs that the rule looks at, by the keys of jec_client/validity.py.
+    """The raw model's inputs that the rule uses, under the keys of jec_client/validity.py.
 
-    pt and eta are None where they are computed from several inputs, or not taken.
+    pt and eta are None if they are computed from several inputs, or are not used.
     """
     counters: dict[str, list[str]] = {counter: [] for counter in program.counters}
     for name, column in program.inputs.items():
@@ -111,7 +111,7 @@ def range_columns(program: RawProgram) -> dict[str, Any]:
 
 
 def _input_of(value: Value) -> str | None:
-    """The input that a value is; None for one that is computed."""
+    """The name of the input if the value is one; None if it is computed."""
     return str(value.args[0]) if value.op == "column" else None
 
 
@@ -122,9 +122,10 @@ def valid_jets(
     eta: NDArray[np.floating] | None,
     limits: ValidRange,
 ) -> NDArray[np.bool_]:
-    """Which raw jets (N, 1) and (N, P) are valid: (N,).
+    """(N,): which raw jets are valid.
 
-    reference_pt (GeV) and eta: (N,), as the data config computes them of the jets.
+    jets: the raw model's inputs, (N, 1) and (N, P). reference_pt (GeV), eta: (N,), as the data
+    config computes them from the jets.
     """
     with np.errstate(invalid="ignore"):
         valid = (reference_pt >= np.float32(limits.min_pt)) & (

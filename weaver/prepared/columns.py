@@ -1,26 +1,25 @@
-"""The form of prepared data: a folder of .npy columns, and `dataset.json`.
+"""The format of prepared data: a folder of .npy columns, and `dataset.json`.
 
-dataset.json is written last, so that a folder that has one is complete. It holds a checksum of each
-column and of itself. They are compared when a run finds the data prepared before, and when a copy
-for this node has been made; a trial that maps the columns compares their sizes only.
+dataset.json is written last, so that a folder with it is complete. It contains a checksum of each
+column and of itself. They are verified when a run reuses prepared data, and when a copy for this
+node has been made; a trial that maps the columns only checks their sizes.
 
     <storage>/cache/<key>/
-      dataset.json              what this is: counts, parameters, statistics, and which file holds
-                                what (Description)
+      dataset.json              counts, parameters, statistics, and the files of the columns
+                                (Description)
       <group>.npy               sequence group: values (particles, C) float32; single values: (N, C)
                                 or (N,) float32
-      <group>.offsets.npy       jet i owns the particles offsets[i]:offsets[i + 1], int64; groups
-                                with equal ones share a file
+      <group>.offsets.npy       jet i has the particles offsets[i]:offsets[i + 1], int64; groups
+                                with equal offsets share a file
       label.<name>.npy          (N,) or (N, k), in the type that the label's expression gave
-      observer.<name>.npy       (N,) or (N, k); of an observer with a list for each jet all entries
-      observer.<name>.offsets.npy   and of these jet i has offsets[i]:offsets[i + 1], int64
+      observer.<name>.npy       (N,) or (N, k); for an observer with lists, the entries of all jets
+      observer.<name>.offsets.npy   of these jet i has the entries offsets[i]:offsets[i + 1], int64
       weight.npy                (N,) float32, where the data config has weights
       data.auto.yaml            the data config with the numbers derived from the training set, in
                                 weaver-core's form
 
-Everything is in C order and little-endian, so that it can be mapped into memory as it is. A
-sequence group whose values are all equal (a mask) is stored as these values in dataset.json,
-without a file of its own.
+All arrays are in C order and little-endian, so that they can be mapped into memory. A sequence
+group with the same values for all particles (a mask) has no file; dataset.json contains the values.
 """
 
 from __future__ import annotations
@@ -50,24 +49,24 @@ from common.errors import InputError, StorageError
 from common.storage import durable, space
 from weaver.config.sections import Parameters
 from weaver.prepared.node_cache import CACHE_VARIABLE, node_cache
-from weaver.prepared.transform import Ready
-from weaver.read.jagged import Jagged, common_type, exactly
+from weaver.prepared.transform import Rows
+from weaver.read.jagged import JaggedColumn, cast_exactly, common_type
 
-# raise it when prepared data changes its meaning: folders of an older form are then made anew
+# raise it if the format changes; data in an older format are then prepared again
 FORMAT = 2
 DESCRIPTION = "dataset.json"
 AUTO_YAML = "data.auto.yaml"
 WEIGHT = "weight"
-BLOCK = 65_536  # rows written at a time where they are all the same
-# bytes written at a time: for larger writes Linux looks for large pages, which take several times
-# as long to get
+BLOCK = 65_536  # rows written at a time
+# bytes written at a time; for larger writes Linux allocates large pages, which takes several times
+# as long
 PIECE = 2**18
-# bytes of a .npy header here; room for the final number of rows, which is known only at the end
+# bytes of our .npy headers, with room for the number of rows, which is known only at the end
 HEADER = 128
-CHECKED = 2**22  # bytes read at a time for a checksum
-PARTIAL = ".partial-"  # how the name of a temporary folder begins
-STALE_SECONDS = 24 * 3600  # a temporary folder this old was left by a process that was killed
-FETCH_SECONDS = 3600  # the longest wait for another process on this node that fetches the same data
+CHECKSUM_BYTES = 2**22  # bytes read at a time for a checksum
+PARTIAL = ".partial-"  # prefix of temporary folders
+STALE_SECONDS = 24 * 3600  # an older temporary folder is from a process that was killed
+FETCH_SECONDS = 3600  # longest wait for another process on this node that copies the same data
 
 
 class ColumnEntry(TypedDict):
@@ -75,10 +74,10 @@ class ColumnEntry(TypedDict):
 
     file: str
     dtype: str
-    """numpy's own text, such as "<f4"."""
+    """In numpy's notation, such as "<f4"."""
     shape: list[int]
     crc32: NotRequired[int]
-    """Of the bytes behind the header; earlier versions did not write it."""
+    """CRC-32 of the bytes after the header; earlier versions did not write it."""
 
 
 class SequenceEntry(TypedDict, total=False):
@@ -87,18 +86,18 @@ class SequenceEntry(TypedDict, total=False):
     offsets: ColumnEntry
     values: ColumnEntry
     constant: list[float]
-    """The variables' values, where they are the same for all particles."""
+    """The variables' values, if they are the same for all particles."""
 
 
 class Contents(TypedDict):
-    """The part of dataset.json that says what the columns hold."""
+    """The part of dataset.json about the columns."""
 
     num_jets: int
     empty_jets: int
     """Jets without particles in any group."""
     dropped_jets: int
     non_finite: dict[str, list[int]]
-    """Variable -> how many values are NaN, and how many infinite."""
+    """Variable -> [number of NaN values, number of infinite values]."""
     sequences: dict[str, SequenceEntry]
     columns: dict[str, ColumnEntry]
     list_observers: NotRequired[dict[str, SequenceEntry]]
@@ -110,7 +109,7 @@ class FileEntry(TypedDict):
 
     uri: str
     written: str
-    """The path as the user wrote it."""
+    """The path as the user gave it."""
     size: int
     tag: str
     tree: str
@@ -124,26 +123,26 @@ class Description(Contents):
     role: str
     """training, validation or test."""
     num_read: int
-    """Jets in the files."""
+    """Number of jets in the files."""
     config: str
     """Digest of the data config."""
     skipped: list[dict]
-    """Damaged files (weaver.read.files.Skipped)."""
+    """Damaged files (weaver.read.files.SkippedFile)."""
     preprocess_params: dict[str, Parameters]
     reweight_hists: dict[str, list] | None
     non_finite_policy: str
     files: list[FileEntry]
     types: dict[str, str]
-    """Branch -> the common type of its numbers in all files, where the files state it."""
+    """Branch -> common type of its numbers in all files, if it is known before decoding."""
     sha256: NotRequired[str]
-    """Of all the above (`digest_of`); earlier versions did not write it."""
+    """Digest of all fields above (`digest_of`); earlier versions did not write it."""
 
 
 class NpyWriter:
-    """Writes one .npy file row by row; the header gets its number of rows at the end."""
+    """Write one .npy file row by row; the header is completed at the end."""
 
     def __init__(self, path: Path) -> None:
-        """Open the file; the type follows from the first rows."""
+        """Open the file; the first rows decide its type."""
         self.path = path
         self.rows = 0
         self.dtype: np.dtype | None = None
@@ -154,21 +153,22 @@ class NpyWriter:
         self._crc = 0
         self._file = open(self.path, "wb")  # noqa: SIM115 (open for as long as data arrives)
         self._file.write(b"\0" * HEADER)
-        # an interrupted preparation drops its writers without close()
+        # an interrupted preparation does not call close()
         weakref.finalize(self, self._file.close)
 
     def append(self, array: np.ndarray) -> None:
-        """Add rows. The column gets the common type of all of them.
+        """Append rows; the column gets the common type of all rows.
 
-        Raises InputError for whole numbers that this type cannot hold.
+        Raises InputError for rows of another shape, and for integers that do not fit in the type.
         """
         if self.dtype is None:
             self.dtype = array.dtype.newbyteorder("<")
             self.row_shape = array.shape[1:]
         if array.shape[1:] != self.row_shape:
             raise InputError(
-                f"'{self._name}' has {_shown(self.row_shape)} for each jet in the first files and"
-                f" {_shown(array.shape[1:])} in later ones; give it one shape in all files"
+                f"'{self._name}' has {_describe_shape(self.row_shape)} for each jet in the first"
+                f" files and {_describe_shape(array.shape[1:])} in later ones; give it one shape in"
+                " all files"
             )
         if array.dtype != self.dtype:
             common = common_type([self.dtype, array.dtype]).newbyteorder("<")
@@ -178,11 +178,11 @@ class NpyWriter:
         self.rows += len(array)
 
     def _write(self, array: np.ndarray) -> None:
-        """Write rows in the type of the column at the end of the file."""
-        if not array.size:  # a view of no bytes cannot be cast
+        """Write rows at the end of the file, in the type of the column."""
+        if not array.size:  # numpy cannot cast an empty view
             return
         assert self.dtype is not None
-        rows = exactly(array, self.dtype, self._name, "the data")
+        rows = cast_exactly(array, self.dtype, self._name, "the data")
         content = np.ascontiguousarray(rows).data.cast("B")
         for start in range(0, len(content), PIECE):
             piece = content[start : start + PIECE]
@@ -190,39 +190,39 @@ class NpyWriter:
             self._file.write(piece)
 
     def _widen(self, dtype: np.dtype) -> None:
-        """Write what is there again in a wider type. That is rare: files state their types."""
+        """Write all rows again in a wider type, which is rare: most types are known before."""
         narrow = self.path.with_suffix(".narrow")
-        os.rename(self.path, narrow)  # the open file goes with it
+        os.rename(self.path, narrow)  # the open file moves too
         self._file.close()
         shape = (self.rows, *self.row_shape)
-        former = np.empty(shape, self.dtype)
-        if former.size:  # no file of no bytes can be mapped
-            former = np.memmap(narrow, former.dtype, "r", HEADER, shape)
+        narrow_rows = np.empty(shape, self.dtype)
+        if narrow_rows.size:  # no file of no bytes can be mapped
+            narrow_rows = np.memmap(narrow, narrow_rows.dtype, "r", HEADER, shape)
         self.dtype = dtype
         self._open()
         for start in range(0, self.rows, BLOCK):
-            self._write(former[start : start + BLOCK])
+            self._write(narrow_rows[start : start + BLOCK])
         narrow.unlink()
 
     @property
     def _name(self) -> str:
-        """The column, for errors."""
+        """Name of the column, for errors."""
         return self.path.stem.partition(".")[2] or self.path.stem
 
     def close(self) -> ColumnEntry:
-        """Finish the file; returns its entry for dataset.json.
+        """Complete the file; returns its entry for dataset.json.
 
-        Raises ValueError where nothing, not even an empty array, was ever appended.
+        Raises ValueError if nothing, not even an empty array, was appended.
         """
         if self.dtype is None:
-            raise ValueError(f"{self.path.name} has no type: nothing was appended")
+            raise ValueError(f"{self.path.name} has no type, because nothing was appended")
         shape = (self.rows, *self.row_shape)
         header = io.BytesIO()
         np.lib.format.write_array_header_1_0(
             header, {"descr": self.dtype.str, "fortran_order": False, "shape": shape}
         )
-        # numpy's header begins with 10 bytes (magic, version, length); padded, it fills the room
-        # that was left at the beginning of the file.
+        # numpy's header starts with 10 bytes (magic, version, length); it is padded to HEADER
+        # bytes, which were reserved at the start of the file.
         text = header.getvalue()[10:].rstrip()
         self._file.seek(0)
         self._file.write(b"\x93NUMPY\x01\x00")
@@ -237,15 +237,15 @@ class NpyWriter:
         }
 
 
-def _shown(shape: tuple[int, ...]) -> str:
-    """The shape of a row, in words."""
+def _describe_shape(shape: tuple[int, ...]) -> str:
+    """Describe the shape of a row in words."""
     return f"{' x '.join(map(str, shape))} numbers" if shape else "one number"
 
 
 class SequenceWriter:
-    """Values and offsets of one sequence group.
+    """Write the values and offsets of one sequence group.
 
-    Values that are all equal are counted until one differs, and so perhaps never written.
+    As long as all particles have the same values, they are only counted, not written.
     """
 
     def __init__(self, folder: Path, group: str) -> None:
@@ -253,17 +253,17 @@ class SequenceWriter:
         self.values = NpyWriter(_path(folder, group))
         self.offsets = NpyWriter(_path(folder, f"{group}.offsets"))
         self.offsets.append(np.zeros(1, np.int64))
-        # of the counts: groups with equal digests share one file of offsets
+        # digest of the counts; groups with equal digests share one file of offsets
         self.digest = hashlib.sha256()
         self.end = 0
-        """Particles so far."""
+        """Number of particles so far."""
         self.constant: np.ndarray | None = None
         """The first particle's values, (C,)."""
         self.varies = False
 
     def append(self, values: np.ndarray, counts: np.ndarray) -> None:
-        """Add the particles (particles, C) of some jets, and how many each of them has (N,)."""
-        self.values.append(values[:0])  # fixes the type
+        """Append the particles (particles, C) of some jets, and each jet's number of them (N,)."""
+        self.values.append(values[:0])  # sets the type
         if not self.varies and len(values):
             if self.constant is None:
                 self.constant = values[0].copy()
@@ -277,7 +277,7 @@ class SequenceWriter:
         self.end = int(ends[-1])
 
     def _write_constant(self) -> None:
-        """Write what was only counted so far."""
+        """Write the particles that were only counted so far."""
         self.varies = True
         if self.constant is None:  # no particle so far
             return
@@ -285,8 +285,8 @@ class SequenceWriter:
             self.values.append(np.tile(self.constant, (min(BLOCK, self.end - start), 1)))
 
     def close(self) -> SequenceEntry:
-        """Finish the files; returns the group's entry for dataset.json."""
-        # JSON has neither NaN nor infinity, so that such constants are written out
+        """Complete the files; returns the group's entry for dataset.json."""
+        # JSON has neither NaN nor infinity, so such constants are written to the file
         is_json = self.constant is not None and np.isfinite(self.constant).all()
         if not self.varies and not is_json:
             self._write_constant()
@@ -299,7 +299,7 @@ class SequenceWriter:
 
 
 class ListWriter:
-    """Entries and offsets of an observer with a list for each jet."""
+    """Write the entries and offsets of an observer with a list for each jet."""
 
     def __init__(self, folder: Path, name: str) -> None:
         """Open the files of a column of lists."""
@@ -307,37 +307,34 @@ class ListWriter:
         self.offsets = NpyWriter(_path(folder, f"{name}.offsets"))
         self.offsets.append(np.zeros(1, np.int64))
         self.end = 0
-        """Entries so far."""
+        """Number of entries so far."""
 
-    def append(self, lists: Jagged) -> None:
-        """Add the lists of some jets."""
+    def append(self, lists: JaggedColumn) -> None:
+        """Append the lists of some jets."""
         self.values.append(lists.content)
         self.offsets.append(self.end + np.cumsum(lists.counts))
         self.end += len(lists.content)
 
     def close(self) -> SequenceEntry:
-        """Finish the files; returns the observer's entry for dataset.json."""
+        """Complete the files; returns the observer's entry for dataset.json."""
         return {"values": self.values.close(), "offsets": self.offsets.close()}
 
 
 def reweight_column(name: str) -> str:
-    """A column that is there only until the weights have been made of it."""
+    """Name of a temporary column, from which the weights will be computed."""
     return f"reweight.{name}"
 
 
 def _path(folder: Path, name: str) -> Path:
-    """The file of a column; names of branches may hold a slash."""
+    """The file of a column; its name is quoted, because names of branches may contain a slash."""
     return folder / f"{quote(name, safe='')}.npy"
 
 
 class DatasetWriter:
-    """Writes ready chunks into a local folder.
-
-    `close` returns what dataset.json says about the columns.
-    """
+    """Write the rows of chunks of jets into a local folder."""
 
     def __init__(self, folder: Path) -> None:
-        """Begin with no jets; files are opened with the first ones."""
+        """Start without jets; the first ones open the files."""
         self.folder = folder
         self.num_jets = 0
         self.empty_jets = 0
@@ -347,40 +344,40 @@ class DatasetWriter:
         self.lists: dict[str, ListWriter] = {}
         self.non_finite: dict[str, list[int]] = {}
 
-    def append(self, ready: Ready) -> None:
-        """Add the rows of one chunk of jets."""
-        for name, (nan, infinite) in ready.non_finite.items():
+    def append(self, rows: Rows) -> None:
+        """Append the rows of one chunk of jets."""
+        for name, (nan, infinite) in rows.non_finite.items():
             before = self.non_finite.get(name, [0, 0])
             self.non_finite[name] = [before[0] + nan, before[1] + infinite]
-        self.dropped_jets += ready.dropped
-        if not ready.num_jets:
+        self.dropped_jets += rows.num_dropped
+        if not rows.num_jets:
             return
-        self.num_jets += ready.num_jets
+        self.num_jets += rows.num_jets
 
-        particles = np.zeros(ready.num_jets, np.int64)  # the most of any group
-        for group, (values, counts) in ready.sequences.items():
+        particles = np.zeros(rows.num_jets, np.int64)  # largest number of all groups
+        for group, (values, counts) in rows.sequences.items():
             if group not in self.sequences:
                 self.sequences[group] = SequenceWriter(self.folder, group)
             self.sequences[group].append(values, counts)
             np.maximum(particles, counts, out=particles)
-        if ready.sequences:
+        if rows.sequences:
             self.empty_jets += int((particles == 0).sum())
 
-        for name, values in ready.flats.items():
+        for name, values in rows.flats.items():
             self._append_column(name, values)
-        for name, values in ready.labels.items():
+        for name, values in rows.labels.items():
             self._append_column(f"label.{name}", values)
-        for name, observed in ready.observers.items():
-            if isinstance(observed, Jagged):
+        for name, column in rows.observers.items():
+            if isinstance(column, JaggedColumn):
                 if name not in self.lists:
                     self.lists[name] = ListWriter(self.folder, f"observer.{name}")
-                self.lists[name].append(observed)
+                self.lists[name].append(column)
             else:
-                self._append_column(f"observer.{name}", observed)
-        for name, values in ready.reweight.items():
+                self._append_column(f"observer.{name}", column)
+        for name, values in rows.reweight.items():
             self._append_column(reweight_column(name), values)
-        if ready.weight is not None:
-            self._append_column(WEIGHT, ready.weight)
+        if rows.weight is not None:
+            self._append_column(WEIGHT, rows.weight)
 
     def _append_column(self, name: str, values: np.ndarray) -> None:
         if name not in self.columns:
@@ -388,14 +385,14 @@ class DatasetWriter:
         self.columns[name].append(values)
 
     def close(self) -> Contents:
-        """Finish all files."""
+        """Complete all files; returns the part of dataset.json about the columns."""
         sequences = {group: writer.close() for group, writer in self.sequences.items()}
 
         # Groups with the same counts share one file of offsets.
-        shared: dict[bytes, ColumnEntry] = {}
+        offsets_by_digest: dict[bytes, ColumnEntry] = {}
         for group, writer in self.sequences.items():
             own = sequences[group]["offsets"]
-            first = shared.setdefault(writer.digest.digest(), own)
+            first = offsets_by_digest.setdefault(writer.digest.digest(), own)
             if first is not own:
                 sequences[group]["offsets"] = first
                 writer.offsets.path.unlink()
@@ -419,10 +416,10 @@ class DatasetWriter:
 
 
 def reference_to(uri: str, reference: str) -> dict[str, str]:
-    """The content of the reference file at `reference` to prepared data at `uri`.
+    """Content of the reference file at `reference`, which refers to prepared data at `uri`.
 
-    Data in the same storage are named relative to the file's folder, so that a folder of runs may
-    be moved.
+    Data in the same storage get an address relative to the file's folder, so that a folder of runs
+    may be moved.
 
     >>> reference_to("/runs/cache/0a1b", "/runs/pfn-1/data/train.json")
     {'dataset': '../../cache/0a1b'}
@@ -432,16 +429,17 @@ def reference_to(uri: str, reference: str) -> dict[str, str]:
     start, top = _split(storage.absolute(reference).rpartition("/")[0])
     other, path = _split(uri)
     common = posixpath.commonpath([top, path]) if start == other else "/"
-    # above the folder of runs nothing moves with them
+    # data outside the folder of runs do not move with it
     if common == "/" or posixpath.relpath(top, common).count("/") > 1:
         return {"dataset": uri}
     return {"dataset": posixpath.relpath(path, top)}
 
 
-def referred(reference: str, dataset: str) -> str:
-    """The address of the prepared data that a reference file names.
+def resolve_reference(reference: str, dataset: str) -> str:
+    """The address of the prepared data to which a reference file refers.
 
-    Of an address from before the folder of runs was moved, the data beside the run is taken.
+    reference: the file's address. dataset: its content. If the folder of runs has been moved since,
+    it is the data in the folder's new place.
     """
     folder = storage.absolute(reference).rpartition("/")[0]
     start, top = _split(folder)
@@ -455,7 +453,7 @@ def referred(reference: str, dataset: str) -> str:
 
 
 def _split(uri: str) -> tuple[str, str]:
-    """The scheme and server of an address, and its path; an empty text and the path on disk."""
+    """Split an address into scheme with server (empty for a local path) and path."""
     if storage.is_local(uri):
         return "", uri
     scheme, _, rest = uri.partition("://")
@@ -464,22 +462,22 @@ def _split(uri: str) -> tuple[str, str]:
 
 
 def is_prepared(uri: str) -> bool:
-    """True if a complete prepared folder is there."""
+    """True if there is a complete prepared folder at this address."""
     return storage.exists(storage.join(uri, DESCRIPTION))
 
 
 def digest_of(description: Mapping[str, Any]) -> str:
-    """SHA-256 of what dataset.json says, but for the checksum itself."""
+    """SHA-256 of the content of dataset.json without the checksum itself."""
     content = {name: value for name, value in description.items() if name != "sha256"}
     return storage.digest(json.dumps(content, sort_keys=True).encode())
 
 
 def damage(folder: Path) -> str:
-    """What differs in a prepared folder from what was written; empty for nothing.
+    """Describe the damage to a prepared folder, by its checksums; empty without any.
 
-    Reads all of it (about a second for each GB), which is why it is called once for each run and
-    each copy, not by each trial. Of data of an earlier version, which has no checksums, the sizes
-    are compared. Raises StorageError where the disk cannot read a file.
+    This reads all files (about a second for each GB), so it is called once for each run and each
+    copy, not by each trial. For data of an earlier version without checksums only the sizes are
+    compared. Raises StorageError if the disk cannot read a file.
     """
     try:
         description = storage.read_json(str(folder / DESCRIPTION))
@@ -494,7 +492,7 @@ def damage(folder: Path) -> str:
 
 
 def _entries(description: Mapping[str, Any]) -> list[ColumnEntry]:
-    """The files of a prepared folder."""
+    """The entries of all files of a prepared folder."""
     entries: list[ColumnEntry] = list(description["columns"].values())
     lists = description.get("list_observers", {})
     for sequence in [*description["sequences"].values(), *lists.values()]:
@@ -505,7 +503,7 @@ def _entries(description: Mapping[str, Any]) -> list[ColumnEntry]:
 
 
 def _damage_of(path: Path, entry: ColumnEntry) -> str:
-    """As `damage`, of one file."""
+    """Describe the damage to one file; empty without any."""
     size = HEADER + int(np.prod(entry["shape"], dtype=np.int64)) * np.dtype(entry["dtype"]).itemsize
     if not path.exists():
         return f"{path.name} is missing"
@@ -517,7 +515,7 @@ def _damage_of(path: Path, entry: ColumnEntry) -> str:
         crc = 0
         with path.open("rb") as file:
             file.seek(HEADER)
-            while piece := file.read(CHECKED):
+            while piece := file.read(CHECKSUM_BYTES):
                 crc = zlib.crc32(piece, crc)
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
@@ -526,18 +524,18 @@ def _damage_of(path: Path, entry: ColumnEntry) -> str:
 
 @contextlib.contextmanager
 def building(target: Path, final: Callable[[], Path] | None = None) -> Iterator[Path]:
-    """A temporary folder beside `target`, which becomes `target` if the block ends without error.
+    """Yield a temporary folder, which is renamed to `target` if the block ends without an error.
 
-    final: gives at the end of the block another target in the same folder, where what was built
-    decides the name.
-    After an error it is removed. Where another process made `target` meanwhile, its folder stays:
-    both hold the same. Raises StorageError where the disk refuses.
+    After an error it is removed. If another process has made `target` meanwhile, that folder stays,
+    because both have the same content. final: called after the block, returns the final target in
+    the same parent folder, if its name depends on the content. Raises StorageError if the disk
+    cannot be written to.
     """
     folder = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(target.parent)
-        # The user's umask decides who may read it; mkdtemp's 0700 would hide it from colleagues.
+        # mkdir follows the user's umask; mkdtemp's mode 0700 would hide the data from colleagues.
         place = target.parent / f"{PARTIAL}{target.name}-{secrets.token_hex(8)}"
         place.mkdir()
         folder = place
@@ -548,7 +546,7 @@ def building(target: Path, final: Callable[[], Path] | None = None) -> Iterator[
             if not is_prepared(str(target)):
                 durable.rename(folder, target)
         except OSError:
-            if not is_prepared(str(target)):  # or else another process was faster by a moment
+            if not is_prepared(str(target)):  # else another process made it a moment before
                 raise
     except OSError as error:
         if error.errno in space.FULL:
@@ -562,7 +560,7 @@ def building(target: Path, final: Callable[[], Path] | None = None) -> Iterator[
 
 
 def _remove_stale(parent: Path) -> None:
-    """Remove temporary folders that processes left when they were killed."""
+    """Remove old temporary folders of processes that were killed."""
     for path in parent.glob(f"{PARTIAL}*"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > STALE_SECONDS:
@@ -576,20 +574,21 @@ def publish(folder: Path, uri: str) -> None:
 
 
 def local_copy(uri: str, cache: Path | None = None, *, always: bool = False) -> Path:
-    """Prepared data as a local folder: the folder itself, or its copy on this node.
+    """Return prepared data as a local folder: the folder itself, or its copy on this node.
 
-    Whichever process comes first fetches the copy; the others wait for it. Its name is the
-    folder's, a digest of what the data was made from.
+    The first process makes the copy, and the others wait for it. It has the name of the original, a
+    digest of the data's origin.
 
-    cache: where the copy goes (default: `node_cache`). always: copy also what is on a disk (a
-    shared disk that is slow to read here and there).
+    cache: folder for the copy (default: `node_cache`). always: copy local data too, from a shared
+    disk with slow random reads. Raises StorageError if the data are damaged, or if the wait takes
+    longer than FETCH_SECONDS.
     """
     if storage.is_local(uri) and not always:
         _note_use(Path(uri))
         return Path(uri)
     cache = node_cache() if cache is None else private_folder.make(cache, CACHE_VARIABLE)
     target = cache / storage.name(uri)
-    with _locked(cache / f"{target.name}.lock", uri):
+    with _lock(cache / f"{target.name}.lock", uri):
         if not is_prepared(str(target)):
             size = sum(entry.size for entry in storage.entries(uri))
             space.require(cache, size, f"a copy of {uri}")
@@ -611,22 +610,22 @@ def local_copy(uri: str, cache: Path | None = None, *, always: bool = False) -> 
 
 
 def _note_use(folder: Path) -> None:
-    """Give a set the present time, by which `pipeline.py --prune-cache` knows its last use."""
-    with contextlib.suppress(OSError):  # another user's, or a disk that is only read
+    """Set the time of a set to now; `pipeline.py --prune-cache` takes it as the last use."""
+    with contextlib.suppress(OSError):  # the set of another user, or a read-only disk
         os.utime(folder / DESCRIPTION)
 
 
 def where(folder: Path) -> str:
-    """Path and size of prepared data on this machine, and the room beside it, in words."""
+    """Describe prepared data on this machine: path, size, and free space on the disk."""
     size = sum(file.stat().st_size for file in folder.iterdir())
     return f"{folder} ({space.shown(size)}, {space.shown(space.free_bytes(folder))} free there)"
 
 
 @contextlib.contextmanager
-def _locked(path: Path, what: str) -> Iterator[None]:
-    """Hold a lock between the processes of this node; a process that dies loses it.
+def _lock(path: Path, what: str) -> Iterator[None]:
+    """Hold a lock among the processes of this node; it is released if the process dies.
 
-    Raises StorageError, about `what` is fetched, after FETCH_SECONDS.
+    what: the data that are copied, for the error. Raises StorageError after FETCH_SECONDS.
     """
     deadline = time.monotonic() + FETCH_SECONDS
     with open(private_folder.open_lock(path), "r+") as file:
@@ -637,8 +636,8 @@ def _locked(path: Path, what: str) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise StorageError(
-                        f"another process has been fetching {what} for {FETCH_SECONDS} s (lock"
-                        f" {path})"
+                        f"another process has been copying {what} for {FETCH_SECONDS} s (lock"
+                        f" {path}); stop that process, then try again"
                     ) from None
                 time.sleep(0.2)
         yield

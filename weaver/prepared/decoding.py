@@ -1,4 +1,4 @@
-"""One decoding of checked files into the columns of a prepared folder."""
+"""Decode data files into the columns of a prepared folder."""
 
 from __future__ import annotations
 
@@ -35,73 +35,73 @@ from weaver.prepared.columns import (
 from weaver.prepared.derive import derive_params
 from weaver.read import files as data_files
 from weaver.read.ahead import in_threads, lookahead
-from weaver.read.files import DamagedFile, DataFile, Load, Skipped, Step
+from weaver.read.files import DamagedFile, DataFile, Load, SkippedFile, Step
 from weaver.read.jagged import common_type
 from weaver.read.opening import REMEDY, TREE_REMEDY
 from weaver.read.remote import AHEAD_BYTES, Readers
 
 Report = Callable[[str], None]
-MOST_MADE = 2.0
-"""Bytes of input variables, at their full length, for each byte that is read in a step."""
-MOST_THREADS = 8  # each holds a step and what is made of it
-LEAST_STEP = 2**18  # bytes read at a time, where memory is short
-# Memory that preparing takes: of the bytes that a step reads and those that are made of them, twice
-# for each thread and four times for what waits or is written, and three ranges of baskets. Measured
+MOST_EXPANSION = 2.0
+"""Largest ratio of the bytes of padded input variables to the bytes that a step reads."""
+MOST_THREADS = 8  # each has a step and its rows in memory
+LEAST_STEP = 2**18  # smallest number of bytes in a step, if memory is short
+# Memory of the preparation: the bytes that a step reads and the padded inputs count twice for each
+# thread and four times for steps that wait or are written, plus three ranges of baskets. Measured
 # with 40 variables of 200 particles: 342 MB with two threads and 279 with one, at 36 MB a step.
 SHARES_OF_THREAD, SHARES_OF_OTHERS, RANGES = 2, 4, 3
-SHARE_OF_ROOM = 0.7  # of the memory that is left; the rest is for what is not counted here
+SHARE_OF_ROOM = 0.7  # of the available memory; the rest is for what is not counted here
 
-TREATED = {
-    "weaver": "NaN became 0, infinity stays where it is not clipped",
-    "zero": "what is not clipped became 0",
-    "drop": "where they are not clipped, their jets are left out",
-    "error": "all of them clipped",
+TREATMENTS = {
+    "weaver": "NaN is replaced by 0; infinity stays unless it is clipped",
+    "zero": "replaced by 0 unless they are clipped",
+    "drop": "jets with such a value are left out unless it is clipped",
+    "error": "all of them are clipped",
 }
-"""Policy for NaN and infinity -> what happened to them, in words."""
+"""Policy for NaN and infinity -> what is done with them, in words."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pace:
-    """How much is worked on at a time."""
+    """Number of threads, and size of steps."""
 
     threads: int
     share: float
-    """Of the usual step, at most 1."""
+    """Size of a step relative to the usual one, at most 1."""
 
 
 def pace(room: int | None, threads: int, step: int, ranges: int, least: float) -> Pace:
-    """The largest steps, and then the most threads, that a room of so many bytes allows.
+    """Choose as many threads, and then as large steps, as fit in the available memory.
 
-    step: bytes that a whole step reads and makes. ranges: bytes of the largest range of baskets,
-    which cannot be divided. least: the smallest share of a step. Without a limit nothing is
-    smaller. A room that is too small for one thread with the smallest steps gets these.
+    room: available bytes; None without a limit. step: bytes that a usual step reads and makes.
+    ranges: bytes of the largest range of baskets, which cannot be divided. least: smallest share.
+    If there is too little memory for one thread with the smallest steps, that is returned.
     """
     if room is None:
         return Pace(threads=threads, share=1.0)
-    left = max(SHARE_OF_ROOM * room - RANGES * ranges, 0.0)
+    available = max(SHARE_OF_ROOM * room - RANGES * ranges, 0.0)
     for number in range(threads, 0, -1):
         shares = SHARES_OF_THREAD * number + SHARES_OF_OTHERS
-        share = left / (shares * max(step, 1))
+        share = available / (shares * max(step, 1))
         if share >= least:
             return Pace(threads=number, share=min(share, 1.0))
     return Pace(threads=1, share=least)
 
 
 @dataclasses.dataclass(frozen=True)
-class Decoded:
-    """What one job made of some steps of a file."""
+class JobResult:
+    """The result of a job, which decodes some steps of a file."""
 
     number: int
-    """Of the file."""
-    steps: list[tuple[transform.Ready | None, int]]
-    """The rows of each step (None where no jet passed), and the jets read for them."""
+    """Number of the file."""
+    steps: list[tuple[transform.Rows | None, int]]
+    """(rows, number of jets read) of each step; rows are None if no jet passed the selection."""
     damage: DamagedFile | None
-    """What was wrong after these steps, where damaged files are skipped."""
+    """The error after these steps, if damaged files are skipped."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """One decoding of checked files; `skipped` grows where damage shows in decoding only."""
+    """The decoding of checked files. Damage that is noticed only now is appended to `skipped`."""
 
     config: DataConfig
     plan: Plan
@@ -110,12 +110,12 @@ class Decoding:
     report: Report
     step_bytes: int
     skip_bad_files: bool
-    skipped: list[Skipped]
+    skipped: list[SkippedFile]
 
     def run(self, folder: Path) -> Description:
-        """Derive what is to be derived, write the columns, return what dataset.json says.
+        """Derive missing parameters, and write the columns; returns the content of dataset.json.
 
-        Raises InputError where no jet is left, and for files that turn out to be damaged.
+        Raises InputError if no jet remains, and for damaged files.
         """
         config = self.config
         if config.missing_preprocess_params:
@@ -124,7 +124,7 @@ class Decoding:
         if contents["num_jets"] and self.role == "training" and config.missing_reweight_hists:
             config = self.reweight(folder, contents["columns"], config)
         if not contents["num_jets"]:
-            raise self.nothing_left(contents["dropped_jets"])
+            raise self.no_jets_error(contents["dropped_jets"])
         self.report_contents(contents)
         if WEIGHT in contents["columns"]:
             self.report_weights(folder / contents["columns"][WEIGHT]["file"])
@@ -147,8 +147,8 @@ class Decoding:
             "role": self.role,
             "num_read": self.num_read,
             "config": self.config.digest(),
-            "skipped": [dataclasses.asdict(skipped) for skipped in self.skipped],
-            **config.derived,
+            "skipped": [dataclasses.asdict(file) for file in self.skipped],
+            **config.derived_parameters,
             "files": files,
             "types": self.types,
             **contents,
@@ -156,16 +156,16 @@ class Decoding:
 
     @property
     def types(self) -> dict[str, str]:
-        """Branch -> the common type of its numbers in all files."""
+        """Branch -> common type of its numbers in all files."""
         types: dict[str, set[np.dtype]] = {}
         for file in self.files:
             for name, dtype in file.types.items():
                 types.setdefault(self.plan.branches[name], set()).add(dtype.newbyteorder("="))
-        return {branch: common_type(listed).str for branch, listed in types.items()}
+        return {branch: common_type(dtypes).str for branch, dtypes in types.items()}
 
     @property
     def num_read(self) -> int:
-        """Jets in the files."""
+        """Number of jets in the files."""
         return sum(file.num_used for file in self.files)
 
     # ----------------------------------------------------------------------------------- decoding
@@ -173,8 +173,8 @@ class Decoding:
     def write(self, folder: Path, config: DataConfig) -> Contents:
         """Decode all files and write their rows, in the order of the files."""
         writer = DatasetWriter(folder)
-        done = [0] * len(self.files)  # jets read of each file
-        damaged: set[int] = set()
+        jets_read = [0] * len(self.files)  # jets read of each file
+        damaged_files: set[int] = set()
         label = f"preparing {self.role} data"
         with (
             Progress(label, total=self.num_read, unit="jets") as progress,
@@ -183,31 +183,31 @@ class Decoding:
                 in_threads(self.jobs(config, readers), self.pace.threads)
             ) as results,
         ):
-            for decoded in results:
-                # Jobs behind the damage may have been at work already: the rest of the file goes.
-                if decoded.number in damaged:
+            for result in results:
+                # Later jobs of a damaged file may have been at work already; they are ignored.
+                if result.number in damaged_files:
                     continue
-                file = self.files[decoded.number]
-                for ready, count in decoded.steps:
-                    if ready is not None:
-                        writer.append(ready)
-                    done[decoded.number] += count
+                file = self.files[result.number]
+                for rows, count in result.steps:
+                    if rows is not None:
+                        writer.append(rows)
+                    jets_read[result.number] += count
                     progress.advance(count, note=storage.name(file.entry.uri))
-                if decoded.damage is not None:
-                    damaged.add(decoded.number)
-                    lost = file.num_used - done[decoded.number]
-                    reason = str(decoded.damage)
+                if result.damage is not None:
+                    damaged_files.add(result.number)
+                    jets_lost = file.num_used - jets_read[result.number]
+                    reason = str(result.damage)
                     self.skipped.append(
-                        Skipped(uri=file.entry.uri, reason=reason, jets=lost, exact=True)
+                        SkippedFile(uri=file.entry.uri, reason=reason, jets=jets_lost, exact=True)
                     )
         return writer.close()
 
     @functools.cached_property
     def pace(self) -> Pace:
-        """Threads and steps, as the memory of this process allows.
+        """Number of threads and size of steps, for the memory that this process may use.
 
-        One thread for each core: numpy and the decompressors let each other run. Random numbers of
-        a file are drawn in its order, hence in one thread, and step by step, hence in whole steps.
+        There is one thread for each core, at most MOST_THREADS. Expressions with random numbers
+        need one thread and steps of the usual size, so that the order of jets decides the numbers.
         """
         expressions = [function for _, function in self.plan.selection_functions]
         expressions += [function for _, function in self.plan.functions]
@@ -220,73 +220,80 @@ class Decoding:
         step = ranges = 0
         if room is not None:
             for file in self.files:
-                read = self.bytes_of_step(file)
-                step = max(step, int(read * (1 + self.made_bytes / max(file.bytes_per_entry, 1))))
-                ranges = max(ranges, data_files.range_bytes(file, int(least * read)))
+                read_bytes = self.bytes_of_step(file)
+                step = max(
+                    step, int(read_bytes * (1 + self.padded_bytes / max(file.bytes_per_entry, 1)))
+                )
+                ranges = max(ranges, data_files.range_bytes(file, int(least * read_bytes)))
         threads = min(machine.cores(), MOST_THREADS)
         return pace(room, threads, step, ranges, least)
 
-    def jobs(self, config: DataConfig, readers: Readers) -> Iterator[Callable[[], Decoded]]:
-        """The work on all files, each job on some steps of one of them.
+    def jobs(self, config: DataConfig, readers: Readers) -> Iterator[Callable[[], JobResult]]:
+        """Yield the jobs for all files, each for some steps of one file.
 
-        The bytes of the next jobs are on their way, also those of the next files.
+        The bytes of the next jobs, also of the next files, are already being read.
         """
 
-        def numbered() -> Iterator[tuple[int, Load]]:
+        def numbered_loads() -> Iterator[tuple[int, Load]]:
             for number, file in enumerate(self.files):
                 for load in self.loads(file, self.plan, *file.entries, readers):
                     yield number, load
 
         generators = [np.random.default_rng(number) for number in range(len(self.files))]
-        for number, load in lookahead(numbered(), lambda item: item[1].stored, AHEAD_BYTES):
+        for number, load in lookahead(
+            numbered_loads(), lambda item: item[1].num_bytes, AHEAD_BYTES
+        ):
             yield functools.partial(self.decode, number, load, config, generators[number])
 
     def decode(
         self, number: int, load: Load, config: DataConfig, generator: np.random.Generator
-    ) -> Decoded:
+    ) -> JobResult:
         """Decode steps of a file and make their rows.
 
-        Where damaged files are skipped, it ends at the damage and returns it.
+        If damaged files are skipped, the result contains the error at which decoding ended. Raises
+        InputError otherwise.
         """
         where = self.files[number].entry.uri
-        steps: list[tuple[transform.Ready | None, int]] = []
+        steps: list[tuple[transform.Rows | None, int]] = []
         try:
             with random_numbers(generator):
                 for columns, count in load():
-                    ready = None
-                    selected, passed = transform.select(columns, self.plan)
-                    if passed:
-                        ready = transform.make_ready(selected, passed, config, self.plan, where)
-                    steps.append((ready, count))
+                    rows = None
+                    selected_columns, num_passed = transform.select(columns, self.plan)
+                    if num_passed:
+                        rows = transform.make_rows(
+                            selected_columns, num_passed, config, self.plan, where
+                        )
+                    steps.append((rows, count))
         except DamagedFile as error:
             if not self.skip_bad_files:
                 raise
-            return Decoded(number, steps, error)
+            return JobResult(number, steps, error)
         except InputError as error:
             if where in str(error):
                 raise
             raise InputError(f"{error} (in {where})") from error
-        return Decoded(number, steps, None)
+        return JobResult(number, steps, None)
 
     @functools.cached_property
-    def made_bytes(self) -> int:
-        """Bytes of a jet's input variables, at their full length."""
+    def padded_bytes(self) -> int:
+        """Number of bytes of a jet's padded input variables."""
         return sum(4 * math.prod(shape[1:]) for shape in self.config.input_shapes.values())
 
     def bytes_of_step(self, file: DataFile) -> int:
-        """Bytes to read at a time: fewer where many more variables are made than are read.
+        """Number of bytes in a step: fewer if the padded inputs are much larger than the data.
 
-        Otherwise memory would grow with the data config.
+        Otherwise memory would grow with the number of input variables.
         """
-        share = MOST_MADE * file.bytes_per_entry / max(self.made_bytes, 1)
+        share = MOST_EXPANSION * file.bytes_per_entry / max(self.padded_bytes, 1)
         return max(int(self.step_bytes * min(share, 1)), 1)
 
     def loads(
         self, file: DataFile, plan: Plan, start: int, stop: int, readers: Readers
     ) -> Iterator[Load]:
-        """The steps of the file's entries start:stop.
+        """Yield the loads of the file's entries start:stop.
 
-        Damage that shows while they are listed is one of them.
+        If the iterator itself meets damage, it yields a load that raises the error.
         """
         try:
             yield from data_files.loads(
@@ -303,17 +310,17 @@ class Decoding:
             yield Load(functools.partial(_raise, error))
 
     def steps(self, file: DataFile, plan: Plan, stop: int) -> Iterator[Step]:
-        """The columns of the file's first entries, step by step.
+        """Yield the columns of the file's entries up to `stop`, step by step.
 
-        Where the file turns out to be damaged, and such files are skipped, it ends there.
+        If damaged files are skipped, it ends at the damage. Raises DamagedFile otherwise.
         """
 
         def list_steps(load: Load) -> list[Step]:
-            return list(load())  # a list, so that the thread decodes and not the loop below
+            return list(load())  # a list, so that the thread decodes, not the loop below
 
         def jobs(readers: Readers) -> Iterator[Callable[[], list[Step]]]:
             loads = self.loads(file, plan, 0, stop, readers)
-            for load in lookahead(loads, lambda load: load.stored, AHEAD_BYTES):
+            for load in lookahead(loads, lambda load: load.num_bytes, AHEAD_BYTES):
                 yield functools.partial(list_steps, load)
 
         with (
@@ -330,7 +337,7 @@ class Decoding:
     # ------------------------------------------------------------------------------------ reports
 
     def report_contents(self, contents: Contents) -> None:
-        """Say how many jets there are, and what was wrong with the others."""
+        """Report the number of jets, and problems with the data."""
         self.report(
             f"{self.role} data: {contents['num_jets']:,} of {self.num_read:,} jets pass the"
             " selection"
@@ -347,13 +354,13 @@ class Decoding:
         for name, (nan, infinite) in contents["non_finite"].items():
             # labels and weights are never changed
             is_input = name in self.config.preprocess_params
-            treated = TREATED[policy] if is_input or policy == "drop" else "kept as they are"
+            treatment = TREATMENTS[policy] if is_input or policy == "drop" else "kept as they are"
             self.report(
-                f"warning: '{name}' holds {nan:,} NaN and {infinite:,} infinite values ({treated})"
+                f"warning: '{name}' has {nan:,} NaN and {infinite:,} infinite values ({treatment})"
             )
 
     def report_weights(self, path: Path) -> None:
-        """Say what the weights in a file do in training."""
+        """Report the effect of the weights in a file on the training."""
         weights = np.load(path, mmap_mode="r")
         if self.config.weight_use == "loss":
             self.report(
@@ -363,7 +370,7 @@ class Decoding:
             return
         size = Sampler(weights).size
         if self.role == "training":
-            self.report(f"an epoch draws {size:,} of {len(weights):,} jets by their weights")
+            self.report(f"an epoch samples {size:,} of {len(weights):,} jets by their weights")
         above = np.count_nonzero(weights > 1) / len(weights)
         if above:
             self.report(
@@ -371,12 +378,12 @@ class Decoding:
                 " 'use_as: loss' of weights"
             )
 
-    def nothing_left(self, dropped: int) -> InputError:
-        """The error where no jet is left; dropped: selected jets that were left out."""
+    def no_jets_error(self, num_dropped: int) -> InputError:
+        """The error if no jet remains; num_dropped: jets that `non_finite: drop` has removed."""
         selection = self.plan.selection
-        if dropped or selection is None:
+        if num_dropped or selection is None:
             return InputError(
-                f"all {dropped:,} selected jets hold NaN or infinite values (non_finite: drop);"
+                f"all {num_dropped:,} selected jets have NaN or infinite values (non_finite: drop);"
                 " choose another policy"
             )
         return InputError(
@@ -389,22 +396,23 @@ class Decoding:
     def reweight(
         self, folder: Path, columns: dict[str, ColumnEntry], config: DataConfig
     ) -> DataConfig:
-        """Make the histograms of all jets, and each jet's weight of them.
+        """Compute the histograms of the reweighting, and each jet's weight.
 
-        The columns that they are made of are removed; returns the config with the histograms.
+        The temporary columns are removed. Returns the config with the histograms. Raises InputError
+        as make_histograms does.
         """
         reweighting = config.reweighting
         if reweighting is None:
             return config
         chunks = _Chunks(folder, columns, reweighting)
         try:
-            hists, used, jets = make_histograms(chunks, reweighting)
+            hists, num_entries, jets = make_histograms(chunks, reweighting)
         except InputError as error:
             raise InputError(f"{config.source}: {error}") from None
-        if used != jets:
+        if num_entries != jets:
             self.report(
-                f"warning: {used:,} of {jets:,} jets are in the histograms of the weights; see"
-                " reweight_classes and reweight_vars"
+                f"warning: {num_entries:,} of {jets:,} jets are in the histograms of the weights;"
+                " see reweight_classes and reweight_vars"
             )
         writer = NpyWriter(folder / f"{WEIGHT}.npy")
         for chunk in chunks:
@@ -416,9 +424,9 @@ class Decoding:
 
 
 class _Chunks:
-    """The columns of a reweighting in chunks of jets, as often as they are iterated over.
+    """The columns of a reweighting, in chunks of jets; may be iterated several times.
 
-    They leave `columns`, because the prepared data will not have them.
+    They are removed from `columns`, because the prepared data will not contain them.
     """
 
     def __init__(
@@ -435,15 +443,15 @@ class _Chunks:
             yield {name: values[start : start + BLOCK] for name, values in self.columns.items()}
 
 
-def report_skipped(skipped: Iterable[Skipped], report: Report) -> None:
-    """Say what was left out of damaged files, and why."""
-    for one in skipped:
-        about = "" if one.exact else "a file is left out, about "
-        # the remedy is what has been done
-        reason = one.reason
+def report_skipped(files: Iterable[SkippedFile], report: Report) -> None:
+    """Report the jets that were lost with damaged files, and the reasons."""
+    for file in files:
+        about = "" if file.exact else "a file is left out, about "
+        # the reason without its advice, which has been followed
+        reason = file.reason
         for remedy in (REMEDY, TREE_REMEDY):
             reason = reason.removesuffix(f"; {remedy}")
-        report(f"warning: {about}{one.jets:,} jets are lost: {reason}")
+        report(f"warning: {about}{file.jets:,} jets are lost: {reason}")
 
 
 def _raise(error: Exception) -> NoReturn:

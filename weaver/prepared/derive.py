@@ -1,4 +1,4 @@
-"""The numbers of `preprocess: auto`: each variable's median and width in the training set."""
+"""Derive the numbers of `preprocess: auto`: each variable's median and width in training data."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ IN_MEMORY_BYTES = 2**27
 PIECE = 2**20  # values read at a time
 
 Steps = Callable[[DataFile, Plan, int], Iterator[Step]]
-"""(file, plan, entry to stop at) -> the file's columns, step by step."""
+"""(file, plan, stop entry) -> the file's columns, step by step."""
 
 Parts = list[tuple[np.dtype, int]]
-"""Types of the values in a file, and how many have each, in order."""
+"""(type, number of values) of consecutive parts of a file."""
 
 
 def derive_params(files: list[DataFile], config: DataConfig, steps: Steps) -> dict[str, Parameters]:
-    """The parameters of all input variables, with the missing ones derived from the files.
+    """Parameters of all input variables, with the missing ones derived from the files.
 
-    Those of `preprocess: auto` come from the first `data_fraction` of each file's jets, as in
-    weaver-core: center = median, scale = 1 / max(q84 - median, median - q16) (1 where that is 0)
-    over all particles of the selected jets, with 0 in place of NaN. A variable whose name ends in
-    _mask is left as it is.
+    As in weaver-core, they are computed from the first `data_fraction` of each file's jets: center
+    = median and scale = 1 / max(q84 - median, median - q16) over all particles of the selected
+    jets, where 0 replaces NaN, and scale is 1 if that difference is 0. A variable whose name ends
+    in _mask is not standardised.
 
-    Raises InputError where no jet passes the selection, or a variable has no value.
+    Raises InputError if no jet passes the selection, or a variable has no value.
     """
     names = [name for name in config.missing_preprocess_params if not name.endswith("_mask")]
     params = {name: values.copy() for name, values in config.preprocess_params.items()}
     with tempfile.TemporaryDirectory(prefix="jec-standardise-") as folder:
-        # One file a variable: the values of a variable may fit in memory, those of all may not.
+        # One file for each variable, because the values of all variables may not fit in memory.
         paths = {name: Path(folder) / str(index) for index, name in enumerate(names)}
         types = _collect(files, config, paths, steps)
         for name in config.missing_preprocess_params:
@@ -59,7 +59,7 @@ def derive_params(files: list[DataFile], config: DataConfig, steps: Steps) -> di
 def _collect(
     files: list[DataFile], config: DataConfig, paths: Mapping[str, Path], steps: Steps
 ) -> dict[str, Parts]:
-    """Write the flat values of each variable to its file; returns their types."""
+    """Write the flat values of each variable to its file; returns the parts of each file."""
     plan = config.plan_to_derive(paths)
     fraction = config.preprocess["data_fraction"]
     stops = [max(math.trunc(fraction * file.num_entries), 1) for file in files]
@@ -67,9 +67,9 @@ def _collect(
     with Progress("deriving the standardisation", total=sum(stops), unit="jets") as progress:
         for file, stop in zip(files, stops, strict=True):
             for columns, count in steps(file, plan, stop):
-                selected, passed = transform.select(columns, plan)
-                for name, path in paths.items() if passed else ():
-                    values, _ = transform.flatten(selected[name], name, config.source)
+                selected_columns, num_passed = transform.select(columns, plan)
+                for name, path in paths.items() if num_passed else ():
+                    values, _ = transform.flatten(selected_columns[name], name, config.source)
                     parts = types.setdefault(name, [])
                     if not parts or parts[-1][0] != values.dtype:
                         parts.append((values.dtype, 0))
@@ -91,9 +91,9 @@ def _center_and_scale(
     count = sum(number for _, number in parts)
     if not count:
         raise InputError(f"{config.source}: preprocess: auto finds no value of '{name}'")
-    stored = np.result_type(*(dtype for dtype, _ in parts))
+    common = np.result_type(*(dtype for dtype, _ in parts))
     # np.percentile subtracts, which true and false do not
-    dtype = np.dtype(np.float32) if stored.kind == "b" else stored
+    dtype = np.dtype(np.float32) if common.kind == "b" else common
     if count * dtype.itemsize <= IN_MEMORY_BYTES:
         values = np.concatenate(list(_pieces(path, parts, dtype)))
         if np.isnan(values).any():

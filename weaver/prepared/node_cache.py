@@ -1,4 +1,4 @@
-"""The folder of this node for decoded jets and for copies of distant ones."""
+"""This node's cache: the folder for decoded jets and copies of distant data."""
 
 from __future__ import annotations
 
@@ -11,33 +11,35 @@ from pathlib import Path
 from common import private_folder, scratch
 
 CACHE_VARIABLE = "JEC_CACHE"
-OWN = "jec-own-cache-"
-"""Prefix of the caches of single commands (--no-cache), which go with them."""
+TEMPORARY_PREFIX = "jec-own-cache-"
+"""Prefix of the temporary caches of single commands (--no-cache)."""
 
 
 def node_cache() -> Path:
-    """The folder of this node for copies of prepared data.
+    """Make and return this node's cache.
 
-    JEC_CACHE, or one for this user in the temporary directory. Other users may write beside it, so
-    it is made and checked as this user's alone. Raises InputError where it is not.
+    It is JEC_CACHE, or a folder for this user in the temporary directory, where other users can
+    write too. So it is created for this user only, and checked. Raises InputError if another user
+    owns it or can write to it.
     """
     return private_folder.make(place(), CACHE_VARIABLE)
 
 
 def place() -> Path:
-    """Where the cache is, or would be."""
+    """The path of the cache, which need not exist."""
     default = os.path.join(tempfile.gettempdir(), f"jec-cache-{os.getuid()}")
     return Path(os.environ.get(CACHE_VARIABLE) or default)
 
 
 @contextlib.contextmanager
-def own_cache() -> Iterator[None]:
-    """Let this process, and those that it starts, use a cache that goes with the block."""
+def temporary_cache() -> Iterator[None]:
+    """Let this process and its children use a temporary cache, which is deleted after the block."""
     before = os.environ.get(CACHE_VARIABLE)
-    if before is not None and Path(before).name.startswith(OWN):  # a rank of such a command
+    # a rank of a command with a temporary cache
+    if before is not None and Path(before).name.startswith(TEMPORARY_PREFIX):
         yield
         return
-    with scratch.folder(OWN) as folder:
+    with scratch.folder(TEMPORARY_PREFIX) as folder:
         os.environ[CACHE_VARIABLE] = str(folder)
         try:
             yield

@@ -1,18 +1,18 @@
-"""ROOT files -> prepared data, decoded once and shared by all trials, epochs and nodes.
+"""Prepare data files: decode them once, for all trials, epochs and nodes.
 
     python -m weaver.prepare --data-config jec_pfn_open.yaml --data 'train/*.root' --output runs
 
-prints the address of the prepared folder, `<output>/cache/<key>/` (its form:
+prints the address of the prepared folder, `<output>/cache/<key>/` (its format:
 weaver/prepared/columns.py). The key is a digest of the files (address, size, tag), of the data
-config's meaning and of the sample's role, so that the same data is never decoded twice and changed
-data is never taken for the old. What was left out of damaged files is in the key as well: a set
-that lacks something never stands for the whole one. Memory stays bounded: files are decoded in
-steps, and columns are written as they come.
+config's settings and of the data's role. So the same data are never decoded twice, and changed data
+are prepared again. The key includes jets that were lost with damaged files, so that an incomplete
+set never replaces a complete one. Memory does not grow with the data: files are decoded in steps,
+and columns are written step by step.
 
-Roles: the training set (which also derives the numbers of `preprocess: auto` and the histograms of
-reweighting), the validation set (`--validation`: the same selection), the test set (`--test`:
-test_time_selection, observers required, no weights). What was derived from the training set goes on
-to the others with the data config that its preparation returns, or with `--derived-from`.
+Roles: the training set (from which the numbers of `preprocess: auto` and the histograms of a
+reweighting are derived), the validation set (`--validation`: the same selection), the test set
+(`--test`: test_time_selection, required observers, no weights). The derived numbers are passed to
+the other sets by the data config that the preparation returns, or by `--derived-from`.
 """
 
 from __future__ import annotations
@@ -48,27 +48,27 @@ from weaver.prepared.decoding import Decoding, Report, report_skipped
 from weaver.prepared.node_cache import node_cache
 from weaver.read import files as data_files
 
-# raise it when the same files decode to other numbers; data that were prepared before are then made
-# anew, while those of a finished run can still be read
-DECODED = 2
-STORAGE_REQUESTS = 16  # on their way at a time
-OBJECTS = 50_000  # made between two garbage collections: an opened file has some ten thousand
+# raise it if the same files decode to other numbers; data are then prepared again, but earlier
+# prepared data of finished runs can still be read
+DECODING_VERSION = 2
+STORAGE_REQUESTS = 16  # at the same time
+OBJECTS = 50_000  # new objects between garbage collections; an open file has some ten thousand
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PreparedRef:
-    """A prepared folder and what is in it."""
+    """A prepared folder, with its number of jets and its data config."""
 
     uri: str
     num_jets: int
-    """Jets that passed the selection."""
+    """Number of jets that pass the selection."""
     num_read: int
-    """Jets in the files."""
+    """Number of jets in the files."""
     key: str
     data_config: DataConfig
-    """With what was derived from the training set; prepare the validation and test sets with it."""
+    """The data config with the derived numbers; prepare the validation and test sets with it."""
     reused: bool
-    """True if it had been prepared before."""
+    """True if the data had been prepared before."""
 
 
 def prepare(
@@ -83,18 +83,18 @@ def prepare(
     report: Report | None = None,
     step_bytes: int = data_files.STEP_BYTES,
 ) -> PreparedRef:
-    """Decode files into `<storage_uri>/cache/<key>/`, or find them there already decoded.
+    """Decode files into `<storage_uri>/cache/<key>/`, unless that folder exists.
 
-    files: patterns (weaver/read/files.py) or stored entries. data_config: for the validation and
-    test sets that of the training set's `PreparedRef` where something is derived (`preprocess:
-    auto`, reweighting). for_training: true for the training and the validation set, which take
-    `selection`, false for the test set. part: the part of each file's entries to take, as (0, 0.8);
-    what `preprocess: auto` derives is of the whole files, as in weaver-core. skip_bad_files: leave
-    damaged files out, and say so; a set that lacks something has a key of its own.
-    report: called with one line about the result (default: stderr).
+    files: patterns (weaver/read/files.py) or entries. data_config: if numbers are derived
+    (`preprocess: auto`, reweighting), the one of the training set's PreparedRef for the validation
+    and test sets. for_training: True for the training and the validation set, which use
+    `selection`, False for the test set. part: range of each file's entries, such as (0, 0.8);
+    `preprocess: auto` derives its numbers from whole files, as in weaver-core. skip_bad_files:
+    leave out damaged files with a warning; the key then differs. report: called with lines about
+    the result (default: print to stderr).
 
-    Raises InputError, before any decoding, for files and branches that cannot be used, and after it
-    where no jet passed.
+    Raises InputError before decoding for files and branches that cannot be used, and after it if no
+    jet passes the selection or a file has changed meanwhile.
     """
     report = report or (lambda line: print(line, file=sys.stderr))
     if isinstance(files, list) and files and isinstance(files[0], Entry):
@@ -102,13 +102,13 @@ def prepare(
     else:
         patterns = cast("str | Iterable[str]", files)
         entries = data_files.find(patterns, lambda text: report(f"warning: {text}"))
-    # The key, and the order of the jets, do not depend on the order in which files are named.
+    # so that the key and the order of the jets do not depend on the order of the files
     entries = sorted(entries, key=lambda entry: (entry.uri, entry.tree))
     role = "test" if not for_training else "validation" if validation else "training"
-    _check_derived(data_config, role)
+    _check_parameters(data_config, role)
 
-    def address(left_out: Sequence[data_files.Skipped]) -> str:
-        key = _key(entries, data_config, role, left_out, part)
+    def address(skipped_files: Sequence[data_files.SkippedFile]) -> str:
+        key = _key(entries, data_config, role, skipped_files, part)
         return storage.join(storage.absolute(storage_uri), "cache", key)
 
     uri = address(())
@@ -116,44 +116,44 @@ def prepare(
         return _reference(uri, data_config, earlier, reused=True)
 
     with _rare_collections():
-        checked = data_files.check(
+        check_result = data_files.check(
             entries,
             data_config,
             for_training=for_training,
             skip_bad_files=skip_bad_files,
             part=part,
         )
-    uri = address(checked.skipped)
-    if checked.skipped and (earlier := _usable(uri, report)) is not None:
-        report_skipped(checked.skipped, report)
+    uri = address(check_result.skipped)
+    if check_result.skipped and (earlier := _usable(uri, report)) is not None:
+        report_skipped(check_result.skipped, report)
         return _reference(uri, data_config, earlier, reused=True)
     decoding = Decoding(
         config=data_config,
-        plan=checked.plan,
-        files=checked.files,
+        plan=check_result.plan,
+        files=check_result.files,
         role=role,
         report=report,
         step_bytes=step_bytes,
         skip_bad_files=skip_bad_files,
-        skipped=checked.skipped,
+        skipped=check_result.skipped,
     )
 
     def target() -> Path:
-        """The folder on this machine: the set itself, or this node's copy of it."""
+        """The local folder: the prepared folder itself, or this node's copy of it."""
         return Path(uri) if storage.is_local(uri) else node_cache() / storage.name(uri)
 
-    warn_of_space(target(), checked.files, report)
+    warn_of_space(target(), check_result.files, report)
     with building(target(), target) as folder:
         try:
             with _rare_collections():
                 description = decoding.run(folder)
         except InputError:
-            check_unchanged(entries)  # half of an old file and half of a new one look like damage
+            check_unchanged(entries)  # a file that changes while it is read looks damaged
             raise
         check_unchanged(entries)
-        if address(decoding.skipped) != uri:  # some damage shows in decoding only
+        if address(decoding.skipped) != uri:  # some damage is noticed only in decoding
             uri = address(decoding.skipped)
-            _usable(uri, report)  # which removes an earlier set of that name if it is damaged
+            _usable(uri, report)  # this removes an earlier set with this name if it is damaged
         description["sha256"] = digest_of(description)
         storage.write_json(str(folder / DESCRIPTION), description)
         if not storage.is_local(uri):
@@ -162,13 +162,13 @@ def prepare(
 
 
 def _usable(uri: str, report: Report) -> dict[str, Any] | None:
-    """The description of a prepared folder; None where there is none.
+    """The description of a prepared folder; None without one.
 
-    A folder that is damaged is removed, with a warning.
+    A damaged folder is removed, with a warning.
     """
     if not is_prepared(uri):
         return None
-    # data elsewhere is compared when its copy on this node has been made
+    # remote data is verified when its copy on this node has been made
     problem = damage(Path(uri)) if storage.is_local(uri) else ""
     if problem:
         report(f"warning: prepared data {uri} is damaged ({problem}); it is prepared again")
@@ -179,31 +179,31 @@ def _usable(uri: str, report: Report) -> dict[str, Any] | None:
 
 
 def warn_of_space(target: Path, files: Iterable[data_files.DataFile], report: Report) -> None:
-    """Say so where the disk has less room than the branches that are read take in memory.
+    """Warn if the uncompressed branches are larger than the free space on the disk.
 
-    It is no error, because a selection may leave most of their jets out.
+    It is not an error, because the selection may leave out most jets.
     """
     size = int(sum(file.bytes_per_entry * file.num_used for file in files))
     free = space.free_bytes(target)
     if free < size:
         report(
-            f"warning: the data may take {space.shown(size)}, and {space.shown(free)} are free"
-            f" where {target} is to be"
+            f"warning: the prepared data may need up to {space.shown(size)}, but only"
+            f" {space.shown(free)} are free for {target}"
         )
 
 
 def check_unchanged(entries: Iterable[Entry]) -> None:
-    """Raise InputError where a file is not the one any more that was listed before it was read.
+    """Raise InputError for a file that has changed since it was listed.
 
-    Of what S3 and web servers have, each request asks for the version that was listed.
+    Files on S3 and web servers are not checked, because each request asks for the listed version.
     """
-    listed = []
+    local_entries = []
     for entry in entries:
         if not storage.is_s3(entry.uri) and not entry.uri.startswith("http"):
-            listed.append(entry)
+            local_entries.append(entry)
     with ThreadPoolExecutor(STORAGE_REQUESTS) as pool:  # each takes a round trip
-        again = list(pool.map(storage.entries, [entry.uri for entry in listed]))
-    for entry, now in zip(listed, again, strict=True):
+        again = list(pool.map(storage.entries, [entry.uri for entry in local_entries]))
+    for entry, now in zip(local_entries, again, strict=True):
         if [(file.size, file.tag) for file in now] != [(entry.size, entry.tag)]:
             raise InputError(
                 f"{entry.uri} changed while it was read: it had {entry.size:,} bytes, now it has"
@@ -213,10 +213,10 @@ def check_unchanged(entries: Iterable[Entry]) -> None:
 
 @contextlib.contextmanager
 def _rare_collections() -> Iterator[None]:
-    """Python's garbage collection in larger steps.
+    """Let Python collect garbage less often within the block.
 
-    The many small objects of an opened file would start it over and over. What lives already
-    (torch's modules, say) is left out of it.
+    Otherwise the many small objects of open files would start it again and again. Existing objects
+    (such as torch's modules) are excluded.
     """
     thresholds = gc.get_threshold()
     gc.freeze()
@@ -228,19 +228,19 @@ def _rare_collections() -> Iterator[None]:
         gc.unfreeze()
 
 
-def _check_derived(config: DataConfig, role: str) -> None:
-    """Raise InputError where numbers of the training set are still missing."""
+def _check_parameters(config: DataConfig, role: str) -> None:
+    """Raise InputError if numbers of the training set are missing."""
     if role == "training":
         return
     if config.missing_preprocess_params:
         raise InputError(
             f"{config.source}: preprocess: auto takes its numbers from the training set; prepare"
-            " that first"
+            " that set first, then give it as --derived-from"
         )
     if role == "validation" and config.missing_reweight_hists:
         raise InputError(
-            f"{config.source}: weights: the histograms come from the training set; prepare that"
-            " first"
+            f"{config.source}: weights: the histograms come from the training set; prepare that set"
+            " first, then give it as --derived-from"
         )
 
 
@@ -248,26 +248,28 @@ def _key(
     entries: list[Entry],
     config: DataConfig,
     role: str,
-    left_out: Sequence[data_files.Skipped],
+    skipped_files: Sequence[data_files.SkippedFile],
     part: data_files.Part,
 ) -> str:
-    """The digest of all that decides the prepared data; it names the folder.
+    """Digest of all settings that decide the prepared data; it becomes the folder's name.
 
-    left_out: the damaged files, or parts of them, that are not in it.
+    skipped_files: damaged files, or parts of them, that are missing in the data.
     """
-    derived: dict[str, object] = {**config.derived}
-    # Numbers that stand in the data config are in its digest; only the validation set is weighted
-    # with histograms that are in neither.
-    if not any(values["center"] == AUTO for values in config.declared["params"].values()):
-        del derived["preprocess_params"]
+    parameters: dict[str, object] = {**config.derived_parameters}
+    # Numbers in the data config are part of its digest, so they are left out here. Histograms are
+    # needed only for the validation set.
+    if not any(values["center"] == AUTO for values in config.canonical_form["params"].values()):
+        del parameters["preprocess_params"]
     if role != "validation":
-        del derived["reweight_hists"]
+        del parameters["reweight_hists"]
     files = storage.fingerprint(entries)
-    meaning: list[object] = [FORMAT, DECODED, files, config.digest(), role, derived]
-    if config.options.get("file_magic"):  # which looks at the paths as they were written
+    meaning: list[object] = [FORMAT, DECODING_VERSION, files, config.digest(), role, parameters]
+    if config.options.get("file_magic"):  # it depends on the paths as the user gave them
         meaning.append([entry.written for entry in entries])
-    if left_out:
-        meaning.append(["left out", sorted((one.uri, one.jets, one.exact) for one in left_out)])
+    if skipped_files:
+        meaning.append(
+            ["left out", sorted((one.uri, one.jets, one.exact) for one in skipped_files)]
+        )
     if part != data_files.WHOLE:
         meaning.append(list(part))
     return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:32]
@@ -281,7 +283,7 @@ def _reference(
         num_jets=description["num_jets"],
         num_read=description["num_read"],
         key=storage.name(uri),
-        data_config=config.with_derived(description),
+        data_config=config.with_derived_parameters(description),
         reused=reused,
     )
 
@@ -305,7 +307,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output",
         required=True,
-        help="storage: a folder, s3:// or root:// address; the data goes to its cache/",
+        help="storage: a folder, s3:// or root:// address; the data are written to its cache/",
     )
     role = parser.add_mutually_exclusive_group()
     role.add_argument(
@@ -317,19 +319,19 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--derived-from",
         help=(
-            "prepared training data, whose standardisation (preprocess: auto) and histograms are"
-            " used"
+            "prepared training data from which to take the standardisation (preprocess: auto) and"
+            " histograms"
         ),
     )
     parser.add_argument(
         "--skip-bad-files",
         action="store_true",
-        help="leave damaged files out and say how many jets are lost with them",
+        help="leave out damaged files, and report how many jets are lost with them",
     )
     parser.add_argument(
         "--non-finite",
         choices=NON_FINITE,
-        help="what becomes of NaN and infinity in inputs (default: the data config's)",
+        help="how to treat NaN and infinity in inputs (default: as the data config says)",
     )
     return parser
 
@@ -342,10 +344,10 @@ def main(argv: list[str] | None = None) -> int:
         config = DataConfig.load(arguments.data_config)
         if arguments.derived_from:
             description = storage.read_json(storage.join(arguments.derived_from, DESCRIPTION))
-            config = config.with_derived(description)
+            config = config.with_derived_parameters(description)
         if arguments.non_finite:
             config = config.with_non_finite(arguments.non_finite)
-        prepared = prepare(
+        reference = prepare(
             arguments.data,
             config,
             arguments.output,
@@ -353,7 +355,7 @@ def main(argv: list[str] | None = None) -> int:
             validation=arguments.validation,
             skip_bad_files=arguments.skip_bad_files,
         )
-        print(prepared.uri)
+        print(reference.uri)
 
     return run_main(body)
 

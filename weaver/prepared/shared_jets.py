@@ -1,8 +1,8 @@
-"""Jets that two prepared sets have in common, whatever the names and the order of their files.
+"""Count the jets that two prepared sets share, whatever the names and the order of their files.
 
-A network's performance on jets that it was trained on, or chosen by, says nothing about other jets.
-Two jets are taken for the same where their momenta are equal to the last bit of float32: among a
-million different jets and another hundred thousand there is not one such pair.
+A network's performance on jets that were used for its training or selection says nothing about
+other jets. Two jets count as the same if their momenta are equal to the last bit of float32; among
+a million different jets and another hundred thousand there is no such pair.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import numpy as np
 from common import storage
 
 IDENTITY = ("jetPt", "genJetPt", "genJetEta")
-"""Observers that tell a jet from all others (GeV, GeV, none)."""
+"""Observers that identify a jet (GeV, GeV, no unit)."""
 
 
 def shared_jets(sets: Mapping[str, str]) -> Iterator[tuple[str, str, int, int]]:
-    """Compare each two sets: (name, name of a later one, shared jets, jets of the later one).
+    """Compare all pairs of sets.
 
-    sets: name -> URI of the prepared folder. Sets whose data config does not keep IDENTITY among
-    its observers are left out.
+    sets: name -> URI of the prepared folder; sets without IDENTITY among the observers are left
+    out. Yields (name, name of a later set, number of shared jets, number of the later set's jets).
     """
     momenta: dict[str, np.ndarray] = {}
     for name, uri in sets.items():
@@ -32,22 +32,22 @@ def shared_jets(sets: Mapping[str, str]) -> Iterator[tuple[str, str, int, int]]:
             columns = [np.load(io.BytesIO(storage.read_bytes(file))) for file in files]
             momenta[name] = np.stack(columns, axis=1).astype(np.float32, copy=False)  # (N, 3)
     for one, other in itertools.combinations(momenta, 2):
-        shared = int(np.count_nonzero(among(momenta[other], momenta[one])))
-        yield one, other, shared, len(momenta[other])
+        num_shared = int(np.count_nonzero(among(momenta[other], momenta[one])))
+        yield one, other, num_shared, len(momenta[other])
 
 
 def among(jets: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Which of `jets` (N, 3) float32 are among `others` (M, 3), to the last bit: (N,) bool."""
-    # The first two numbers as one whole number of 64 bits: comparing those is ten times as fast as
-    # comparing rows, and finds nearly all.
+    """(N,) bool: which of `jets` (N, 3), float32, are among `others` (M, 3), to the last bit."""
+    # The first two numbers are compared as one 64-bit integer, which is ten times as fast as
+    # comparing rows, and excludes nearly all jets.
     pairs = _as_one_number(jets)
     other_pairs = _as_one_number(others)
-    shared = np.isin(pairs, other_pairs)
-    # the few rows that are left, as texts of 12 bytes
-    rows = jets[shared].view("S12")[:, 0]
+    is_shared = np.isin(pairs, other_pairs)
+    # the few remaining rows are compared as strings of 12 bytes
+    rows = jets[is_shared].view("S12")[:, 0]
     other_rows = others[np.isin(other_pairs, pairs)].view("S12")[:, 0]
-    shared[shared] = np.isin(rows, other_rows)
-    return shared
+    is_shared[is_shared] = np.isin(rows, other_rows)
+    return is_shared
 
 
 def _as_one_number(jets: np.ndarray) -> np.ndarray:

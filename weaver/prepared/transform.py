@@ -1,20 +1,20 @@
-"""From decoded columns to what a network takes, as pure functions of arrays.
+"""Transform decoded columns to a network's inputs, as pure functions of arrays.
 
-Selection, new variables, standardisation, clipping, cutting to length. The numbers equal those of
-weaver-core 0.5.3 to the bit: sequences are standardised in float32, single values in the type they
-have and then made float32.
+These are the selection, new variables, standardisation, clipping and truncation to the length. The
+results equal those of weaver-core 0.5.3 to the bit: sequences are standardised in float32, single
+values in their own type and then cast to float32.
 
-What becomes of NaN and infinity in inputs (`preprocess: non_finite` of the data config, or
+Treatment of NaN and infinity in inputs (`preprocess: non_finite` of the data config, or
 `--non-finite` of weaver.prepared.prepare):
 
-    weaver   as in weaver-core (the default): NaN becomes 0; infinity stays infinity in sequences
-             unless it is clipped, and becomes the largest number of its type in single values
-    zero     whatever is NaN or infinite after standardising and clipping becomes 0
-    drop     jets that hold such a value, or a label or weight that is NaN or infinite, are left out
-    error    such a value ends the preparation
+    weaver   as in weaver-core (default): NaN becomes 0; infinity in sequences stays unless it is
+             clipped, in single values it becomes the largest number of its type
+    zero     NaN and infinity after standardisation and clipping become 0
+    drop     jets with such a value, or with a label or weight that is NaN or infinite, are left out
+    error    such a value is an error
 
-NaN and infinity in the files are counted by variable whatever the policy. Only particles within the
-length count.
+With every policy NaN and infinity in the files are counted for each variable, for particles within
+the length.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from weaver.prepared.sorting import falling, sort_within
 from weaver.read.jagged import (
     Column,
     Columns,
-    Jagged,
+    JaggedColumn,
     evaluate,
     plain,
     same_lists,
@@ -44,62 +44,63 @@ from weaver.read.jagged import (
     without_options,
 )
 
-# particles put side by side at a time: their columns and rows fit into a core's own cache
+# particles copied at a time, so that their columns and rows fit in a core's cache
 ROWS = 16_384
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Ready:
-    """The ready rows of one chunk of jets."""
+class Rows:
+    """The inputs, labels, observers and weights of one chunk of jets."""
 
     num_jets: int
     sequences: dict[str, tuple[np.ndarray, np.ndarray]]
-    """Group -> values (particles, C) float32, and the particles of each jet (N,) int64, both cut to
-    the group's length.
+    """Group -> (values (particles, C) float32, number of particles of each jet (N,) int64), both
+    truncated to the group's length.
     """
     flats: dict[str, np.ndarray]
-    """Group -> (N, C) float32, or (N,) for a single variable; (N, C, k) or (N, k) where the
-    variables have k numbers for each jet.
+    """Group -> (N, C) float32, or (N,) for a single variable; (N, C, k) or (N, k) for variables
+    with k numbers for each jet.
     """
     labels: dict[str, np.ndarray]
     """(N,) or (N, k)."""
-    observers: dict[str, np.ndarray | Jagged]
+    observers: dict[str, np.ndarray | JaggedColumn]
     """(N,) or (N, k), or a list for each jet."""
     weight: np.ndarray | None
     """(N,) float32."""
     reweight: dict[str, np.ndarray]
-    """What the weights are to be made of, (N,) each, where the histograms of the reweighting do not
+    """Columns (N,) from which weights will be computed, if the histograms of the reweighting do not
     exist yet.
     """
     non_finite: dict[str, tuple[int, int]]
-    """Input variable, label or weight -> how many values were NaN and how many infinite, those of
-    dropped jets included.
+    """Input variable, label or weight -> (number of NaN values, number of infinite values), with
+    those of dropped jets.
     """
-    dropped: int
-    """Jets that the policy for NaN and infinity left out."""
+    num_dropped: int
+    """Number of jets that the policy for NaN and infinity left out."""
 
 
 class _NonFinite:
-    """NaN and infinity in one chunk of jets: counted by variable, treated by the policy."""
+    """Count NaN and infinity in one chunk of jets, and treat them by the policy."""
 
     def __init__(self, config: DataConfig, count: int, where: str) -> None:
         self.policy = config.non_finite
         self.where = where
         self.counts: dict[str, tuple[int, int]] = {}
         self.bad = np.zeros(count, bool)
-        """Jets to leave out."""
+        """(N,): jets to leave out."""
 
     def count(self, name: str, values: np.ndarray) -> bool:
-        """Note how many values are NaN and how many infinite; true where there are any."""
+        """Count the NaN and the infinite values of a variable; returns True if there are any."""
         if values.dtype.kind != "f" or np.isfinite(values).all():
             return False
         self.counts[name] = (int(np.isnan(values).sum()), int(np.isinf(values).sum()))
         return True
 
     def treat(self, name: str, values: np.ndarray, counts: np.ndarray | None = None) -> np.ndarray:
-        """The values under every policy but "weaver": 0 for NaN and infinity, their jets noted.
+        """Replace NaN and infinity by 0, and note their jets, for all policies but "weaver".
 
-        counts: (N,) values of each jet; None for one value a jet.
+        counts: (N,), number of values of each jet; None for one value a jet. Raises InputError for
+        the policy "error".
         """
         non_finite = ~np.isfinite(values)
         if not non_finite.any():
@@ -112,20 +113,20 @@ class _NonFinite:
         return np.where(non_finite, values.dtype.type(0), values)
 
     def note(self, name: str, values: np.ndarray, jets: np.ndarray) -> None:
-        """Refuse the values, or mark their jets (a mask or indices), as the policy says."""
+        """Raise InputError (policy "error"), or mark the jets (a mask or indices) to leave out."""
         if self.policy == "error":
             nan = int(np.isnan(values).sum())
             infinite = int(np.isinf(values).sum())
             raise InputError(
-                f"{self.where}: '{name}' holds {nan:,} NaN and {infinite:,} infinite values, which"
-                " non_finite: error refuses; clip them in the data config, or choose zero (they"
-                " become 0) or drop (their jets are left out)"
+                f"{self.where}: '{name}' has {nan:,} NaN and {infinite:,} infinite values, which"
+                " non_finite: error does not allow; clip them in the data config, or choose zero"
+                " (they become 0) or drop (their jets are left out)"
             )
         if self.policy == "drop":
             self.bad[jets] = True
 
     def check(self, name: str, values: np.ndarray) -> None:
-        """Labels and weights: counted and perhaps refused or dropped, never changed."""
+        """Count NaN and infinity in a label or weight, and apply "error" or "drop"."""
         if self.count(name, values) and self.policy in ("error", "drop"):
             self.note(name, values, by_jet(~np.isfinite(values)))
 
@@ -133,19 +134,22 @@ class _NonFinite:
 def select(columns: Mapping[str, Column], plan: Plan) -> tuple[Columns, int]:
     """Apply the plan's selection and compute its functions for the jets that pass.
 
-    Returns the columns with new variables, labels and weight added, and the number of jets that
-    passed (where that is none, the functions are left out: there is nothing to compute).
+    Returns (columns with new variables, labels and weight; number of jets that pass). If no jet
+    passes, the functions are not computed. Raises InputError for an expression that cannot be
+    evaluated.
     """
     columns = {name: plain(values) for name, values in columns.items()}
     count = len(next(iter(columns.values())))
     if plan.selection is not None:
         for name, expression in plan.selection_functions:
             columns[name] = _column(expression, columns, count)
-        passed = _condition(plan.selection, columns, count)
+        passes = _condition(plan.selection, columns, count)
         columns = {
-            name: _selected(values, passed) for name, values in columns.items() if name in plan.kept
+            name: _select_jets(values, passes)
+            for name, values in columns.items()
+            if name in plan.columns_after_selection
         }
-        count = int(np.count_nonzero(passed))
+        count = int(np.count_nonzero(passes))
     columns = _cut_particles(columns, plan)
     if count:
         for name, expression in plan.functions:
@@ -153,86 +157,89 @@ def select(columns: Mapping[str, Column], plan: Plan) -> tuple[Columns, int]:
     return columns, count
 
 
-def _selected(values: Column, jets: np.ndarray) -> Column:
-    """The jets of a mask (N,); as in weaver-core, an array (N, k) of HDF5 becomes lists of k."""
-    chosen = values[jets]
-    if isinstance(chosen, ak.Array):
-        layout = ak.to_layout(chosen)
+def _select_jets(values: Column, jets: np.ndarray) -> Column:
+    """Select jets by a mask (N,); as in weaver-core, an array (N, k) of HDF5 becomes lists of k."""
+    subset = values[jets]
+    if isinstance(subset, ak.Array):
+        layout = ak.to_layout(subset)
         if isinstance(layout, ak.contents.NumpyArray):
             return ak.Array(layout.to_RegularArray())
-    return chosen
+    return subset
 
 
 def _cut_particles(columns: Columns, plan: Plan) -> Columns:
-    """The columns without the particles that are in no input.
+    """Remove particles beyond the length of the longest input.
 
-    Where anything else can depend on these particles, the columns as they are.
+    Returns the columns unchanged if anything else may depend on these particles.
     """
     if plan.longest is None:
         return columns
-    lists: dict[str, Jagged] = {}
+    lists: dict[str, JaggedColumn] = {}
     for name, values in columns.items():
-        if isinstance(values, Jagged):
+        if isinstance(values, JaggedColumn):
             lists[name] = values
         elif not isinstance(values, np.ndarray) or values.ndim != 1:
             return columns
     if not lists or not same_lists(lists.values()):
         return columns
 
-    # Functions of the lists, directly or not; each comes after those that it depends on.
-    depending = set(lists)
+    # Functions that depend on the lists; each comes after those that it depends on.
+    dependent = set(lists)
     for name, function in plan.functions:
-        if depending.isdisjoint(function.names):
+        if dependent.isdisjoint(function.names):
             continue
         if not function.is_elementwise:
             return columns
-        depending.add(name)
+        dependent.add(name)
     return columns | {name: values.head(plan.longest) for name, values in lists.items()}
 
 
-def make_ready(
+def make_rows(
     columns: Mapping[str, Column], count: int, config: DataConfig, plan: Plan, where: str = ""
-) -> Ready:
-    """Turn the columns of `count` selected jets into rows. `where`: the file, for errors.
+) -> Rows:
+    """Make the rows of `count` selected jets from their columns; `where` names the file in errors.
 
-    Raises InputError for a variable of the wrong form, and for NaN and infinity where the config
-    refuses them.
+    Raises InputError for a variable of the wrong form, for NaN and infinity with the policy
+    "error", and for training jets that do not belong to exactly one class.
     """
     quality = _NonFinite(config, count, where or config.source)
-    rows = _Rows(columns, config, quality)
+    maker = _RowMaker(columns, config, quality)
     sequences = {}
     flats = {}
     for group, names in config.input_dicts.items():
         if config.preprocess_params[names[0]]["length"] is None:
-            flats[group] = rows.flat_group(group)
+            flats[group] = maker.flat_group(group)
         else:
-            sequences[group] = rows.sequence_group(group)
-    labels = {name: rows.numbers(name, "label") for name in plan.labels}
-    checked = dict(labels)
+            sequences[group] = maker.sequence_group(group)
+    labels = {name: maker.numbers(name, "label") for name in plan.labels}
+    values_to_check = dict(labels)
 
-    # The weights, or what they are to be made of once all training jets are in the histograms.
+    # The weights, or the columns from which they will be computed after the histograms.
     weight = None
-    reweight = {name: rows.single(name) for name in plan.reweight}
+    reweight = {name: maker.single(name) for name in plan.reweight}
     if plan.weight:
-        weight = rows.single(plan.weight).astype(np.float32)
+        weight = maker.single(plan.weight).astype(np.float32)
     elif config.reweighting and reweight and config.reweight_hists is not None:
         weight = jet_weights(reweight, config.reweighting, config.reweight_hists)
         reweight = {}
     if weight is not None:
-        checked["weight"] = weight
-    for name, values in checked.items():
+        values_to_check["weight"] = weight
+    for name, values in values_to_check.items():
         quality.check(name, values)
 
-    # Jets to leave out are known only now: make the rows of the others, and keep the counts of all.
+    # Only now all jets to leave out are known. Make the rows again without them; the counts of NaN
+    # and infinity are those of all jets.
     if quality.bad.any():
-        kept = ~quality.bad
-        columns = {name: values[kept] for name, values in columns.items()}
-        ready = make_ready(columns, int(kept.sum()), config, plan, where)
-        return dataclasses.replace(ready, non_finite=quality.counts, dropped=int(quality.bad.sum()))
+        keep = ~quality.bad
+        columns = {name: values[keep] for name, values in columns.items()}
+        rows = make_rows(columns, int(keep.sum()), config, plan, where)
+        return dataclasses.replace(
+            rows, non_finite=quality.counts, num_dropped=int(quality.bad.sum())
+        )
 
     # Each training jet must belong to exactly one class.
     if "_labelcheck_" in columns:
-        sums = rows.single("_labelcheck_")
+        sums = maker.single("_labelcheck_")
         none = int((sums == 0).sum())
         several = int((sums > 1).sum())
         if (sums != 1).any():
@@ -240,21 +247,21 @@ def make_ready(
                 f"{config.source}: labels: {none} jets belong to no class and {several} to several"
                 f" of {config.label_value}; see 'selection'"
             )
-    return Ready(
+    return Rows(
         num_jets=count,
         sequences=sequences,
         flats=flats,
         labels=labels,
-        observers={name: rows.observed(name) for name in plan.observers},
+        observers={name: maker.observer(name) for name in plan.observers},
         weight=weight,
         reweight=reweight,
         non_finite=quality.counts,
-        dropped=0,
+        num_dropped=0,
     )
 
 
-class _Rows:
-    """Makes the rows of one chunk of N jets from its columns."""
+class _RowMaker:
+    """Make the rows of one chunk of N jets from its columns."""
 
     def __init__(
         self, columns: Mapping[str, Column], config: DataConfig, quality: _NonFinite
@@ -263,40 +270,39 @@ class _Rows:
         self.config = config
         self.quality = quality
         self.orders: dict[tuple, np.ndarray] = {}
-        """Groups that are sorted alike share the work."""
+        """Sort keys -> positions, so that groups with the same order are sorted once."""
 
     def sequence_group(self, group: str) -> tuple[np.ndarray, np.ndarray]:
-        """(particles, C) float32, and how many of them each jet has, (N,) int64."""
+        """Make a group of particles: values (particles, C) float32, counts of jets (N,) int64."""
         config = self.config
         names = config.input_dicts[group]
         place = f"{config.source}: inputs:{group}"
 
-        # each variable's flat entries, (entries,), and the entries of each jet, (N,)
+        # of each variable: flat entries (entries,), and number of entries of each jet (N,)
         parts = [flatten(self.columns[name], name, config.source) for name in names]
         counts = parts[0][1]
         for name, (_, other) in zip(names, parts, strict=True):
             _check_counts(counts, other, names[0], name, place)
 
-        # cut to the length: the entries that stay, in the order they get
+        # positions of the entries within the length, in their final order
         length = config.preprocess_params[names[0]]["length"]
-        kept = counts if length is None else np.minimum(counts, length)
-        positions = _first_entries(counts, kept)
+        num_kept = counts if length is None else np.minimum(counts, length)
+        positions = _first_entries(counts, num_kept)
         if group in config.order_by:
             order = self.order(group, counts, place)
             positions = order if positions is None else order[positions]
 
-        # as weaver-core: float32 throughout, unless a single value a jet or an option type is among
-        # the variables
+        # as in weaver-core: float32, unless a variable has one value a jet or an option type
         in_float32 = all(_in_float32(self.columns[name]) for name in names)
         channels = []
         for name, (content, _) in zip(names, parts, strict=True):
             entries = content if positions is None else content[positions]
             params = config.preprocess_params[name]
             if in_float32:
-                channels.append(_sequence_values(entries, name, params, self.quality, kept))
+                channels.append(_sequence_values(entries, name, params, self.quality, num_kept))
             else:
-                channels.append(_single_values(entries, name, params, self.quality, kept))
-        return _side_by_side(channels), kept
+                channels.append(_single_values(entries, name, params, self.quality, num_kept))
+        return _side_by_side(channels), num_kept
 
     def order(self, group: str, counts: np.ndarray, place: str) -> np.ndarray:
         """Positions (entries,) that sort each jet's particles by the group's `order_by`."""
@@ -313,7 +319,10 @@ class _Rows:
         return self.orders[name]
 
     def flat_group(self, group: str) -> np.ndarray:
-        """(N, C) float32, or (N,) for one variable; (N, C, k) or (N, k) with k numbers a jet."""
+        """Make a group with one value a jet: (N, C) float32, or (N,) for one variable.
+
+        With k numbers for each jet it is (N, C, k) or (N, k).
+        """
         channels = []
         names = self.config.input_dicts[group]
         for name in names:
@@ -321,7 +330,7 @@ class _Rows:
             values = self.numbers(
                 name, f"variable of an input group without length, inputs:{group}"
             )
-            # the largest number of float64 becomes infinity
+            # the largest float64 becomes infinite in float32
             with np.errstate(over="ignore"):
                 values = _single_values(values, name, params, self.quality)
                 channels.append(values.astype(np.float32))
@@ -333,14 +342,14 @@ class _Rows:
             )
         return channels[0] if len(channels) == 1 else np.stack(channels, axis=1)
 
-    def observed(self, name: str) -> np.ndarray | Jagged:
-        """An observer as it is: (N,), (N, k), or a list for each jet.
+    def observer(self, name: str) -> np.ndarray | JaggedColumn:
+        """The values of an observer: (N,), (N, k), or a list for each jet.
 
-        As in weaver-core, a monitor variable that is an input with one value a jet comes as the
-        network gets it: standardised, and (N, length) where it is padded to a length.
+        As in weaver-core, a monitor variable that is an input with one value a jet is standardised,
+        and padded to (N, length) if its group has a length.
         """
         values = without_options(self.columns[name])
-        if isinstance(values, Jagged) and values.content.dtype.kind in "biuf":
+        if isinstance(values, JaggedColumn) and values.content.dtype.kind in "biuf":
             return values
         values = self.numbers(name, "observer")
         params = self.config.preprocess_params.get(name)
@@ -350,25 +359,25 @@ class _Rows:
         length = params["length"]
         if length is None:
             return values
-        padded = np.full((len(values), length), params["pad_value"], np.float32)
-        padded[:, : length if params["pad_mode"] == "wrap" else 1] = values[:, None]
-        return padded
+        rows = np.full((len(values), length), params["pad_value"], np.float32)
+        rows[:, : length if params["pad_mode"] == "wrap" else 1] = values[:, None]
+        return rows
 
     def single(self, name: str) -> np.ndarray:
-        """A column with one number for each jet, (N,)."""
+        """A column with one number for each jet, (N,). Raises InputError for other forms."""
         values = self.numbers(name, "weight")
         if values.ndim > 1:
-            raise self._refusal(name, "weight", "one number for each jet")
+            raise self._error(name, "weight", "one number for each jet")
         return values
 
     def numbers(self, name: str, role: str) -> np.ndarray:
-        """A column with one number, or equally many, for each jet: (N,) or (N, k, ...).
+        """A column with one number, or the same number of numbers, for each jet: (N,), (N, k, ...).
 
-        role: what the column serves as, for the error.
+        role: the use of the column, for the error. Raises InputError for other forms.
         """
         values = without_options(self.columns[name])
-        if isinstance(values, Jagged):
-            # a vector that has k entries in every jet
+        if isinstance(values, JaggedColumn):
+            # a list that has k entries in every jet
             size = int(values.counts[0]) if len(values) else 0
             if size and (values.counts == size).all() and values.content.dtype.kind in "biuf":
                 return values.content.reshape(-1, size)
@@ -381,9 +390,9 @@ class _Rows:
                 layout = layout.content
             if isinstance(layout, ak.contents.NumpyArray) and layout.data.dtype.kind in "biuf":
                 return np.asarray(ak.to_numpy(values))
-        raise self._refusal(name, role, "one number, or equally many, for each jet")
+        raise self._error(name, role, "one number, or the same number of values, for each jet")
 
-    def _refusal(self, name: str, role: str, expected: str) -> InputError:
+    def _error(self, name: str, role: str, expected: str) -> InputError:
         values = to_awkward(self.columns[name])
         hint = (
             _form_hint(values)
@@ -396,14 +405,15 @@ class _Rows:
 
 
 def flatten(values: Column, name: str, source: str) -> tuple[np.ndarray, np.ndarray]:
-    """One variable as flat numbers (entries,), and the entries of each jet (N,) int64.
+    """Flatten a variable to numbers (entries,), and the number of entries of each jet (N,) int64.
 
-    A single value counts as one entry. Raises InputError for a column of another form.
+    A single value counts as one entry. source: the data config, for the error. Raises InputError
+    for a column of another form.
     """
     values = without_options(values)
     if isinstance(values, ak.Array):
         values = plain(ak.from_regular(values, axis=None))
-    if isinstance(values, Jagged):
+    if isinstance(values, JaggedColumn):
         return values.content, values.counts
     if isinstance(values, np.ndarray) and values.ndim == 1:
         return values, np.ones(len(values), np.int64)
@@ -414,24 +424,24 @@ def flatten(values: Column, name: str, source: str) -> tuple[np.ndarray, np.ndar
     )
 
 
-def by_jet(marked: np.ndarray) -> np.ndarray:
-    """(N, ...) -> (N,): true for a jet with any mark."""
-    return np.logical_or.reduce(marked.reshape(len(marked), -1), axis=1)
+def by_jet(marks: np.ndarray) -> np.ndarray:
+    """Boolean (N, ...) -> (N,): True for a jet with any True value."""
+    return np.logical_or.reduce(marks.reshape(len(marks), -1), axis=1)
 
 
 def _in_float32(column: Column) -> bool:
-    """Whether weaver-core's kernel takes a column: lists of numbers that are no option type."""
-    if isinstance(column, Jagged):
+    """Whether weaver-core standardises a column in float32: lists without option type."""
+    if isinstance(column, JaggedColumn):
         return not column.optional
-    # a two-dimensional array of HDF5 has no lists until a selection makes them
+    # a two-dimensional array of HDF5 becomes lists only by a selection
     is_array = isinstance(ak.to_layout(column), ak.contents.NumpyArray)
     return column.ndim > 1 and not is_array and "?" not in str(ak.type(column))
 
 
 def standardize(values: np.ndarray, params: Mapping[str, Any]) -> np.ndarray:
-    """clip((values - center) * scale, min, max), or the values as they are without a center.
+    """Compute clip((values - center) * scale, min, max); without a center return the values.
 
-    There is no bound where min or max is None. params: weaver.config.sections.Parameters.
+    params: weaver.config.sections.Parameters; None as min or max means no bound.
     """
     if params["center"] is None:
         return values
@@ -441,14 +451,14 @@ def standardize(values: np.ndarray, params: Mapping[str, Any]) -> np.ndarray:
 
 
 def _column(expression: Expression, columns: Columns, count: int) -> Column:
-    """The column that an expression gives: one entry for each of `count` jets.
+    """Evaluate an expression to a column of `count` jets; a single number is repeated.
 
-    A single number counts for every jet.
+    Raises InputError if the result does not have one entry for each jet.
     """
     values = evaluate(expression, columns)
     if isinstance(values, bool | int | float | np.generic):
         return np.full(count, values)
-    if isinstance(values, Jagged):
+    if isinstance(values, JaggedColumn):
         return values
     is_array = isinstance(values, ak.Array | np.ndarray)
     if not is_array or len(values) != count:
@@ -458,13 +468,13 @@ def _column(expression: Expression, columns: Columns, count: int) -> Column:
             f" {count} jets"
         )
     if isinstance(values, np.ndarray) and values.ndim > 1:
-        # weaver-core's table holds it as lists of one size
+        # weaver-core stores it as lists of a fixed size
         return ak.from_numpy(values, regulararray=True)
     return plain(ak.Array(values))
 
 
 def _condition(expression: Expression, columns: Columns, count: int) -> np.ndarray:
-    """(N,) bool: true for each jet that passes; a missing value does not."""
+    """(N,) bool: which jets pass a condition; a missing value counts as false."""
     values = _column(expression, columns, count)
     if values.ndim != 1:
         raise InputError(
@@ -477,11 +487,11 @@ def _condition(expression: Expression, columns: Columns, count: int) -> np.ndarr
 
 
 def _side_by_side(channels: list[np.ndarray]) -> np.ndarray:
-    """(n, C) float32 of C channels (n,)."""
+    """Stack C channels (n,) to (n, C) float32."""
     if len(channels) == 1:
         return channels[0].astype(np.float32, copy=False)[:, None]
     values = np.empty((len(channels[0]), len(channels)), np.float32)
-    # block by block, because each pass over the whole array would fetch all of it again
+    # block by block, because each pass over the whole array would read all of it from memory
     for start in range(0, len(values), ROWS):
         block = values[start : start + ROWS]
         for index, channel in enumerate(channels):
@@ -501,22 +511,22 @@ def _check_counts(
         )
 
 
-def _first_entries(counts: np.ndarray, kept: np.ndarray) -> np.ndarray | None:
+def _first_entries(counts: np.ndarray, num_kept: np.ndarray) -> np.ndarray | None:
     """Positions of the first `kept` (N,) entries of each jet in the flat entries.
 
     None if these are all of them, which saves a copy.
     """
-    if np.array_equal(counts, kept):
+    if np.array_equal(counts, num_kept):
         return None
-    # how far each jet's entries move to the front, (N,)
-    shift = (np.cumsum(counts) - counts) - (np.cumsum(kept) - kept)
-    return np.arange(int(kept.sum())) + np.repeat(shift, kept)
+    # (N,): by how much the positions of each jet's entries decrease
+    shift = (np.cumsum(counts) - counts) - (np.cumsum(num_kept) - num_kept)
+    return np.arange(int(num_kept.sum())) + np.repeat(shift, num_kept)
 
 
 def _sequence_values(
     entries: np.ndarray, name: str, params: Parameters, quality: _NonFinite, counts: np.ndarray
 ) -> np.ndarray:
-    """Standardised entries, float32 throughout. weaver-core replaces only NaN."""
+    """Standardise entries in float32; with the policy "weaver" only NaN is replaced, by 0."""
     entries = entries.astype(np.float32, copy=False)
     are_non_finite = quality.count(name, entries)
     in_float32 = params.copy()
@@ -538,16 +548,16 @@ def _single_values(
     quality: _NonFinite | None,
     counts: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Standardised values, computed in the type of the variable.
+    """Standardise values in their own type.
 
-    Single values that have a length become float32 before NaN and infinity are replaced.
+    Values of a group with a length become float32 before NaN and infinity are replaced.
     """
     if quality:
         quality.count(name, values)
     values = standardize(values, params)
     if quality and quality.policy != "weaver" and values.dtype.kind == "f":
         values = quality.treat(name, values, counts)
-    # a float64 infinity becomes float64's largest number, and that infinite in float32
+    # infinity becomes the largest float64, which is infinite in float32
     with np.errstate(over="ignore"):
         return np.nan_to_num(values if params["length"] is None else values.astype(np.float32))
 

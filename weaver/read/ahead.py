@@ -1,4 +1,4 @@
-"""Work ahead of a loop in threads: the next item is made while the loop works on the last one."""
+"""Compute the next items of a loop in threads, while the loop works on the current one."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-POLL_SECONDS = 0.1  # how soon the thread notices that the loop has ended
+POLL_SECONDS = 0.1  # time after which the thread notices that the loop has ended
 END = object()
 Item = TypeVar("Item")
 
 
 def ahead(items: Iterator[Item], depth: int, name: str = "ahead") -> Generator[Item, None, None]:
-    """The same items, up to `depth` of them made ahead.
+    """Yield the same items, of which a thread computes up to `depth` in advance.
 
-    Closing the iterator early ends its thread; an error comes through.
+    Closing the iterator early ends the thread. An error in `items` is raised by the iterator.
     """
     ready: queue.Queue = queue.Queue(depth)
-    stopped = threading.Event()
+    stop_event = threading.Event()
 
     def put(item: object) -> bool:
-        """Hand over an item; False if the loop has ended."""
-        while not stopped.is_set():
+        """Put an item into the queue; returns False if the loop has ended."""
+        while not stop_event.is_set():
             try:
                 ready.put(item, timeout=POLL_SECONDS)
                 return True
@@ -33,37 +33,37 @@ def ahead(items: Iterator[Item], depth: int, name: str = "ahead") -> Generator[I
         return False
 
     def fill() -> None:
-        """Hand over all items, then END, or the error that came instead."""
+        """Put all items into the queue, then END, or the error that ended them."""
         try:
             for item in items:
                 if not put(item):
                     return
             put(END)
-        # whatever it is belongs to the loop, which would wait for ever otherwise
+        # the loop must get any error, because it would otherwise wait for ever
         except BaseException as error:
-            put(_Raised(error))
+            put(_Failure(error))
 
     thread = threading.Thread(target=fill, name=name, daemon=True)
     thread.start()
     try:
         while (item := ready.get()) is not END:
-            if isinstance(item, _Raised):
+            if isinstance(item, _Failure):
                 raise item.error
             yield item
     finally:
-        stopped.set()
+        stop_event.set()
         thread.join()
 
 
 def in_threads(
     jobs: Iterable[Callable[[], Item]], threads: int, *, more: int = 1
 ) -> Generator[Item, None, None]:
-    """The results of jobs, in their order.
+    """Run jobs in threads; yields their results in the order of the jobs.
 
-    `threads` of them are at work at once, and no more than `more` wait or are finished beyond
-    these: what is held in memory does not grow with the number of jobs. With more of them the
-    threads go on for longer while the caller is busy. Closing the iterator early waits for the jobs
-    at work; an error comes through in its place.
+    threads: number of jobs at work at once. more: number of jobs that may be waiting or finished in
+    addition; a larger one keeps the threads busy for longer while the caller works. Memory does not
+    grow with the number of jobs. Closing the iterator early waits for the jobs at work. A job's
+    error is raised in place of its result.
     """
     waiting: collections.deque[Future[Item]] = collections.deque()
     pool = ThreadPoolExecutor(threads)
@@ -81,26 +81,27 @@ def in_threads(
 def lookahead(
     items: Iterable[Item], weight: Callable[[Item], int], most: int
 ) -> Generator[Item, None, None]:
-    """The same items, taken early, so that what was begun for them goes on meanwhile.
+    """Yield the same items, but take them early from `items`.
 
-    As many are taken as weigh more than `most` together. An item that weighs nothing was not begun
-    by taking it: it is handed on at once.
+    Taking an item starts its transfer, which then proceeds in the background. Items are taken until
+    their weights together exceed `most`. An item of weight 0 needs no transfer and is yielded at
+    once, after those before it.
     """
     waiting: collections.deque[tuple[Item, int]] = collections.deque()
-    held = 0
+    total_weight = 0
     for item in items:
         waiting.append((item, weight(item)))
-        held += waiting[-1][1]
-        while waiting and (held > most or not waiting[-1][1]):
+        total_weight += waiting[-1][1]
+        while waiting and (total_weight > most or not waiting[-1][1]):
             first, weighs = waiting.popleft()
-            held -= weighs
+            total_weight -= weighs
             yield first
     for first, _ in waiting:
         yield first
 
 
-class _Raised:
-    """An error of the thread, on its way to the loop."""
+class _Failure:
+    """An error of the thread, in the queue."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error

@@ -1,11 +1,10 @@
-"""The data files, ROOT or parquet: patterns of addresses, checks of every file, and decoding.
+"""Find, check and decode data files: ROOT, parquet and HDF5.
 
-Patterns are Weaver's (common/storage/patterns.py); the name of a sample does not matter here.
+Patterns are Weaver's (common/storage/patterns.py); the names of samples have no effect here.
 
-Every file is checked before any of it is decoded. A damaged file (truncated, not readable, not a
-data file) raises DamagedFile, which names it; where damaged files are to be skipped, they are left
-out and reported. A file that is whole but lacks a tree or a branch is another matter: it is refused
-in either case.
+All files are checked before any is decoded. A damaged file (truncated, unreadable, not a data file)
+raises DamagedFile; with skip_bad_files it is left out and reported. A good file that lacks a branch
+is an error in both cases.
 """
 
 from __future__ import annotations
@@ -48,112 +47,109 @@ from weaver.read.opening import (
 from weaver.read.remote import Fetch, Parts, Range, Readers
 from weaver.read.root import baskets, root_tree
 
-# decoded at a time; what is computed from them takes a few times that, and larger steps are no
-# faster
+# bytes decoded at a time; columns that are computed from them need a few times as much, and larger
+# steps are not faster
 STEP_BYTES = 16 * 2**20
-# steps of one range of baskets that are worked on by one thread: of a range with more of them, each
-# step is work of its own, so that what is made of a large basket need not be in memory as a whole
+# steps of a range of baskets that one thread decodes together. In a range with more steps each one
+# is a load of its own, so that the results of a large basket are not all in memory.
 STEPS_TOGETHER = 2
-STEPS_AHEAD = 3  # of uproot's, whose bytes are on their way, with the one that is decoded
+STEPS_AHEAD = 3  # steps of uproot that are read at the same time, including the current one
 SUFFIXES = (".root", parquet.SUFFIX, *hdf5.SUFFIXES)
-NOT_READ = (".awkd",)
-# files opened at a time; distant ones wait for two or three round trips each
+UNSUPPORTED_SUFFIXES = (".awkd",)
+# files checked at a time; distant ones need two or three round trips each
 CHECKERS, DISTANT_CHECKERS = 8, 32
-REFUSED = 20  # files that cannot be used and that an error lists
-LISTED = 5  # files of a folder that an error names
+MOST_ERRORS = 20  # files that the error about unusable files lists
+MOST_NAMES = 5  # files that other messages list
 
 Step = tuple[Columns, int]
-"""The columns of some jets, and how many these are."""
+"""The columns of some jets, and the number of these jets."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Load:
-    """Decodes one or more steps when it is called."""
+    """A function that decodes one or more steps, and the size of its transfer."""
 
     decode: Callable[[], Iterable[Step]]
-    stored: int = 0
-    """Bytes that are on their way for it, from a distant storage."""
+    num_bytes: int = 0
+    """Bytes that are being read for it from a distant storage."""
 
     def __call__(self) -> Iterable[Step]:
-        """Decode the load and yield its steps."""
+        """Decode and yield the steps."""
         return self.decode()
 
 
 Part = tuple[float, float]
-"""The part of each file between two shares of its entries, as (0, 0.8) for the first 80 %."""
+"""A range of each file's entries, as fractions (start, end): (0, 0.8) for the first 80 %."""
 WHOLE: Part = (0.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Skipped:
-    """A damaged file that was left out, or the rest of it."""
+class SkippedFile:
+    """A damaged file that was left out, in whole or from the damage on."""
 
     uri: str
     reason: str
     jets: int
-    """Jets lost with it."""
+    """Number of jets that were lost."""
     exact: bool
-    """False where `jets` is an estimate from the sizes of the other files."""
+    """False if `jets` is an estimate from the file's size."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataFile:
-    """One checked file."""
+    """A file that has passed the checks."""
 
     entry: Entry
     tree: str
     """Path of the tree, with the newest cycle; empty for parquet."""
     num_entries: int
-    """Jets."""
+    """Number of jets."""
     columns: frozenset[str]
-    """Column names of the plan that the file has a branch for."""
+    """Columns of the plan for which the file has a branch."""
     bytes_per_entry: float
-    """Uncompressed bytes of those branches for one jet."""
+    """Uncompressed bytes of these branches for one jet."""
     types: Mapping[str, np.dtype] = dataclasses.field(default_factory=dict)
-    """Column name -> type of its numbers in this file, where that is known before it is decoded."""
+    """Column -> type of its numbers in this file, if it is known before decoding."""
     casts: Mapping[str, np.dtype] = dataclasses.field(default_factory=dict)
-    """Column name -> type that it gets, where the column has other types in other files."""
+    """Column -> type to cast it to, if its type differs between files."""
     baskets: root_tree.Tree | None = dataclasses.field(default=None, repr=False, compare=False)
-    """Where the branches' baskets lie, where they are simple enough to be read without uproot."""
+    """The baskets of the branches, if the file can be read without uproot."""
     part: Part = WHOLE
-    """The part of the file that is used."""
+    """The range of entries to use."""
     alone: bool = False
-    """True where it is the only file."""
+    """Whether it is the only file."""
 
     @property
     def entries(self) -> tuple[int, int]:
-        """The first entry of the part, and the one behind its last.
-
-        At least one entry, as in weaver-core.
-        """
+        """(first entry, last entry + 1) of the part; at least one entry, as in weaver-core."""
         start, stop = (math.trunc(bound * self.num_entries) for bound in self.part)
         return start, min(max(start + 1, stop), self.num_entries)
 
     @property
     def num_used(self) -> int:
-        """Jets of the part."""
+        """Number of jets in the part."""
         start, stop = self.entries
         return stop - start
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Checked:
-    """Files that can be decoded, the plan for decoding them, and what was left out."""
+class CheckResult:
+    """Files that can be decoded, the plan for decoding them, and damaged files."""
 
     files: list[DataFile]
     plan: Plan
-    skipped: list[Skipped]
+    skipped: list[SkippedFile]
 
 
 # --------------------------------------------------------------------------------------- patterns
 
 
 def find(patterns: str | Iterable[str], warn: Callable[[str], None] | None = None) -> list[Entry]:
-    """The files that match, each once, in the order of the patterns.
+    """Find the files that match, each once, in the order of the patterns.
 
-    A folder stands for the data files in it. warn: called with a sentence where a file is named
-    twice, or is there under two names. Raises InputError for a pattern that matches nothing,
-    for an address of an unknown scheme, and where no pattern is given.
+    A folder stands for the data files in it. warn: called with a warning if patterns match a file
+    twice, or two files are the same. Raises InputError for a pattern that matches nothing, for an
+    address of an unknown scheme, and without a pattern.
     """
     parts = parse_patterns(patterns)
     if not parts:
@@ -161,11 +157,11 @@ def find(patterns: str | Iterable[str], warn: Callable[[str], None] | None = Non
             "no data files: pass a path or a pattern such as data/*.root or s3://bucket/data/*.root"
         )
     entries: dict[tuple[str, str], Entry] = {}
-    repeated: set[tuple[str, str]] = set()
+    repeats: set[tuple[str, str]] = set()
     for part in parts:
         matches = storage.glob(part.text)
-        # The address of one file takes that file, and a pattern all it matches, whatever their
-        # names end in.
+        # A folder gives only files with the suffixes of data files; the address of a file, and a
+        # pattern, give files with any name.
         is_file = len(matches) == 1 and storage.absolute(part.text) == matches[0].uri
         if not is_file and not has_wildcard(part.text):
             matches = [entry for entry in matches if entry.uri.endswith(SUFFIXES)]
@@ -173,30 +169,30 @@ def find(patterns: str | Iterable[str], warn: Callable[[str], None] | None = Non
             kind = "parquet" if part.text.endswith(parquet.SUFFIX) else "ROOT"
             raise InputError(f"no {kind} file matches '{part.text}'{_folder_contents(part.text)}")
         for entry in matches:
-            written = _as_written(part.text, entry.uri)
-            named = dataclasses.replace(entry, written=written, tree=part.tree)
+            path = _path_as_given(part.text, entry.uri)
+            entry_for_tree = dataclasses.replace(entry, written=path, tree=part.tree)
             key = (entry.uri, part.tree)
             if key in entries:
-                repeated.add(key)
-            entries.setdefault(key, named)
-    if warn and (text := _repetitions(list(entries.values()), [uri for uri, _ in repeated])):
+                repeats.add(key)
+            entries.setdefault(key, entry_for_tree)
+    if warn and (text := _repetitions(list(entries.values()), [uri for uri, _ in repeats])):
         warn(text)
     for entry in entries.values():
-        if entry.uri.endswith(NOT_READ):
+        if entry.uri.endswith(UNSUPPORTED_SUFFIXES):
             raise InputError(
-                f"{entry.uri}: files of awkward 0 (.awkd), which weaver-core takes, are not read"
-                " here; write the jets as ROOT or parquet"
+                f"{entry.uri}: files of awkward 0 (.awkd) are not supported, unlike in weaver-core;"
+                " write the jets as ROOT or parquet"
             )
     return list(entries.values())
 
 
-def _repetitions(entries: list[Entry], repeated: list[str]) -> str:
-    """What to say of files that are named twice, or are one file under two names; "" if none."""
+def _repetitions(entries: list[Entry], repeats: list[str]) -> str:
+    """The warning about files that are listed twice, or are links to each other; "" if none."""
     texts = []
-    if repeated:
+    if repeats:
         texts.append(
-            f"{len(repeated)} of {len(entries)} files are named more than once, and read once:"
-            f" {_listed(repeated)}"
+            f"{len(repeats)} of {len(entries)} files match more than one pattern, and are read"
+            f" once: {_list_names(repeats)}"
         )
     first: dict[tuple[int, int, str], str] = {}
     links = []
@@ -209,18 +205,18 @@ def _repetitions(entries: list[Entry], repeated: list[str]) -> str:
     if links:
         texts.append(
             f"{len(links)} of {len(entries)} files are links to others of them, so that their jets"
-            f" count twice: {_listed(links)}"
+            f" count twice: {_list_names(links)}"
         )
     return "; ".join(texts)
 
 
-def _listed(uris: list[str]) -> str:
-    more = f" and {len(uris) - LISTED} more" if len(uris) > LISTED else ""
-    return f"{', '.join(sorted(uris)[:LISTED])}{more}"
+def _list_names(uris: list[str]) -> str:
+    more = f" and {len(uris) - MOST_NAMES} more" if len(uris) > MOST_NAMES else ""
+    return f"{', '.join(sorted(uris)[:MOST_NAMES])}{more}"
 
 
-def _as_written(pattern: str, uri: str) -> str:
-    """The address of a file that matches a pattern, relative where the pattern is relative."""
+def _path_as_given(pattern: str, uri: str) -> str:
+    """The address of a matching file, relative if the pattern is relative."""
     if not storage.is_local(pattern):
         return uri
     # the folders before the first wildcard
@@ -230,16 +226,16 @@ def _as_written(pattern: str, uri: str) -> str:
 
 
 def _folder_contents(pattern: str) -> str:
-    """What the folder of a pattern without a match holds, as the end of a sentence."""
-    if not storage.is_local(pattern):  # where listing may be slow
+    """List the data files in the folder of a pattern without a match; the end of a sentence."""
+    if not storage.is_local(pattern):  # listing may be slow
         return ""
     folder = os.path.dirname(storage.absolute(pattern))
     if not os.path.isdir(folder):
         return f"; there is no folder {folder}"
     names = sorted(name for name in os.listdir(folder) if name.endswith(SUFFIXES))
-    listed = ", ".join(names[:LISTED]) or "none"
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return f"; data files in {folder}: {listed}{more}"
+    text = ", ".join(names[:MOST_NAMES]) or "none"
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return f"; data files in {folder}: {text}{more}"
 
 
 # ----------------------------------------------------------------------------------------- checks
@@ -252,14 +248,14 @@ def check(
     for_training: bool,
     skip_bad_files: bool = False,
     part: Part = WHOLE,
-) -> Checked:
-    """Open every file and make sure that it can be decoded.
+) -> CheckResult:
+    """Open every file and check that it can be decoded.
 
-    part: the part of each file that is to be used.
-    Observers that a training file lacks are left out of the plan (training does not need them).
-    Raises DamagedFile for files that are no data files, are truncated or lack the tree, unless such
-    files are to be skipped; InputError for those that lack a branch, or hold a branch of a type
-    that cannot be read, and where no file or no jet is left. All such files are listed at once.
+    part: the range of each file's entries to use. Observers that a training file lacks are left out
+    of the plan, because training does not need them. Raises DamagedFile for files that are not data
+    files, are truncated or lack the tree, unless skip_bad_files; InputError for files that lack a
+    branch, or have one of an unsupported type, and if no file or no jet remains. One error lists
+    all such files.
     """
     plan = config.plan(for_training)
 
@@ -270,34 +266,34 @@ def check(
             return error
 
     files: list[DataFile] = []
-    damaged: list[tuple[Entry, DamagedFile]] = []
-    refusals: list[InputError] = []
+    bad_files: list[tuple[Entry, DamagedFile]] = []
+    errors: list[InputError] = []
     are_local = all(storage.is_local(entry.uri) for entry in entries)
     with ThreadPoolExecutor(CHECKERS if are_local else DISTANT_CHECKERS) as pool:
         for entry, result in zip(entries, pool.map(inspect_or_refuse, entries), strict=True):
             if isinstance(result, DataFile):
                 files.append(dataclasses.replace(result, part=part))
             elif isinstance(result, DamagedFile) and skip_bad_files:
-                damaged.append((entry, result))
+                bad_files.append((entry, result))
             else:
-                refusals.append(result)
+                errors.append(result)
 
-    # column that is absent -> the first file without it
+    # missing column -> the first file without it
     absent: dict[str, DataFile] = {}
     for file in files:
         for name in plan.branches:
             if name not in file.columns:
                 absent.setdefault(name, file)
     if for_training:
-        plan = config.plan(for_training, without=config.dispensable(absent))
+        plan = config.plan(for_training, without=config.droppable_observers(absent))
     for file in files:
         missing = [name for name in plan.branches if name not in file.columns]
         if missing:
-            refusals.append(missing_branches(missing, file, config, plan))
-    if refusals:
-        raise together(refusals, len(entries))
+            errors.append(missing_branches(missing, file, config, plan))
+    if errors:
+        raise combine_errors(errors, len(entries))
     if not files:
-        raise damaged[0][1]
+        raise bad_files[0][1]
 
     if len(files) == 1:
         files = [dataclasses.replace(files[0], alone=True)]
@@ -307,43 +303,43 @@ def check(
         others = f" nor in {len(files) - 1} other files" if files[1:] else ""
         raise InputError(f"there is no jet in {files[0].entry.uri}{others}")
 
-    # What is inside a damaged file cannot be counted: its share by size.
+    # The jets in a damaged file cannot be counted, so their number is estimated by its size.
     jets_per_byte = num_jets / sum(file.entry.size for file in files)
     skipped = []
-    for entry, error in damaged:
+    for entry, error in bad_files:
         jets = round(jets_per_byte * (error.whole_size or entry.size))
-        skipped.append(Skipped(uri=entry.uri, reason=str(error), jets=jets, exact=False))
-    return Checked(files=files, plan=plan, skipped=skipped)
+        skipped.append(SkippedFile(uri=entry.uri, reason=str(error), jets=jets, exact=False))
+    return CheckResult(files=files, plan=plan, skipped=skipped)
 
 
 def _with_common_types(files: list[DataFile], config: DataConfig) -> list[DataFile]:
-    """The same files, with casts for the columns whose types differ from file to file."""
-    seen: dict[str, set[np.dtype]] = {}
-    stated: list[dict[str, np.dtype]] = []
+    """Set the casts of columns whose types differ between files."""
+    types_by_column: dict[str, set[np.dtype]] = {}
+    types_by_file: list[dict[str, np.dtype]] = []
     for file in files:
-        supplied = _supplied(file, config, False)
-        types = {name: np.asarray(value).dtype for name, value in supplied.items()}
+        constants = _constant_columns(file, config, False)
+        types = {name: np.asarray(value).dtype for name, value in constants.items()}
         types |= {name: dtype.newbyteorder("=") for name, dtype in file.types.items()}
-        stated.append(types)
+        types_by_file.append(types)
         for name, dtype in types.items():
-            seen.setdefault(name, set()).add(dtype)
-    common = {name: common_type(types) for name, types in seen.items() if len(types) > 1}
+            types_by_column.setdefault(name, set()).add(dtype)
+    common = {name: common_type(types) for name, types in types_by_column.items() if len(types) > 1}
     result = []
-    for file, types in zip(files, stated, strict=True):
+    for file, types in zip(files, types_by_file, strict=True):
         casts = {name: dtype for name, dtype in common.items() if types.get(name) != dtype}
         result.append(dataclasses.replace(file, casts=casts))
     return result
 
 
-def together(refusals: list[InputError], count: int) -> InputError:
-    """One error for all files that are refused, of `count` files."""
-    if len(refusals) == 1:
-        return refusals[0]
-    lines = [f"{len(refusals)} of {count} files cannot be used:"]
-    lines += [str(refusal) for refusal in refusals[:REFUSED]]
-    if len(refusals) > REFUSED:
-        lines.append(f"and {len(refusals) - REFUSED} more")
-    all_damaged = all(isinstance(refusal, DamagedFile) for refusal in refusals)
+def combine_errors(errors: list[InputError], count: int) -> InputError:
+    """Combine the errors of all unusable files, of `count` files, into one."""
+    if len(errors) == 1:
+        return errors[0]
+    lines = [f"{len(errors)} of {count} files cannot be used:"]
+    lines += [str(error) for error in errors[:MOST_ERRORS]]
+    if len(errors) > MOST_ERRORS:
+        lines.append(f"and {len(errors) - MOST_ERRORS} more")
+    all_damaged = all(isinstance(error, DamagedFile) for error in errors)
     return (DamagedFile if all_damaged else InputError)("\n  ".join(lines))
 
 
@@ -351,19 +347,19 @@ def branch_names(file: DataFile) -> list[str]:
     """The names of all branches or columns of a checked file."""
     uri = file.entry.uri
     if file.tree:
-        with open_file(uri) as opened:
-            return list(opened[file.tree].keys(recursive=True, full_paths=False))
+        with open_file(uri) as file_object:
+            return list(file_object[file.tree].keys(recursive=True, full_paths=False))
     if uri.endswith(hdf5.SUFFIXES):
-        with open_hdf5(uri) as opened:
-            return list(hdf5.names(opened))
-    with open_parquet(uri) as opened:
-        return list(parquet.names(opened))
+        with open_hdf5(uri) as file_object:
+            return list(hdf5.names(file_object))
+    with open_parquet(uri) as file_object:
+        return list(parquet.names(file_object))
 
 
 def missing_branches(
     names: list[str], file: DataFile, config: DataConfig, plan: Plan
 ) -> InputError:
-    """The error for a file without these columns of the plan: it names the nearest branches."""
+    """The error for a file without these columns of the plan; it names the nearest branches."""
     uri = file.entry.uri
     branches = branch_names(file)
     parts = []
@@ -376,8 +372,8 @@ def missing_branches(
 def inspect(entry: Entry, config: DataConfig, plan: Plan) -> DataFile:
     """Check one file without decoding it.
 
-    Raises DamagedFile for a file that is truncated or no data file, InputError for one without the
-    tree or with a branch that cannot be read.
+    Raises DamagedFile for a file that is truncated, is not a data file or lacks the tree, and
+    InputError for a branch of an unsupported type.
     """
     if entry.uri.endswith(parquet.SUFFIX):
         return _inspect_parquet(entry, plan)
@@ -387,7 +383,7 @@ def inspect(entry: Entry, config: DataConfig, plan: Plan) -> DataFile:
         check_header(entry, fetch)
         simple = _simple_tree(entry, fetch, config, plan)
     if simple is not None:
-        size = sum(branch.uncompressed for branch in simple.branches.values())
+        size = sum(branch.uncompressed_bytes for branch in simple.branches.values())
         return DataFile(
             entry=entry,
             tree=simple.path,
@@ -424,9 +420,9 @@ def inspect(entry: Entry, config: DataConfig, plan: Plan) -> DataFile:
 
 
 def first_branches(tree: Any) -> dict[str, Any]:
-    """Name -> branch of a tree of uproot's; of several branches of one name the first one.
+    """The branches of uproot's tree: name -> branch, the first one of several with the same name.
 
-    A branch comes before those within it.
+    A branch comes before its own branches.
     """
     branches: dict[str, Any] = {}
     for branch in tree.itervalues(recursive=True):
@@ -435,21 +431,21 @@ def first_branches(tree: Any) -> dict[str, Any]:
 
 
 def _number_type(interpretation: Any) -> np.dtype | None:
-    """The type of a branch's numbers, of uproot's interpretation; None for other forms."""
+    """The type of a branch's numbers, from uproot's interpretation; None for other forms."""
     content = getattr(interpretation, "content", interpretation)
     of_vector = getattr(getattr(content, "model", None), "values", None)
     dtype = getattr(content, "to_dtype", of_vector)
     if not isinstance(dtype, np.dtype) or dtype.base.kind not in "biuf":
         return None
-    return dtype.base  # of x[3]: that of its numbers
+    return dtype.base  # for x[3] the type of its numbers
 
 
 def _simple_tree(
     entry: Entry, fetch: Fetch, config: DataConfig, plan: Plan
 ) -> root_tree.Tree | None:
-    """The tree of a file with all branches of the plan.
+    """The tree of a file, with all branches of the plan.
 
-    None where uproot is to read the file, or to say what is wrong with it.
+    None if uproot must read the file, or report what is wrong with it.
     """
     try:
         tree = root_tree.read_tree(
@@ -459,7 +455,7 @@ def _simple_tree(
         )
     except StorageError:
         raise
-    except Exception:  # damaged bytes end in errors of many kinds
+    except Exception:  # damaged bytes cause errors of many types
         return None
     if not tree.num_entries or not tree.branches:
         return None
@@ -470,7 +466,7 @@ def _simple_tree(
 
 
 def _check_branch(entry: Entry, branch: Any) -> None:
-    """Raise InputError for a branch of uproot's that cannot be read, or reaches beyond the file."""
+    """Raise InputError for a branch that uproot cannot read, or that extends beyond the file."""
     import uproot
 
     kind = branch.interpretation
@@ -495,14 +491,14 @@ def _check_branch(entry: Entry, branch: Any) -> None:
 
 
 def is_ntuple(tree: Any) -> bool:
-    """True for an RNTuple of uproot's, false for a TTree."""
+    """True for an RNTuple of uproot, False for a TTree."""
     return "RNTuple" in type(tree).__name__
 
 
 def _ntuple(entry: Entry, path: str, tree: Any, plan: Plan) -> DataFile:
     fields = set(tree.keys(recursive=False))
     columns = {name for name, branch in plan.branches.items() if branch in fields}
-    # its pages say little about a field's bytes: the share of the file, unpacked about twice that
+    # the bytes of a field are estimated from the file's size; uncompressed they are about twice it
     share = len(columns) / max(len(fields), 1)
     return DataFile(
         entry=entry,
@@ -571,39 +567,39 @@ def read(
     stop: int | None = None,
     step_bytes: int = STEP_BYTES,
 ) -> Iterator[Step]:
-    """Decode the plan's branches of a file, from entry `start` up to entry `stop`.
+    """Decode the plan's branches for the entries `start` to `stop` of a file, with uproot.
 
-    In steps of about `step_bytes` (uncompressed); columns are awkward's. Raises InputError where
-    the file turns out to be damaged.
+    Yields steps of about `step_bytes` (uncompressed). training_set: the value of the column
+    `aux_training_`. Raises InputError for a damaged file.
     """
-    supplied = _supplied(file, config, training_set)
+    constants = _constant_columns(file, config, training_set)
     branches = set(plan.branches.values())
     rows = _rows(file, step_bytes)
     if file.entry.uri.endswith(parquet.SUFFIX):
-        with open_parquet(file.entry.uri) as opened:
-            yield from _named(
-                parquet.steps(opened, branches, rows, start, stop), file, plan, supplied
+        with open_parquet(file.entry.uri) as file_object:
+            yield from _with_plan_names(
+                parquet.steps(file_object, branches, rows, start, stop), file, plan, constants
             )
         return
     if file.entry.uri.endswith(hdf5.SUFFIXES):
-        with open_hdf5(file.entry.uri) as opened:
+        with open_hdf5(file.entry.uri) as file_object:
             end = file.num_entries if stop is None else stop
-            # weaver-core makes lists of the arrays when it puts several files together
-            steps = hdf5.steps(opened, branches, rows, start, end, as_lists=not file.alone)
-            yield from _named(steps, file, plan, supplied)
+            # weaver-core converts the arrays to lists when it concatenates several files
+            steps = hdf5.steps(file_object, branches, rows, start, end, as_lists=not file.alone)
+            yield from _with_plan_names(steps, file, plan, constants)
         return
     # Decompression takes half of the time of decoding, and releases Python's lock.
     with (
-        open_file(file.entry.uri) as opened,
+        open_file(file.entry.uri) as file_object,
         ThreadPoolExecutor(cores()) as decompressors,
     ):
-        tree = opened[file.tree]
+        tree = file_object[file.tree]
         if is_ntuple(tree):
             steps = _ntuple_steps(tree, branches, rows, start, stop)
         else:
-            chosen = _chosen(tree, branches)
+            selected_branches = _branches_named(tree, branches)
             steps = tree.iterate(
-                filter_branch=_is_one_of(chosen),
+                filter_branch=_is_one_of(selected_branches),
                 step_size=rows,
                 entry_start=start,
                 entry_stop=stop,
@@ -613,25 +609,25 @@ def read(
             )
             if not storage.is_local(file.entry.uri):
                 end = file.num_entries if stop is None else stop
-                steps = _read_ahead(steps, tree, chosen, range(start, end, rows), end)
-        yield from _named(steps, file, plan, supplied)
+                steps = _read_ahead(steps, tree, selected_branches, range(start, end, rows), end)
+        yield from _with_plan_names(steps, file, plan, constants)
 
 
 def _read_ahead(
     steps: Iterator[Columns], tree: Any, branches: list[Any], starts: range, stop: int
 ) -> Iterator[Columns]:
-    """Uproot's steps over a distant tree, with the baskets of the next ones on their way.
+    """Yield uproot's steps over a distant tree, while the baskets of the next ones are being read.
 
     starts: the first entry of each step.
     """
     source = tree.file.source
-    seen: set[Range] = set()  # uproot keeps the baskets that reach into the next step
+    begun_ranges: set[Range] = set()  # uproot keeps baskets that extend into the next step
     ahead = 0
     for number, _ in enumerate(starts):
         while ahead < min(number + STEPS_AHEAD, len(starts)):
             end = min(starts[ahead] + starts.step, stop)
-            ranges = _stored(branches, starts[ahead], end) - seen
-            seen |= ranges
+            ranges = _basket_ranges(branches, starts[ahead], end) - begun_ranges
+            begun_ranges |= ranges
             if ranges:
                 source.begin(sorted(ranges))
             ahead += 1
@@ -641,8 +637,8 @@ def _read_ahead(
         yield step
 
 
-def _stored(branches: list[Any], start: int, stop: int) -> set[Range]:
-    """The bytes of the baskets of uproot's branches that hold the entries start:stop."""
+def _basket_ranges(branches: list[Any], start: int, stop: int) -> set[Range]:
+    """The ranges of bytes of the baskets, of uproot's branches, with the entries start:stop."""
     ranges = set()
     for branch in branches:
         for part in [branch, *branch.itervalues(recursive=True)]:
@@ -657,30 +653,30 @@ def _stored(branches: list[Any], start: int, stop: int) -> set[Range]:
 def _ntuple_steps(
     tree: Any, fields: set[str], rows: int, first: int, stop: int | None
 ) -> Iterator[Columns]:
-    """Fields of an RNTuple, `rows` jets at a time; a record comes with all of its parts."""
+    """Yield fields of an RNTuple, `rows` jets at a time; a record comes with all its fields."""
 
-    def is_wanted(name: str) -> bool:
+    def belongs_to_a_field(name: str) -> bool:
         return name.partition(".")[0] in fields
 
     end = int(tree.num_entries) if stop is None else stop
     for start in range(first, end, rows):
         arrays = tree.arrays(
-            filter_name=is_wanted, entry_start=start, entry_stop=min(start + rows, end)
+            filter_name=belongs_to_a_field, entry_start=start, entry_stop=min(start + rows, end)
         )
         yield {name: arrays[name] for name in fields}
 
 
 def _is_one_of(branches: list[Any]) -> Callable[[Any], bool]:
-    """Whether a branch of uproot's is one of these.
+    """Make a function that tells whether a branch of uproot is one of these.
 
-    Not `in`, because uproot takes any two branches without branches within for equal.
+    It does not use `in`, because uproot considers any two branches without subbranches equal.
     """
     identities = {id(branch) for branch in branches}
     return lambda branch: id(branch) in identities
 
 
-def _chosen(tree: Any, names: set[str]) -> list[Any]:
-    """The branches of these names of a tree of uproot's."""
+def _branches_named(tree: Any, names: set[str]) -> list[Any]:
+    """The branches with these names of uproot's tree."""
     return [branch for name, branch in first_branches(tree).items() if name in names]
 
 
@@ -695,13 +691,12 @@ def loads(
     step_bytes: int = STEP_BYTES,
     readers: Readers | None = None,
 ) -> Iterator[Load]:
-    """The steps of `read`, each as a function without arguments that gives one or more of them.
+    """Yield loads, functions that decode steps of a file.
 
-    They may be called in any order and several at a time; where uproot reads the file, it does so
-    while this iterator goes on. With `readers`, the bytes of a distant file's step are on their
-    way once this iterator has given it. Columns are those of weaver/read/jagged.py, or awkward's.
-    Both raise InputError where the file turns out to be damaged, StorageError where its storage
-    fails.
+    Loads may be called in any order and in several threads. If uproot reads the file, it decodes in
+    this iterator. With `readers`, yielding a load of a distant file starts to read its bytes.
+    Columns are those of weaver/read/jagged.py. Both the iterator and the loads raise InputError for
+    a damaged file, and StorageError if its storage fails.
     """
     if file.baskets is None:
         for step in read(
@@ -715,11 +710,11 @@ def loads(
         ):
             yield Load(functools.partial(iter, [step]))
         return
-    supplied = _supplied(file, config, training_set)
+    constants = _constant_columns(file, config, training_set)
     rows = _rows(file, step_bytes)
     stop = file.num_entries if stop is None else stop
     branches = file.baskets.branches
-    chosen = {name: branches[name] for name in set(plan.branches.values())}
+    own_branches = {name: branches[name] for name in set(plan.branches.values())}
     bounds = []
     for first, end in baskets.ranges(branches.values(), rows, stop):
         if end > start:
@@ -730,49 +725,49 @@ def loads(
     for begin, end in bounds:
         parts, size = None, 0
         if distant is not None:
-            stored = baskets.stored(branches.values(), begin, end)
-            parts, size = distant.read(stored), sum(last - first for first, last in stored)
-        decoded = _Decoded(functools.partial(_columns, file, chosen, begin, end, parts))
+            ranges = baskets.basket_ranges(branches.values(), begin, end)
+            parts, size = distant.read(ranges), sum(last - first for first, last in ranges)
+        shared = _SharedColumns(functools.partial(_columns, file, own_branches, begin, end, parts))
         slices = [slice(first, first + rows) for first in range(0, end - begin, rows)]
         if len(slices) <= STEPS_TOGETHER:
-            own = [Load(functools.partial(_steps, file, plan, supplied, decoded, slices), size)]
+            own = [Load(functools.partial(_steps, file, plan, constants, shared, slices), size)]
         else:
             each = -(-size // (len(slices) + 1))
-            yield Load(decoded.begin, each)
+            yield Load(shared.begin, each)
             own = []
             for one in slices:
-                decode = functools.partial(_steps, file, plan, supplied, decoded, [one])
+                decode = functools.partial(_steps, file, plan, constants, shared, [one])
                 own.append(Load(decode, each))
         yield from waiting
         waiting = own
     yield from waiting
 
 
-class _Decoded:
+class _SharedColumns:
     """The columns of a range of entries, decoded once and shared by the loads of its steps."""
 
     def __init__(self, decode: Callable[[], Columns]) -> None:
-        """Remember the function, which the first call of `columns` or `begin` calls."""
+        """Take the function that decodes; the first call of `columns` or `begin` calls it."""
         self._decode: Callable[[], Columns] | None = decode
         self._lock = threading.Lock()
         self._columns: Columns = {}
         self._error: Exception | None = None
 
     def begin(self) -> tuple[()]:
-        """Decode, ahead of the steps. There is no step in it, and errors belong to the steps."""
+        """Decode before the steps need it. Returns no steps; the steps raise any error."""
         with contextlib.suppress(Exception):
             self.columns()
         return ()
 
     def columns(self) -> Columns:
-        """The columns; raises, each time, what decoding raised."""
+        """The columns. Each call raises the error of decoding, if there was one."""
         with self._lock:
             if self._decode is not None:
                 try:
                     self._columns = self._decode()
                 except Exception as error:
                     self._error = error
-                self._decode = None  # with the bytes that it holds
+                self._decode = None  # frees the bytes that it holds
         if self._error is not None:
             raise self._error
         return self._columns
@@ -790,22 +785,22 @@ def range_bytes(file: DataFile, step_bytes: int) -> int:
 
 
 def _rows(file: DataFile, step_bytes: int) -> int:
-    """Jets in a step."""
+    """Number of jets in a step."""
     return max(int(step_bytes / max(file.bytes_per_entry, 1)), 1)
 
 
-def _supplied(file: DataFile, config: DataConfig, training_set: bool) -> dict[str, float]:
-    """Columns that come from no branch: one value for all jets of the file."""
-    supplied: dict[str, float] = {TRAINING_FLAG: training_set}
+def _constant_columns(file: DataFile, config: DataConfig, training_set: bool) -> dict[str, float]:
+    """Columns that come from no branch: name -> value for all jets of the file."""
+    constants: dict[str, float] = {TRAINING_FLAG: training_set}
     for name, values in (config.options.get("file_magic") or {}).items():
-        supplied[name] = 0
-        # the first pattern that occurs in the path, which is the one that the user wrote: what
-        # folders lie above it says nothing of the sample
+        constants[name] = 0
+        # the first pattern that matches the path as the user gave it, because folders above it say
+        # nothing about the sample
         for pattern, value in values.items():
             if re.search(pattern, file.entry.written or file.entry.uri):
-                supplied[name] = value
+                constants[name] = value
                 break
-    return supplied
+    return constants
 
 
 def _columns(
@@ -815,9 +810,9 @@ def _columns(
     stop: int,
     parts: Future[Parts] | None,
 ) -> Columns:
-    """The entries start:stop by the names of branches.
+    """Decode the entries start:stop; returns branch -> column.
 
-    parts: their baskets, if they are on their way.
+    parts: the baskets, if they are being read.
     """
     try:
         if parts is not None:
@@ -826,52 +821,52 @@ def _columns(
             return baskets.columns(fetch, branches, start, stop)
     except StorageError:
         raise
-    except Exception:  # uproot may know better, or says what is wrong
-        with open_file(file.entry.uri) as opened:
-            tree = opened[file.tree]
-            chosen = _chosen(tree, set(branches))
+    except Exception:  # uproot may be able to read the file, or says what is wrong
+        with open_file(file.entry.uri) as file_object:
+            tree = file_object[file.tree]
+            uproot_branches = _branches_named(tree, set(branches))
             steps = tree.iterate(
-                filter_branch=_is_one_of(chosen),
+                filter_branch=_is_one_of(uproot_branches),
                 step_size=stop,
                 entry_start=start,
                 entry_stop=stop,
                 how=dict,
             )
-            whole = next(_explained(file.entry.uri, steps))
+            whole = next(_with_readable_errors(file.entry.uri, steps))
             return {name: jagged.plain(values) for name, values in whole.items()}
 
 
 def _steps(
     file: DataFile,
     plan: Plan,
-    supplied: dict[str, float],
-    decoded: _Decoded,
+    constants: dict[str, float],
+    shared: _SharedColumns,
     slices: list[slice],
 ) -> Iterator[Step]:
-    """Some steps of a range of entries, each the slice of its entries within the range."""
-    arrays = decoded.columns()
+    """Yield steps of a range of entries; slices: the entries of each step within the range."""
+    arrays = shared.columns()
     for one in slices:
         part = {name: values[one] for name, values in arrays.items()}
-        yield from _named(iter([part]), file, plan, supplied)
+        yield from _with_plan_names(iter([part]), file, plan, constants)
 
 
-def _named(
-    steps: Iterator[Columns], file: DataFile, plan: Plan, supplied: dict[str, float]
+def _with_plan_names(
+    steps: Iterator[Columns], file: DataFile, plan: Plan, constants: dict[str, float]
 ) -> Iterator[Step]:
-    """The steps under the names of the plan's columns, with those that come from no branch."""
-    for arrays in _explained(file.entry.uri, steps):
+    """Name the columns of steps as in the plan, cast them, and add those that have no branch."""
+    for arrays in _with_readable_errors(file.entry.uri, steps):
         count = len(next(iter(arrays.values())))
         columns = {name: arrays[branch] for name, branch in plan.branches.items()}
-        for name, value in supplied.items():
+        for name, value in constants.items():
             columns[name] = np.full(count, value)
         for name, dtype in file.casts.items():
             if name in columns:
-                columns[name] = jagged.converted(columns[name], dtype, name, file.entry.uri)
+                columns[name] = jagged.convert_column(columns[name], dtype, name, file.entry.uri)
         yield columns, count
 
 
-def _explained(uri: str, steps: Iterator[Columns]) -> Iterator[Columns]:
-    """The same steps, with whatever uproot raises turned into an InputError that names the file."""
+def _with_readable_errors(uri: str, steps: Iterator[Columns]) -> Iterator[Columns]:
+    """Yield the same steps; an exception of uproot becomes an InputError that names the file."""
     try:
         yield from steps
     except Exception as error:

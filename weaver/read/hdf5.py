@@ -1,8 +1,8 @@
 """HDF5 files in weaver-core's layout: one array for each branch at the root of the file.
 
-An array is (N,) or (N, k), the first axis being the jets; of (N, k) all k entries count as
-particles, zeros included, as in weaver-core. PyTables reads the files, which knows the compressions
-that PyTables wrote them with.
+An array is (N,) or (N, k), with the jets along the first axis. Of (N, k) all k entries count as
+particles, also zeros, as in weaver-core. The files are read with PyTables, which supports its own
+compressions.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ SUFFIXES = (".h5", ".hdf5")
 
 @contextlib.contextmanager
 def open_file(uri: str) -> Iterator[Any]:
-    """The file opened with PyTables.
+    """Open a file with PyTables.
 
-    Raises whatever PyTables raises, and InputError without PyTables.
+    Raises errors of PyTables, and InputError if PyTables is not installed.
     """
     try:
         import tables
     except ImportError:
         raise InputError(
-            f"reading {uri} takes PyTables; type: pip install '.[hdf5]' (where the project is not:"
+            f"to read {uri}, install PyTables; type: pip install '.[hdf5]' (outside of the project:"
             " pip install tables)"
         ) from None
     options: dict[str, Any] = {}
     if not storage.is_local(uri):
-        # HDF5's library reads no file objects: the whole file comes into memory.
+        # HDF5's library cannot read from file objects, so the whole file is read into memory.
         options = {
             "driver": "H5FD_CORE",
             "driver_core_image": storage.read_bytes(uri),
@@ -46,19 +46,19 @@ def open_file(uri: str) -> Iterator[Any]:
 
 
 def names(file: Any) -> list[str]:
-    """Names of the arrays at the root."""
+    """Names of the arrays at the root of the file."""
     return [node._v_name for node in file.root if hasattr(node, "shape")]
 
 
 def unreadable_type(file: Any, name: str) -> str | None:
-    """The type of an array that does not hold numbers; None for the others."""
+    """The type of an array that cannot be read, for an error; None for numeric arrays."""
     node = getattr(file.root, name)
     is_numeric = node.dtype.kind in "biuf" and len(node.shape) in (1, 2)
     return None if is_numeric else f"{node.dtype}{list(node.shape)}"
 
 
 def num_jets(uri: str, file: Any, columns: Iterable[str]) -> int:
-    """The jets of the file. Raises InputError where its arrays have different lengths."""
+    """The number of jets. Raises InputError if the arrays have different lengths."""
     lengths = {name: int(getattr(file.root, name).shape[0]) for name in columns}
     if len(set(lengths.values())) > 1:
         raise InputError(f"{uri}: the arrays have different lengths: {lengths}")
@@ -66,7 +66,7 @@ def num_jets(uri: str, file: Any, columns: Iterable[str]) -> int:
 
 
 def uncompressed_bytes(file: Any, columns: Iterable[str]) -> int:
-    """Of these arrays in the whole file."""
+    """Number of bytes of these arrays in the whole file."""
     size = 0
     for name in columns:
         node = getattr(file.root, name)
@@ -77,9 +77,9 @@ def uncompressed_bytes(file: Any, columns: Iterable[str]) -> int:
 def steps(
     file: Any, columns: Iterable[str], rows: int, first: int, stop: int, *, as_lists: bool
 ) -> Iterator[Columns]:
-    """Arrays as numpy (N,) or awkward arrays, `rows` jets at a time, of the jets first:stop.
+    """Yield the jets first:stop, `rows` at a time, as numpy (N,) or awkward arrays.
 
-    as_lists: make (N, k) lists of k entries, which are standardised in float32 as lists are.
+    as_lists: turn arrays (N, k) into lists of k entries, which are standardised in float32.
     """
     import awkward as ak
 

@@ -1,10 +1,11 @@
-"""Columns of lists as plain numpy arrays, and expressions over them.
+"""Columns of lists as numpy arrays, and expressions on such columns.
 
-    Lists      where each jet's entries lie in a flat array; columns of the same lists share one
-    Jagged     a flat array with its lists; selecting jets and cutting lists move no number before
-               the content is needed
-    evaluate   an expression over such columns: elementwise ones in numpy on the flat content, which
-               changes no bit and is faster, all others in awkward
+    Lists          positions of each jet's entries in a flat array; columns with the same lists
+                   share one object
+    JaggedColumn   a flat array with its lists; selecting jets and truncating lists copies nothing
+                   until the content is needed
+    evaluate       evaluate an expression: an elementwise one in numpy on the flat content, which
+                   gives the same bits and is faster, any other in awkward
 
 A column of one number a jet is a numpy array (N,).
 """
@@ -21,7 +22,7 @@ from common.errors import InputError
 from weaver.config.expressions import Expression
 
 Column = Any
-"""A column of N jets: a numpy array (N,), a Jagged, or an awkward array.
+"""A column of N jets: a numpy array (N,), a JaggedColumn, or an awkward array.
 
 awkward's type is not named because awkward is imported late.
 """
@@ -30,14 +31,14 @@ Columns = dict[str, Column]
 
 
 class Lists:
-    """Jet i owns the entries starts[i] : starts[i] + counts[i] of a flat array; both (N,) int64."""
+    """Positions of lists: jet i has the entries starts[i] : starts[i] + counts[i] of an array."""
 
     def __init__(self, starts: np.ndarray, counts: np.ndarray) -> None:
-        """`starts` and `counts` (N,) say where each jet's particles lie."""
+        """Take `starts` and `counts`, both (N,) int64."""
         self.starts = starts
         self.counts = counts
         self._positions: np.ndarray | slice | None = None
-        self._narrowed: tuple[Any, Lists] | None = None
+        self._last_subset: tuple[Any, Lists] | None = None
         self._compact: Lists | None = None
 
     def __len__(self) -> int:
@@ -45,12 +46,12 @@ class Lists:
         return len(self.counts)
 
     def positions(self) -> np.ndarray | slice:
-        """The entries of all jets, one jet after the other.
+        """Positions of the entries of all jets, one jet after the other.
 
-        A slice where they lie in the flat array in this way, without gaps.
+        A slice if they are in this order in the flat array, without gaps.
         """
         if self._positions is None:
-            # from a jet's place among the entries of all jets to its place in the flat array, (N,)
+            # from a jet's position among all entries to its position in the flat array, (N,)
             shift = self.starts - (np.cumsum(self.counts) - self.counts)
             number = int(self.counts.sum())
             if not len(shift) or (shift == shift[0]).all():
@@ -62,46 +63,43 @@ class Lists:
         return self._positions
 
     def compact(self) -> Lists:
-        """Lists of the same lengths in a flat array that holds nothing else.
+        """Lists with the same lengths, in a flat array without gaps.
 
-        Such an array is computed from columns of these lists.
+        Results of expressions on columns with these lists have this form.
         """
         if self._compact is None:
             self._compact = Lists(np.cumsum(self.counts) - self.counts, self.counts)
         return self._compact
 
     def select(self, jets: np.ndarray | slice) -> Lists:
-        """Those of some jets (a mask, indices or a slice).
+        """Select jets by a mask, indices or a slice.
 
-        The same object where it is called again with the same jets: columns go on sharing it.
+        A second call with the same object returns the same Lists, so that columns still share them.
         """
-        if self._narrowed is None or self._narrowed[0] is not jets:
-            self._narrowed = jets, Lists(self.starts[jets], self.counts[jets])
-        return self._narrowed[1]
+        if self._last_subset is None or self._last_subset[0] is not jets:
+            self._last_subset = jets, Lists(self.starts[jets], self.counts[jets])
+        return self._last_subset[1]
 
     def head(self, most: int) -> Lists:
-        """The first `most` entries of each jet."""
-        if self._narrowed is None or self._narrowed[0] is not most:
-            self._narrowed = most, Lists(self.starts, np.minimum(self.counts, most))
-        return self._narrowed[1]
+        """Keep the first `most` entries of each jet."""
+        if self._last_subset is None or self._last_subset[0] is not most:
+            self._last_subset = most, Lists(self.starts, np.minimum(self.counts, most))
+        return self._last_subset[1]
 
 
-class Jagged:
-    """A list of numbers for each jet.
-
-    `source`: flat numbers in any byte order, in which `lists` lie.
-    """
+class JaggedColumn:
+    """A column with a list of numbers for each jet."""
 
     ndim = 2
 
     def __init__(self, source: np.ndarray, lists: Lists, *, optional: bool = False) -> None:
-        """`source` holds the particles that `lists` points to."""
+        """Take a flat array, in any byte order, and the lists in it."""
         self._source = source
         self.lists = lists
         self.optional = optional
-        """True for numbers of an option type (parquet's), none of which is missing.
+        """True for numbers of an option type (from parquet), of which none is missing.
 
-        weaver-core standardises them in their own type, all others in float32.
+        weaver-core standardises these in their own type, other lists in float32.
         """
         self._content: np.ndarray | None = None
 
@@ -109,13 +107,13 @@ class Jagged:
         """Return the number of jets."""
         return len(self.lists)
 
-    def __getitem__(self, jets: np.ndarray | slice) -> Jagged:
+    def __getitem__(self, jets: np.ndarray | slice) -> JaggedColumn:
         """Return the same column of some jets."""
-        return Jagged(self._source, self.lists.select(jets), optional=self.optional)
+        return JaggedColumn(self._source, self.lists.select(jets), optional=self.optional)
 
-    def head(self, most: int) -> Jagged:
+    def head(self, most: int) -> JaggedColumn:
         """Return the column with at most the first `most` particles of each jet."""
-        return Jagged(self._source, self.lists.head(most), optional=self.optional)
+        return JaggedColumn(self._source, self.lists.head(most), optional=self.optional)
 
     @property
     def counts(self) -> np.ndarray:
@@ -124,13 +122,13 @@ class Jagged:
 
     @property
     def content(self) -> np.ndarray:
-        """The entries of all jets, one jet after the other, in this machine's byte order."""
+        """The entries of all jets, one jet after the other, in native byte order."""
         if self._content is None:
             positions = self.lists.positions()
             if isinstance(positions, slice):
                 entries = self._source[positions]
             else:
-                # gathered as whole numbers: numpy is slow with the other byte order
+                # gather them as unsigned integers, because numpy is slow with foreign byte order
                 numbers = self._source.view(f"u{self._source.itemsize}")
                 entries = np.take(numbers, positions).view(self._source.dtype)
             native = self._source.dtype.newbyteorder("=")
@@ -138,7 +136,7 @@ class Jagged:
         return self._content
 
     def to_awkward(self) -> Any:
-        """The same as awkward array."""
+        """Convert to an awkward array."""
         import awkward as ak
 
         offsets = np.zeros(len(self) + 1, np.int64)
@@ -150,11 +148,11 @@ class Jagged:
 
 
 def plain(values: Column) -> Column:
-    """A column as numpy array or Jagged, where it is one number or one list of numbers a jet.
+    """Convert a column to a numpy array or a JaggedColumn if it is numbers or lists of numbers.
 
-    Any other column is returned as it is.
+    Other columns are returned unchanged.
     """
-    if isinstance(values, Jagged | np.ndarray):
+    if isinstance(values, JaggedColumn | np.ndarray):
         return values
     import awkward as ak
 
@@ -172,15 +170,15 @@ def plain(values: Column) -> Column:
         return values
     offsets = np.asarray(layout.offsets.data).astype(np.int64, copy=False)
     lists = Lists(offsets[:-1], np.diff(offsets))
-    return Jagged(np.asarray(content.data), lists, optional=optional)
+    return JaggedColumn(np.asarray(content.data), lists, optional=optional)
 
 
 def without_options(values: Column) -> Column:
-    """A column without option types and indexed forms, as far as nothing is missing in it.
+    """Remove option types and indexed forms from a column, if no value is missing.
 
-    Those of lists' entries become `UnmaskedArray`, which `plain` notes.
+    An option type of lists' entries becomes `UnmaskedArray`, which `plain` recognises.
     """
-    if isinstance(values, Jagged | np.ndarray):
+    if isinstance(values, JaggedColumn | np.ndarray):
         return values
     import awkward as ak
 
@@ -189,7 +187,7 @@ def without_options(values: Column) -> Column:
 
 
 def _dense(layout: Any, *, in_lists: bool = False) -> Any:
-    """The packed layout without option types and indexed forms where nothing is missing."""
+    """Remove option types and indexed forms from a packed layout, if no value is missing."""
     import awkward as ak
 
     was_option = layout.is_option
@@ -215,22 +213,22 @@ def _dense(layout: Any, *, in_lists: bool = False) -> Any:
 
 
 def common_type(types: Iterable[np.dtype]) -> np.dtype:
-    """The type that holds the numbers of all these types, as numpy promotes them.
+    """The common type of numbers of all these types, by numpy's rules.
 
-    Signed and unsigned numbers of 64 bits have none in numpy but float64, which rounds; they get
-    int64, and `exactly` refuses what is beyond it.
+    For signed with unsigned 64-bit integers numpy's is float64, which rounds. Here it is int64, and
+    `cast_exactly` raises an error for larger numbers.
     """
-    listed = list(types)
-    common = np.result_type(*listed)
-    if common.kind == "f" and all(dtype.kind in "biu" for dtype in listed):
+    dtypes = list(types)
+    common = np.result_type(*dtypes)
+    if common.kind == "f" and all(dtype.kind in "biu" for dtype in dtypes):
         return np.dtype(np.int64)
     return common
 
 
-def exactly(numbers: np.ndarray, dtype: np.dtype, name: str, where: str) -> np.ndarray:
-    """Numbers in the common type of their column. `where`: the file, for the error.
+def cast_exactly(numbers: np.ndarray, dtype: np.dtype, name: str, where: str) -> np.ndarray:
+    """Cast the numbers of the column `name` to a type; `where` names the file in the error.
 
-    Raises InputError for whole numbers of 64 bits that the type cannot hold.
+    Raises InputError for 64-bit integers that the type cannot represent.
     """
     is_large = numbers.dtype.kind in "iu" and numbers.dtype.itemsize == 8
     if is_large and dtype != numbers.dtype and len(numbers):
@@ -245,42 +243,45 @@ def exactly(numbers: np.ndarray, dtype: np.dtype, name: str, where: str) -> np.n
     return numbers.astype(dtype, copy=False)
 
 
-def converted(values: Column, dtype: np.dtype, name: str, where: str) -> Column:
-    """A column with its numbers in another type, exactly. `where`: the file, for the error."""
+def convert_column(values: Column, dtype: np.dtype, name: str, where: str) -> Column:
+    """Cast a column to another type; `where` names the file in the error.
+
+    Raises InputError for 64-bit integers that the type cannot represent.
+    """
     values = plain(values)
     if isinstance(values, np.ndarray):
-        return exactly(values, dtype, name, where)
-    if isinstance(values, Jagged):
-        content = exactly(values.content, dtype, name, where)
-        return Jagged(content, values.lists.compact(), optional=values.optional)
+        return cast_exactly(values, dtype, name, where)
+    if isinstance(values, JaggedColumn):
+        content = cast_exactly(values.content, dtype, name, where)
+        return JaggedColumn(content, values.lists.compact(), optional=values.optional)
     import awkward as ak
 
-    # only to see that it can hold them
-    exactly(np.asarray(ak.drop_none(ak.flatten(values, axis=None))), dtype, name, where)
+    # only to check that the type can represent them
+    cast_exactly(np.asarray(ak.drop_none(ak.flatten(values, axis=None))), dtype, name, where)
     return ak.values_astype(values, dtype)
 
 
 def to_awkward(values: Column) -> Any:
-    """A column as awkward array."""
+    """Convert a column to an awkward array."""
     import awkward as ak
 
-    return values.to_awkward() if isinstance(values, Jagged) else ak.Array(values)
+    return values.to_awkward() if isinstance(values, JaggedColumn) else ak.Array(values)
 
 
-def same_lists(columns: Iterable[Jagged]) -> bool:
-    """True if all columns have as many entries in each jet."""
+def same_lists(columns: Iterable[JaggedColumn]) -> bool:
+    """True if all columns have the same number of entries in each jet."""
     first, *others = (column.counts for column in columns)
     return all(other is first or np.array_equal(other, first) for other in others)
 
 
 def evaluate(expression: Expression, columns: Mapping[str, Column]) -> Any:
-    """The value of an expression: Jagged, an array (N,), or what awkward makes of these columns.
+    """Evaluate an expression; returns a JaggedColumn, an array (N,), or awkward's result.
 
     Raises InputError as Expression.evaluate does.
     """
     operands = {name: columns[name] for name in expression.names if name in columns}
     if expression.is_elementwise and len(operands) == len(expression.names):
-        # awkward may do what numpy does not, and otherwise words the refusal
+        # after an error awkward is tried: it may succeed, or raise the error that users see
         with contextlib.suppress(InputError):
             values = _evaluate_flat(expression, operands)
             if values is not None:
@@ -291,14 +292,14 @@ def evaluate(expression: Expression, columns: Mapping[str, Column]) -> Any:
 
 def _evaluate_flat(
     expression: Expression, columns: Mapping[str, Column]
-) -> Jagged | np.ndarray | None:
-    """The value on flat content, a number of a jet repeated for each of its entries.
+) -> JaggedColumn | np.ndarray | None:
+    """Evaluate on the flat content; the number of a jet is repeated for each of its entries.
 
-    None where the columns are of other forms, or their lists differ.
+    Returns None if the columns have other forms, or their lists differ.
     """
-    lists: list[Jagged] = []
+    lists: list[JaggedColumn] = []
     for column in columns.values():
-        if isinstance(column, Jagged):
+        if isinstance(column, JaggedColumn):
             lists.append(column)
         elif not isinstance(column, np.ndarray) or column.ndim != 1:
             return None
@@ -310,12 +311,12 @@ def _evaluate_flat(
     counts = lists[0].counts
     flat = {}
     for name, column in columns.items():
-        is_list = isinstance(column, Jagged)
+        is_list = isinstance(column, JaggedColumn)
         flat[name] = column.content if is_list else np.repeat(column, counts)
     values = expression.evaluate(flat)
-    if hasattr(values, "layout"):  # of one of awkward's own functions
+    if hasattr(values, "layout"):  # the result of a function of awkward
         values = plain(values)
     if not isinstance(values, np.ndarray):
         return None
     optional = any(column.optional for column in lists)
-    return Jagged(values, lists[0].lists.compact(), optional=optional)
+    return JaggedColumn(values, lists[0].lists.compact(), optional=optional)

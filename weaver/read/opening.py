@@ -1,4 +1,4 @@
-"""Opening one data file: its header, its tree, and the errors for what cannot be read."""
+"""Open one data file: check its header, find its tree, and make errors for unreadable files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from common.storage.local import explain
 from weaver.read import hdf5, parquet
 from weaver.read.remote import Ends, Fetch
 
-HEADER = 100  # bytes of a ROOT file's header that hold its version and its end
+HEADER = 100  # bytes of a ROOT file's header that contain its version and its end
 LARGE_FILE = 1_000_000  # ROOT adds it to the version of a file whose end is a 64-bit number
 REMEDY = "copy it again, or leave damaged files out with --skip-bad-files"
 TREE_REMEDY = (
@@ -28,23 +28,23 @@ TREE_REMEDY = (
 
 
 class DamagedFile(InputError):
-    """A file that is truncated or cannot be read; the text names it."""
+    """A file that is truncated or cannot be read; the message names it."""
 
     whole_size: int | None = None
-    """The bytes that it should have, where that is known."""
+    """The number of bytes that it should have, if known."""
 
 
 def unreadable(uri: str, error: Exception) -> JecError:
-    """The error for a file that cannot be read (further); one of ours passes through.
+    """Convert an exception of a reader to an error about the file; a JecError is returned as it is.
 
-    A storage that does not answer, or a disk that refuses, says nothing of the file.
+    Failures of the storage or the disk become StorageErrors, because the file may be good.
     """
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, JecError):
             return cause
-        # Libraries raise OSErrors without a number for what is wrong in the file; a damaged file
-        # may also name a place before its beginning.
+        # Libraries raise OSErrors without errno for faults in the file. A damaged file may also
+        # contain a position before its start, which gives EINVAL.
         if isinstance(cause, OSError) and cause.errno not in (None, errno.EINVAL):
             return explain(cause, uri)
         cause = cause.__cause__
@@ -64,17 +64,16 @@ def unreadable(uri: str, error: Exception) -> JecError:
 
 
 def _is_unknown_form(error: Exception) -> bool:
-    """Whether a reader says that it cannot decode what is there, although the file is whole."""
+    """Whether a reader does not support the content of a file that is not damaged."""
     names = {kind.__name__ for kind in type(error).__mro__}
     unknown_forms = {"NotImplementedError", "CannotBeAwkward", "UnknownInterpretation"}
     return isinstance(error, ImportError) or bool(names & unknown_forms)
 
 
 def check_header(entry: Entry, fetch: Fetch) -> None:
-    """Check that the file begins as ROOT files do and is as long as its header says.
+    """Check that a file starts as ROOT files do, and is as long as its header says.
 
-    fetch: (first byte, number of bytes) -> bytes of the file. Raises DamagedFile where it does
-    not, or is not.
+    Raises DamagedFile.
     """
     header = bytes(fetch(0, HEADER))
     if len(header) < 20 or header[:4] != b"root":
@@ -84,19 +83,19 @@ def check_header(entry: Entry, fetch: Fetch) -> None:
     (version,) = struct.unpack_from(">i", header, 4)
     (end,) = struct.unpack_from(">q" if version >= LARGE_FILE else ">i", header, 12)
     if entry.size < end:
-        truncated = DamagedFile(
+        error = DamagedFile(
             f"{entry.uri} is truncated: it should have {end:,} bytes and has {entry.size:,};"
             f" {REMEDY}"
         )
-        truncated.whole_size = end
-        raise truncated
+        error.whole_size = end
+        raise error
 
 
 @contextlib.contextmanager
 def open_bytes(uri: str, entry: Entry | None = None) -> Iterator[Fetch]:
-    """A function (first byte, number of bytes) -> bytes of a file, to open it with.
+    """Open a file; yields a function (first byte, number of bytes) -> bytes.
 
-    entry: the file as it was listed. Raises InputError or StorageError where the file cannot be
+    entry: that of the file, from a listing. Raises InputError or StorageError if the file cannot be
     opened or read.
     """
     if storage.is_local(uri):
@@ -116,52 +115,52 @@ def open_bytes(uri: str, entry: Entry | None = None) -> Iterator[Fetch]:
 
 @contextlib.contextmanager
 def open_file(uri: str) -> Iterator[Any]:
-    """The file opened with uproot; raises InputError where that fails."""
+    """Open a file with uproot. Raises InputError or StorageError."""
     import uproot
 
     try:
-        # A Path or a dict, because uproot takes what follows a colon in a text for the name of an
+        # A Path or a dict, because in a string uproot treats text after a colon as the name of an
         # object.
         if storage.is_local(uri):
-            opened = uproot.open(Path(uri))
+            root_file = uproot.open(Path(uri))
         else:
             from weaver.read.uproot_source import StorageSource
 
-            opened = uproot.open({uri: None}, handler=StorageSource)
+            root_file = uproot.open({uri: None}, handler=StorageSource)
     # uproot raises many kinds for a damaged file (struct, zlib, key and value errors)
     except Exception as error:
         raise unreadable(uri, error) from error
-    with opened as file:
+    with root_file as file:
         yield file
 
 
 @contextlib.contextmanager
 def open_parquet(uri: str) -> Iterator[Any]:
-    """The file opened with pyarrow; raises InputError where that fails."""
+    """Open a file with pyarrow. Raises InputError or StorageError."""
     with contextlib.ExitStack() as stack:
         try:
             file = stack.enter_context(parquet.open_file(uri))
-        except Exception as error:  # pyarrow's own kinds
+        except Exception as error:  # pyarrow has many types of its own
             raise unreadable(uri, error) from error
         yield file
 
 
 @contextlib.contextmanager
 def open_hdf5(uri: str) -> Iterator[Any]:
-    """The file opened with PyTables; raises InputError where that fails."""
+    """Open a file with PyTables. Raises InputError or StorageError."""
     with contextlib.ExitStack() as stack:
         try:
             file = stack.enter_context(hdf5.open_file(uri))
-        except Exception as error:  # PyTables' own kinds
+        except Exception as error:  # PyTables has many types of its own
             raise unreadable(uri, error) from error
         yield file
 
 
 def find_tree(uri: str, file: Any, treename: str | None) -> str:
-    """The path, with cycle, of the tree or RNTuple to read in an open file.
+    """Find the path, with cycle, of the tree or RNTuple to read in an open file.
 
-    Where none is named, RNTuples count only in a file without trees, as in weaver-core. Raises
-    DamagedFile for a file without the tree, InputError for one with several where none is named.
+    Without a treename, RNTuples count only in a file without trees, as in weaver-core. Raises
+    DamagedFile if the file does not have the tree, InputError if it has several and none is named.
     """
     try:
         keys = file.keys(recursive=True, cycle=True, filter_classname="TTree")
@@ -179,37 +178,37 @@ def find_tree(uri: str, file: Any, treename: str | None) -> str:
 
 
 def choose_tree(uri: str, keys: Sequence[str], treename: str | None) -> str:
-    """Of the paths with cycles of all trees: the newest cycle of the named tree, or the only one.
+    """Choose from the paths, with cycles, of all trees: the named tree's newest, or the only tree.
 
-    A file holds cycles as signed numbers of 16 bits: 32768 is stored as -32768. The paths have the
-    stored numbers, a treename may have either. Raises DamagedFile where there is no
-    such tree, InputError where one has to be named.
+    A file stores cycles as signed 16-bit integers: 32768 is stored as -32768. `keys` have the
+    stored numbers; a treename may have either. Raises DamagedFile if there is no such tree,
+    InputError if there are several and none is named.
     """
     newest: dict[str, int] = {}  # path -> its newest cycle as ROOT counts them
-    stored: dict[tuple[str, int], str] = {}
+    keys_by_cycle: dict[tuple[str, int], str] = {}
     for key in keys:
         path, cycle = _cycle(key)
         newest[path] = max(newest.get(path, 0), cycle)
-        stored[path, cycle] = key
+        keys_by_cycle[path, cycle] = key
     if treename is not None and re.search(r";-?\d+$", treename):
         with_cycle = _cycle(treename)
-        if with_cycle in stored:
-            return stored[with_cycle]
+        if with_cycle in keys_by_cycle:
+            return keys_by_cycle[with_cycle]
     if not newest:
-        raise DamagedFile(f"{uri} holds no tree; {REMEDY}")
+        raise DamagedFile(f"{uri} contains no tree; {REMEDY}")
     if treename is None:
         if len(newest) != 1:
             raise InputError(
-                f"{uri} holds {len(newest)} trees ({', '.join(sorted(newest)) or 'none'}); name one"
-                " as 'treename' in the data config"
+                f"{uri} contains {len(newest)} trees ({', '.join(sorted(newest)) or 'none'}); name"
+                " one as 'treename' in the data config"
             )
         treename = next(iter(newest))
     if treename not in newest:
         raise DamagedFile(f"{uri}: {unknown('tree', treename, newest)}; {TREE_REMEDY}")
-    return stored[treename, newest[treename]]
+    return keys_by_cycle[treename, newest[treename]]
 
 
 def _cycle(key: str) -> tuple[str, int]:
-    """The path and the cycle, as ROOT counts it, of a path with the cycle as it is stored."""
+    """Split a path with the stored cycle into the path and ROOT's (unsigned) cycle."""
     path, _, cycle = key.rpartition(";")
     return path, int(cycle) % 2**16

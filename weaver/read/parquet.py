@@ -1,9 +1,9 @@
-"""Parquet files as data files, with the checks and steps of ROOT files (weaver/read/files.py).
+"""Parquet files as data files, with the same checks and steps as ROOT files.
 
-A column is a branch: for each jet a number, a list of numbers (variable or of one size), or a
-record or list of records of them, whose fields an expression takes (`part.pt` or `part["pt"]`).
-It does not matter whether the columns may hold nulls, as pandas, pyarrow and polars declare them
-by default. Where values are missing, an expression has to fill them (`ak.fill_none`).
+A column is a branch. It has for each jet a number, a list of numbers (of variable or fixed size),
+or a record or list of records of them, whose fields an expression selects (`part.pt` or
+`part["pt"]`). Columns may be declared nullable, as pandas, pyarrow and polars do by default. If
+values are missing, an expression must fill them (`ak.fill_none`).
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ SUFFIX = ".parquet"
 
 @contextlib.contextmanager
 def open_file(uri: str) -> Iterator[Any]:
-    """The file as a pyarrow ParquetFile.
+    """Open a file as a pyarrow ParquetFile.
 
-    Raises whatever pyarrow raises, and InputError without pyarrow.
+    Raises errors of pyarrow, and InputError if pyarrow is not installed.
     """
     try:
         import pyarrow.parquet
     except ImportError:
-        raise InputError(f"reading {uri} takes pyarrow; type: pip install pyarrow") from None
+        raise InputError(f"to read {uri}, install pyarrow; type: pip install pyarrow") from None
     with contextlib.ExitStack() as stack:
         source = uri if storage.is_local(uri) else stack.enter_context(storage.open_file(uri))
         yield stack.enter_context(pyarrow.parquet.ParquetFile(source))
@@ -40,13 +40,13 @@ def names(file: Any) -> list[str]:
 
 
 def unreadable_type(file: Any, name: str) -> str | None:
-    """The type of a column that is neither made of numbers nor text; None for the others."""
+    """The type of a column that cannot be read, for an error; None for numbers and text."""
     kind = file.schema_arrow.field(name).type
     return None if _is_readable(kind) or is_text(file, name) else str(kind)
 
 
 def is_text(file: Any, name: str) -> bool:
-    """Whether a column holds one text for each jet, which only expressions can use."""
+    """Whether a column has one text for each jet, which only expressions can use."""
     import pyarrow.types as kinds
 
     kind = file.schema_arrow.field(name).type
@@ -87,7 +87,7 @@ def number_type(file: Any, name: str) -> Any:
 
 
 def uncompressed_bytes(file: Any, columns: Iterable[str]) -> int:
-    """Of these columns in the whole file."""
+    """Number of bytes of these columns in the whole file."""
     names = set(columns)
     meta = file.metadata
     size = 0
@@ -103,17 +103,17 @@ def uncompressed_bytes(file: Any, columns: Iterable[str]) -> int:
 def steps(
     file: Any, columns: Iterable[str], rows: int, start: int, stop: int | None
 ) -> Iterator[Columns]:
-    """Columns as numpy, Jagged or awkward arrays, `rows` jets at a time, of the jets start:stop."""
+    """Yield the jets start:stop, `rows` at a time, as columns of weaver/read/jagged.py."""
     import awkward as ak
 
     end = file.metadata.num_rows if stop is None else stop
     first = 0  # jet of the batch
     columns = sorted(columns)
     for batch in file.iter_batches(batch_size=rows, columns=columns):
-        skipped = min(max(start - first, 0), batch.num_rows)
-        part = batch.slice(skipped, max(end - first - skipped, 0))
+        offset = min(max(start - first, 0), batch.num_rows)
+        part = batch.slice(offset, max(end - first - offset, 0))
         if part.num_rows:
-            # parquet gives every column the type of one that may have missing values
+            # every column of parquet has an option type, even if no value is missing
             yield {name: without_options(ak.from_arrow(part.column(name))) for name in columns}
         first += batch.num_rows
         if first >= end:

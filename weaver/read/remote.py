@@ -1,8 +1,8 @@
-"""Parts of a distant file: which of them travel together, and reading them in threads.
+"""Read parts of a distant file in threads, and decide which parts one request contains.
 
-A request costs a round trip, and each byte that nobody needs costs as much as one that is needed.
-So the ranges of a step go out as one vectored read, joined where little lies between them, while
-the steps before it are decoded.
+A request costs a round trip, and unused bytes cost as much as used ones. So the ranges of a step
+are read in one vectored read, in which ranges with small gaps are joined, while earlier steps are
+decoded.
 """
 
 from __future__ import annotations
@@ -19,47 +19,47 @@ from common.errors import JecError
 from common.storage import Entry, Source
 
 Range = tuple[int, int]
-"""First byte, and the one behind the last."""
+"""(first byte, last byte + 1)."""
 Buffer = bytes | memoryview
 Fetch = Callable[[int, int], Buffer]
-"""(first byte, number of bytes) -> bytes of a file, fewer where it ends before."""
+"""(first byte, number of bytes) -> bytes of a file, fewer at its end."""
 
-JOINED = 0.06  # of the bytes that are asked for, so many others may come along
-END_SHARE = 0.01  # of a file, so much is read at its beginning and at its end to open it
-LEAST_END, MOST_END = 2**12, 2**16  # bytes of these; a tree of 200 branches takes 35,000
-# of one request, cut between baskets: one connection of a long line carries less than the line, and
-# a request takes a millisecond of CPU time
+GAP_SHARE = 0.06  # largest fraction of unused bytes, relative to the used ones
+END_SHARE = 0.01  # fraction of a file that is read at its start and at its end, to open it
+LEAST_END, MOST_END = 2**12, 2**16  # limits of that, in bytes; a tree of 200 branches needs 35,000
+# largest request: one connection over a long distance is slower than the line, so that several
+# requests are needed; each takes a millisecond of CPU time
 REQUEST_BYTES = 2**23
-READERS = 8  # steps on their way at a time
-AHEAD_BYTES = 2**26  # read before they are decoded: 0.2 s of a line of 300 MB/s
+READERS = 8  # steps that are read at the same time
+AHEAD_BYTES = 2**26  # read before decoding: 0.2 s of a line with 300 MB/s
 
 
-def join(ranges: Iterable[Range], share: float = JOINED) -> list[Range]:
-    """What to ask for so that each of the ranges comes in one piece, in the order in the file.
+def join(ranges: Iterable[Range], share: float = GAP_SHARE) -> list[Range]:
+    """Join ranges to requests, in the order of the file; each range is within one request.
 
-    Neighbours are asked for together, up to REQUEST_BYTES. So are those with little between them,
-    the smallest gaps first, as long as all gaps are at most `share` of the bytes of the ranges.
+    Adjacent ranges are joined up to REQUEST_BYTES. Ranges with a gap are joined too, the smallest
+    gaps first, until the gaps have `share` of the bytes of the ranges.
     """
     apart = _without_overlaps(ranges)
     gaps = sorted((after[0] - before[1], after) for before, after in itertools.pairwise(apart))
-    left = share * sum(stop - start for start, stop in apart)
-    near = set()  # the ranges that go with the one before them
+    allowance = share * sum(stop - start for start, stop in apart)
+    near = set()  # ranges to be joined with the one before
     for gap, after in gaps:
-        if gap > left:
+        if gap > allowance:
             break
-        left -= gap
+        allowance -= gap
         near.add(after)
-    joined: list[Range] = []
+    result: list[Range] = []
     for start, stop in apart:
-        if (start, stop) in near and stop - joined[-1][0] <= REQUEST_BYTES:
-            joined[-1] = joined[-1][0], stop
+        if (start, stop) in near and stop - result[-1][0] <= REQUEST_BYTES:
+            result[-1] = result[-1][0], stop
         else:
-            joined.append((start, stop))
-    return joined
+            result.append((start, stop))
+    return result
 
 
 def _without_overlaps(ranges: Iterable[Range]) -> list[Range]:
-    """The ranges in their order in the file, those that overlap as one."""
+    """Sort the ranges, and merge those that overlap."""
     apart: list[Range] = []
     for start, stop in sorted(ranges):
         if apart and start < apart[-1][1]:
@@ -70,15 +70,15 @@ def _without_overlaps(ranges: Iterable[Range]) -> list[Range]:
 
 
 class Parts:
-    """Ranges of a file in memory, in their order; none overlaps another."""
+    """Ranges of a file in memory, sorted and without overlaps."""
 
     def __init__(self, ranges: Sequence[Range], contents: Sequence[bytes]) -> None:
-        """Hold the bytes of each range."""
+        """Take the ranges and the bytes of each."""
         self._starts = [start for start, _ in ranges]
         self._contents = [memoryview(content) for content in contents]
 
     def __call__(self, start: int, size: int) -> memoryview:
-        """The bytes from `start` on. Raises KeyError where they are not within one range."""
+        """Return `size` bytes from `start`. Raises KeyError if no range contains them."""
         number = bisect.bisect_right(self._starts, start) - 1
         if number >= 0:
             begin = start - self._starts[number]
@@ -89,39 +89,39 @@ class Parts:
 
 
 class Ends:
-    """A file of which the beginning and the end, where its lists are, came in one read.
+    """Access to a file whose start and end, where its lists are, are read at once.
 
-    Whatever else is asked for is read then, and kept.
+    Other parts are read on request, and stored.
     """
 
     def __init__(self, source: Source) -> None:
-        """Read the first and the last part of the file, where ROOT keeps its directories."""
+        """Read the start and the end of the file, where ROOT stores its directories."""
         self.source = source
         length = min(max(int(END_SHARE * source.size), LEAST_END), MOST_END)
         ranges = join([(0, min(length, source.size)), (max(source.size - length, 0), source.size)])
-        self._kept = [Parts(ranges, source.read_ranges(ranges))]
+        self._parts = [Parts(ranges, source.read_ranges(ranges))]
 
     def __call__(self, start: int, size: int) -> Buffer:
-        """The bytes from `start` on, fewer where the file ends before."""
+        """Return `size` bytes from `start`, fewer at the end of the file."""
         stop = min(start + size, self.source.size)
         if stop <= start:
             return b""
-        for parts in self._kept:
+        for parts in self._parts:
             with contextlib.suppress(KeyError):
                 return parts(start, stop - start)
         content = self.source.read(start, stop)
-        self._kept.append(Parts([(start, stop)], [content]))
+        self._parts.append(Parts([(start, stop)], [content]))
         return content
 
 
 class Readers:
-    """Threads that read parts of files while others are decoded.
+    """Threads that read parts of files while other parts are decoded.
 
-    They are a context manager, whose end closes all files.
+    Use as a context manager, which closes all files at its end.
     """
 
     def __init__(self) -> None:
-        """Start without files; threads start with the first one."""
+        """Start without files; the first file starts the threads."""
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="read")
         self._files: set[RemoteFile] = set()
 
@@ -136,19 +136,19 @@ class Readers:
             file.close()
 
     def file(self, entry: Entry, count: int) -> RemoteFile:
-        """A file of which `read` will be called so many times."""
+        """Add a file, whose `read` will be called `count` times."""
         file = RemoteFile(entry, count, self._pool)
         self._files = {other for other in self._files if not other.is_done} | {file}
         return file
 
 
 class RemoteFile:
-    """A file of which parts are read in threads: opened for the first, closed after the last."""
+    """A file whose parts are read in threads; it is closed after the last read."""
 
     def __init__(self, entry: Entry, count: int, pool: ThreadPoolExecutor) -> None:
-        """Remember the file, which `count` loads will read; it is opened by the first."""
+        """Take the file and the number of reads; the first read will open the file."""
         self._entry = entry
-        self._left = count
+        self._num_left = count
         self._pool = pool
         self._lock = threading.Lock()
         self._source: Source | None = None
@@ -156,25 +156,25 @@ class RemoteFile:
 
     @property
     def is_done(self) -> bool:
-        """Whether all loads have been read."""
-        return not self._left
+        """Whether all reads have ended."""
+        return not self._num_left
 
     def read(self, ranges: Sequence[Range]) -> Future[Parts]:
-        """Begin to read some ranges in one vectored read."""
+        """Start to read some ranges in one vectored read."""
         return self._pool.submit(self._read, ranges)
 
     def _read(self, ranges: Sequence[Range]) -> Parts:
         try:
-            joined = join(ranges)
-            return Parts(joined, self._opened().read_ranges(joined))
+            requests = join(ranges)
+            return Parts(requests, self._open().read_ranges(requests))
         finally:
             with self._lock:
-                self._left -= 1
+                self._num_left -= 1
             if self.is_done:
                 self.close()
 
-    def _opened(self) -> Source:
-        """The file, opened by the first read; if that failed after all attempts, so do others."""
+    def _open(self) -> Source:
+        """Open the file at the first read. If that fails, later reads raise the same error."""
         with self._lock:
             if self._error is not None:
                 raise self._error
@@ -187,7 +187,7 @@ class RemoteFile:
             return self._source
 
     def close(self) -> None:
-        """Close the file; a second time does nothing."""
+        """Close the file; a second call has no effect."""
         with self._lock:
             if self._source is not None:
                 self._source.close()

@@ -1,6 +1,6 @@
-"""What uproot reads distant files with: our storage, in vectored reads, and ahead of decoding.
+"""Let uproot read distant files through our storage, in vectored reads and ahead of decoding.
 
-Import it late: it imports uproot.
+Import it late, because it imports uproot.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from uproot.source.futures import TrivialFuture
 from common import storage
 from weaver.read.remote import Ends, Parts, Range, join
 
-THREADS = 4  # steps on their way at a time
+THREADS = 4  # steps that are read at the same time
 
 
 class StorageSource(Source):  # type: ignore[misc]
-    """A file of our storage as uproot's source of bytes."""
+    """A file of our storage, with the interface of uproot's sources."""
 
     def __init__(self, file_path: str, **_: Any) -> None:
-        """Open the file through our storage and read its ends."""
+        """Open the file through our storage; read its start and its end."""
         super().__init__()
         self._file_path = file_path
         self._source = storage.open_source(file_path)
@@ -35,7 +35,7 @@ class StorageSource(Source):  # type: ignore[misc]
 
     @property
     def closed(self) -> bool:
-        """Whether it is closed."""
+        """Whether the source is closed."""
         return self._closed
 
     def __enter__(self) -> StorageSource:
@@ -49,12 +49,12 @@ class StorageSource(Source):  # type: ignore[misc]
         self._source.close()
 
     def chunk(self, start: int, stop: int) -> Chunk:
-        """The bytes start:stop, as far as the file has them."""
+        """The bytes start:stop, or up to the end of the file."""
         content = self._ends(start, stop - start)
         return Chunk(self, start, start + len(content), TrivialFuture(content))
 
     def chunks(self, ranges: list[Range], notifications: queue.Queue[Chunk]) -> list[Chunk]:
-        """The bytes of all ranges, which were begun before or are read now, in one read."""
+        """The bytes of all ranges, from an earlier `begin` or from one read now."""
         if not ranges:
             return []
         parts = self._take(ranges)
@@ -68,15 +68,15 @@ class StorageSource(Source):  # type: ignore[misc]
         return chunks
 
     def begin(self, ranges: Sequence[Range]) -> None:
-        """Read ranges in a thread, for one of the next calls of `chunks`."""
+        """Start to read ranges in a thread, for one of the next calls of `chunks`."""
         self._ahead.append(self._pool.submit(self._read, ranges))
 
     def _read(self, ranges: Sequence[Range]) -> Parts:
-        joined = join(ranges)
-        return Parts(joined, self._source.read_ranges(joined))
+        requests = join(ranges)
+        return Parts(requests, self._source.read_ranges(requests))
 
     def _take(self, ranges: Sequence[Range]) -> Parts | None:
-        """The parts begun first, where they hold all these ranges; they are given up with it."""
+        """Take the result of the oldest `begin`; None if it does not contain all these ranges."""
         if not self._ahead:
             return None
         parts = self._ahead.pop(0).result()

@@ -1,4 +1,4 @@
-"""`import_module`, where network files written for weaver-core import it from.
+"""`import_module`, at the path where network files written for weaver-core import it from.
 
 Such a file loads a Python file beside it: `import_module("layers.py").Block`.
 """
@@ -10,10 +10,9 @@ import types
 
 
 def import_module(path: str, name: str = "_mod") -> types.ModuleType:
-    """Import the Python file at a path as a module of its own, which is not kept in sys.modules.
+    """Import the Python file at a path as a separate module, without adding it to sys.modules.
 
-    Raises ImportError for a path that does not end as Python files do, FileNotFoundError where
-    there is none.
+    Raises ImportError for a path without the ending of a Python file, and FileNotFoundError.
     """
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:

@@ -1,4 +1,4 @@
-"""`_logger`, where network files written for weaver-core import it from."""
+"""`_logger`, at the path where network files written for weaver-core import it from."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class _Logger:
-    """The logger "weaver"; the keyword `color` of weaver-core's methods is taken and ignored."""
+    """The logger "weaver"; the keyword `color` of weaver-core's methods has no effect."""
 
     # No subclass of logging.Logger: that refuses an unknown keyword.
     def __init__(self) -> None:

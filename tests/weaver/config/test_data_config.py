@@ -179,8 +179,8 @@ def test_what_only_the_selection_needs_is_dropped_after_it():
     ).plan(True)
     assert [name for name, _ in plan.selection_functions] == ["n"]
     assert "jetTightID" in plan.branches
-    assert "jetTightID" not in plan.kept
-    assert "n" in plan.kept
+    assert "jetTightID" not in plan.columns_after_selection
+    assert "n" in plan.columns_after_selection
 
 
 def test_the_test_set_has_its_own_selection():
@@ -267,13 +267,15 @@ def test_derived_numbers_travel_and_do_not_change_the_digest():
         "reweight_hists": {"isQ": table, "isG": table},
         "non_finite_policy": "drop",
     }
-    resolved = ours.with_derived(json.loads(json.dumps(derived)))
-    assert (resolved.derived, resolved.digest()) == (derived, ours.digest())
+    resolved = ours.with_derived_parameters(json.loads(json.dumps(derived)))
+    assert (resolved.derived_parameters, resolved.digest()) == (derived, ours.digest())
     assert (resolved.missing_reweight_hists, resolved.missing_preprocess_params) == (False, ())
     read = DataConfig.from_options(yaml.safe_load(resolved.auto_yaml()))
-    assert read.derived == {**derived, "non_finite_policy": "weaver"}
+    assert read.derived_parameters == {**derived, "non_finite_policy": "weaver"}
     with pytest.raises(InputError, match=r"'isG' has \(1, 2\) bins, reweight_vars \(2, 2\)"):
-        ours.with_derived({**derived, "reweight_hists": {"isQ": table, "isG": table[:1]}})
+        ours.with_derived_parameters(
+            {**derived, "reweight_hists": {"isQ": table, "isG": table[:1]}}
+        )
 
 
 def test_bucketing_changes_nothing_and_a_warning_says_so():
@@ -444,10 +446,10 @@ def test_branch_magic_renames_what_is_read():
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_refused(changes, reason):
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(InputError) as error:
         config(**changes)
-    assert reason in str(refused.value)
-    assert str(refused.value).startswith("jec.yaml")
+    assert reason in str(error.value)
+    assert str(error.value).startswith("jec.yaml")
 
 
 @pytest.mark.parametrize(
@@ -462,9 +464,9 @@ def test_refused(changes, reason):
 def test_a_file_that_is_no_data_config(tmp_path, text, reason):
     path = tmp_path / "bad.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(InputError, match=reason) as refused:
+    with pytest.raises(InputError, match=reason) as error:
         DataConfig.load(str(path))
-    assert str(path) in str(refused.value)
+    assert str(path) in str(error.value)
 
 
 def test_a_file_that_is_not_there(tmp_path):

@@ -153,10 +153,10 @@ def test_layout_does_not_change_the_canonical_form():
     ids=lambda value: value[:20],
 )
 def test_refused_before_any_evaluation(text, reason):
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(InputError) as error:
         Expression(text, PLACE)
-    assert reason in str(refused.value)
-    assert str(refused.value).startswith(f"{PLACE}: expression '{text[:100]}")
+    assert reason in str(error.value)
+    assert str(error.value).startswith(f"{PLACE}: expression '{text[:100]}")
 
 
 @pytest.mark.parametrize(
@@ -173,9 +173,9 @@ def test_refused_before_any_evaluation(text, reason):
     ],
 )
 def test_refused_in_evaluation(text, reason):
-    with pytest.raises(InputError, match=PLACE) as refused:
+    with pytest.raises(InputError, match=PLACE) as error:
         Expression(text, PLACE).evaluate(COLUMNS)
-    assert reason in str(refused.value)
+    assert reason in str(error.value)
 
 
 def test_columns_are_left_as_they_were():
@@ -251,17 +251,17 @@ def test_random_helpers_repeat_by_seed():
     columns = {"pt": ak.Array([list(range(40)), [], [1.0, 2.0]])}
     shuffled = Expression("_batch_gather(pt, _batch_permute_indices(pt))")
     dropping = Expression("_batch_permute_and_drop_indices(pt, True, 0.4, 0.6, 2)")
-    made = []
+    result = []
     for seed in (1, 1, 2):
         with random_numbers(seed):
-            made.append(
+            result.append(
                 (shuffled.evaluate(columns).to_list(), dropping.evaluate(columns).to_list())
             )
-    assert made[0] == made[1] != made[2]
-    assert [sorted(jet) for jet in made[0][0]] == columns["pt"].to_list()
-    assert made[0][0] != columns["pt"].to_list()
-    assert 16 <= len(made[0][1][0]) <= 24
-    assert [len(jet) for jet in made[0][1][1:]] == [0, 2]
+    assert result[0] == result[1] != result[2]
+    assert [sorted(jet) for jet in result[0][0]] == columns["pt"].to_list()
+    assert result[0][0] != columns["pt"].to_list()
+    assert 16 <= len(result[0][1][0]) <= 24
+    assert [len(jet) for jet in result[0][1][1:]] == [0, 2]
     with pytest.raises(InputError, match="drop rates must be"):
         Expression("_batch_permute_and_drop_indices(pt, True, 0.4, 0.2)").evaluate(columns)
 
@@ -312,11 +312,11 @@ PEER_COLUMNS = {
 def test_weaver_core_gives_the_same(text, expected):
     """The expected values are those of weaver-core 0.5.3's evaluator."""
     values = evaluate(Expression(text), {name: plain(v) for name, v in PEER_COLUMNS.items()})
-    listed = to_awkward(values).to_list()
+    names = to_awkward(values).to_list()
     assert (
-        listed == pytest.approx(expected)
+        names == pytest.approx(expected)
         if not isinstance(expected[0], list)
-        else (listed == expected)
+        else (names == expected)
     )
 
 

@@ -23,7 +23,7 @@ from weaver.config.vocabulary import (
     names_in,
 )
 from weaver.onnx import raw_program
-from weaver.onnx.raw_jets import padded, reference_inputs
+from weaver.onnx.raw_jets import pad_columns, reference_inputs
 from weaver.onnx.raw_model import OPERATIONS, Preprocessing, raw_inputs
 
 FUNCTIONS: frozenset[str] = frozenset(
@@ -156,11 +156,11 @@ def test_each_function_with_a_form_gives_in_torch_what_it_gives_in_numpy(namespa
     }
     jets["jetPt"] = ak.Array(np.float32([30, 40, 50, 60]))
     program = raw_program.raw_program(config, COLUMNS)
-    padded_jets = padded({branch: jets[branch] for branch in program.inputs}, program)
+    padded_jets = pad_columns({branch: jets[branch] for branch in program.inputs}, program)
     with torch.no_grad():
         preprocessing = Preprocessing(program, config, ["group", "all"])
-        made, *_ = preprocessing(
+        result, *_ = preprocessing(
             *(torch.from_numpy(padded_jets[name]) for name in raw_inputs(program))
         )
     expected = reference_inputs(padded_jets, config, program)["group"]
-    np.testing.assert_allclose(made.numpy(), expected, rtol=2e-6, atol=1e-6)
+    np.testing.assert_allclose(result.numpy(), expected, rtol=2e-6, atol=1e-6)

@@ -43,19 +43,19 @@ def jets(count=4000, seed=1) -> dict[str, np.ndarray]:
 def test_flat_reweighting_makes_classes_flat_and_equal():
     columns = jets()
     hists, used, total = make_histograms([columns], CHOSEN)
-    made = jet_weights(columns, CHOSEN, hists)
+    result = jet_weights(columns, CHOSEN, hists)
     assert (used, total) == (np.count_nonzero(columns["x"] <= 4), 4000)
-    assert made.dtype == np.float32
-    assert (made[columns["x"] > 4] == 0).all()
+    assert result.dtype == np.float32
+    assert (result[columns["x"] > 4] == 0).all()
     sums = {
-        c: np.histogram(columns["x"][columns[c] == 1], [0, 1, 2, 4], weights=made[columns[c] == 1])[
-            0
-        ]
+        c: np.histogram(
+            columns["x"][columns[c] == 1], [0, 1, 2, 4], weights=result[columns[c] == 1]
+        )[0]
         for c in "ab"
     }
     assert sums["a"].sum() == pytest.approx(sums["b"].sum(), rel=1e-4)
     assert sums["b"].max() / sums["b"].min() < 1.1  # the bins of least content set the level
-    assert made.max() == pytest.approx(0.9, abs=1e-6)
+    assert result.max() == pytest.approx(0.9, abs=1e-6)
 
 
 def test_reference_reweighting_gives_every_class_the_shape_of_the_first():
@@ -63,9 +63,11 @@ def test_reference_reweighting_gives_every_class_the_shape_of_the_first():
     chosen = Reweighting(
         **{**vars(CHOSEN), "method": "ref", "threshold": 0, "class_weights": (1, 2)}
     )
-    made = jet_weights(columns, chosen, make_histograms([columns], chosen)[0])
+    result = jet_weights(columns, chosen, make_histograms([columns], chosen)[0])
     a, b = (
-        np.histogram(columns["x"][columns[c] == 1], [0, 1, 2, 4], weights=made[columns[c] == 1])[0]
+        np.histogram(columns["x"][columns[c] == 1], [0, 1, 2, 4], weights=result[columns[c] == 1])[
+            0
+        ]
         for c in "ab"
     )
     assert np.allclose(b, 2 * a, rtol=1e-4)
@@ -80,8 +82,8 @@ def test_chunks_of_jets_do_not_show():
     ]
     whole, split = make_histograms([columns], chosen)[0], make_histograms(chunks, chosen)[0]
     assert all(np.array_equal(whole[label], split[label]) for label in "ab")
-    made = jet_weights(columns, chosen, whole)
-    assert np.percentile(made, 90) == pytest.approx(1, rel=1e-6)
+    result = jet_weights(columns, chosen, whole)
+    assert np.percentile(result, 90) == pytest.approx(1, rel=1e-6)
 
 
 def test_an_empty_class_is_refused():
@@ -100,9 +102,9 @@ def test_a_draw_gives_each_jet_its_copies(monkeypatch):
     sampler = Sampler(given)
     mean = np.array([0, 0.1, 0.25, 0.5, 1, 1, 0, 0] * 50) * sampler.copies
     assert (sampler.copies, sampler.size) == (2, round(mean.sum()))
-    drawn = [sampler.draw(np.random.default_rng([seed, 0])) for seed in range(400)]
-    assert {len(positions) for positions in drawn} == {sampler.size}
-    copies = np.array([np.bincount(positions, minlength=len(given)) for positions in drawn])
+    sample = [sampler.draw(np.random.default_rng([seed, 0])) for seed in range(400)]
+    assert {len(positions) for positions in sample} == {sampler.size}
+    copies = np.array([np.bincount(positions, minlength=len(given)) for positions in sample])
     assert (copies.min(0) >= np.floor(mean * 0.999)).all()
     assert (copies.max(0) <= np.ceil(mean * 1.001)).all()
     spread = np.sqrt(mean.clip(1e-9) * (np.ceil(mean) - mean + 1e-9) / 400) + 0.02

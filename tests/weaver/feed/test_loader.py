@@ -216,9 +216,9 @@ def test_jets_are_drawn_by_their_weights(tmp_path):
     )
     dataset = Dataset.open(ref.uri, config)
     loader = Loader(dataset, 64, shuffle=True, seed=1)
-    drawn = [targets(loader.epoch(number)) for number in range(20)]
-    assert {len(epoch) for epoch in drawn} == {loader.num_jets}
-    times = [np.mean([(epoch == weight).sum() for epoch in drawn]) / 200 for weight in (0, 0.5, 1)]
+    sample = [targets(loader.epoch(number)) for number in range(20)]
+    assert {len(epoch) for epoch in sample} == {loader.num_jets}
+    times = [np.mean([(epoch == weight).sum() for epoch in sample]) / 200 for weight in (0, 0.5, 1)]
     assert times[0] == 0
     assert times[1] == pytest.approx(times[2] / 2, rel=0.05)
     assert {weight for batch in loader.epoch(0) for weight in batch.weights.tolist()} == {1.0}
@@ -238,13 +238,13 @@ def test_memory_stays_bounded_however_large_the_data_set(tmp_path, monkeypatch):
     config = DataConfig.from_options(
         yaml.safe_load((DATA / "jec_pfn_open.yaml").read_text()) | LONE_GROUP
     )
-    made = {"values": _sparse(tmp_path / "a.npy", np.float32, (count * length, variables))}
-    made["offsets"] = _sparse(tmp_path / "o.npy", np.int64, (count + 1,))
+    result = {"values": _sparse(tmp_path / "a.npy", np.float32, (count * length, variables))}
+    result["offsets"] = _sparse(tmp_path / "o.npy", np.int64, (count + 1,))
     np.load(tmp_path / "o.npy", mmap_mode="r+")[:] = np.arange(count + 1) * length
     target = _sparse(tmp_path / "t.npy", np.float32, (count,))
     description = {
         "num_jets": count,
-        "sequences": {"pf_features": made},
+        "sequences": {"pf_features": result},
         "columns": {"label.target": target},
     }
     dataset = Dataset(

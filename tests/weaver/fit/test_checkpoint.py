@@ -9,8 +9,8 @@ import torch
 
 from common.errors import InputError, TrainingError
 from weaver.fit.checkpoint import (
-    Progressed,
     TrialFolder,
+    TrialProgress,
     command_digest,
     read_tensors,
     state_uri,
@@ -21,7 +21,7 @@ from weaver.fit.checkpoint import (
 CONFIGURATION = {"start_lr": 1e-3, "network_option": {"fc_dim": 100, "sizes": (1, 2)}, "seed": 1}
 
 
-def stored(folder: TrialFolder) -> dict:
+def saved_checkpoint(folder: TrialFolder) -> dict:
     optimizer = torch.optim.Adam([torch.nn.Parameter(torch.ones(2))])
     state = {
         "model": {"w": torch.arange(3.0)},
@@ -30,7 +30,7 @@ def stored(folder: TrialFolder) -> dict:
     }
     folder.save(
         state,
-        Progressed(
+        TrialProgress(
             epoch=2,
             batch=5,
             loss_sum=0.5,
@@ -45,21 +45,21 @@ def stored(folder: TrialFolder) -> dict:
 def test_state_and_progress_come_back(tmp_path):
     folder = TrialFolder(str(tmp_path))
     assert folder.load(CONFIGURATION) is None
-    stored(folder)
+    saved_checkpoint(folder)
     # tuples that became lists are equal
-    state, progressed = folder.load(json.loads(json.dumps(CONFIGURATION)))
+    state, progress = folder.load(json.loads(json.dumps(CONFIGURATION)))
     assert torch.equal(state["model"]["w"], torch.arange(3.0))
     assert (
-        progressed.epoch,
-        progressed.batch,
-        progressed.best_metric,
-        len(progressed.history),
+        progress.epoch,
+        progress.batch,
+        progress.best_metric,
+        len(progress.history),
     ) == (2, 5, 0.25, 2)
 
 
 def test_a_checkpoint_with_other_settings_is_refused(tmp_path):
     folder = TrialFolder(str(tmp_path))
-    stored(folder)
+    saved_checkpoint(folder)
     with pytest.raises(
         InputError,
         match=(
@@ -90,17 +90,17 @@ def test_a_checkpoint_cannot_run_code(tmp_path):
 
 def test_another_torch_file_is_no_checkpoint(tmp_path):
     write_tensors(str(tmp_path / "checkpoint.pt"), {"weights": torch.zeros(1)})
-    with pytest.raises(InputError, match=r"is no checkpoint of weaver.train"):
+    with pytest.raises(InputError, match=r"is not a checkpoint of weaver.train"):
         TrialFolder(str(tmp_path)).load(CONFIGURATION)
 
 
 def test_a_failed_trial_says_why(tmp_path):
     folder = TrialFolder(str(tmp_path))
-    folder.check_not_failed("one")
-    folder.mark_failed("the loss became nan", "one")
+    folder.check_no_failure_marker("one")
+    folder.write_failure_marker("the loss became nan", "one")
     with pytest.raises(TrainingError, match=r"failed before: the loss became nan \(to try"):
-        folder.check_not_failed("one")
-    folder.check_not_failed("another")  # a corrected command is not held back
+        folder.check_no_failure_marker("one")
+    folder.check_no_failure_marker("another")  # a corrected command is not held back
 
 
 def test_the_digest_of_a_command_follows_settings_and_data(tmp_path):
@@ -117,7 +117,7 @@ def test_the_digest_of_a_command_follows_settings_and_data(tmp_path):
 def test_results_follow_from_the_progress(tmp_path):
     record = {"epoch": 0, "time": "2026-01-01T00:00:00.000Z", "metrics": {"AvgLoss": 0.25}}
     TrialFolder(str(tmp_path)).write_results(
-        Progressed(best_epoch=0, best_metric=0.25, history=[record]), {"seed": 7}
+        TrialProgress(best_epoch=0, best_metric=0.25, history=[record]), {"seed": 7}
     )
     assert json.loads((tmp_path / "options.json").read_text()) == {
         "seed": 7,
@@ -132,7 +132,7 @@ NAMES = ["fc.weight", "module.bias"]
 
 
 @pytest.mark.parametrize(
-    ("stored", "noted"),
+    ("saved_names", "has_note"),
     [
         (["fc.weight", "module.bias"], False),
         (["module.fc.weight", "module.module.bias"], True),
@@ -142,12 +142,12 @@ NAMES = ["fc.weight", "module.bias"]
         (["other.weight", "module.other"], False),
     ],
 )
-def test_names_of_wrappers_are_taken_off_where_the_network_has_none(stored, noted, capsys):
-    weights = {name: torch.tensor(float(number)) for number, name in enumerate(stored)}
+def test_names_of_wrappers_are_taken_off_where_the_network_has_none(saved_names, has_note, capsys):
+    weights = {name: torch.tensor(float(number)) for number, name in enumerate(saved_names)}
     bare = without_wrappers(weights, dict.fromkeys(NAMES).keys(), "net.pt")
-    assert list(bare) == (NAMES if noted else stored)
+    assert list(bare) == (NAMES if has_note else saved_names)
     assert [float(value) for value in bare.values()] == [0, 1]
-    assert ("note: net.pt" in capsys.readouterr().err) == noted
+    assert ("note: net.pt" in capsys.readouterr().err) == has_note
 
 
 @pytest.mark.parametrize(

@@ -37,8 +37,8 @@ def test_two_ranks_follow_one_rank_with_the_same_global_batch(prepared, tmp_path
         start(command(prepared, tmp_path / "one", **WORDS)),
         *start_ranks(command(prepared, tmp_path / "two", **WORDS)),
     ]
-    said = [finish(process) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0], said
+    messages = [finish(process) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], messages
     for name in ("train_loss", "val_loss"):
         losses = [
             [record[name] for record in history(tmp_path / folder)] for folder in ("one", "two")
@@ -47,8 +47,8 @@ def test_two_ranks_follow_one_rank_with_the_same_global_batch(prepared, tmp_path
     one, two = (weights(tmp_path / folder) for folder in ("one", "two"))
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5)
-    assert "epoch 2/2" in said[1]
-    assert "epoch" not in said[2]  # only the first rank speaks and writes
+    assert "epoch 2/2" in messages[1]
+    assert "epoch" not in messages[2]  # only the first rank speaks and writes
 
 
 def test_a_rank_that_dies_ends_the_other_with_a_reason(prepared, tmp_path):
@@ -56,11 +56,11 @@ def test_a_rank_that_dies_ends_the_other_with_a_reason(prepared, tmp_path):
     wait_for(first, lambda: len(history(tmp_path)) >= 1)
     second.send_signal(signal.SIGKILL)
     died = time.monotonic()
-    said = finish(first)
+    messages = finish(first)
     finish(second)
     assert time.monotonic() - died < 60
     assert first.returncode == 1
-    assert "error: rank 0 of 2 lost another rank, whose own log tells why" in said
+    assert "error: rank 0 of 2 lost another rank, whose own log has the reason" in messages
     assert not (tmp_path / "failed").exists()  # a restart may well succeed
 
 
@@ -136,12 +136,12 @@ def test_one_rank_told_to_stop_stops_all_after_the_same_step(prepared, tmp_path)
     first, second = start_ranks(words)
     wait_for(first, lambda: len(history(tmp_path)) >= 1)
     second.terminate()
-    said = [finish(process) for process in (first, second)]
-    assert [first.returncode, second.returncode] == [143, 143], said
+    messages = [finish(process) for process in (first, second)]
+    assert [first.returncode, second.returncode] == [143, 143], messages
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["progressed"]
     assert (
-        f"told to stop in epoch {state['epoch'] + 1}/1000 after {state['batch']} of 5 steps"
-        in said[0]
+        f"stopped by a signal in epoch {state['epoch'] + 1}/1000 after {state['batch']} of 5 steps"
+        in messages[0]
     )
 
 
@@ -186,7 +186,9 @@ def test_ranks_that_never_come_are_not_waited_for_for_ever(monkeypatch):
     }.items():
         monkeypatch.setenv(name, value)
     with (
-        pytest.raises(ClusterError, match="rank 0 of 2 could not meet the others at 127"),
+        pytest.raises(
+            ClusterError, match="rank 0 of 2 could not connect to the other ranks at 127"
+        ),
         ranks(torch.device("cpu"), "gloo"),
     ):
         pass

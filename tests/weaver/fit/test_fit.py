@@ -37,7 +37,7 @@ def _one_thread():
 
 
 @pytest.fixture(scope="module")
-def trained(prepared, tmp_path_factory):
+def trained_trial(prepared, tmp_path_factory):
     """A trial of the PFN with dropout, trained without interruption."""
     folder = tmp_path_factory.mktemp("trained")
     assert main(command(prepared, folder, options={"dropout": 0.1})) == 0
@@ -63,19 +63,23 @@ def test_training_lowers_the_loss(prepared, tmp_path):
     assert min(losses) < 0.7 * of_no_correction
 
 
-def test_every_epoch_has_finite_metrics(trained):
-    assert len(history(trained)) == 3
-    assert all(math.isfinite(x) for record in history(trained) for x in record["metrics"].values())
+def test_every_epoch_has_finite_metrics(trained_trial):
+    assert len(history(trained_trial)) == 3
+    assert all(
+        math.isfinite(x) for record in history(trained_trial) for x in record["metrics"].values()
+    )
 
 
-def test_options_tell_what_was_trained(trained, prepared):
-    options = json.loads((trained / "options.json").read_text())
+def test_options_tell_what_was_trained(trained_trial, prepared):
+    options = json.loads((trained_trial / "options.json").read_text())
     assert options["network_options"]["dropout"] == 0.1
     assert options["train_options"]["start_lr"] == 1e-3
     assert options["data_config"] == str(prepared.data_config)
-    assert options["num_parameters"] == sum(tensor.numel() for tensor in weights(trained).values())
+    assert options["num_parameters"] == sum(
+        tensor.numel() for tensor in weights(trained_trial).values()
+    )
     assert {"seed", "versions", "network_config"} <= options.keys()
-    records = history(trained)
+    records = history(trained_trial)
     best = min(records, key=lambda record: record["val_loss"])
     assert (options["best_epoch"], options["best_metric"]) == (best["epoch"], best["val_loss"])
     assert {
@@ -88,12 +92,14 @@ def test_options_tell_what_was_trained(trained, prepared):
     } <= records[0].keys()
 
 
-def test_best_weights_give_the_best_metric(trained, prepared):
-    best = torch.load(trained / "best.pt", weights_only=True)
+def test_best_weights_give_the_best_metric(trained_trial, prepared):
+    best = torch.load(trained_trial / "best.pt", weights_only=True)
     assert best.keys() == {"model", "epoch", "metric", "network_options"}
     config = DataConfig.load(str(prepared.data_config))
     model, _ = build_best(
-        str(trained), json.loads((trained / "options.json").read_text())["network_config"], config
+        str(trained_trial),
+        json.loads((trained_trial / "options.json").read_text())["network_config"],
+        config,
     )
     dataset = Dataset.open(str(prepared.val), config)
     output = predict(
@@ -163,28 +169,28 @@ def test_stopped_during_validation_the_epoch_is_not_trained_again(prepared, tmp_
 
 
 def test_a_finished_trial_writes_its_results_again_and_ends(
-    trained, prepared, tmp_path, monkeypatch, capsys
+    trained_trial, prepared, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(fit.Fit, "__init__", lambda *a, **k: pytest.fail("trained again"))
     log = tmp_path / "metrics.log"
-    assert main(command(prepared, trained, options={"dropout": 0.1}, metrics_log=log)) == 0
-    assert log.read_text() == (trained / "metrics.log").read_text()
+    assert main(command(prepared, trained_trial, options={"dropout": 0.1}, metrics_log=log)) == 0
+    assert log.read_text() == (trained_trial / "metrics.log").read_text()
     assert len(log.read_text().splitlines()) == 3 * 5
     assert "is finished" in capsys.readouterr().err
 
 
-def test_the_same_folder_refuses_other_settings(trained, prepared, capsys):
-    assert main(command(prepared, trained, start_lr=2e-3)) == 2
+def test_the_same_folder_refuses_other_settings(trained_trial, prepared, capsys):
+    assert main(command(prepared, trained_trial, start_lr=2e-3)) == 2
     assert "start_lr 0.001, now 0.002" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_not_finite_fails_for_good(prepared, tmp_path, capsys):
     words = command(prepared, tmp_path, start_lr=1e30, lr_scheduler="none", optimizer="rmsprop")
     assert main(words) == 1
-    said = capsys.readouterr().err
-    assert "the loss became" in said
-    assert "epoch 1/3, batch " in said
-    assert "its jets are finite; a smaller --start-lr may help" in said
+    messages = capsys.readouterr().err
+    assert "the loss became" in messages
+    assert "epoch 1/3, batch " in messages
+    assert "its jets are finite; a smaller --start-lr may help" in messages
     assert "the loss became" in (tmp_path / "failed").read_text()
     assert main(words) == 1
     assert "this trial failed before: the loss became" in capsys.readouterr().err
@@ -213,10 +219,10 @@ def test_an_unknown_network_option_is_refused_before_anything_is_written(
     assert not (tmp_path / "trial").exists()
 
 
-def test_bf16_trains_to_about_the_same_loss(trained, prepared, tmp_path):
+def test_bf16_trains_to_about_the_same_loss(trained_trial, prepared, tmp_path):
     assert main([*command(prepared, tmp_path, options={"dropout": 0.1}), "--use-amp"]) == 0
     assert history(tmp_path)[-1]["val_loss"] == pytest.approx(
-        history(trained)[-1]["val_loss"], rel=0.1
+        history(trained_trial)[-1]["val_loss"], rel=0.1
     )
 
 
@@ -311,8 +317,8 @@ def test_with_whatever_is_switched_on_a_stopped_run_ends_alike(
     assert same(weights(tmp_path / "whole", "best.pt"), weights(tmp_path / "stopped", "best.pt"))
 
 
-def test_the_checkpoint_holds_everything(trained):
-    state = torch.load(trained / "checkpoint.pt", weights_only=True)
+def test_the_checkpoint_holds_everything(trained_trial):
+    state = torch.load(trained_trial / "checkpoint.pt", weights_only=True)
     parts = {
         "model",
         "average",
@@ -413,13 +419,13 @@ def test_training_ends_when_patience_does_and_stays_ended(prepared, tmp_path, ca
     assert "is finished: best epoch 1" in capsys.readouterr().err
 
 
-def test_load_epoch_takes_an_epoch_whose_weights_are_kept(trained, prepared, capsys):
-    words = command(prepared, trained, options={"dropout": 0.1})
+def test_load_epoch_takes_an_epoch_whose_weights_are_kept(trained_trial, prepared, capsys):
+    words = command(prepared, trained_trial, options={"dropout": 0.1})
     assert main([*words, "--load-epoch=2"]) == 0
     assert main([*words, "--load-epoch=7"]) == 2
-    said = capsys.readouterr().err
-    assert "there is no" in said
-    assert "is after epoch 2; leave --load-epoch out" in said
+    messages = capsys.readouterr().err
+    assert "there is no" in messages
+    assert "is after epoch 2; leave --load-epoch out" in messages
 
 
 @pytest.mark.parametrize(
@@ -451,21 +457,21 @@ def test_auto_on_another_machine_goes_on_as_the_trial_began(
     assert main(words) == 143
     monkeypatch.setattr(weaver.network.precision, "cpu_flags", set)
     assert main(words) == 0
-    said = capsys.readouterr().err
-    assert "precision: bf16 autocast (auto: this CPU has amx_bf16)" in said
-    assert "precision: bf16 autocast (as the trial began)" in said
+    messages = capsys.readouterr().err
+    assert "precision: bf16 autocast (auto: this CPU has amx_bf16)" in messages
+    assert "precision: bf16 autocast (as in the checkpoint)" in messages
 
 
-def test_compiled_it_trains_to_the_same_loss(trained, prepared, tmp_path, capsys):
+def test_compiled_it_trains_to_the_same_loss(trained_trial, prepared, tmp_path, capsys):
     words = [
         *command(prepared, tmp_path, options={"dropout": 0.1}),
         "--compile",
         "--compiler-option=backend:eager",
     ]
     assert main(words) == 0
-    assert weights(tmp_path).keys() == weights(trained).keys()
+    assert weights(tmp_path).keys() == weights(trained_trial).keys()
     assert history(tmp_path)[-1]["val_loss"] == pytest.approx(
-        history(trained)[-1]["val_loss"], rel=1e-2
+        history(trained_trial)[-1]["val_loss"], rel=1e-2
     )
     assert (
         main(
@@ -484,13 +490,13 @@ def test_the_learning_rate_finder_proposes_a_rate_and_leaves_no_checkpoint(
     prepared, tmp_path, capsys
 ):
     assert main([*command(prepared, tmp_path, optimizer="adam"), "--lr-finder=1e-6,1e-1,12"]) == 0
-    found = json.loads((tmp_path / "lr_finder.json").read_text())
-    assert found["learning_rate"][0] == pytest.approx(1e-6)
-    assert found["learning_rate"][-1] == pytest.approx(1e-1)
-    assert found["proposed"] in found["learning_rate"]
+    result = json.loads((tmp_path / "lr_finder.json").read_text())
+    assert result["learning_rate"][0] == pytest.approx(1e-6)
+    assert result["learning_rate"][-1] == pytest.approx(1e-1)
+    assert result["proposed"] in result["learning_rate"]
     assert "the loss falls fastest" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["lr_finder.json"]
-    assert lr_finder.proposed([1, 2, 3, 4], [1.0, 0.9, 0.3, 0.29]) == 3
+    assert lr_finder.steepest_rate([1, 2, 3, 4], [1.0, 0.9, 0.3, 0.29]) == 3
 
 
 def test_the_progress_line_tells_speed_waiting_and_time_left(
@@ -543,15 +549,15 @@ def test_the_mean_over_ranks_is_the_mean_over_jets(counts):
 def test_variables_that_are_not_finite_are_named():
     inputs = {"pf": torch.zeros(3, 2, 4), "jet": torch.zeros(3, 1), "one": torch.zeros(3)}
     names = {"pf": ["PF_pT", "PF_dR"], "jet": ["jetPt"], "one": ["rho"]}
-    found = Batch(inputs=inputs, labels={"y": torch.zeros(3)}, observers={}, weights=torch.ones(3))
-    assert fit.not_finite(found, names) == {}
+    result = Batch(inputs=inputs, labels={"y": torch.zeros(3)}, observers={}, weights=torch.ones(3))
+    assert fit.not_finite(result, names) == {}
     inputs["pf"][:2, 1, 3] = torch.nan
     inputs["one"][0] = torch.inf
-    found.labels["y"][2] = -torch.inf
-    counts = fit.not_finite(found, names)
+    result.labels["y"][2] = -torch.inf
+    counts = fit.not_finite(result, names)
     assert counts == {"input 'PF_dR'": 2, "input 'rho'": 1, "label 'y'": 1}
-    assert "input 'PF_dR' is NaN or infinite in 2 jets" in fit.in_words(counts)
-    assert "label 'y' is NaN or infinite in 1 jet" in fit.in_words(counts)
+    assert "input 'PF_dR' is NaN or infinite in 2 jets" in fit.describe_counts(counts)
+    assert "label 'y' is NaN or infinite in 1 jet" in fit.describe_counts(counts)
 
 
 def judged(objective: Objective, model, *of_batch, **keywords) -> tuple[float, float, list[float]]:
@@ -569,12 +575,18 @@ def test_regression_reports_loss_squares_and_absolutes():
 
 def test_jets_that_fill_up_a_batch_do_not_count():
     objective = Objective(config(), torch.nn.L1Loss(), regression=True)
-    assert judged(objective, torch.nn.Identity(), [0.5, 1.0, 99.0], [1, 1, 0], filled=True) == (
+    assert judged(
+        objective, torch.nn.Identity(), [0.5, 1.0, 99.0], [1, 1, 0], has_padding=True
+    ) == (
         0.25,
         2.0,
         [0.25, 0.5],
     )
-    assert judged(objective, torch.nn.Identity(), [0.5], [0], filled=True) == (0.0, 0.0, [0.0, 0.0])
+    assert judged(objective, torch.nn.Identity(), [0.5], [0], has_padding=True) == (
+        0.0,
+        0.0,
+        [0.0, 0.0],
+    )
 
 
 def test_weights_make_the_mean_a_weighted_one():

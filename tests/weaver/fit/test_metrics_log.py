@@ -17,14 +17,14 @@ def record(**metrics: float) -> dict:
     return {"time": now(), "metrics": metrics}
 
 
-def collected(text: str) -> list[tuple[str, float]]:
+def collector_metrics(text: str) -> list[tuple[str, float]]:
     """What Katib takes from a file: per line a time, then every match of its filter."""
-    found = []
+    result = []
     for line in text.splitlines():
         time, _, rest = line.partition(" ")
         datetime.fromisoformat(time.replace("Z", "+00:00"))
-        found += [(name, float(value)) for name, value, *_ in KATIB.findall(rest)]
-    return found
+        result += [(name, float(value)) for name, value, *_ in KATIB.findall(rest)]
+    return result
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def collected(text: str) -> list[tuple[str, float]]:
 def test_katib_reads_every_number_back(value):
     text = lines([record(AvgLoss=value)])
     assert "e" not in text.partition("=")[2]
-    assert collected(text) == [("AvgLoss", pytest.approx(value, rel=1e-7))]
+    assert collector_metrics(text) == [("AvgLoss", pytest.approx(value, rel=1e-7))]
 
 
 def test_numbers_are_plain_decimals():
@@ -47,7 +47,7 @@ def test_numbers_are_plain_decimals():
 
 def test_what_is_not_finite_is_left_out():
     text = lines([record(AvgLoss=0.1, AvgMSE=float("nan"), AvgMAE=float("inf"))])
-    assert collected(text) == [("AvgLoss", 0.1)]
+    assert collector_metrics(text) == [("AvgLoss", 0.1)]
 
 
 def test_time_is_utc_with_a_z():
@@ -64,7 +64,10 @@ def test_the_file_grows_by_what_is_new_and_never_holds_a_line_twice(tmp_path):
     assert path.read_text() == lines(history)
     assert path.read_text().startswith(first)
     assert path.stat().st_ino == inode  # a collector that follows the file still does
-    assert [value for name, value in collected(path.read_text()) if name == "AvgLoss"] == [0.3, 0.2]
+    assert [value for name, value in collector_metrics(path.read_text()) if name == "AvgLoss"] == [
+        0.3,
+        0.2,
+    ]
 
 
 def test_a_file_with_other_lines_starts_over(tmp_path):

@@ -15,8 +15,8 @@ from common.config import PRECISIONS
 from tests.weaver.trials import ROOT
 from weaver.fit.options import (
     AUTO_NAME,
-    NOT_TAKEN,
     TRAIN_FLAGS,
+    WEAVER_ONLY_FLAGS,
     TrainOptions,
     literal,
     parse,
@@ -105,7 +105,7 @@ def test_whole_numbers_may_come_as_floats_from_a_search():
         (["--network-option", "fc_dim"], "'fc_dim' is no option; write 'name value' or name:value"),
         (
             ["--data-test=t"],
-            "--data-test needs --predict-output: the test set takes no part in training",
+            "--data-test needs --predict-output, because the test set is used only for",
         ),
         (["--gpus=first"], "--gpus must be auto"),
         (["--predict"], "missing --data-test, --predict-output"),
@@ -117,23 +117,23 @@ def test_whole_numbers_may_come_as_floats_from_a_search():
         (["--file-fraction=0.5"], "--file-fraction of weaver-core is not an option here"),
         (["--cross-validation=event"], "--cross-validation must be VARIABLE%K"),
         (["--cross-validation=event%0"], "--cross-validation must be VARIABLE%K"),
-        (["--cross-validation=event%5", "--metrics-log=m"], "--metrics-log go with one of them"),
+        (["--cross-validation=event%5", "--metrics-log=m"], "--metrics-log are for one"),
         (["--train-val-split", "1"], "must be a number above 0"),
         (["--run-mode=trian"], "--run-mode: unknown step 'trian'; did you mean 'train'"),
-        (["--run-mode=val"], "history.json in the trial's folder holds the validation"),
-        (["--use-amp", "--precision=fp16"], "--use-amp asks for bf16, --precision for fp16"),
+        (["--run-mode=val"], "history.json in the trial's folder has"),
+        (["--use-amp", "--precision=fp16"], "--use-amp means bf16, --precision means fp16"),
         (["--steps-per-epoch=2", "--samples-per-epoch=256"], "not both"),
         (["--samples-per-epoch=100"], "less than one batch of 128"),
-        (["--triton-config=x"], "--triton-config goes with --export-onnx"),
+        (["--triton-config=x"], "--triton-config needs --export-onnx"),
         (["--export-onnx=x.pt"], "--export-onnx must end in .onnx"),
         (["--lr-finder=1,2"], "--lr-finder must be START,END,STEPS"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
 def test_what_makes_no_sense_is_refused_with_exit_code_2(words, message, capsys):
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_error:
         parse([*NEEDED, *words])
-    assert ended.value.code == 2
+    assert exit_error.value.code == 2
     assert message in capsys.readouterr().err
 
 
@@ -155,16 +155,16 @@ try:
 except SystemExit:
     assert not {"torch", "uproot"} & {*sys.modules}
 """
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "--network-option" in done.stdout
+    assert (process.returncode, process.stderr) == (0, "")
+    assert "--network-option" in process.stdout
 
 
 def test_every_flag_of_weaver_core_is_taken_or_explained():
     theirs = {flag.rpartition(":")[2] for flag in WEAVER_CORE.split()}
-    assert theirs - set(TrainOptions.names()) == set(NOT_TAKEN)
+    assert theirs - set(TrainOptions.names()) == set(WEAVER_ONLY_FLAGS)
     known = parser()._option_string_actions
     for letter, _, flag in (flag.rpartition(":") for flag in WEAVER_CORE.split()):
         assert f"--{flag}" in known
@@ -180,14 +180,14 @@ def test_flags_that_need_nothing_say_why_and_change_nothing(capsys):
         "--no-compile-optimizer",
     ]
     assert parse([*NEEDED, "--regression-mode", *words]) == parse([*NEEDED, "--regression-mode"])
-    said = capsys.readouterr().err
-    assert "note: --num-workers has no effect: a thread makes batches ahead" in said
-    assert said.count("note: ") == 3
+    messages = capsys.readouterr().err
+    assert "note: --num-workers has no effect: a thread prepares batches in advance" in messages
+    assert messages.count("note: ") == 3
 
 
 def test_precision_is_what_amp_means_unless_told(capsys):
     asked = [
-        parse([*NEEDED, *words]).asked_precision
+        parse([*NEEDED, *words]).requested_precision
         for words in ([], ["--use-amp"], ["--use-amp", "--amp-dtype=fp16"], ["--precision=auto"])
     ]
     assert asked == ["float32", "bf16", "fp16", "auto"]
@@ -241,12 +241,12 @@ def test_precisions_are_those_of_the_pipeline_and_each_has_its_type():
 def test_all_refused_and_unknown_flags_are_listed_at_once(capsys):
     words = ["--compile-optimizer", "--file-fraction", "0.5", "--custom-functions=f.py"]
     words += ["--num-epcohs=3"]
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_error:
         parse([*NEEDED, *words])
-    assert ended.value.code == 2
-    said = capsys.readouterr().err
+    assert exit_error.value.code == 2
+    messages = capsys.readouterr().err
     for part in ("--compile-optimizer of weaver-core", "--file-fraction", "'--num-epcohs'"):
-        assert part in said
+        assert part in messages
 
 
 @pytest.mark.parametrize(
@@ -330,7 +330,7 @@ def test_what_means_something_else_is_said_at_the_start(capsys, monkeypatch):
     parse([*NEEDED, "--regression-mode"])
     assert "note" not in capsys.readouterr().err
     for words, part in (
-        (["--steps-per-epoch=3"], "--steps-per-epoch-val sets it"),
+        (["--steps-per-epoch=3"], "--steps-per-epoch-val limits it"),
         (["--no-regression-mode"], "highest accuracy"),
         (["--train-val-split=0.5"], "--train-val-split has no effect"),
         (["--run-mode=train"], "validates too"),
@@ -339,7 +339,7 @@ def test_what_means_something_else_is_said_at_the_start(capsys, monkeypatch):
         assert part in capsys.readouterr().err
     monkeypatch.setenv("WORLD_SIZE", "2")
     parse(NEEDED)
-    assert "--batch-size 128 is that of all 2 processes" in capsys.readouterr().err
+    assert "--batch-size 128 is the total of all 2 processes" in capsys.readouterr().err
 
 
 def test_use_amp_is_for_gpus():
@@ -358,8 +358,8 @@ def test_the_page_for_weavers_users_has_every_flag():
     assert listed == {flag.rpartition(":")[2] for flag in WEAVER_CORE.split()}
     for names, words in rows.items():
         for flag in re.findall(r"`--([\w-]+)`", names):
-            if flag in NOT_TAKEN:
-                expected = "Refused" if NOT_TAKEN[flag].refused else "No effect"
+            if flag in WEAVER_ONLY_FLAGS:
+                expected = "Refused" if WEAVER_ONLY_FLAGS[flag].is_rejected else "No effect"
                 assert words.startswith(expected), flag
             else:
                 assert not words.startswith(("Refused", "No effect")), flag

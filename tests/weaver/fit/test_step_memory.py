@@ -33,7 +33,7 @@ def jets(prepared) -> Dataset:
 def test_what_is_kept_grows_with_the_jets():
     model = Wide()
     two, twenty = (
-        step_memory.kept_bytes(model, (None, None, torch.rand(count, 8)), FLOAT32)
+        step_memory.autograd_bytes(model, (None, None, torch.rand(count, 8)), FLOAT32)
         for count in (2, 20)
     )
     assert 2 * 4000 <= two < 2 * 4000 + 1000

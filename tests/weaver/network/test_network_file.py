@@ -121,15 +121,15 @@ def test_options_are_read_without_torch():
         "import sys; from weaver.network.network_file import load_network as l;"
         " print(l('networks/pfn_regressor_open.py').option_names())"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code + "; assert 'torch' not in sys.modules"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    assert "use_bn" in done.stdout
+    assert process.returncode == 0, process.stderr
+    assert "use_bn" in process.stdout
 
 
 def test_names_defined_in_a_try_block_count():
@@ -179,10 +179,10 @@ def test_a_network_that_takes_anything_gets_only_what_is_asked_for(tmp_path):
     named = load_network(write(tmp_path, "def get_model(d, use_amp=False): return use_amp, {}\n"))
     assert named.build(None, {}, mixed_precision=True)[0] is True
     flags = ["-c", "c.yaml", "-n", "n.py", "-m", "m", "--data-train", "a", "--data-val", "b"]
-    assert parse(flags).of_weaver == {}
-    assert parse([*flags, "--use-amp"]).of_weaver == {"use_amp": True}
-    assert parse([*flags, "--compile"]).of_weaver == {"compile_model": True}
-    assert parse([*flags, "--precision", "bf16"]).of_weaver == {}
+    assert parse(flags).weaver_options == {}
+    assert parse([*flags, "--use-amp"]).weaver_options == {"use_amp": True}
+    assert parse([*flags, "--compile"]).weaver_options == {"compile_model": True}
+    assert parse([*flags, "--precision", "bf16"]).weaver_options == {}
 
 
 @pytest.mark.parametrize(

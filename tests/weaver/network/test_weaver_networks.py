@@ -16,7 +16,7 @@ import torch
 from benchmarks.published import settle
 from common.errors import InputError
 from weaver.network.network_file import load_network
-from weaver.nn.model.ParticleNet import ParticleNet, ParticleNetTagger, trimmed
+from weaver.nn.model.ParticleNet import ParticleNet, ParticleNetTagger, trim_padding
 
 NET = {"conv_params": [(3, (8, 8)), (3, (8, 12))], "fc_params": [(8, 0.0)], "trim": False}
 MODELS = {
@@ -27,25 +27,25 @@ MODELS = {
 
 
 @pytest.fixture(scope="module")
-def stored() -> dict[str, torch.Tensor]:
+def peer_arrays() -> dict[str, torch.Tensor]:
     """Arrays of weaver-core 0.5.3, made by peer/particle_net.py."""
     with np.load(Path(__file__).parents[1] / "peer" / "particle_net.npz") as arrays:
         return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_weights_of_weaver_core_give_its_answers_and_gradients(name, stored):
+def test_weights_of_weaver_core_give_its_answers_and_gradients(name, peer_arrays):
     def of(what: str) -> dict[str, torch.Tensor]:
         return {
             key.removeprefix(f"{name}/{what}/"): value
-            for key, value in stored.items()
+            for key, value in peer_arrays.items()
             if key.startswith(f"{name}/{what}/")
         }
 
     model = MODELS[name]()
     model.load_state_dict(of("weight"))
     output = model.train()(*of("input").values())
-    torch.testing.assert_close(output, stored[f"{name}/train"], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(output, peer_arrays[f"{name}/train"], rtol=1e-5, atol=1e-5)
     output.square().sum().backward()
     largest = max(float(value.abs().max()) for value in of("gradient").values())
     for key, value in of("gradient").items():
@@ -53,7 +53,7 @@ def test_weights_of_weaver_core_give_its_answers_and_gradients(name, stored):
             dict(model.named_parameters())[key].grad, value, rtol=1e-4, atol=1e-5 * largest
         )
     torch.testing.assert_close(
-        model.eval()(*of("input").values()), stored[f"{name}/eval"], rtol=1e-5, atol=1e-5
+        model.eval()(*of("input").values()), peer_arrays[f"{name}/eval"], rtol=1e-5, atol=1e-5
     )
 
 
@@ -61,12 +61,12 @@ def test_trimming_changes_no_answer_outside_training_and_no_particle_in_it():
     torch.manual_seed(0)
     mask = (torch.arange(20) < torch.tensor([3, 9, 0])[:, None])[:, None]
     points, features = torch.randn(3, 2, 20) * mask, torch.arange(1.0, 21.0).expand(3, 1, 20) * mask
-    assert [x.shape[-1] for x in trimmed(points, features, mask, training=False)] == [9] * 3
+    assert [x.shape[-1] for x in trim_padding(points, features, mask, training=False)] == [9] * 3
     model = ParticleNet(1, 2, conv_params=[(3, (4,))], fc_params=[(4, 0.0)]).eval()
     before = model(points, features, mask)
     model.trims = False
     torch.testing.assert_close(model(points, features, mask), before)
-    _, kept, where = trimmed(points, features, mask, training=True)
+    _, kept, where = trim_padding(points, features, mask, training=True)
     assert kept.shape == where.shape
     assert set(kept[0][where[0]].tolist()) == {1.0, 2.0, 3.0}
     assert not kept[2].any()
@@ -84,7 +84,7 @@ def test_an_exported_network_answers_the_same_at_any_number_of_jets_and_particle
     ]
     dims = {"pf_points": 2, "pf_features": 5, "sv_points": 2, "sv_features": 3}
 
-    def made(jets: int, particles: int) -> list[torch.Tensor]:
+    def random_jets(jets: int, particles: int) -> list[torch.Tensor]:
         mask = (torch.arange(particles) < torch.randint(1, particles + 1, (jets, 1)))[
             :, None
         ].float()
@@ -101,13 +101,15 @@ def test_an_exported_network_answers_the_same_at_any_number_of_jets_and_particle
             "dynamic_axes": axes,
             "opset_version": 17,
         }
-        torch.onnx.export(model, tuple(made(3, 7)), file, dynamo=False, **options)
+        torch.onnx.export(model, tuple(random_jets(3, 7)), file, dynamo=False, **options)
     runtime = onnxruntime.InferenceSession(file.getvalue())
     for size in ((1, 7), (4, 12), (17, 30)):
-        inputs = made(*size)
-        (found,) = runtime.run(None, {key: x.numpy() for key, x in zip(names, inputs, strict=True)})
+        inputs = random_jets(*size)
+        (result,) = runtime.run(
+            None, {key: x.numpy() for key, x in zip(names, inputs, strict=True)}
+        )
         with torch.no_grad():
-            np.testing.assert_allclose(found, model(*inputs).numpy(), atol=2e-6)
+            np.testing.assert_allclose(result, model(*inputs).numpy(), atol=2e-6)
 
 
 @pytest.mark.parametrize("junk", [float("nan"), float("inf"), 1e30])

@@ -55,12 +55,12 @@ def test_edges_add_only_their_two_ends_and_only_the_number_of_jets_is_a_shape(
 
 def exported_alike(folder, network, groups, options):
     """The operations and the graph of a network's file, which gives PyTorch's answers."""
-    made, feed = (
+    result, feed = (
         config(*groups),
         {name: x.numpy() for name, x in jets([30, 4, 1, 0]).items() if name in groups},
     )
-    model, info = network.get_model(made, **options)
-    path = export_onnx(settle(model), info, made, folder / "model.onnx")
+    model, info = network.get_model(result, **options)
+    path = export_onnx(settle(model), info, result, folder / "model.onnx")
     with torch.no_grad():
         expected = model(*(torch.from_numpy(feed[name]) for name in groups)).numpy()
     np.testing.assert_allclose(session(path).run(None, feed)[0], expected, atol=2e-6)
@@ -76,8 +76,8 @@ def on_axes(graph, number: int) -> list[str]:
 
 @pytest.mark.parametrize("junk", [np.nan, np.inf, 1e30])
 @pytest.mark.parametrize("level", [0, 2], ids=["optimised", "as exported"])
-def test_what_lies_in_padding_reaches_no_answer(exported, junk, level):
-    groups, path = exported
+def test_what_lies_in_padding_reaches_no_answer(exported_model, junk, level):
+    groups, path = exported_model
     batch = {name: x.numpy() for name, x in jets([30, 4, 1, 0]).items() if name in groups}
     places = {name: x for name, x in batch.items() if name in ("pf_points", "pf_features")}
     dirty = {
@@ -91,7 +91,7 @@ def test_what_lies_in_padding_reaches_no_answer(exported, junk, level):
 
 
 @pytest.fixture(scope="module", params=["pfn", "particle_net", "particle_net_as_published"])
-def exported(request, tmp_path_factory):
+def exported_model(request, tmp_path_factory):
     """Input groups and ONNX file of a network."""
     if request.param == "pfn":
         groups, network, options = PFN, pfn_regressor_open, {}
@@ -102,8 +102,8 @@ def exported(request, tmp_path_factory):
             "k": 4,
             "use_counts": not request.param.endswith("published"),
         }
-    made = config(*groups)
-    model, info = network.get_model(made, conv_dim=12, fc_dim=16, **options)
+    result = config(*groups)
+    model, info = network.get_model(result, conv_dim=12, fc_dim=16, **options)
     return groups, export_onnx(
-        settle(model), info, made, tmp_path_factory.mktemp("exported") / "model.onnx"
+        settle(model), info, result, tmp_path_factory.mktemp("exported") / "model.onnx"
     )

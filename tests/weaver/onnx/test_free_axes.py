@@ -13,7 +13,7 @@ from benchmarks.published import settle
 from common.errors import GateError
 from weaver.nn.model.ParticleNet import ParticleNet
 from weaver.onnx.free_axes import check_lengths, lengths, random_jets
-from weaver.onnx.onnx_export import export_onnx, free_axes, input_shapes, untrimmed
+from weaver.onnx.onnx_export import export_onnx, free_axes, input_shapes, without_trimming
 from weaver.onnx.parity import torch_answers
 
 LENGTH, K = 24, 8
@@ -124,7 +124,7 @@ def test_particle_net_answers_right_at_every_length(tmp_path, options, length):
     for places in (1, K - 1, K, K + 1, K + 2, length, length + 1, 40):
         shapes = {name: (size, places) for name, size in GROUPS.items()}
         jets = random_jets(config, shapes, own=True)
-        expected = torch_answers(untrimmed(model), list(jets), jets)
+        expected = torch_answers(without_trimming(model), list(jets), jets)
         np.testing.assert_allclose(runtime.run(None, jets)[0], expected, atol=1e-4)
 
 
@@ -161,10 +161,10 @@ def test_a_graph_may_refuse_the_lengths_that_the_network_refuses(tmp_path, netwo
 def test_a_graph_that_departs_is_refused_with_the_operation(tmp_path, network, line):
     model = network().eval()
     path = export_onnx(model, info(), data_config(), tmp_path / "model.onnx")
-    with pytest.raises(GateError) as refused:
+    with pytest.raises(GateError) as error:
         check_lengths(model, info(), data_config(), path)
-    assert line in str(refused.value)
-    assert __file__ in str(refused.value)
+    assert line in str(error.value)
+    assert __file__ in str(error.value)
 
 
 def test_a_free_axis_of_variables_keeps_its_size(tmp_path):
@@ -190,11 +190,11 @@ def test_a_free_axis_of_variables_keeps_its_size(tmp_path):
 
 
 def test_free_axes_may_be_a_list_as_torch_takes_them(tmp_path):
-    listed = info({**{group: [0, 2] for group in GROUPS}, "softmax": [0]})
-    assert free_axes(listed)["pf_mask"].keys() == {2}
+    names = info({**{group: [0, 2] for group in GROUPS}, "softmax": [0]})
+    assert free_axes(names)["pf_mask"].keys() == {2}
     model = OfParticles().eval()
-    path = export_onnx(model, listed, data_config(), tmp_path / "model.onnx")
-    assert check_lengths(model, listed, data_config(), path) < 1e-5
+    path = export_onnx(model, names, data_config(), tmp_path / "model.onnx")
+    assert check_lengths(model, names, data_config(), path) < 1e-5
     runtime = onnxruntime.InferenceSession(path)
     assert all(isinstance(entry.shape[2], str) for entry in runtime.get_inputs())
 

@@ -16,7 +16,7 @@ from weaver.onnx.onnx_export import export_onnx, input_shapes
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory):
+def exported_model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
     return export_onnx(
         network(),
@@ -27,15 +27,15 @@ def exported(tmp_path_factory):
     )
 
 
-def test_is_one_file_that_onnx_runtime_1_15_reads(exported):
-    model = onnx.load(exported, load_external_data=False)
-    assert [path.name for path in exported.parent.iterdir()] == ["model.onnx"]
+def test_is_one_file_that_onnx_runtime_1_15_reads(exported_model):
+    model = onnx.load(exported_model, load_external_data=False)
+    assert [path.name for path in exported_model.parent.iterdir()] == ["model.onnx"]
     assert model.ir_version == 8
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 17)]
 
 
-def test_only_the_batch_axis_is_dynamic(exported):
-    graph = onnx.load(exported).graph
+def test_only_the_batch_axis_is_dynamic(exported_model):
+    graph = onnx.load(exported_model).graph
     for value in [*graph.input, *graph.output]:
         first, *rest = value.type.tensor_type.shape.dim
         assert first.dim_param
@@ -44,8 +44,8 @@ def test_only_the_batch_axis_is_dynamic(exported):
     assert [dim.dim_value for dim in graph.input[0].type.tensor_type.shape.dim[1:]] == [4, 20]
 
 
-def test_metadata_can_be_read_back(exported):
-    properties = onnx.load(exported).metadata_props
+def test_metadata_can_be_read_back(exported_model):
+    properties = onnx.load(exported_model).metadata_props
     assert {entry.key: entry.value for entry in properties} == {
         "run_id": "small-1",
         "best_epoch": "3",

@@ -18,7 +18,7 @@ from tests.exporting.small import INFO, LENGTH, jets, network
 from tests.networks.jets import config
 from tests.networks.jets import jets as network_jets
 from weaver.network.network_file import load_network
-from weaver.onnx.layers_apart import layer_differences
+from weaver.onnx.layer_differences import layer_differences
 from weaver.onnx.onnx_export import export_onnx
 from weaver.onnx.parity import check_parity, golden_jets, num_answers
 from weaver.onnx.triton_config import GRAPH_LEVELS
@@ -29,7 +29,7 @@ ODD = 13  # a multiplicity that no real jet has here: exactly one golden jet has
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory):
+def exported_model(tmp_path_factory):
     return export_onnx(network(), INFO, None, tmp_path_factory.mktemp("parity") / "model.onnx")
 
 
@@ -56,26 +56,26 @@ class Shifted(torch.nn.Module):
         return self.network(features, mask, jet) + self.shift * shifted[:, None]
 
 
-def test_equal_models_pass_at_every_level_and_batch_size(exported, golden):
-    done = []
+def test_equal_models_pass_at_every_level_and_batch_size(exported_model, golden):
+    counts = []
     parity = check_parity(
-        network(), exported, golden, NAMES, advance=lambda count, note: done.append(count)
+        network(), exported_model, golden, NAMES, advance=lambda count, note: counts.append(count)
     )
     assert parity.num_jets == 1000
     assert parity.share_close == 1.0
     assert parity.max_difference < 1e-6
     assert parity.levels == tuple(GRAPH_LEVELS) == (0, 1, -1, 2)
     assert parity.batch_sizes == (1, 2, 17, 1000)
-    assert sum(done) == parity.num_answers == num_answers(golden) == 4 * (21 + 22 + 34 + 1000)
+    assert sum(counts) == parity.num_answers == num_answers(golden) == 4 * (21 + 22 + 34 + 1000)
 
 
-def test_one_jet_of_a_thousand_may_be_off_a_little(exported, golden):
-    parity = check_parity(Shifted(1e-4, (ODD,)), exported, golden, NAMES)
+def test_one_jet_of_a_thousand_may_be_off_a_little(exported_model, golden):
+    parity = check_parity(Shifted(1e-4, (ODD,)), exported_model, golden, NAMES)
     assert parity.share_close == 0.999
     assert parity.max_difference == pytest.approx(1e-4, rel=0.01)
 
 
-def test_but_not_two(exported, golden):
+def test_but_not_two(exported_model, golden):
     inputs, multiplicity = (
         {name: values.copy() for name, values in golden.inputs.items()},
         golden.multiplicity.copy(),
@@ -87,13 +87,13 @@ def test_but_not_two(exported, golden):
     with pytest.raises(GateError, match=r"99\.80% of 1,000 golden jets within 1e-05"):
         check_parity(
             Shifted(1e-4, (ODD,)),
-            exported,
+            exported_model,
             dataclasses.replace(golden, inputs=inputs, multiplicity=multiplicity),
             NAMES,
         )
 
 
-def test_one_jet_far_off_is_refused_with_its_name(exported, golden):
+def test_one_jet_far_off_is_refused_with_its_name(exported_model, golden):
     with pytest.raises(
         GateError,
         match=(
@@ -101,21 +101,21 @@ def test_one_jet_far_off_is_refused_with_its_name(exported, golden):
             r" -?\d"
         ),
     ):
-        check_parity(Shifted(2e-3, (ODD,)), exported, golden, NAMES)
+        check_parity(Shifted(2e-3, (ODD,)), exported_model, golden, NAMES)
 
 
 @pytest.mark.parametrize("multiplicity", [0, LENGTH], ids=["no particle", "all places taken"])
-def test_the_ends_of_the_multiplicity_are_seen(exported, golden, multiplicity):
+def test_the_ends_of_the_multiplicity_are_seen(exported_model, golden, multiplicity):
     with pytest.raises(GateError, match=rf"\({multiplicity} particles\)"):
-        check_parity(Shifted(2e-3, (multiplicity,)), exported, golden, NAMES)
+        check_parity(Shifted(2e-3, (multiplicity,)), exported_model, golden, NAMES)
 
 
-def test_other_weights_are_refused_from_the_first_layer_on(exported, golden):
+def test_other_weights_are_refused_from_the_first_layer_on(exported_model, golden):
     with pytest.raises(
         GateError,
         match=r"does not answer as PyTorch.*the first layer that differs is 'particles.0', off by",
     ):
-        check_parity(network(seed=1), exported, golden, NAMES)
+        check_parity(network(seed=1), exported_model, golden, NAMES)
 
 
 def test_the_layer_that_differs_is_named(tmp_path, golden):
@@ -142,17 +142,17 @@ def test_the_layers_of_the_published_networks_are_found_in_their_files(tmp_path,
     )
     path = export_onnx(settle(model), info, data_config, tmp_path / "model.onnx")
     inputs = {key: values.numpy() for key, values in network_jets([3, 20]).items() if key in groups}
-    found = layer_differences(model, path, info["input_names"], inputs, level=0)
+    result = layer_differences(model, path, info["input_names"], inputs, level=0)
     leaves = {
         layer
         for layer, module in model.named_modules()
         if layer and isinstance(module, torch.nn.Linear) and "first" not in layer
     }
-    assert {layer.removesuffix(".linear") for layer in leaves} <= set(found)
-    assert np.max(list(found.values())) < 1e-5
+    assert {layer.removesuffix(".linear") for layer in leaves} <= set(result)
+    assert np.max(list(result.values())) < 1e-5
 
 
-def test_an_answer_that_is_no_number_is_refused(exported, golden):
+def test_an_answer_that_is_no_number_is_refused(exported_model, golden):
     class NoCare(torch.nn.Module):
         def forward(self, features, mask, jet):
             return (features * mask).sum((1, 2))[:, None] / mask.sum((1, 2))[:, None]
@@ -160,7 +160,7 @@ def test_an_answer_that_is_no_number_is_refused(exported, golden):
     with pytest.raises(
         GateError, match=r"golden jet \d+ \(0 particles\) is nan, not a finite number"
     ):
-        check_parity(NoCare(), exported, golden, NAMES)
+        check_parity(NoCare(), exported_model, golden, NAMES)
 
 
 class TracedBatch(torch.nn.Module):
@@ -218,12 +218,12 @@ def test_a_jet_filled_up_holds_no_particle_twice(golden):
 def test_places_without_particle_hold_the_padding():
     inputs, multiplicity = jets(50)
     padding = {"pf_features": np.array([-1.0, 0.0, 2.0, 3.0])}
-    made = golden_jets(inputs, multiplicity, count=30, padding=padding)
-    jet = int(np.flatnonzero(made.multiplicity[:21] == 4)[0])
+    result = golden_jets(inputs, multiplicity, count=30, padding=padding)
+    jet = int(np.flatnonzero(result.multiplicity[:21] == 4)[0])
     np.testing.assert_array_equal(
-        made.inputs["pf_features"][jet][:, 4:], np.tile(padding["pf_features"][:, None], (1, 16))
+        result.inputs["pf_features"][jet][:, 4:], np.tile(padding["pf_features"][:, None], (1, 16))
     )
-    np.testing.assert_array_equal(made.inputs["pf_mask"][jet][0], [1.0] * 4 + [0.0] * 16)
+    np.testing.assert_array_equal(result.inputs["pf_mask"][jet][0], [1.0] * 4 + [0.0] * 16)
 
 
 def test_few_real_jets_still_make_a_thousand_and_the_same_ones_again():

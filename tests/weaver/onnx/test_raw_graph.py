@@ -16,8 +16,8 @@ import torch
 from common.project import ROOT
 from weaver.config.data_config import DataConfig
 from weaver.onnx import raw_program as raw
-from weaver.onnx.onnx_export import export_onnx, untrimmed
-from weaver.onnx.raw_jets import padded, reference_inputs
+from weaver.onnx.onnx_export import export_onnx, without_trimming
+from weaver.onnx.raw_jets import pad_columns, reference_inputs
 from weaver.onnx.raw_model import Preprocessing, raw_inputs, raw_model
 from weaver.onnx.runtime import feed_of, session
 from weaver.onnx.valid_range import ValidRange
@@ -65,7 +65,7 @@ def jets(counts: list[int], seed: int) -> dict[str, ak.Array]:
     return columns | {"jetPt": ak.Array(np.full(len(counts), 50, np.float32))}
 
 
-def exported(data_config: DataConfig, folder: Path) -> tuple[Path, raw.RawProgram]:
+def export_model(data_config: DataConfig, folder: Path) -> tuple[Path, raw.RawProgram]:
     """The preprocessing alone as an ONNX file, traced with 7 places."""
     program = raw.raw_program(data_config, COLUMNS)
     names = raw_inputs(program)
@@ -95,26 +95,28 @@ def exported(data_config: DataConfig, folder: Path) -> tuple[Path, raw.RawProgra
 def test_the_graph_sorts_as_the_preparation(order, mode, places, tmp_path):
     counts = [places, 0, places - 1, 1, *range(1, min(places, 25))]
     data_config = config(order, mode=mode)
-    path, program = exported(data_config, tmp_path)
+    path, program = export_model(data_config, tmp_path)
     columns = jets(counts, seed=places)
-    arrays = padded({branch: columns[branch] for branch in program.inputs}, program)
+    arrays = pad_columns({branch: columns[branch] for branch in program.inputs}, program)
     runtime = session(path)
-    got = runtime.run(["group"], feed_of(runtime, arrays))[0]
+    actual = runtime.run(["group"], feed_of(runtime, arrays))[0]
     expected = reference_inputs(arrays, data_config, program)["group"]
-    np.testing.assert_array_equal(got, expected)
+    np.testing.assert_array_equal(actual, expected)
 
 
 def test_the_graph_sorts_by_nothing_that_stands_in_padded_places(tmp_path):
     data_config = config("-own; -pt")
-    path, program = exported(data_config, tmp_path)
+    path, program = export_model(data_config, tmp_path)
     columns = jets([9, 3, 0, 12], seed=1)
-    arrays = padded({branch: columns[branch] for branch in program.inputs}, program)
-    filled = dict(arrays)
+    arrays = pad_columns({branch: columns[branch] for branch in program.inputs}, program)
+    arrays_with_padding = dict(arrays)
     behind = np.arange(12) >= arrays["nPF"]
-    filled["pt"] = np.where(behind, np.float32("inf"), arrays["pt"])
-    filled["own"] = np.where(behind, np.int32(2**30), arrays["own"])
+    arrays_with_padding["pt"] = np.where(behind, np.float32("inf"), arrays["pt"])
+    arrays_with_padding["own"] = np.where(behind, np.int32(2**30), arrays["own"])
     runtime = session(path)
-    one, other = (runtime.run(["group"], feed_of(runtime, feed))[0] for feed in (arrays, filled))
+    one, other = (
+        runtime.run(["group"], feed_of(runtime, feed))[0] for feed in (arrays, arrays_with_padding)
+    )
     np.testing.assert_array_equal(one, other)
 
 
@@ -144,7 +146,7 @@ def operations(data_config: DataConfig, columns: dict[str, raw.Column], folder: 
     return Counter(node.op_type for node in graph.node)
 
 
-def shipped(name: str) -> tuple[DataConfig, dict[str, raw.Column]]:
+def shipped_config(name: str) -> tuple[DataConfig, dict[str, raw.Column]]:
     """A data config of the repository and the columns of JetNtuple files that it reads."""
     data_config = DataConfig.load(str(ROOT / "data" / name))
     whole = {"PF_id", "PF_fromPV", "PF_fromAK4Jet", "QG_mult", "PV_npvsGood"}
@@ -159,15 +161,15 @@ def shipped(name: str) -> tuple[DataConfig, dict[str, raw.Column]]:
 
 
 def test_the_graph_sorts_only_where_the_data_config_orders(tmp_path):
-    assert operations(*shipped("jec_pfn_open.yaml"), tmp_path)["TopK"] == 0
+    assert operations(*shipped_config("jec_pfn_open.yaml"), tmp_path)["TopK"] == 0
     # two keys, and two groups of the same order
-    assert operations(*shipped("jec_pfn_full.yaml"), tmp_path)["TopK"] == 1
+    assert operations(*shipped_config("jec_pfn_full.yaml"), tmp_path)["TopK"] == 1
 
 
 @pytest.mark.parametrize("name", ["jec_pfn_open.yaml", "jec_pfn_full.yaml"])
 def test_the_graph_has_few_operations(name, tmp_path):
     """Of one jet each costs a microsecond, whatever it computes: there were 350."""
-    counted = operations(*shipped(name), tmp_path)
+    counted = operations(*shipped_config(name), tmp_path)
     assert sum(counted.values()) <= 90
     assert counted["Where"] <= 6
     assert counted["ConstantOfShape"] == 0
@@ -184,13 +186,13 @@ def test_choices_between_small_whole_numbers_are_held_in_float32():
         "inputs": {"group": {"length": LENGTH, "vars": ["charge", "either"]}},
         "labels": {"type": "custom", "value": {"t": "np.log(genPt / jetPt)"}},
     }
-    from weaver.onnx.raw_model import held_in
+    from weaver.onnx.raw_model import graph_type_of
 
     charge, either = raw.raw_program(DataConfig.from_options(options, "jec.yaml"), COLUMNS).groups[
         "group"
     ]
-    assert held_in(charge) == torch.float32
-    assert held_in(either) == torch.int64, "a number of any size may not fit into float32"
+    assert graph_type_of(charge) == torch.float32
+    assert graph_type_of(either) == torch.int64, "a number of any size may not fit into float32"
 
 
 class AnyOrder(torch.nn.Module):
@@ -240,7 +242,7 @@ def test_a_network_of_any_order_gets_the_same_particles_unsorted(any_order, plac
     columns = jets([places, 0, 1, 2, places - 1], seed=3)
     # The raw model does not order the particles of jets with NaN: they are not valid.
     columns["pt"] = ak.nan_to_num(columns["pt"], nan=1, posinf=np.inf, neginf=-np.inf)
-    arrays = padded({branch: columns[branch] for branch in program.inputs}, program)
+    arrays = pad_columns({branch: columns[branch] for branch in program.inputs}, program)
     runtime = session(path)
     features, mask = runtime.run(["features", "pf_mask"], feed_of(runtime, arrays))
     expected = reference_inputs(arrays, data_config, program)
@@ -269,7 +271,7 @@ def test_functions_of_the_same_whole_numbers_are_looked_up(tmp_path):
         "labels": {"type": "custom", "value": {"t": "np.log(genPt / jetPt)"}},
     }
     data_config = DataConfig.from_options(options, "jec.yaml")
-    path, program = exported(data_config, tmp_path)
+    path, program = export_model(data_config, tmp_path)
     counted = Counter(node.op_type for node in onnx.load(path).graph.node)
     assert counted["Sign"] == counted["Or"] == 0
     columns = jets([30, 0, 3, 12], seed=4)
@@ -277,11 +279,11 @@ def test_functions_of_the_same_whole_numbers_are_looked_up(tmp_path):
     total = len(ak.flatten(columns["own"]))
     own = np.random.default_rng(4).choice(np.array(numbers, np.int32), total)
     columns["own"] = ak.unflatten(own, ak.num(columns["own"]))
-    arrays = padded({branch: columns[branch] for branch in program.inputs}, program)
+    arrays = pad_columns({branch: columns[branch] for branch in program.inputs}, program)
     runtime = session(path)
-    got = runtime.run(["group"], feed_of(runtime, arrays))[0]
+    actual = runtime.run(["group"], feed_of(runtime, arrays))[0]
     expected = reference_inputs(arrays, data_config, program)["group"]
-    np.testing.assert_array_equal(got, expected)
+    np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize("network", ["pfn_regressor_open.py", "particle_net_regressor_open.py"])
@@ -294,7 +296,7 @@ def test_valid_jets_get_the_networks_answer_whatever_the_others_hold(network, tm
     from weaver.onnx.valid_range import valid_jets
 
     name = "jec_pfn_full.yaml" if "pfn" in network else "jec_particle_net_full.yaml"
-    data_config, columns = shipped(name)
+    data_config, columns = shipped_config(name)
     program = raw.raw_program(data_config, columns)
     torch.manual_seed(0)
     small = {"conv_dim": 8, "fc_dim": 8}
@@ -302,7 +304,7 @@ def test_valid_jets_get_the_networks_answer_whatever_the_others_hold(network, tm
         small |= {"num_edge_conv_blocks": 1, "k": 4}
     info: ModelInfo
     trained, info = load_network(str(ROOT / "networks" / network)).build(data_config, small)
-    trained = untrimmed(trained)
+    trained = without_trimming(trained)
     limits = ValidRange(min_pt=20, max_pt=1000, max_abs_eta=2.5, jets="training")
     model, raw_info = raw_model(program, trained, info, data_config, limits)
     path = export_onnx(model, raw_info, None, tmp_path / "raw.onnx")
@@ -342,6 +344,6 @@ def test_valid_jets_get_the_networks_answer_whatever_the_others_hold(network, tm
             if column.particles:
                 filling = value if column.dtype.kind == "f" else 2**30
                 feed[branch] = np.where(junk, column.dtype.type(filling), arrays[branch])
-        got = np.concatenate(runtime.run(None, feed_of(runtime, feed)), axis=1)
-        np.testing.assert_allclose(got[:, 1:], expected[:, 1:], rtol=1e-5)
-        np.testing.assert_allclose(got[valid, 0], expected[valid, 0], rtol=1e-5)
+        actual = np.concatenate(runtime.run(None, feed_of(runtime, feed)), axis=1)
+        np.testing.assert_allclose(actual[:, 1:], expected[:, 1:], rtol=1e-5)
+        np.testing.assert_allclose(actual[valid, 0], expected[valid, 0], rtol=1e-5)

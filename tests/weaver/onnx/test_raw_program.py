@@ -13,7 +13,7 @@ from common.errors import InputError
 from weaver.config.data_config import DataConfig
 from weaver.config.expressions import Expression
 from weaver.onnx import raw_program as raw
-from weaver.onnx.raw_jets import padded, reference_inputs
+from weaver.onnx.raw_jets import pad_columns, reference_inputs
 from weaver.onnx.raw_model import OPERATIONS, Preprocessing, raw_inputs
 
 COUNTS = [3, 0, 5, 1]
@@ -53,11 +53,11 @@ def config(
 def both(data_config: DataConfig) -> tuple[np.ndarray, np.ndarray]:
     """The network's input as the graph makes it and as weaver's own preparation does."""
     program = raw.raw_program(data_config, COLUMNS)
-    jets = padded({branch: JETS[branch] for branch in program.inputs}, program)
+    jets = pad_columns({branch: JETS[branch] for branch in program.inputs}, program)
     preprocessing = Preprocessing(program, data_config, ["group"])
     with torch.no_grad():
-        got, _ = preprocessing(*(torch.from_numpy(jets[name]) for name in raw_inputs(program)))
-    return got.numpy(), reference_inputs(jets, data_config, program)["group"]
+        actual, _ = preprocessing(*(torch.from_numpy(jets[name]) for name in raw_inputs(program)))
+    return actual.numpy(), reference_inputs(jets, data_config, program)["group"]
 
 
 PARTICLES = [
@@ -105,21 +105,21 @@ SINGLE = [
 
 @pytest.mark.parametrize("text", PARTICLES)
 def test_particles_become_what_awkward_makes_of_them(text):
-    got, expected = both(config(text))
-    assert got.shape == expected.shape == (4, 1, 4)
-    np.testing.assert_allclose(got, expected, rtol=2e-6, atol=1e-6)
+    actual, expected = both(config(text))
+    assert actual.shape == expected.shape == (4, 1, 4)
+    np.testing.assert_allclose(actual, expected, rtol=2e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("text", SINGLE)
 def test_single_values_become_what_awkward_makes_of_them(text):
-    got, expected = both(config(text, length=None))
-    np.testing.assert_allclose(got, expected, rtol=2e-6, atol=1e-6)
+    actual, expected = both(config(text, length=None))
+    np.testing.assert_allclose(actual, expected, rtol=2e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("order", ["pt", "-pt", "np.abs(id); -pt", "-(id > 0); pt"])
 def test_order_by_is_the_order_of_the_preparation(order):
-    got, expected = both(config("id + 0", length=3, more=order))
-    np.testing.assert_array_equal(got, expected)
+    actual, expected = both(config("id + 0", length=3, more=order))
+    np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize("parameters", [[5, 0.5, -1, 1, -9], [None, 1, -5, 5, -9], ["1", 2]])
@@ -130,8 +130,8 @@ def test_standardising_clipping_and_padding_are_those_of_the_preparation(paramet
         "inputs": {"group": group},
         "labels": {"type": "custom", "value": {"t": "np.log(genPt / jetPt)"}},
     }
-    got, expected = both(DataConfig.from_options(options, "jec.yaml"))
-    np.testing.assert_array_equal(got, expected)
+    actual, expected = both(DataConfig.from_options(options, "jec.yaml"))
+    np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize(
@@ -163,12 +163,15 @@ def test_a_label_whose_correction_is_not_known_is_refused(label):
 def test_what_stands_in_padded_places_does_not_matter():
     data_config = config("pt / ak.sum(pt, axis=1)", more="-pt")
     program = raw.raw_program(data_config, COLUMNS)
-    jets = padded({branch: JETS[branch] for branch in program.inputs}, program)
-    filled = {**jets, "pt": np.where(np.arange(5) < jets["nPF"], jets["pt"], np.float32("nan"))}
+    jets = pad_columns({branch: JETS[branch] for branch in program.inputs}, program)
+    jets_with_padding = {
+        **jets,
+        "pt": np.where(np.arange(5) < jets["nPF"], jets["pt"], np.float32("nan")),
+    }
     preprocessing = Preprocessing(program, data_config, ["group"])
     one, other = (
         preprocessing(*(torch.from_numpy(given[name]) for name in raw_inputs(program)))[0].numpy()
-        for given in (jets, filled)
+        for given in (jets, jets_with_padding)
     )
     np.testing.assert_array_equal(one, other)
 

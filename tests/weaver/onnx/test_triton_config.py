@@ -138,7 +138,7 @@ def test_the_messages_do_not_get_in_the_way_of_kserve():
         "from weaver.onnx.triton_config import messages; messages(); import kserve, sys; assert"
         " 'tritonclient.grpc' not in sys.modules"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
         capture_output=True,
@@ -146,4 +146,4 @@ def test_the_messages_do_not_get_in_the_way_of_kserve():
         timeout=120,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr

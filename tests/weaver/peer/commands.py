@@ -172,22 +172,24 @@ def facts(folder: Path) -> dict[str, Any]:
     lines = []
     if (folder / SEEN).exists():
         lines = [json.loads(line) for line in (folder / SEEN).read_text().splitlines()]
-    made: dict[str, Any] = {"options": [line["options"] for line in lines if "options" in line][:1]}
+    result: dict[str, Any] = {
+        "options": [line["options"] for line in lines if "options" in line][:1]
+    }
     for name, training in (("train", True), ("eval", False)):
         batches = [line["jets"] for line in lines if line.get("training") is training]
-        made[name] = [len(batch) for batch in batches]
-        made[f"{name} jets"] = sorted({jet for batch in batches for jet in batch})
-    made["weights"] = {}
-    made["columns"] = {}
+        result[name] = [len(batch) for batch in batches]
+        result[f"{name} jets"] = sorted({jet for batch in batches for jet in batch})
+    result["weights"] = {}
+    result["columns"] = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
         if name.endswith("_state.pt"):
             state = torch.load(path, weights_only=True)
-            made["weights"][name] = {key: value.tolist() for key, value in state.items()}
+            result["weights"][name] = {key: value.tolist() for key, value in state.items()}
         elif "predict_output/" in name or name == "weaver_monitor_info.parquet":
-            made["columns"][name] = _columns(path)
-    made["files"] = sorted([*made["weights"], *made["columns"]])
-    return made
+            result["columns"][name] = _columns(path)
+    result["files"] = sorted([*result["weights"], *result["columns"]])
+    return result
 
 
 def _columns(path: Path) -> dict[str, Any]:
@@ -254,7 +256,7 @@ def of_peer(commands: Mapping[str, Command], folder: Path, python: str) -> dict[
         write_files(place)
         jobs.append({"folder": str(place), "commands": command.lines()})
     # By its path, not as a module: this project has a package `weaver` too.
-    done = subprocess.run(
+    process = subprocess.run(
         [python, str(HERE / "run_commands.py")],
         input=json.dumps(jobs),
         text=True,
@@ -262,6 +264,6 @@ def of_peer(commands: Mapping[str, Command], folder: Path, python: str) -> dict[
         timeout=PEER_SECONDS,
         cwd=folder,
     )
-    if done.returncode:
-        raise SystemExit(f"error: weaver-core in {python} failed:\n{done.stderr[-3000:]}")
+    if process.returncode:
+        raise SystemExit(f"error: weaver-core in {python} failed:\n{process.stderr[-3000:]}")
     return {name: facts(folder / name) for name in commands}

@@ -30,22 +30,25 @@ def load(config, files, role):
         fetch_step=-1,
         remake_weights=role == "train",
     )
-    made = data._data_config
+    peer_config = data._data_config
     options = dict(data._sampler_options, shuffle=False, reweight=False)
     ranges = [(0, 1)] * len(files)
-    table, _ = _load_next(made, files, ranges, options)
-    out = {f"input {name}": np.asarray(table["_" + name]) for name in made.input_names}
-    out |= {f"label {name}": np.asarray(table[name]) for name in made.label_names}
-    out |= {f"observer {name}": np.asarray(ak.to_numpy(table[name])) for name in made.z_variables}
+    table, _ = _load_next(peer_config, files, ranges, options)
+    out = {f"input {name}": np.asarray(table["_" + name]) for name in peer_config.input_names}
+    out |= {f"label {name}": np.asarray(table[name]) for name in peer_config.label_names}
+    out |= {
+        f"observer {name}": np.asarray(ak.to_numpy(table[name])) for name in peer_config.z_variables
+    }
     out |= {
         f"standardisation {name}": numbers(params)
-        for name, params in made.preprocess_params.items()
+        for name, params in peer_config.preprocess_params.items()
     }
-    if made.weight_name is not None and role != "test":
-        out["weight"] = weights(made, files, ranges, role)
-        if not made.use_precomputed_weights:
+    if peer_config.weight_name is not None and role != "test":
+        out["weight"] = weights(peer_config, files, ranges, role)
+        if not peer_config.use_precomputed_weights:
             out |= {
-                f"histogram {name}": np.asarray(hist) for name, hist in made.reweight_hists.items()
+                f"histogram {name}": np.asarray(hist)
+                for name, hist in peer_config.reweight_hists.items()
             }
     return out
 
@@ -72,12 +75,12 @@ def weights(config, files, ranges, role):
 
 def main():
     for job in json.load(sys.stdin):
-        made = {}
+        result = {}
         for role, files in job["roles"].items():
-            made |= {
+            result |= {
                 f"{role} {name}": array for name, array in load(job["config"], files, role).items()
             }
-        np.savez_compressed(job["output"], **made, math_bits=np.array(math_bits()))
+        np.savez_compressed(job["output"], **result, math_bits=np.array(math_bits()))
 
 
 if __name__ == "__main__":

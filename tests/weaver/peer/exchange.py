@@ -91,7 +91,7 @@ def _peer(python: str, folder: Path, *commands: list[str]) -> None:
     for name in ("networks", "common", "jec_client"):
         (packages / name).symlink_to(ROOT / name)
     job = {"folder": str(folder), "commands": commands}
-    done = subprocess.run(
+    process = subprocess.run(
         [python, str(HERE / "run_commands.py")],
         input=json.dumps([job]),
         text=True,
@@ -100,8 +100,8 @@ def _peer(python: str, folder: Path, *commands: list[str]) -> None:
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(packages)},
     )
-    if done.returncode:
-        raise RuntimeError(f"weaver-core in {python} failed:\n{done.stderr[-3000:]}")
+    if process.returncode:
+        raise RuntimeError(f"weaver-core in {python} failed:\n{process.stderr[-3000:]}")
 
 
 def _predictions(one: str, other: str) -> float:

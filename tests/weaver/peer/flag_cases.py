@@ -24,7 +24,8 @@ class Run:
     folder: Path
     code: int
     facts: dict[str, Any]
-    said: str
+    messages: str
+    """What it wrote to stderr."""
     printed: str
     calls: dict[str, Any]
     """What the run asked of functions that the test watches: name -> arguments."""
@@ -86,9 +87,9 @@ def exists(name: str) -> Look:
     return lambda run: bool(list(run.folder.rglob(name)))
 
 
-def said(text: str) -> Look:
-    """Whether a run said so on stderr."""
-    return lambda run: text in run.said
+def output_contains(text: str) -> Look:
+    """Whether a run writes a text to stderr."""
+    return lambda run: text in run.messages
 
 
 def called(name: str) -> Look:
@@ -354,8 +355,13 @@ OF_WEAVER_CORE = (
         base=("--compile",),
         look=called("compile"),
     ),
-    Case(flag="gpus", words=("--gpus", "0"), look=said("--gpus 0")),
-    Case(flag="predict-gpus", words=("--predict-gpus", "0"), base=TEST, look=said("--gpus 0")),
+    Case(flag="gpus", words=("--gpus", "0"), look=output_contains("--gpus 0")),
+    Case(
+        flag="predict-gpus",
+        words=("--predict-gpus", "0"),
+        base=TEST,
+        look=output_contains("--gpus 0"),
+    ),
     no_effect("backend", "gloo"),
     # ------------------------------------------------------------------------------ what it writes
     Case(flag="predict-output", words=("--predict-output", "p.parquet"), base=TEST),

@@ -9,7 +9,7 @@ def math_bits() -> list[float]:
     """One number a function, equal on machines where it gives the same bits."""
     values = np.linspace(0.01, 9, 4001).astype("f4")
     doubles = values.astype("f8")
-    made = [
+    result = [
         np.log(values),
         np.exp(values),
         np.hypot(values, values[::-1]),
@@ -17,12 +17,12 @@ def math_bits() -> list[float]:
         np.sin(values),
         np.cos(values),
     ]
-    made += [
+    result += [
         np.sinh(values),
         np.log(doubles),
         np.exp(doubles),
         np.tanh(doubles),
         np.hypot(doubles, doubles[::-1]),
     ]
-    bits = [array.view("u4").astype("u8") for array in made]
+    bits = [array.view("u4").astype("u8") for array in result]
     return [float((b * np.arange(1, len(b) + 1, dtype="u8") % 65521).sum()) for b in bits]

@@ -57,7 +57,7 @@ class Case:
         )
 
     @property
-    def stored(self) -> Path:
+    def array_file(self) -> Path:
         return ARRAYS / f"{self.name}.npz"
 
 
@@ -85,7 +85,7 @@ def ours(case: Case, folder: Path) -> dict[str, np.ndarray]:
     """This project's arrays by the names that dump.py gives them."""
     roles = samples.write(folder, case.schema, case.jets)
     config = DataConfig.load(str(case.config))
-    found: dict[str, np.ndarray] = {}
+    result: dict[str, np.ndarray] = {}
     for role, files in roles.items():
         prepared = prepare(
             files,
@@ -97,11 +97,11 @@ def ours(case: Case, folder: Path) -> dict[str, np.ndarray]:
             report=lambda line: None,
         )
         config = prepared.data_config
-        found |= {
+        result |= {
             f"{role} {name}": array
             for name, array in _arrays(Dataset.open(prepared.uri, config), role)
         }
-    return found | {"math_bits": np.array(math_bits())}
+    return result | {"math_bits": np.array(math_bits())}
 
 
 def _arrays(dataset: Dataset, role: str) -> Iterator[tuple[str, np.ndarray]]:
@@ -140,7 +140,7 @@ def peers(cases: tuple[Case, ...], folder: Path, python: str) -> dict[str, dict[
             }
         )
     # By its path, not as a module: this project has a package `weaver` too.
-    done = subprocess.run(
+    process = subprocess.run(
         [python, str(HERE / "dump.py")],
         input=json.dumps(jobs),
         text=True,
@@ -148,8 +148,8 @@ def peers(cases: tuple[Case, ...], folder: Path, python: str) -> dict[str, dict[
         timeout=PEER_SECONDS,
         cwd=folder,
     )
-    if done.returncode:
-        raise SystemExit(f"error: weaver-core in {python} failed:\n{done.stderr[-3000:]}")
+    if process.returncode:
+        raise SystemExit(f"error: weaver-core in {python} failed:\n{process.stderr[-3000:]}")
     return {case.name: dict(np.load(job["output"])) for case, job in zip(cases, jobs, strict=True)}
 
 
@@ -210,15 +210,15 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     chosen = tuple(case for case in CASES if not arguments.case or case.name in arguments.case)
     with tempfile.TemporaryDirectory(prefix="jec-parity-") as folder:
-        found = peers(chosen, Path(folder), str(python))
-        different = sum(report(case, found[case.name], Path(folder)) for case in chosen)
+        result = peers(chosen, Path(folder), str(python))
+        different = sum(report(case, result[case.name], Path(folder)) for case in chosen)
         if not arguments.case:
             different += report_commands(Path(folder), str(python), write=arguments.write)
             different += report_exchange(Path(folder), str(python))
     if arguments.write:
         ARRAYS.mkdir(exist_ok=True)
         for case in chosen:
-            np.savez_compressed(case.stored, **found[case.name])
+            np.savez_compressed(case.array_file, **result[case.name])
         print(
             f"stored: {sum(path.stat().st_size for path in ARRAYS.glob('*.npz')) / 1e3:.0f} kB in"
             f" {ARRAYS}"
@@ -235,14 +235,14 @@ def report_commands(folder: Path, python: str, *, write: bool) -> int:
     place = folder / "commands"
     place.mkdir()
     cases = [case for case in OF_WEAVER_CORE if case.is_of_peer]
-    made = commands.of_peer({case.name: case.command for case in cases}, place, python)
+    result = commands.of_peer({case.name: case.command for case in cases}, place, python)
     if write:
-        commands.store(made)
+        commands.store(result)
         return 0
-    stored = json.loads(commands.STORED.read_text())
+    array_file = json.loads(commands.STORED.read_text())
     different = 0
     for case in cases:
-        rows = commands.differences(made[case.name], stored[case.name], case.leave_out)
+        rows = commands.differences(result[case.name], array_file[case.name], case.leave_out)
         different += len(rows)
         print(f"--{case.name:<43} {'; '.join(rows) or 'equal'}")
     return different

@@ -59,23 +59,23 @@ def answers(
 def main() -> None:
     torch.manual_seed(3)
     generator = torch.Generator().manual_seed(4)
-    found: dict[str, np.ndarray] = {}
+    result: dict[str, np.ndarray] = {}
     jets = kind(generator, 5, 10, [10, 6, 5, 4, 2, 1, 10])
-    answers("fusion", ParticleNet(5, 3, trim=False, **NET), jets, found)
+    answers("fusion", ParticleNet(5, 3, trim=False, **NET), jets, result)
     answers(
         "plain",
         ParticleNet(5, 1, use_fusion=False, use_fts_bn=False, use_counts=False, trim=False, **NET),
         jets,
-        found,
+        result,
     )
     vertices = kind(generator, 3, 5, [5, 1, 0, 1, 1, 0, 5])
     answers(
         "tagger",
         ParticleNetTagger(5, 3, 4, trim=False, use_fusion=False, use_fts_bn=False, **NET),
         jets + vertices,
-        found,
+        result,
     )
-    np.savez_compressed(Path(__file__).with_suffix(".npz"), **found)
+    np.savez_compressed(Path(__file__).with_suffix(".npz"), **result)
 
 
 if __name__ == "__main__":

@@ -131,8 +131,10 @@ def test_missing_values_of_parquet_have_to_be_filled(tmp_path):
         length = None if names == ["x"] else 2
         with pytest.raises(InputError, match=r"'\w+' .*ak\.fill_none"):
             all_jets(path, config({"g": (length, names)}))
-    filled = {"x2": "ak.fill_none(x, -1)", "part2": "ak.fill_none(part, 9)"}
-    batch = all_jets(path, config({"g": (None, ["x2"]), "p": (2, ["part2"])}, new_variables=filled))
+    new_variables = {"x2": "ak.fill_none(x, -1)", "part2": "ak.fill_none(part, 9)"}
+    batch = all_jets(
+        path, config({"g": (None, ["x2"]), "p": (2, ["part2"])}, new_variables=new_variables)
+    )
     np.testing.assert_array_equal(batch.inputs["g"][:3], [1, -1, 3])
     np.testing.assert_array_equal(batch.inputs["p"][:3, 0], [[1, 9], [0, 0], [2, 0]])
 

@@ -41,7 +41,7 @@ def write(path, suffix: str = ".root", **columns) -> None:
         file.mktree("jets", types).extend(columns)
 
 
-def opened(folder, *, test: bool = True, **options) -> Dataset:
+def open_prepared(folder, *, test: bool = True, **options) -> Dataset:
     """All files of a folder, prepared as options say."""
     config = DataConfig.from_options(
         {
@@ -88,7 +88,7 @@ def test_an_observer_has_the_common_type(
         monkeypatch.setattr(data_files, "_simple_tree", lambda *_: None)
     for name, values in zip(order, (narrow, wide), strict=True):
         write(tmp_path / name, suffix, z=values)
-    z = opened(tmp_path, observers=["z"]).observers()["z"]
+    z = open_prepared(tmp_path, observers=["z"]).observers()["z"]
     assert z.dtype == dtype
     joined = np.concatenate([narrow.astype(dtype), wide.astype(dtype)])
     np.testing.assert_array_equal(np.sort(z), np.sort(joined))
@@ -99,7 +99,7 @@ def test_labels_weights_and_selections_are_computed_in_the_common_type(tmp_path,
     """In 32 bits the products wrap."""
     for name, values in zip(order, (np.full(JETS, 2**20, "i4"), LARGE), strict=True):
         write(tmp_path / name, event=values)
-    dataset = opened(
+    dataset = open_prepared(
         tmp_path,
         test=False,
         selection="event * 4096 > 0",
@@ -122,7 +122,7 @@ def test_lists_and_expressions_of_them_have_the_common_type(tmp_path, order):
         large = 2**33 if dtype == "i8" else 0
         content = np.arange(counts.sum(), dtype=dtype) + large
         write(tmp_path / name, ids=ak.unflatten(content, counts))
-    dataset = opened(
+    dataset = open_prepared(
         tmp_path,
         new_variables={"largest": "ak.fill_none(ak.max(ids * 2, axis=1), 0)"},
         observers=["largest"],
@@ -137,7 +137,7 @@ def test_root_and_parquet_files_together_have_the_common_type(tmp_path, order):
     files = {".root": np.arange(JETS, dtype="i4"), ".parquet": LARGE}
     for name, (suffix, values) in zip(order, files.items(), strict=True):
         write(tmp_path / name, suffix, event=values)
-    dataset = opened(tmp_path, observers=["twice"], new_variables={"twice": "event * 2**20"})
+    dataset = open_prepared(tmp_path, observers=["twice"], new_variables={"twice": "event * 2**20"})
     expected = np.concatenate([np.arange(JETS), LARGE]) * 2**20
     np.testing.assert_array_equal(np.sort(dataset.observers()["twice"]), np.sort(expected))
 
@@ -146,7 +146,7 @@ def test_root_and_parquet_files_together_have_the_common_type(tmp_path, order):
 def test_the_standardisation_is_of_all_numbers(tmp_path, order):
     for name, values in zip(order, (np.arange(JETS, dtype="i4"), LARGE), strict=True):
         write(tmp_path / name, z=values)
-    dataset = opened(
+    dataset = open_prepared(
         tmp_path,
         test=False,
         preprocess={"method": "auto", "data_fraction": 1},
@@ -163,7 +163,7 @@ def test_file_magic_has_the_common_type(tmp_path):
     for name in ("a", "b", "c"):
         write(tmp_path / name)
     magic = {"mass": {"a.root": 125, "b.root": 0.5}}
-    mass = opened(tmp_path, file_magic=magic, observers=["mass"]).observers()["mass"]
+    mass = open_prepared(tmp_path, file_magic=magic, observers=["mass"]).observers()["mass"]
     assert mass.dtype == np.float64
     assert sorted(set(mass.tolist())) == [0, 0.5, 125]
 
@@ -182,14 +182,14 @@ def test_what_the_common_type_cannot_hold_is_refused(tmp_path, values, other, nu
         columns = {"x": np.zeros(size, "f4"), "y": np.zeros(size, "f4"), "event": event}
         with uproot.recreate(tmp_path / f"{name}.root") as file:
             file.mktree("jets", {key: v.dtype for key, v in columns.items()}).extend(columns)
-    with pytest.raises(InputError) as refused:
-        opened(tmp_path, observers=["event"])
-    assert all(word in str(refused.value) for word in (f"{tmp_path}/a.root", "'event'", number))
+    with pytest.raises(InputError) as error:
+        open_prepared(tmp_path, observers=["event"])
+    assert all(word in str(error.value) for word in (f"{tmp_path}/a.root", "'event'", number))
 
 
 def test_a_label_beyond_signed_64_bits_is_refused(tmp_path):
     write(tmp_path / "a", big=np.arange(JETS, dtype="u8") + np.uint64(2**63))
-    dataset = opened(tmp_path, labels={"type": "custom", "value": {"t": "big"}})
+    dataset = open_prepared(tmp_path, labels={"type": "custom", "value": {"t": "big"}})
     with pytest.raises(InputError, match=r"'t'.*9,223,372,036,854,775,8"):
         dataset.batch(np.arange(JETS))
 

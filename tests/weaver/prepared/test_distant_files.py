@@ -27,12 +27,12 @@ CONFIG = DATA / "jec_pfn_open.yaml"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Two files of jets, one with an odd name."""
-    made = tmp_path_factory.mktemp("jets") / "files"
-    made.mkdir()
+    result = tmp_path_factory.mktemp("jets") / "files"
+    result.mkdir()
     columns = synthetic_jets(60, seed=1)
-    write_jets(made / "a.root", columns, basket=7)
-    write_jets(made / "it's b.root", synthetic_jets(50, seed=2))
-    return made
+    write_jets(result / "a.root", columns, basket=7)
+    write_jets(result / "it's b.root", synthetic_jets(50, seed=2))
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -165,10 +165,10 @@ def test_a_server_that_dies_leaves_one_line_and_no_data(folder, tmp_path, monkey
         finally:
             stop()
             storage.forget_client()
-        _, said = process.communicate("\n", timeout=100)
-    assert started == "checked\n", said
-    assert process.returncode == 1, said
-    (line,) = [line for line in said.splitlines() if not line.startswith("preparing")]
+        _, messages = process.communicate("\n", timeout=100)
+    assert started == "checked\n", messages
+    assert process.returncode == 1, messages
+    (line,) = [line for line in messages.splitlines() if not line.startswith("preparing")]
     assert line.startswith("error: ")
     assert ".root" in line
     assert list(place.glob("cache/*")) == []

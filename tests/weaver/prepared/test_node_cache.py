@@ -10,7 +10,7 @@ from tests.weaver.conftest import DATA
 from weaver import train
 from weaver.fit.options import parse
 from weaver.prepared import node_cache
-from weaver.prepared.node_cache import CACHE_VARIABLE, own_cache
+from weaver.prepared.node_cache import CACHE_VARIABLE, temporary_cache
 
 
 @pytest.fixture(autouse=True)
@@ -24,11 +24,11 @@ def temporary(tmp_path, monkeypatch):
 def test_a_commands_own_cache_goes_with_it(temporary, monkeypatch, before):
     if before:
         monkeypatch.setenv(CACHE_VARIABLE, before)
-    with own_cache():
+    with temporary_cache():
         cache = node_cache.node_cache()
         assert cache.parent == temporary
         (cache / "data").write_text("jets")
-        with own_cache():  # its ranks share it
+        with temporary_cache():  # its ranks share it
             assert node_cache.node_cache() == cache
         assert (cache / "data").exists()
     assert os.environ.get(CACHE_VARIABLE) == before
@@ -48,5 +48,5 @@ def test_the_flag_of_a_training(temporary, monkeypatch, flags, own):
     command += ["--network-config", "networks/pfn_regressor_open.py", "--model-prefix", "m"]
     assert parse([*command, *flags]).cache is not own
     assert train.main([*command, *flags]) == 0
-    assert caches[0].name.startswith(node_cache.OWN) is own
+    assert caches[0].name.startswith(node_cache.TEMPORARY_PREFIX) is own
     assert caches[0].exists() is not own

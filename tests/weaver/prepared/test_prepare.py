@@ -40,7 +40,7 @@ def quiet(line: str) -> None:
     pass
 
 
-def made(folder) -> list[str]:
+def prepared_folders(folder) -> list[str]:
     """What lies in the cache of a storage folder."""
     return sorted(path.name for path in folder.glob("cache/*"))
 
@@ -212,17 +212,17 @@ def test_what_is_made_of_a_large_basket_is_written_step_by_step(tmp_path, monkey
             held += jets
             most = max(most, held)
 
-    make_ready, append = transform.make_ready, DatasetWriter.append
+    original_rows, append = transform.make_rows, DatasetWriter.append
 
     def making(columns, count, *rest):
         hold(count)
-        return make_ready(columns, count, *rest)
+        return original_rows(columns, count, *rest)
 
     def writing(self, ready):
         append(self, ready)
         hold(-ready.num_jets)
 
-    monkeypatch.setattr(transform, "make_ready", making)
+    monkeypatch.setattr(transform, "make_rows", making)
     monkeypatch.setattr(DatasetWriter, "append", writing)
     more = {"for_training": True, "report": quiet}
     ref = prepare(str(tmp_path / "a.root"), config(), str(tmp_path), step_bytes=20_000, **more)
@@ -310,13 +310,13 @@ def test_a_mask_takes_no_file_and_equal_offsets_one(prepared_particle_net):
     assert {entry["offsets"]["file"] for entry in description["sequences"].values()} == {
         "pf_points.offsets.npy"
     }
-    listed = [entry["file"] for entry in description["columns"].values()] + [
+    names = [entry["file"] for entry in description["columns"].values()] + [
         "pf_points.npy",
         "pf_features.npy",
         "pf_points.offsets.npy",
     ]
     assert sorted(storage.name(entry.uri) for entry in storage.entries(folder)) == sorted(
-        [*listed, AUTO_YAML, DESCRIPTION]
+        [*names, AUTO_YAML, DESCRIPTION]
     )
 
 
@@ -387,11 +387,11 @@ def test_nan_becomes_zero_and_is_counted_and_reported(tmp_path):
     path = write_jets(tmp_path / "a.root", columns)
     plain = config(selection=None, labels={"type": "custom", "value": {"target": "jetPt"}})
     ref = prepare(str(path), plain, str(tmp_path), for_training=True, report=lines.append)
-    said = "\n".join(lines)
-    assert "'jetMass' holds 4 NaN and 0 infinite values" in said
-    assert "'jetArea' holds 0 NaN and 2 infinite values" in said
-    assert "'PF_dR' holds 2 NaN and 0 infinite values" in said
-    assert "1 jets have no particles" in said
+    messages = "\n".join(lines)
+    assert "'jetMass' has 4 NaN and 0 infinite values" in messages
+    assert "'jetArea' has 0 NaN and 2 infinite values" in messages
+    assert "'PF_dR' has 2 NaN and 0 infinite values" in messages
+    assert "1 jets have no particles" in messages
     folder = tmp_path / "cache" / ref.key
     assert np.load(folder / "jet_features.npy")[:4, 3].tolist() == [0, 0, 0, 0]
     assert np.load(folder / "jet_features.npy")[:2, 4].tolist() == [np.finfo(np.float32).max] * 2
@@ -446,11 +446,11 @@ def test_policies_for_nan_and_infinity(tmp_path, policy, mass, d_r, jets):
     if mass is not None:
         assert (batch.inputs["jet"][1, 0], batch.inputs["pf"][2, 0, 0]) == (mass, d_r)
     assert np.isfinite(batch.inputs["pf"].numpy()).all() == (policy != "weaver")
-    said = "\n".join(lines)
-    assert "'jetMass' holds 1 NaN and 0 infinite values" in said
-    assert "'PF_dR' holds 0 NaN and 1 infinite values" in said
-    assert "'target' holds 0 NaN and 1 infinite values" in said
-    assert ("3 jets with NaN or infinite values are left out" in said) == (policy == "drop")
+    messages = "\n".join(lines)
+    assert "'jetMass' has 1 NaN and 0 infinite values" in messages
+    assert "'PF_dR' has 0 NaN and 1 infinite values" in messages
+    assert "'target' has 0 NaN and 1 infinite values" in messages
+    assert ("3 jets with NaN or infinite values are left out" in messages) == (policy == "drop")
     assert prepare(
         str(tmp_path / "in"), chosen.with_non_finite("zero"), str(tmp_path), for_training=True
     ).reused == (policy == "zero")
@@ -465,18 +465,16 @@ def test_nan_can_be_refused_and_all_jets_lost(tmp_path):
     )
     with pytest.raises(
         InputError,
-        match=(
-            r"a\.root: 'jetMass' holds 1 NaN and 0 infinite values, which non_finite: error refuses"
-        ),
+        match=(r"a\.root: 'jetMass' has 1 NaN and 0 infinite values, which non_finite: error"),
     ):
         prepare(path, strict, str(tmp_path), for_training=True, report=quiet)
-    assert made(tmp_path) == []
+    assert prepared_folders(tmp_path) == []
     hopeless = config(
         new_variables={"none": "jetMass * np.nan"},
         inputs={"jet": {"length": None, "vars": ["none"]}},
         selection=None,
     )
-    with pytest.raises(InputError, match="all 40 selected jets hold NaN or infinite values"):
+    with pytest.raises(InputError, match="all 40 selected jets have NaN or infinite values"):
         prepare(
             path, hopeless.with_non_finite("drop"), str(tmp_path), for_training=True, report=quiet
         )
@@ -505,11 +503,11 @@ def test_weights_come_from_the_training_set_and_travel(jet_files, tmp_path):
     assert len(wide) == len(dataset)
     assert 0 < weights.min() < weights.max() <= 1
     assert (
-        f"an epoch draws {Sampler(weights).size:,} of {len(dataset):,} jets by their weights"
+        f"an epoch samples {Sampler(weights).size:,} of {len(dataset):,} jets by their weights"
         in lines
     )
     with pytest.raises(
-        InputError, match="the histograms come from the training set; prepare that first"
+        InputError, match="the histograms come from the training set; prepare that set first"
     ):
         prepare(
             f"{jet_files}/val/*.root",
@@ -527,7 +525,7 @@ def test_weights_come_from_the_training_set_and_travel(jet_files, tmp_path):
         validation=True,
         report=quiet,
     )
-    assert val.data_config.derived == train.data_config.derived
+    assert val.data_config.derived_parameters == train.data_config.derived_parameters
     assert set(Dataset.open(val.uri, ours).batch(np.arange(100)).weights.tolist()) <= set(
         weights.tolist()
     )
@@ -540,7 +538,7 @@ def test_weights_come_from_the_training_set_and_travel(jet_files, tmp_path):
     )
     assert (Dataset.open(test.uri, ours).batch(np.arange(100)).weights == 1).all()
     auto = DataConfig.load(f"{train.uri}/{AUTO_YAML}")
-    assert auto.derived == train.data_config.derived
+    assert auto.derived_parameters == train.data_config.derived_parameters
     assert not [path for path in storage.entries(train.uri) if "reweight" in path.uri]
 
 
@@ -637,7 +635,7 @@ def test_auto_takes_median_and_quantiles_from_the_first_part_of_the_training_fil
         Dataset.open(train.uri, auto).batch(np.arange(train.num_jets)).inputs["jet"][:, 0]
     ) == pytest.approx(0, abs=0.1)
 
-    with pytest.raises(InputError, match="prepare that first"):
+    with pytest.raises(InputError, match="prepare that set first"):
         prepare(
             f"{jet_files}/val/*.root",
             auto,
@@ -682,10 +680,10 @@ def test_the_same_data_is_not_decoded_again(one_file, tmp_path, monkeypatch):
         for_training=True,
     )
     assert (again.uri, again.reused, first.reused) == (first.uri, True, False)
-    assert (again.num_jets, again.num_read, again.data_config.derived) == (
+    assert (again.num_jets, again.num_read, again.data_config.derived_parameters) == (
         first.num_jets,
         first.num_read,
-        first.data_config.derived,
+        first.data_config.derived_parameters,
     )
 
 
@@ -707,12 +705,12 @@ def test_changed_data_config_or_role_is_prepared_anew(one_file, tmp_path):
     write_jets(copy, {name: values[:50] for name, values in columns.items()})
     keys.append(prepare(str(copy), config(), str(tmp_path), for_training=True, report=quiet).key)
     assert len(set(keys)) == 4
-    assert made(tmp_path) == sorted(keys)
+    assert prepared_folders(tmp_path) == sorted(keys)
 
 
 def test_an_interrupted_preparation_leaves_nothing(jet_files, tmp_path, monkeypatch):
     calls = []
-    original = transform.make_ready
+    original = transform.make_rows
 
     def interrupted(*arguments):
         calls.append(1)
@@ -720,7 +718,7 @@ def test_an_interrupted_preparation_leaves_nothing(jet_files, tmp_path, monkeypa
             raise KeyboardInterrupt
         return original(*arguments)
 
-    monkeypatch.setattr(transform, "make_ready", interrupted)
+    monkeypatch.setattr(transform, "make_rows", interrupted)
     with pytest.raises(KeyboardInterrupt):
         prepare(
             f"{jet_files}/train/*.root",
@@ -809,7 +807,7 @@ BAD_FILES = {
     not_root: r"b\.root is not a ROOT file: it begins with b'jets, al'",
     empty_file: r"b\.root is not a ROOT file: it is empty",
     truncated: r"b\.root is truncated: it should have [\d,]+ bytes and has [\d,]+; copy it again",
-    all_zero_behind_the_header: r"b\.root holds no tree",
+    all_zero_behind_the_header: r"b\.root contains no tree",
     no_tree: r"a\.root: unknown tree 'AK4jets/jetTre'; did you mean 'AK4jets/jetTree'\?",
     missing_branch: (
         r"unknown branch 'PF_pt'; did you mean 'PF_pT'.*\(jec\.yaml uses it in"
@@ -818,7 +816,7 @@ BAD_FILES = {
     missing_in_one_file: r"b\.root: unknown branch 'QG_mult'.*uses it in inputs:jet_features",
     nothing_selected: r"none of 60 jets passes jec\.yaml:selection 'genJetPt > 1e6'",
     nothing_in_the_file: r"there is no jet in .*b\.root",
-    two_trees: r"holds 2 trees \(AK4jets/jetTree, other\); name one as 'treename'",
+    two_trees: r"contains 2 trees \(AK4jets/jetTree, other\); name one as 'treename'",
     foreign_scheme: r"'gs://bucket/a\.root': unknown scheme 'gs:'.*s3://bucket.*root://",
 }
 
@@ -831,7 +829,7 @@ def test_bad_files_are_refused_and_nothing_is_left(one_file, tmp_path, damage):
     patterns, changes = damage(path.parent, path)
     with pytest.raises(InputError, match=BAD_FILES[damage]):
         prepare(patterns, config(**changes), str(tmp_path / "out"), for_training=True, report=quiet)
-    assert made(tmp_path / "out") == []
+    assert prepared_folders(tmp_path / "out") == []
 
 
 def test_damage_inside_a_file_is_found_in_decoding_and_names_the_file(one_file, tmp_path):
@@ -844,7 +842,7 @@ def test_damage_inside_a_file_is_found_in_decoding_and_names_the_file(one_file, 
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"cannot read .*a\.root as a ROOT file"):
         prepare(str(path), config(), str(tmp_path), for_training=True, report=quiet)
-    assert made(tmp_path) == []
+    assert prepared_folders(tmp_path) == []
     write_jets(tmp_path / "b.root", one_file[1], basket=7)
     lines: list[str] = []
     more = {
@@ -907,14 +905,14 @@ def test_keys_that_expire_while_data_are_read_are_no_damage(one_file, s3, monkey
     for name in ("a", "b", "c"):
         storage.upload(one_file[0], f"{s3}/in/{name}.root")
     get, range_of = storage.s3._get, storage.s3.http.range_of
-    done: list[str] = []
+    process: list[str] = []
 
     def answered(address, *request):
-        done.append(address)
-        return range_of(address, *request) if len(done) <= reads else None
+        process.append(address)
+        return range_of(address, *request) if len(process) <= reads else None
 
     def expiring(uri, **options):
-        if len(done) > reads:
+        if len(process) > reads:
             raise AccessError(f"refused access to {uri} (ExpiredToken)")
         return get(uri, **options)
 
@@ -931,10 +929,10 @@ def test_keys_that_expire_while_data_are_read_are_no_damage(one_file, s3, monkey
     with monkeypatch.context() as patch:
         patch.setattr(storage.s3, "_get", expiring)
         patch.setattr(storage.s3.http, "range_of", answered)
-        with pytest.raises(AccessError, match="ExpiredToken") as caught:
+        with pytest.raises(AccessError, match="ExpiredToken") as error:
             prepared()
-        assert caught.value.retryable
-    assert len(done) > reads
+        assert error.value.retryable
+    assert len(process) > reads
     assert not storage.entries(f"{s3}/out")
     whole = prepared()
     assert (whole.reused, whole.num_read) == (False, 180)
@@ -984,13 +982,13 @@ def test_an_incomplete_set_is_never_taken_for_the_whole(one_file, tmp_path, monk
         again = prepared()
         assert again.uri == partial.uri
         assert again.reused == (damage == "opening")
-        assert len(made(tmp_path)) == 1
+        assert len(prepared_folders(tmp_path)) == 1
         assert any("60 jets are lost: b.root is not whole" in line for line in lines)
     whole = prepared()
     assert not whole.reused
     assert whole.num_jets == 2 * partial.num_jets
     assert not any("lost" in line for line in lines)
-    assert made(tmp_path) == sorted([partial.key, whole.key])
+    assert prepared_folders(tmp_path) == sorted([partial.key, whole.key])
     strict = prepare(
         f"{tmp_path}/in/*.root", config(), str(tmp_path), for_training=True, report=quiet
     )
@@ -1002,7 +1000,7 @@ def test_an_incomplete_set_is_never_taken_for_the_whole(one_file, tmp_path, monk
     {
         "lists where a number is due": (
             {"labels": {"type": "custom", "value": {"t": "PF_pT"}}},
-            r"'t' \(label\) is .* expected one number, or equally many, for each jet",
+            r"'t' \(label\) is .* expected one number, or the same number of values, for each jet",
         ),
         "no number": (
             {"selection": "PF_pT > 1"},
@@ -1039,7 +1037,7 @@ def test_an_incomplete_set_is_never_taken_for_the_whole(one_file, tmp_path, monk
 def test_bad_configs_are_refused_and_nothing_is_left(one_file, tmp_path, changes, reason):
     with pytest.raises(InputError, match=reason):
         prepare(str(one_file[0]), config(**changes), str(tmp_path), for_training=True, report=quiet)
-    assert made(tmp_path) == []
+    assert prepared_folders(tmp_path) == []
 
 
 # --------------------------------------------------------------------- patterns, S3, command line
@@ -1150,16 +1148,19 @@ def test_the_command_line_ends_in_one_line_and_exit_code_2(tmp_path):
         "--output",
         str(tmp_path),
     ]
-    ended = subprocess.run(
+    exit_error = subprocess.run(
         command, capture_output=True, text=True, cwd=DATA.parent, timeout=60, check=False
     )
-    assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr.startswith("error: no ROOT file matches 'none/*.root'")
-    assert ended.stderr.count("\n") == 1
+    assert (exit_error.returncode, exit_error.stdout) == (2, "")
+    assert exit_error.stderr.startswith("error: no ROOT file matches 'none/*.root'")
+    assert exit_error.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", ["jets.awkd"])
 def test_kinds_of_files_that_are_not_read_say_so(tmp_path, name):
     (tmp_path / name).write_bytes(b"anything")
-    with pytest.raises(InputError, match="are not read here; write the jets as ROOT or parquet"):
+    with pytest.raises(
+        InputError,
+        match="are not supported, unlike in weaver-core; write the jets as ROOT or parquet",
+    ):
         files.find(str(tmp_path / name))

@@ -42,7 +42,7 @@ def prepared_set(folder, name: str, columns, *, for_training: bool, text: str = 
     ).uri
 
 
-def joined(one, other):
+def join_sets(one, other):
     import awkward as ak
 
     return {
@@ -60,7 +60,7 @@ def test_a_part_of_the_training_jets_in_another_order_is_refused(tmp_path):
     leaked = {name: values[100:120][::-1] for name, values in train.items()}
     sets = {
         "train": prepared_set(tmp_path, "train", train, for_training=True),
-        "test": prepared_set(tmp_path, "test", joined(test, leaked), for_training=False),
+        "test": prepared_set(tmp_path, "test", join_sets(test, leaked), for_training=False),
     }
     ((one, other, number, jets),) = shared_jets(sets)
     assert (one, other) == ("train", "test")

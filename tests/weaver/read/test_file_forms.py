@@ -136,7 +136,8 @@ def test_hdf5_in_the_layout_of_weaver_core(tmp_path):
 def test_hdf5_without_its_package_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tables", None)
     (tmp_path / "a.h5").write_bytes(b"\x89HDF")
-    with pytest.raises(InputError, match=r"a\.h5 takes PyTables; type: pip install '\.\[hdf5\]'"):
+    advice = r"a\.h5, install PyTables; type: pip install '\.\[hdf5\]'"
+    with pytest.raises(InputError, match=advice):
         all_jets(str(tmp_path / "a.h5"), tmp_path)
 
 
@@ -154,7 +155,7 @@ def test_hdf5_on_s3_is_read_as_from_a_disk(tmp_path, s3_bucket):
     ("make", "reason"),
     {
         "never closed": (never_closed, "was never closed"),
-        "without a tree": (no_tree, "holds no tree"),
+        "without a tree": (no_tree, "contains no tree"),
         "another tree": (lambda path: tree(path, name="events"), "unknown tree 'jets'"),
     }.values(),
     ids=["never closed", "without a tree", "another tree"],
@@ -179,9 +180,9 @@ def test_all_files_that_cannot_be_used_are_listed_at_once(tmp_path):
     with uproot.recreate(tmp_path / "c.root") as file:
         file.mktree("jets", {"other": "f4"}).extend({"other": X})
     (tmp_path / "d.root").write_bytes(b"no jets")
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(InputError) as error:
         all_jets(f"{tmp_path}/*.root", tmp_path)
-    text = str(refused.value)
+    text = str(error.value)
     assert text.startswith("3 of 4 files cannot be used:")
     for part in ("b.root was never closed", "c.root: unknown branch", "d.root is not a ROOT file"):
         assert part in text

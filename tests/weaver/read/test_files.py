@@ -31,7 +31,7 @@ def reader(request, monkeypatch) -> str:
     return request.param
 
 
-def observed(patterns, folder, name: str = "x", **options) -> np.ndarray:
+def observer_values(patterns, folder, name: str = "x", **options) -> np.ndarray:
     """An observer of all jets of the files."""
     config = DataConfig.from_options(
         {
@@ -71,7 +71,7 @@ def test_the_first_of_two_branches_of_one_name_counts(tmp_path, reader, kind):
     path = tmp_path / "a.root"
     write_tree(path, x_first=np.full(6, 1, "i4"), x_other=np.full(6, 2, kind))
     rename(path, b"x_other", b"x_first")
-    x = observed(str(path), tmp_path, "x_first")
+    x = observer_values(str(path), tmp_path, "x_first")
     assert (x.tolist(), x.dtype) == ([1] * 6, np.int32)
 
 
@@ -80,7 +80,7 @@ def test_the_first_of_two_lists_of_one_name_counts(tmp_path, reader):
     lists = ak.Array([[1, 2], [], [3]])
     write_tree(path, x_first=lists, x_other=10 * lists)
     rename(path, b"x_other", b"x_first")
-    total = observed(
+    total = observer_values(
         str(path), tmp_path, "total", new_variables={"y_": "y", "total": "ak.sum(x_first, axis=1)"}
     )
     assert total.tolist() == [3, 0, 3]
@@ -123,7 +123,7 @@ def test_the_newest_cycle_counts_also_beyond_32767(tmp_path, reader, cycles, new
             file.mktree("jets", {name: v.dtype for name, v in columns.items()}).extend(columns)
     for number in range(len(cycles), 0, -1):
         set_cycle(path, number, cycles[number - 1])
-    assert observed(str(path), tmp_path).tolist() == [newest] * {1: 3, 2: 4}[newest]
+    assert observer_values(str(path), tmp_path).tolist() == [newest] * {1: 3, 2: 4}[newest]
 
 
 def test_a_cycle_may_be_named_as_root_counts_it_or_as_it_is_stored():
@@ -159,7 +159,9 @@ def test_file_magic_sees_the_path_as_it_was_written(tmp_path, monkeypatch, patte
     for name in ("QCD_1.root", "TT_1.root"):
         write_tree(here / name, x=np.zeros(3, "i4"))
     monkeypatch.chdir(here)
-    values = observed(pattern.format(here=here), tmp_path / "elsewhere", "proc", file_magic=MAGIC)
+    values = observer_values(
+        pattern.format(here=here), tmp_path / "elsewhere", "proc", file_magic=MAGIC
+    )
     assert values.tolist() == np.repeat(expected, 3).tolist()
 
 
@@ -169,9 +171,9 @@ def test_data_are_prepared_anew_where_file_magic_sees_another_path(tmp_path, mon
     write_tree(here / "TT_1.root", x=np.zeros(3, "i4"))
     monkeypatch.chdir(here)
     out = tmp_path / "elsewhere"
-    assert set(observed("*.root", out, "proc", file_magic=MAGIC)) == {2}
-    assert set(observed(f"{here}/*.root", out, "proc", file_magic=MAGIC)) == {1}
-    assert set(observed("*.root", out, "proc", file_magic=MAGIC)) == {2}
+    assert set(observer_values("*.root", out, "proc", file_magic=MAGIC)) == {2}
+    assert set(observer_values(f"{here}/*.root", out, "proc", file_magic=MAGIC)) == {1}
+    assert set(observer_values("*.root", out, "proc", file_magic=MAGIC)) == {2}
     assert len(os.listdir(out / "out" / "cache")) == 2
 
 
@@ -223,7 +225,7 @@ def test_a_disk_that_fails_ends_a_run_that_skips_bad_files(tmp_path, monkeypatch
         return really_open(path, *rest, **options)
 
     monkeypatch.setattr(os, "open", refuse)
-    with pytest.raises(JecError) as caught:
+    with pytest.raises(JecError) as error:
         prepare(
             str(tmp_path / "*.root"),
             config,
@@ -232,10 +234,10 @@ def test_a_disk_that_fails_ends_a_run_that_skips_bad_files(tmp_path, monkeypatch
             skip_bad_files=True,
             report=lambda line: None,
         )
-    assert not isinstance(caught.value, InputError)
-    assert caught.value.retryable
-    assert "b.root" in str(caught.value)
-    assert os.strerror(number) in str(caught.value)
+    assert not isinstance(error.value, InputError)
+    assert error.value.retryable
+    assert "b.root" in str(error.value)
+    assert os.strerror(number) in str(error.value)
     assert not (tmp_path / "out").exists()
 
 
@@ -243,10 +245,10 @@ def test_files_that_are_named_twice_are_counted(tmp_path):
     for name in ("a", "b", "c"):
         (tmp_path / f"{name}.root").write_bytes(b"root")
     (tmp_path / "d.root").symlink_to("a.root")
-    said = []
+    messages = []
 
     entries = data_files.find(
-        [f"{tmp_path}/a.root", f"{tmp_path}/*.root", f"{tmp_path}/b.root"], said.append
+        [f"{tmp_path}/a.root", f"{tmp_path}/*.root", f"{tmp_path}/b.root"], messages.append
     )
     assert [os.path.basename(entry.uri) for entry in entries] == [
         "a.root",
@@ -254,11 +256,11 @@ def test_files_that_are_named_twice_are_counted(tmp_path):
         "c.root",
         "d.root",
     ]
-    (text,) = said
-    assert "2 of 4 files are named more than once" in text
+    (text,) = messages
+    assert "2 of 4 files match more than one pattern" in text
     assert "1 of 4 files are links" in text
     assert f"{tmp_path}/d.root" in text
 
-    said.clear()
-    data_files.find([f"{tmp_path}/a.root", f"{tmp_path}/b.root"], said.append)
-    assert said == []
+    messages.clear()
+    data_files.find([f"{tmp_path}/a.root", f"{tmp_path}/b.root"], messages.append)
+    assert messages == []

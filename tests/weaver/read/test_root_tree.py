@@ -10,7 +10,7 @@ import pytest
 import uproot
 
 from weaver.config.expressions import Expression
-from weaver.read.jagged import Jagged, evaluate, plain, to_awkward
+from weaver.read.jagged import JaggedColumn, evaluate, plain, to_awkward
 from weaver.read.opening import open_bytes
 from weaver.read.root import baskets, inflate, root_tree
 
@@ -55,7 +55,7 @@ def test_an_array_of_one_number_is_left_to_uproot(tmp_path):
             {"x": np.zeros(3, "f4"), "one": np.zeros((3, 1), "f4")}
         )
     assert read_tree(str(path), lambda keys: keys[0], {"x"}).branches
-    with pytest.raises(root_tree.Unusual):
+    with pytest.raises(root_tree.UnsupportedFile):
         read_tree(str(path), lambda keys: keys[0], {"x", "one"})
 
 
@@ -71,18 +71,18 @@ def test_columns_are_those_that_uproot_reads(tmp_path, compression):
     with uproot.open(path) as file, open_bytes(str(path)) as fetch:
         # within, across and at the edges of baskets
         for start, stop in ((0, 900), (10, 20), (250, 350), (299, 900), (600, 900)):
-            found = baskets.columns(fetch, tree.branches, start, stop)
+            result = baskets.columns(fetch, tree.branches, start, stop)
             for name, values in (
                 file["a/b/t"]
                 .arrays(list(names), entry_start=start, entry_stop=stop, how=dict)
                 .items()
             ):
-                assert ak.array_equal(to_awkward(found[name]), values, dtype_exact=True), (
+                assert ak.array_equal(to_awkward(result[name]), values, dtype_exact=True), (
                     name,
                     start,
                     stop,
                 )
-            assert found["f"].lists is found["u"].lists
+            assert result["f"].lists is result["u"].lists
 
 
 def test_ranges_cut_no_basket_and_end_where_asked(tmp_path):
@@ -106,7 +106,7 @@ def test_what_is_not_simple_is_left_to_uproot(tmp_path):
         )
     assert read_tree(str(path), lambda keys: "t;1", {"x"}).branches["x"].dtype == np.dtype(">f4")
     for name in ("pair", "absent"):
-        with pytest.raises(root_tree.Unusual):
+        with pytest.raises(root_tree.UnsupportedFile):
             read_tree(str(path), lambda keys: "t;1", {name})
 
 
@@ -151,17 +151,17 @@ f ** 2; i % 3; ak.num(f); ak.sum(f, axis=1) * x_f4; np.arctan2(f, x_f4); x_f4 * 
 def test_expressions_give_what_awkward_gives(text):
     columns = {name: values for name, values in jets(3).items() if name != "x_?"}
     expression = Expression(text)
-    found = evaluate(
+    result = evaluate(
         expression, {name: plain(ak.Array(values)) for name, values in columns.items()}
     )
     expected = expression.evaluate({name: ak.Array(values) for name, values in columns.items()})
-    assert ak.array_equal(to_awkward(found), expected, dtype_exact=True, equal_nan=True)
-    assert isinstance(found, Jagged | np.ndarray) == (expression.is_elementwise)
+    assert ak.array_equal(to_awkward(result), expected, dtype_exact=True, equal_nan=True)
+    assert isinstance(result, JaggedColumn | np.ndarray) == (expression.is_elementwise)
 
 
 def test_selecting_and_cutting_lists_is_selecting_and_cutting_jets():
     values = jets(5)["f"]
     chosen = np.asarray(ak.num(values) % 2 == 0)
-    found = plain(values)[chosen].head(3)
-    assert ak.array_equal(found.to_awkward(), values[chosen][:, :3])
+    result = plain(values)[chosen].head(3)
+    assert ak.array_equal(result.to_awkward(), values[chosen][:, :3])
     assert ak.array_equal(plain(values)[4:9].to_awkward(), values[4:9])

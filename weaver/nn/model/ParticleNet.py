@@ -1,15 +1,14 @@
-"""ParticleNet and ParticleNetTagger as network files written for weaver-core import them.
+"""ParticleNet and ParticleNetTagger, which network files written for weaver-core import.
 
-H. Qu, L. Gouskos, arXiv:1902.08570. Arguments, names of the weights and answers are weaver-core's
-(0.5.3), so that its files of weights load. Within, particles lie on the axis before the last,
-(N, P, C), where a convolution of width 1 is one matrix product; and the first layer of an edge
-convolution, W (x_i, x_j - x_i) = (W_a - W_b) x_i + W_b x_j, is done once a particle instead of once
-an edge.
+H. Qu, L. Gouskos, arXiv:1902.08570. Arguments, names of the weights and outputs are those of
+weaver-core 0.5.3, so that its files of weights can be loaded. Internally, arrays are (N, P, C), in
+which a convolution of width 1 is one matrix product. The first layer of an edge convolution,
+W (x_i, x_j - x_i) = (W_a - W_b) x_i + W_b x_j, is computed once for each particle instead of once
+for each edge.
 
-As published, batch normalisation averages over padded places too while training, and
-`use_counts=False` averages particles over the padded length. One thing differs: weaver-core leaves
-the first five batches untrimmed, which would make a resumed training another one than a training
-that was never stopped.
+As in the published network, batch normalisation averages over padded places too in training, and
+`use_counts=False` averages particles over the padded length. One difference: weaver-core does not
+trim the first five batches, with which a resumed training would differ from an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ class EdgeConvBlock(nn.Module):
         )  # (N, P, k)
         x = features.transpose(1, 2)  # (N, P, C)
         if torch.onnx.is_in_onnx_export():
-            mean = self._exported_mean(x, rows_of(neighbours, mask, mask.shape[-1]))
+            mean = self._mean_for_export(x, rows_of(neighbours, mask, mask.shape[-1]))
         else:
             mean = self._mean_over_edges(x, neighbours)  # (N, P, C')
         shortcut = x
@@ -97,14 +96,14 @@ class EdgeConvBlock(nn.Module):
             edges = batch_norm(linear(edges, _matrix(conv)), bn, relu=True)
         return mean_of_neighbours(edges)
 
-    def _exported_mean(self, x: torch.Tensor, rows: Rows) -> torch.Tensor:
-        """Compute _mean_over_edges in the form that ONNX Runtime does best."""
-        folded = []
+    def _mean_for_export(self, x: torch.Tensor, rows: Rows) -> torch.Tensor:
+        """Compute _mean_over_edges in the form that is fastest in ONNX Runtime."""
+        layers = []
         for conv, bn in zip(self.convs, self.bns, strict=True):
-            # outside training a normalisation is a factor and a bias of each output
+            # outside training, batch normalisation is a factor and a bias for each output
             scale, shift = affine(bn)
-            folded.append((_matrix(conv) * scale[:, None], shift))
-        first, *rest = folded
+            layers.append((_matrix(conv) * scale[:, None], shift))
+        first, *rest = layers
         edges = edges_with_one(x, rows, *first, keep=len(rest) > 0)
         for number, (weight, bias) in enumerate(rest, start=1):
             edges = functional.relu(linear_with_one(edges, weight, bias, keep=number < len(rest)))
@@ -117,10 +116,10 @@ def _matrix(conv: nn.Module) -> torch.Tensor:
 
 
 class ParticleNet(nn.Module):
-    """ParticleNet over one kind of particles.
+    """ParticleNet for one kind of particles.
 
     points (N, D, P), features (N, C, P), mask (N, 1, P) -> (N, num_classes): logits, or with
-    `for_inference` scores.
+    `for_inference` softmaxed scores.
     """
 
     def __init__(
@@ -139,7 +138,7 @@ class ParticleNet(nn.Module):
         compile_model: bool = False,
         **kwargs,
     ) -> None:
-        """Make the layers; arguments as in weaver-core. Raises InputError."""
+        """Make the layers; arguments as in weaver-core. Raises InputError for segmentation."""
         super().__init__(**kwargs)
         if for_segmentation:
             raise InputError(
@@ -151,7 +150,7 @@ class ParticleNet(nn.Module):
         self.use_fusion = use_fusion
         self.for_inference = for_inference
         self.trims = trim and not for_inference
-        self.least = max(k for k, _ in conv_params) + 1  # particles that kNN needs
+        self.least = max(k for k, _ in conv_params) + 1  # places that a search for k needs
         if use_fts_bn:
             self.bn_fts = nn.BatchNorm1d(input_dims)
         outputs = [channels[-1] for _, channels in conv_params]
@@ -180,12 +179,12 @@ class ParticleNet(nn.Module):
         """Points (N, D, P), features (N, C, P), mask (N, 1, P) -> (N, num_classes)."""
         mask = torch.ones_like(features[:, :1], dtype=torch.bool) if mask is None else mask.bool()
         if self.trims:
-            points, features, mask = trimmed(
+            points, features, mask = trim_padding(
                 points, features, mask, training=self.training, least=self.least
             )
-        points, features, mask = _filled_up(points, features, mask, self.least)
+        points, features, mask = _pad_to_least(points, features, mask, self.least)
         padding = ~mask
-        points = points.masked_fill(padding, 0)  # whatever lies there, even NaN
+        points = points.masked_fill(padding, 0)  # also if padding contains NaN
         x = self.bn_fts(features).masked_fill(padding, 0) if self.use_fts_bn else features
         outputs = []
         for index, conv in enumerate(self.edge_convs):
@@ -225,9 +224,9 @@ class FeatureConv(nn.Module):
 
 
 class ParticleNetTagger(nn.Module):
-    """ParticleNet over two kinds of particles, candidates and secondary vertices.
+    """ParticleNet for two kinds of particles, candidates and secondary vertices.
 
-    Each kind has a feature convolution of its own.
+    Each kind has its own feature convolution.
     """
 
     def __init__(
@@ -281,21 +280,21 @@ class ParticleNetTagger(nn.Module):
         """Points (N, D, P), features (N, 32, P) and mask (N, 1, P) of one kind of particles."""
         mask = mask.bool()
         if self.trims:
-            points, features, mask = trimmed(points, features, mask, training=self.training)
+            points, features, mask = trim_padding(points, features, mask, training=self.training)
         if dropout is not None:
             mask = dropout(mask.float()) != 0
             points = points * mask
         return points, conv(features * mask) * mask, mask
 
 
-def _filled_up(
+def _pad_to_least(
     points: torch.Tensor, features: torch.Tensor, mask: torch.Tensor, least: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Add padded places to shorter jets: (N, C, P) -> (N, C, max(P, least)), each of the three."""
+    """Add padded places to shorter jets; each of the three becomes (N, C, max(P, least))."""
     short: int | torch.Tensor = least - mask.shape[-1]
     if torch.onnx.is_in_onnx_export():
-        # A number in the graph, which has to hold for other lengths than the traced one; to
-        # compare it here would make a constant of it.
+        # A tensor of the graph, which must be right at other lengths than the traced one. A
+        # comparison in Python would turn it into a constant.
         short = torch.as_tensor(short).clamp(min=0)
     elif short <= 0:
         return points, features, mask
@@ -304,7 +303,7 @@ def _filled_up(
 
 
 @torch.no_grad()
-def trimmed(
+def trim_padding(
     points: torch.Tensor,
     features: torch.Tensor,
     mask: torch.Tensor,
@@ -312,11 +311,11 @@ def trimmed(
     training: bool,
     least: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Cut jets to a common length of at least `least`, which saves work on padding.
+    """Trim jets to a common length of at least `least`, which saves work on padding.
 
-    (N, C, P) -> (N, C, P'), each of the three. Outside training to the largest multiplicity, which
-    changes no jet. In training to a random quantile of the multiplicities, particles in random
-    order, so that long jets lose some at random.
+    Each of the three becomes (N, C, P'). Outside training P' is the largest multiplicity, so that
+    no particle is lost. In training it is a random quantile of the multiplicities, and particles
+    are shuffled, so that long jets lose random particles.
     """
     counts = mask.sum(dim=-1)
     if not training:
@@ -324,7 +323,7 @@ def trimmed(
     else:
         quantile = torch.empty(1, device=mask.device).uniform_(*TRIM_QUANTILES).clamp_(max=1)
         length = int(torch.quantile(counts.float(), quantile).clamp(min=least))
-        # random numbers with padding below all of them, so that it comes last
+        # random keys for particles; padding gets a lower key, so that it comes last
         keys = torch.rand(mask.shape, device=mask.device).masked_fill_(~mask, -1)  # (N, 1, P)
         order = keys.argsort(dim=-1, descending=True)
         points = points.gather(-1, order.expand_as(points))

@@ -1,8 +1,8 @@
-"""Decompression of ROOT's records.
+"""Decompress ROOT's records.
 
-zlib's format, CMS's usual one, is decompressed with libdeflate (package deflate), the fastest
-library we measured, or, where that is not installed, with zlib's own. Both let other threads run
-meanwhile and check the checksum of their result.
+zlib's format, which CMS usually uses, is decompressed with libdeflate (package deflate), the
+fastest library that we measured, or, if it is not installed, with zlib. Both release Python's lock,
+and verify the checksum of the result.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import zlib
 from collections.abc import Callable
 
 HEAD = 9  # bytes before a compressed block: method, version, compressed and uncompressed size
-CHECKSUM = 8  # bytes of it before the data of LZ4
+CHECKSUM = 8  # bytes of the checksum before LZ4 data
 Buffer = bytes | bytearray | memoryview
 
 
 def inflate(data: Buffer, size: int) -> Buffer:
-    """The `size` bytes of a record whose stored bytes are `data`.
+    """Decompress a record to its `size` bytes.
 
-    These are one or more compressed blocks, or the bytes themselves. Raises ValueError, or the
+    data: one or more compressed blocks, or the uncompressed bytes. Raises ValueError, or the
     library's own error, for damaged bytes and for an unknown compression.
     """
     if len(data) == size:
@@ -29,10 +29,10 @@ def inflate(data: Buffer, size: int) -> Buffer:
     at = 0
     while at < len(data):
         method = bytes(data[at : at + 2])
-        stored = int.from_bytes(data[at + 3 : at + 6], "little")
+        compressed_size = int.from_bytes(data[at + 3 : at + 6], "little")
         full = int.from_bytes(data[at + 6 : at + 9], "little")
-        at += HEAD + stored
-        parts.append(_library(method)(data[at - stored : at], full))
+        at += HEAD + compressed_size
+        parts.append(_library(method)(data[at - compressed_size : at], full))
         if len(parts[-1]) != full:
             raise ValueError("a compressed block is not as long as it says")
     whole = parts[0] if len(parts) == 1 else b"".join(parts)
@@ -42,19 +42,19 @@ def inflate(data: Buffer, size: int) -> Buffer:
 
 
 def zlib_library() -> str:
-    """The library for zlib's streams, by the name of its package."""
+    """The name of the package that decompresses zlib's format."""
     return "deflate" if importlib.util.find_spec("deflate") else "zlib"
 
 
 @functools.cache
 def _library(method: bytes) -> Callable[[Buffer, int], Buffer]:
-    """A function (compressed bytes, their uncompressed size) -> bytes."""
+    """The function (compressed bytes, their uncompressed size) -> bytes, for a method of ROOT."""
     if method == b"ZL":
         if zlib_library() == "deflate":
             import deflate
 
             return deflate.zlib_decompress
-        # a buffer of at least one byte, which zlib asks for
+        # zlib requires a buffer of at least one byte
         return lambda data, size: zlib.decompress(data, zlib.MAX_WBITS, max(size, 1))
     import uproot.compression as kinds
 

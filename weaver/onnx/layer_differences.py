@@ -1,10 +1,9 @@
-"""Find the layer in which an ONNX file departs from its network.
+"""Find the first layer whose outputs differ between an ONNX file and its network.
 
-The outputs of the layers are compared between PyTorch and ONNX Runtime. Used when the export gate
-has failed, never before: outputs are added to a copy of the graph, which costs time and keeps ONNX
-Runtime from fusing what lies around them. torch's exporter writes the path of the module into the
-name of each node it makes, as in "/blocks.0/first/Add" or, in a Sequential, "/head/head.0/Gemm"; by
-these names layers and nodes are matched.
+This is done only after the export gate has failed: the outputs of layers are added to a copy of the
+graph, which costs time and prevents some of ONNX Runtime's fusions. Layers and nodes are matched by
+the names of nodes, in which torch's exporter writes the path of the module: "/blocks.0/first/Add"
+or, in a Sequential, "/head/head.0/Gemm".
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from weaver.onnx.runtime import feed_of, session
 CLOSE = 1e-5
 
 
-def layers_apart(
+def describe_layer_differences(
     model,
     onnx_path: str | os.PathLike,
     input_names: Sequence[str],
@@ -29,23 +28,23 @@ def layers_apart(
 ) -> str:
     """Name the first layer whose outputs differ for these jets, and the one that differs most.
 
-    Never raises.
+    level: of Triton's graph optimisation. Returns a part of a sentence. Never raises.
     """
     try:
         differences = layer_differences(model, onnx_path, input_names, inputs, level)
-    except Exception as error:  # the gate's own finding must not be lost over a look into it
+    except Exception as error:  # an error here must not hide the gate's result
         return f"its layers could not be compared ({type(error).__name__}: {error})"
     # "not <=", since a difference may be NaN
-    apart = [name for name, difference in differences.items() if not difference <= CLOSE]
+    diverging = [name for name, difference in differences.items() if not difference <= CLOSE]
     if not differences:
-        return "no layer of the network was found in the file"
-    if not apart:
+        return "the file contains no layer of the network"
+    if not diverging:
         return (
-            f"each of the {len(differences)} layers agrees when its output is looked at, so it is a"
-            " fusion of ONNX Runtime at this level, or what comes after the last layer"
+            f"each of the {len(differences)} layers agrees by itself, so the cause is a fusion of"
+            " ONNX Runtime at this level, or an operation after the last layer"
         )
-    first = apart[0]
-    worst = max(apart, key=lambda name: differences[name])
+    first = diverging[0]
+    worst = max(diverging, key=lambda name: differences[name])
     text = f"the first layer that differs is '{first}', off by {differences[first]:.2g}"
     if worst != first:
         text += f", the worst layer is '{worst}', off by {differences[worst]:.2g}"
@@ -59,15 +58,15 @@ def layer_differences(
     inputs: Mapping[str, np.ndarray],
     level: int,
 ) -> dict[str, float]:
-    """Layer -> largest difference of its output, relative where it is above 1.
+    """Layer -> largest difference of its output, relative where the output is above 1.
 
-    The layers are in the order in which they are run.
+    The layers are in the order of execution.
     """
     ours = torch_layers(model, input_names, inputs)
     theirs = onnx_layers(onnx_path, inputs, level)
     differences = {}
     for name, output in ours.items():
-        # The last node of the layer with that shape, or in a form of it, is what gives its output.
+        # The output of the layer is that of its last node with this shape, or a form of it.
         for other in reversed(theirs.get(name, [])):
             if forms := _forms(other, output.shape):
                 differences[name] = min(_difference(form, output) for form in forms)
@@ -76,10 +75,10 @@ def layer_differences(
 
 
 def _forms(array: np.ndarray, shape: tuple[int, ...]) -> list[np.ndarray]:
-    """The array in those forms in which it may lie in the file that have the shape."""
+    """Forms of the array that have the shape: the file may contain it transposed or extended."""
     forms = [array]
     if array.ndim > 2:
-        forms.append(array.swapaxes(-1, -2))  # as a convolution has it
+        forms.append(array.swapaxes(-1, -2))  # the layout of a convolution
         forms.append(array[..., :-1])  # the last feature may carry biases (networks/fast.py)
     return [form for form in forms if form.shape == shape]
 
@@ -87,32 +86,29 @@ def _forms(array: np.ndarray, shape: tuple[int, ...]) -> list[np.ndarray]:
 def _difference(answers: np.ndarray, expected: np.ndarray) -> float:
     """Largest difference of a layer's outputs."""
     difference = _largest(answers, expected)
-    # on edges (N, P, k, C), where neighbours have no order
+    # outputs of edges (N, P, k, C), where the order of neighbours may differ
     if answers.ndim == 4 and difference > CLOSE:
         return _largest(np.sort(answers, axis=2), np.sort(expected, axis=2))
     return difference
 
 
-def _largest(got: np.ndarray, expected: np.ndarray) -> float:
-    """Largest difference, relative where it is above 1; infinite where one is no number."""
-    scaled = np.abs(got.astype(np.float64) - expected) / np.maximum(1, np.abs(expected))
-    return float(np.where(np.isfinite(scaled), scaled, np.inf).max(initial=0.0))
+def _largest(output: np.ndarray, expected: np.ndarray) -> float:
+    """Largest difference, relative where |expected| is above 1; infinite for NaN or infinity."""
+    differences = np.abs(output.astype(np.float64) - expected) / np.maximum(1, np.abs(expected))
+    return float(np.where(np.isfinite(differences), differences, np.inf).max(initial=0.0))
 
 
 def torch_layers(
     model, input_names: Sequence[str], inputs: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Module path -> the module's output when it was last called.
-
-    Modules that return no tensor are left out.
-    """
+    """Module path -> output of the module's last call, without modules that return no tensor."""
     import torch
 
     outputs: dict[str, np.ndarray] = {}
 
     def keep(name: str, _module, _inputs, output) -> None:
         if isinstance(output, torch.Tensor):
-            outputs.pop(name, None)  # so that the order is that of the last calls
+            outputs.pop(name, None)  # keeps the order of the last calls
             outputs[name] = output.detach().float().numpy()
 
     handles = []
@@ -133,10 +129,7 @@ def torch_layers(
 def onnx_layers(
     onnx_path: str | os.PathLike, inputs: Mapping[str, np.ndarray], level: int
 ) -> dict[str, list[np.ndarray]]:
-    """Module path -> the floating-point outputs of its nodes, in the order of the graph.
-
-    Those of the modules within count too.
-    """
+    """Module path -> floating-point outputs of its nodes and submodules, in the graph's order."""
     import onnx
 
     model = onnx.shape_inference.infer_shapes(onnx.load(os.fspath(onnx_path)))
@@ -168,13 +161,13 @@ def onnx_layers(
 
 
 def module_path(node_name: str) -> str:
-    """The path of the module that made a node.
+    """The path of the module from which a node was exported.
 
     "/head/head.0/Gemm" -> "head.0", "/Concat" (the network's own) -> "".
     """
     path = ""
     for token in node_name.strip("/").split("/")[:-1]:
         container, _, rest = token.partition(".")
-        called = rest and (path == container or path.endswith("." + container))
-        path = f"{path}.{rest}" if called else f"{path}.{token}".lstrip(".")
+        is_repeated = rest and (path == container or path.endswith("." + container))
+        path = f"{path}.{rest}" if is_repeated else f"{path}.{token}".lstrip(".")
     return path

@@ -1,10 +1,10 @@
-"""A checksum within a .pt file, and what tells a damaged file from a whole one.
+"""Add a checksum to a .pt file, and check whether a .pt file is damaged.
 
-torch.load compares no checksum: most files with a wrong byte load as other weights. A .pt file is a
-zip archive, and such an archive may end with a comment. `sealed` puts there `weaver-sha256:` and
-the SHA-256, in hexadecimal, of all bytes before the comment; one file stays one file, written in
-one go, which torch and weaver-core read as ever. Of a file without that comment, as weaver-core and
-earlier versions write it, the CRC-32 of each of the archive's members is compared.
+torch.load checks no checksum, so that most files with a wrong byte load as other weights. A .pt
+file is a zip archive, and such an archive may end with a comment. `add_checksum` writes there
+`weaver-sha256:` and the SHA-256, in hexadecimal, of all bytes before the comment. torch and
+weaver-core can still read the file. Files without such a comment, which weaver-core and earlier
+versions write, are checked by the CRC-32 of the archive's members.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ END = 22  # bytes of the archive's last record without a comment
 END_MARK = b"PK\x05\x06"
 
 
-def sealed(content: bytes) -> bytes:
-    """The content of a .pt file that torch.save made, with its checksum."""
+def add_checksum(content: bytes) -> bytes:
+    """Add the checksum to the content of a .pt file of torch.save.
+
+    Raises ValueError for content that is not a zip archive without a comment.
+    """
     if content[-END : -END + 4] != END_MARK or content[-2:] != b"\0\0":
         raise ValueError("no zip archive without a comment")
     bare = content[:-2] + struct.pack("<H", COMMENT)
@@ -34,7 +37,7 @@ def _comment(bare: bytes) -> bytes:
 
 
 def damage(content: bytes) -> str:
-    """What is wrong with the content of a .pt file; empty for nothing."""
+    """Describe the damage to the content of a .pt file; empty without any."""
     if content[-COMMENT:-64] == TAG:
         bare = content[:-COMMENT]
         return "" if content == bare + _comment(bare) else "its checksum does not fit"
@@ -43,14 +46,14 @@ def damage(content: bytes) -> str:
         return "" if content.startswith(b"\x80") else "it is no file of torch.save"
     if content[-END : -END + 4] != END_MARK or content[-2:] != b"\0\0":
         return "its end is missing or damaged"
-    return _damaged_member(content)
+    return _member_damage(content)
 
 
-def _damaged_member(content: bytes) -> str:
+def _member_damage(content: bytes) -> str:
     """As `damage`, for an archive without our comment."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            # torch can leave the checksums out; all of them are then one that fits nothing
+            # torch can leave the checksums out; all members then have the same, wrong one
             if len({member.CRC for member in archive.infolist() if member.file_size}) == 1:
                 return ""
             member = archive.testzip()

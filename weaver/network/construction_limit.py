@@ -1,0 +1,82 @@
+"""Limit the size of a network while it is built, because a wrong option may ask for 10^11 layers.
+
+To build such a network, only to see whether it can be built, would never end: also not on torch's
+meta device, where weights take no memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import resource
+from collections.abc import Iterator
+from typing import Any
+
+from common.errors import InputError
+
+MOST_PARTS = 50_000
+"""Modules, weights and buffers of a network; the largest published ones have some thousands."""
+MOST_BYTES = 4 * 2**30
+"""Address space that construction may take in addition to what the process already has."""
+
+
+@dataclasses.dataclass
+class ConstructionLimit:
+    """The limit that a construction has exceeded, in words; empty if none."""
+
+    excess: str = ""
+
+
+@contextlib.contextmanager
+def limit_construction(uri: str) -> Iterator[ConstructionLimit]:
+    """Limit the modules, weights and memory of a network that the block builds.
+
+    Raises InputError above MOST_PARTS or MOST_BYTES. `excess` of the yielded object is then set,
+    which distinguishes it from other InputErrors. Compute nothing in the block: threads that
+    compute take address space of their own.
+    """
+    from torch.nn.modules import module as hooks
+
+    limit = ConstructionLimit()
+    parts = 0
+
+    def count(*_: Any) -> None:
+        nonlocal parts
+        parts += 1
+        if parts > MOST_PARTS:
+            limit.excess = f"more than {MOST_PARTS:,} layers and weights"
+            raise InputError(f"{uri}: get_model makes {limit.excess}; make it smaller")
+
+    handles = [
+        hooks.register_module_module_registration_hook(count),
+        hooks.register_module_parameter_registration_hook(count),
+        hooks.register_module_buffer_registration_hook(count),
+    ]
+    try:
+        with _limit_memory():
+            yield limit
+    except InputError as error:
+        if isinstance(error.__cause__, MemoryError):
+            limit.excess = f"more than {MOST_BYTES / 2**30:.0f} GiB of memory"
+            raise InputError(f"{uri}: get_model takes {limit.excess}") from None
+        raise
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def _limit_memory() -> Iterator[None]:
+    """Make allocations beyond MOST_BYTES raise MemoryError within the block."""
+    import psutil
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most_bytes = psutil.Process().memory_info().vms + MOST_BYTES
+    if soft != resource.RLIM_INFINITY and soft <= most_bytes:
+        yield  # the process already has a stricter limit
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (most_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
