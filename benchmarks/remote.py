@@ -557,7 +557,8 @@ def _verdict(comparison: Comparison, place: Place, runs: dict[str, list[float]])
     of_disk = ratio(ours, runs[f"{DISK}: {OURS}"]).median
     goals = [
         f"{of_disk:.2f} of disk ({_meets_or_misses(of_disk >= GOAL_OF_DISK)} {GOAL_OF_DISK})",
-        f"{moved:.3f} of the needed bytes ({_meets_or_misses(moved <= GOAL_OF_BYTES)} {GOAL_OF_BYTES})",
+        f"{moved:.3f} of the needed bytes"
+        f" ({_meets_or_misses(moved <= GOAL_OF_BYTES)} {GOAL_OF_BYTES})",
     ]
     for name, goal in ((PLAIN, 1.0), (DECODED, GOAL_OF_DECODER)):
         if name in comparison.names:
