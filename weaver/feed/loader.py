@@ -22,7 +22,7 @@ from weaver.feed.resident import Resident, fits, padded_bytes
 from weaver.read.ahead import ahead
 
 AHEAD = 3  # batches prepared in advance: enough for a short delay of the disk, with little memory
-SHARE_OF_ROOM = 0.2  # of the memory that a container's limit leaves, for the batches made ahead
+SHARE_OF_ROOM = 0.2  # largest fraction of a container's free memory for these batches
 # batches gathered at a time from memory: enough to use two cores, few enough to fit in their cache
 GATHER_BATCHES = 8
 SAMPLING_KEY = 1  # gives the sampling of an epoch other random numbers than its shuffling
@@ -135,7 +135,7 @@ class Loader:
                 start_time = time.perf_counter()
 
     def _depth(self) -> int:
-        """Batches made ahead: fewer, but at least one, where large ones would fill the memory."""
+        """Number of batches to prepare in advance: fewer, but at least one, if memory is short."""
         room = memory_room()
         if room is None:
             return AHEAD

@@ -91,9 +91,9 @@ def _center_and_scale(
     count = sum(number for _, number in parts)
     if not count:
         raise InputError(f"{config.source}: preprocess: auto finds no value of '{name}'")
-    stored = np.result_type(*(dtype for dtype, _ in parts))
+    common = np.result_type(*(dtype for dtype, _ in parts))
     # np.percentile subtracts, which true and false do not
-    dtype = np.dtype(np.float32) if stored.kind == "b" else stored
+    dtype = np.dtype(np.float32) if common.kind == "b" else common
     if count * dtype.itemsize <= IN_MEMORY_BYTES:
         values = np.concatenate(list(_pieces(path, parts, dtype)))
         if np.isnan(values).any():
