@@ -32,7 +32,7 @@ JecError, InputError, ServerError and the functions that word errors are defined
 jec_client/errors.py, because the client is also installed without this project.
 
 Exceptions outside the tree never reach a user: UnsupportedFile (weaver.read.root.root_tree: uproot
-reads this file instead), _PortTakenError (serving.triton: another port is tried) and _FileError
+reads this file instead), _PortInUseError (serving.triton: another port is tried) and _FileError
 (serving.calibration.work: it carries a file's JecError to the loop over files).
 """
 
