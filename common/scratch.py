@@ -1,8 +1,8 @@
-"""Temporary folders that end with their process, also where that is killed.
+"""Temporary folders that are removed when their process ends, even if it is killed.
 
-A process holds a lock in its folder as long as it lives; the next command that makes a folder with
-the same prefix removes those without a holder. So it works wherever the temporary folder is seen
-from, such as another container.
+A process locks a file in its folder until it ends. The next command that creates a folder with the
+same prefix removes the folders that no process locks. A lock, unlike a pid, also works between
+containers that share the temporary folder.
 """
 
 from __future__ import annotations
@@ -19,23 +19,30 @@ from common.storage import space
 
 LOCK = ".lock"
 YOUNG_SECONDS = 60.0
-"""A folder without a lock may be just being made."""
+"""A folder this young is kept even without a lock, because its process may be about to lock it."""
 
 
 @contextlib.contextmanager
 def folder(prefix: str) -> Iterator[Path]:
-    """A folder below the temporary one, which goes with the block; those of killed commands go now.
+    """Create a temporary folder, and remove it at the end of the `with` block.
 
-    prefix: of its name, which other programs do not use. Raises FullDiskError where a disk is full
-    that it, or what the block writes without a name, lies on.
+    Folders that killed commands left behind are removed first.
+
+    Args:
+        prefix: Prefix of the folder's name, which no other program uses.
+
+    Raises:
+        FullDiskError: If the disk of the folder is full, or one to which libraries write by
+            default (`space.full_folder`).
     """
     parent = space.temporary_folder()
-    remove_left(prefix)
+    remove_abandoned(prefix)
     with (
         space.explained(parent),
-        # another process may remove what it holds while it is removed itself
+        # ignore_cleanup_errors: another process may be removing the same files
         tempfile.TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True) as path,
-        # before the folder goes, and the room that it took is free again
+        # A second time, because the disk must be checked before the folder is removed, which frees
+        # its space.
         space.explained(parent),
         open(Path(path) / LOCK, "wb") as lock,
     ):
@@ -43,10 +50,10 @@ def folder(prefix: str) -> Iterator[Path]:
         yield Path(path)
 
 
-def remove_left(prefix: str) -> None:
+def remove_abandoned(prefix: str) -> None:
     """Remove folders with this prefix whose process has ended."""
     for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
-        with contextlib.suppress(OSError):  # another's, gone, or locked by a living command
+        with contextlib.suppress(OSError):  # of another user, removed meanwhile, or locked
             if left.is_symlink() or time.time() - left.stat().st_mtime <= YOUNG_SECONDS:
                 continue
             with open(left / LOCK, "rb") as lock:

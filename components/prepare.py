@@ -115,7 +115,7 @@ def prepare(
         namespace=namespace(config),
         baseline=baseline_folder(config),
     )
-    config = tracking.settled(config, on_this_machine=step.LOCAL_DIR in os.environ)
+    config = tracking.with_server_address(config, on_this_machine=step.LOCAL_DIR in os.environ)
 
     # Refuse what cannot be used.
     run = Run(config=config)

@@ -38,8 +38,9 @@ partonFlav and hadronFlav add flavours, jetRawPt adds `uncorrected`.
 WEIGHT = "eventWeight"
 
 MAX_GAIN_WIDTH = 10.0
-"""Points of per cent from end to end. Gains are a few per cent, so a wider interval that holds zero
-tells nothing.
+"""Largest width of a weighted gain's interval (percentage points) if the interval contains zero.
+
+Gains are a few per cent, so a wider interval around zero is not informative.
 """
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -90,7 +91,7 @@ def measure(
     seed: int = 0,
     advance: Callable[[], None] | None = None,
 ) -> Record:
-    """All metrics of a model's answers: `record_of` the `sample_of` these arguments."""
+    """Return all metrics of a model, as a record; the arguments are those of `sample_of`."""
     sample = sample_of(
         columns, output, baseline=baseline, replicates=replicates, seed=seed, advance=advance
     )
@@ -108,7 +109,7 @@ def sample_of(
     seed: int = 0,
     advance: Callable[[], None] | None = None,
 ) -> Sample:
-    """The jets that can be measured, and the bootstrap draws of them.
+    """Return the jets that can be measured, with their responses, groups and bootstrap draws.
 
     columns: name -> (N,), at least NEEDED. output: (N,), log(pT_gen / jetPt) as the model sees it;
     baseline, trees: the same of an earlier model and of boosted trees. pileup: of the jets' events,
@@ -162,9 +163,11 @@ def usable(response: Floats) -> Mask:
 def _measurable(
     columns: Mapping[str, np.ndarray], responses: Mapping[str, Floats]
 ) -> tuple[Mask, dict[str, int], int]:
-    """Which jets are measured, cause -> how many are not, and jets without an answer of the model.
+    """Select the jets that are measured.
 
-    A jet is counted under the first cause that holds for it.
+    Returns:
+        The mask of the measured jets, (num_jets,); the number of other jets by cause, each counted
+        under the first cause that applies; and the number of jets without a finite model output.
     """
     gen_pt = np.asarray(columns["genJetPt"], dtype=np.float64)
     causes = {
@@ -380,7 +383,7 @@ def _headline(summary: list[Record]) -> Record:
 def _weighted(sample: Sample) -> tuple[Record | None, list[Record]]:
     """The summary's bins with each jet counted eventWeight times, and what is not measured.
 
-    None where jets have no weights, or weights that mean nothing. A bin is left out if it has fewer
+    None where jets have no weights, or unusable ones. A bin is left out if it has fewer
     than MIN_JETS effective jets, or if the interval of its gain is wider than MAX_GAIN_WIDTH and
     holds zero.
     """
@@ -388,7 +391,7 @@ def _weighted(sample: Sample) -> tuple[Record | None, list[Record]]:
         return None, []
     weights = np.asarray(sample.columns[WEIGHT], dtype=np.float64)
     whole = groups.SUMMARY[-1]
-    if reason := weights_mean_nothing(weights):
+    if reason := reason_weights_unusable(weights):
         return None, [not_measured("weighted gain", whole.text, len(weights), reason)]
     bins: list[Bin] = []
     unmeasured: list[Record] = []
@@ -431,8 +434,8 @@ def _weighted(sample: Sample) -> tuple[Record | None, list[Record]]:
     return {**_headline(summary), "bins": summary, "effective_jets": above_30}, unmeasured
 
 
-def weights_mean_nothing(weights: Floats) -> str:
-    """Why weights (N,) cannot be used; empty if they can."""
+def reason_weights_unusable(weights: Floats) -> str:
+    """Return why the weights (N,) cannot be used; empty if they can."""
     if not len(weights):
         return "there are no jets"
     if number := int(np.count_nonzero(~np.isfinite(weights))):
@@ -445,9 +448,10 @@ def weights_mean_nothing(weights: Floats) -> str:
 
 
 def effective_jets(weights: Floats) -> float:
-    """So many jets of equal weight would have the same error; weights (N,), positive.
+    """Return the effective sample size of positive weights (N,): (sum w)^2 / sum w^2.
 
-    Source: L. Kish, Survey Sampling (1965).
+    It is the number of jets of equal weight with the same statistical error. Source: L. Kish,
+    Survey Sampling (1965).
     """
     relative = weights / weights.max()
     return float(relative.sum() ** 2 / np.sum(relative**2))
@@ -499,14 +503,14 @@ def _closure(sample: Sample) -> Record:
         if one.name in sample.masks:
             place = _place(one, sample.sizes[one.name])
             bins.append(place | _intervals(r.bias, sample.quantiles, one.name))
-    worst = max(bins, key=lambda record: distance(record["model"]), default=None)
+    worst = max(bins, key=lambda record: distance_from_zero(record["model"]), default=None)
     return {"from_gev": r.CLOSURE_FROM, "worst": worst, "bins": bins}
 
 
-def distance(bias: Mapping[str, float]) -> float:
-    """How far from zero a bias surely is: the end of its interval that is nearer to zero.
+def distance_from_zero(bias: Mapping[str, float]) -> float:
+    """Return the distance between zero and the nearer end of a bias's interval.
 
-    Negative if zero lies inside.
+    It is negative if the interval contains zero.
     """
     return max(bias["low"], -bias["high"])
 
@@ -562,9 +566,10 @@ def flavour_medians(one: Bin, flavours: Iterable[str], of_group: Mapping[str, Fl
 def flavour_spread(one: Bin, sample: Sample) -> tuple[Record | None, list[Record]]:
     """Spread of the median response between the flavours that have enough jets in a bin.
 
-    `reduction` is what the model takes off it (per cent, paired), `uds_minus_g` the difference
-    between light quarks and gluons. None with fewer than two flavours. Also returns what is not
-    measured.
+    Returns:
+        The record, or None with fewer than two flavours; and what is not measured. In the record,
+        `reduction` is the share of the standard JEC's spread that the model removes (per cent,
+        paired), and `uds_minus_g` the difference between light quarks and gluons.
     """
     unmeasured: list[Record] = []
     flavours = flavours_in(one, sample)

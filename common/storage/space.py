@@ -1,4 +1,4 @@
-"""Room on a disk: how much there is, and one sentence where it does not suffice."""
+"""Measure free disk space, and turn errors of a full disk into one sentence."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from common.errors import FullDiskError, JecError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-"""What the system says of a full disk, and of a user's share of it that is used up."""
+"""Error numbers of a full disk and of an exceeded quota."""
 FULL_TEXTS = tuple(os.strerror(number) for number in FULL)
 """The same in the texts of libraries that raise errors of their own, such as torch."""
 WRITE_TEXTS = (
@@ -47,10 +47,10 @@ def is_full(path: str | os.PathLike[str]) -> bool:
 
 
 def full_folder(*folders: str | os.PathLike[str]) -> str:
-    """The first folder whose disk is full; empty if none is.
+    """Return the first folder whose disk is full; empty if there is none.
 
-    After `folders` those are looked at in which this process and its libraries write unasked: for
-    temporary files, shared memory, and standard output that goes to a file.
+    After `folders` it checks where this process and its libraries write by default: the temporary
+    folders, shared memory, and the folder of a file that standard output is redirected to.
     """
     for folder in (*folders, *_temporary_folders(), SHARED_MEMORY, *_output_folders()):
         with contextlib.suppress(OSError):  # a folder that cannot be looked at
@@ -100,7 +100,7 @@ def error_of_folder(folder: str | os.PathLike[str], needed: int | None = None) -
 
 
 def error_of_program(text: str, *folders: str | os.PathLike[str]) -> FullDiskError | None:
-    """The error of a full disk that a program tells of in its output; None where it does not.
+    """Return the error for a full disk that a program's output reports; None if it reports none.
 
     folders: where it writes, the likeliest first; it may also mean temporary files and shared
     memory.
@@ -137,7 +137,7 @@ def explained(*folders: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _full_disk(error: BaseException, folders: Sequence[str | os.PathLike[str]]) -> OSError | None:
-    """The error of a full disk that an exception is, or was raised because of; None for others."""
+    """Return the full-disk error among an exception and its causes; None if there is none."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in FULL:
@@ -149,7 +149,7 @@ def _full_disk(error: BaseException, folders: Sequence[str | os.PathLike[str]]) 
 
 
 def _says_full(error: BaseException, folders: Sequence[str | os.PathLike[str]]) -> bool:
-    """Whether the error of a library, which holds none of the system's, is about a full disk."""
+    """Whether a library's error, which has no error number of the system, is about a full disk."""
     if isinstance(error, sqlite3.Error):
         code: int = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the kind; the rest says where
         vague = code in SQLITE_VAGUE

@@ -1,4 +1,4 @@
-"""Columns as users have them, as flat arrays of numbers.
+"""Convert columns of jets in any common Python type to flat NumPy arrays.
 
     table = table_of(jets, ["jetPt", "PF_pT"])
     column = column_of("PF_pT", table.columns["PF_pT"])     # values (2,), counts [2, 0]
@@ -34,8 +34,8 @@ KINDS = {
 }
 """NumPy's kinds of what is no number, in words."""
 
-NOT_AWKWARD = (TypeError, ValueError, OverflowError, RuntimeError)
-"""What ak.from_iter raises; the last is from its C++, for whole numbers beyond 64 bits."""
+AWKWARD_ERRORS = (TypeError, ValueError, OverflowError, RuntimeError)
+"""Errors of ak.from_iter for unsuitable values; RuntimeError is for integers beyond 64 bits."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,12 +64,12 @@ class Table:
     """Columns by name, as they came."""
 
     columns: Mapping[str, Any]
-    """Those of the wanted ones that are there."""
+    """The requested columns that exist."""
     names: Sequence[str]
-    """Of all columns."""
+    """Names of all columns of the user's table, requested or not."""
     strict: bool = False
-    """Whether a column that nobody asked for is a mistake: in a dict it is, while files and frames
-    have more columns than a model takes."""
+    """Whether a column that the model does not take is an error. True for a dict, which is written
+    for this model; False for files and frames, which usually have more columns."""
     jets_of_events: np.ndarray | None = None
     """(events,): how many jets each event has, where the jets came as lists."""
 
@@ -82,7 +82,7 @@ def table_of(jets: Any, wanted: Iterable[str]) -> Table:
     if isinstance(jets, (list, tuple)) and jets and isinstance(jets[0], Mapping):
         try:
             jets = ak.from_iter(jets)
-        except NOT_AWKWARD as error:
+        except AWKWARD_ERRORS as error:
             raise InputError(f"the jets are no records of numbers: {error}") from None
     if isinstance(jets, ak.Record):
         at = jets.layout.at
@@ -205,7 +205,7 @@ def _of_objects(name: str, raw: Sequence[Any] | np.ndarray) -> Column:
         return Column(name=name, values=values, counts=counts)
     try:
         return _of_awkward(name, ak.from_iter(raw))
-    except NOT_AWKWARD:
+    except AWKWARD_ERRORS:
         raise _no_number(name, raw) from None
 
 
@@ -218,7 +218,7 @@ def _no_number(name: str, raw: Iterable[Any]) -> InputError:
     for jet, value in enumerate(raw):
         try:
             ak.from_iter([value])
-        except NOT_AWKWARD:
+        except AWKWARD_ERRORS:
             shown = _ellipsis(repr(value))
             return InputError(f"column '{name}' has {shown} in jet {jet}, no number of 64 bits")
     return InputError(f"column '{name}' has no numbers of 64 bits")
