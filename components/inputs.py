@@ -258,6 +258,17 @@ def check_sets_apart(inputs: Inputs) -> Result:
                 " file in common"
             )
         split_of |= dict.fromkeys(uris, split)
+    unread = [
+        split
+        for split, pattern in inputs.patterns.items()
+        if pattern != SAMPLE and split not in inputs.files
+    ]
+    if unread:
+        return Result(
+            text=f"not compared: the {' and '.join(unread)} files could not be read",
+            is_checked=False,
+            cure=f"correct --data-{unread[0]}",
+        )
     return Result(text="no file is in two of them")
 
 
@@ -272,8 +283,14 @@ def check_raw_model(inputs: Inputs) -> Result:
 
     if inputs.config.raw_model == NONE:
         return Result(text="--raw-model none: it is not exported")
-    if "val" not in inputs.file_checks:
+    if inputs.patterns["val"] == SAMPLE:
         return Result(text="checked when the validation jets have been generated")
+    if "val" not in inputs.file_checks:
+        return Result(
+            text="not checked: the validation files could not be read",
+            is_checked=False,
+            cure="correct --data-val",
+        )
     entry = inputs.file_checks["val"].files[0].entry
     config = inputs.known_data_config
     try:

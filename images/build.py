@@ -145,9 +145,11 @@ def build(args: argparse.Namespace) -> None:
         bool(args.registry) or args.no_push,
         "give --registry, as in: make images REGISTRY=registry/project (or --no-push)",
     )
+    builds = sorted(path.stem.removeprefix("torch-") for path in ROOT.glob("images/torch-*.lock"))
     require(
-        (ROOT / "images" / f"torch-{args.torch}.lock").exists(),
-        f"--torch {args.torch}: there is no images/torch-{args.torch}.lock",
+        args.torch in builds,
+        f"--torch {args.torch}: there is no images/torch-{args.torch}.lock; there are"
+        f" {', '.join(builds)}",
     )
     engine, made_from = find_engine(args.engine), source()
     names = NAMES if args.only == "all" else (args.only,)

@@ -208,6 +208,16 @@ def test_what_is_missing_is_a_line_with_its_cure(fake, what, break_it, state, me
     assert any(one == state and message in text for one, text in rows), rows
 
 
+def test_rights_that_only_argo_needs_are_not_asked_of_the_user(fake):
+    home = fake()
+    furnish(home.api)
+    with home.api.lock:
+        for verb in ("create", "patch"):
+            home.api.forbid(verb, "workflowtaskresults.argoproj.io")
+    ((state, _),) = checked(home)["namespace physics"]
+    assert state == "ok"
+
+
 @pytest.mark.parametrize(
     ("furnished", "what", "message"),
     [
@@ -761,6 +771,21 @@ def test_a_file_in_two_sets_is_an_error(jet_files):
     assert state == "error"
     assert "--data-val" in text
     assert "--data-test" in text
+
+
+@pytest.mark.parametrize(
+    ("missing", "states"),
+    [
+        pytest.param("train", {"sets": "not seen", "raw model": "ok"}, id="train"),
+        pytest.param("val", {"sets": "not seen", "raw model": "not seen"}, id="val"),
+    ],
+)
+def test_what_depends_on_files_that_cannot_be_read_is_not_ok(jet_files, missing, states):
+    values = data(jet_files, **{missing: f"{jet_files}/nowhere/*.root"})
+    table = lines(check_inputs.check_inputs(RunConfig(**values)))
+    assert table[f"{missing} data"][0][0] == "error"
+    assert {name: table[name][0][0] for name in states} == states
+    assert f"--data-{missing}" in table["sets"][0][1]
 
 
 @pytest.mark.parametrize(
