@@ -1,4 +1,4 @@
-"""The user's file of what a model card is to say of the model (`--card FILE`).
+"""The user's file with the facts of a model card (`--card FILE`).
 
     facts, notes = read("card.yaml")     # {"era": "2018", "campaign": "UL", ...}, ""
     keep("card.md", "runs/<id>/config")  # a copy beside the run's other configurations
