@@ -18,14 +18,14 @@ from typing import Any
 
 from common import yaml_text
 from common.cli import Parser
-from common.config import RETIRED, RunConfig, flag, of_earlier_run, typed
+from common.config import RETIRED, RunConfig, flag, typed, with_former_defaults
 from common.errors import InputError, unknown
 
 VARIABLE = "JEC_CONFIG"
 LARGEST_BYTES = 1_000_000
 """Far above any file of flags: it holds a search space at most."""
 OF_ONE_RUN = ("run_id", "user")
-"""Parameters in run.json that a new run has of its own."""
+"""Parameters that a new run does not take over from another run's run.json."""
 _NOT_TYPED = object()
 
 
@@ -38,10 +38,10 @@ class Source:
 
 
 class Flags:
-    """The flags of a command line on top of sources, of which a later one wins.
+    """Combine the flags of a command line with values from files.
 
-    `keys` are the flags that a file may have; `words` the command line, None for that of this
-    process.
+    A flag on the command line overrides all `sources`, and a later source overrides earlier ones.
+    keys: the flags that a file may set. words: the command line; None for that of this process.
     """
 
     def __init__(self, parser: Parser, keys: Iterable[str], words: list[str] | None) -> None:
@@ -55,16 +55,16 @@ class Flags:
         self._typed = {name for name, value in values.items() if value is not _NOT_TYPED}
 
     def parse(self) -> argparse.Namespace:
-        """The flags that were typed; all others by the sources, or at their defaults."""
+        """Return all flags: from the command line, else from the sources, else the defaults."""
         for source in self.sources:
             self.parser.set_defaults(**source.values)
         return self.parser.parse_args(self.words)
 
     def read(self, path: str, name: str) -> Source:
-        """Read a file that `name`, a flag or a variable, names.
+        """Read the file `path`, the value of `name` (--config or JEC_CONFIG).
 
-        Raises InputError for what is no file of flags, for a key that is none, and for a value of
-        another type.
+        Raises InputError if it is not a YAML mapping, or has an unknown key or a value of another
+        type than its flag.
         """
         where = f"{name} {path}"
         content = yaml_text.load(_text(path, where), where)
@@ -83,7 +83,7 @@ class Flags:
         return Source(where=where, values=values)
 
     def explain(self, error: InputError) -> None:
-        """Add to an error where the values of the flags that it names come from."""
+        """Append to the error's text which file set the flags that the text names."""
         origins = {}
         for name in self.keys:
             if name in self._typed or not re.search(rf"--{flag(name)}(?![\w-])", str(error)):
@@ -147,8 +147,8 @@ def site(flags: Flags) -> list[Source]:
 
 
 def _of_run(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters in a run.json that another run may have."""
-    values = of_earlier_run(typed(parameters))
+    """Return the parameters of a run.json without those that belong to that run alone."""
+    values = with_former_defaults(typed(parameters))
     return {name: values[name] for name in values if name not in (*RETIRED, *OF_ONE_RUN)}
 
 

@@ -10,6 +10,7 @@
     │   └── NoCluster            no Kubernetes cluster is configured        (clusters.api)
     ├── StorageError             the storage did not do as asked
     │   ├── AccessError          ... because it refuses access
+    │   ├── FullDiskError        ... because a disk is full, or a quota used up
     │   └── PassingError         ... for a reason that may pass       (common.storage.retries)
     ├── ClusterError             a job, an experiment or a service did not end well
     │   ├── DeadlineError        ... within its deadline
@@ -21,17 +22,17 @@
     │   ├── PortInUse            another process has the port that was asked for (serving.triton)
     │   └── ModelError           a model server or its model failed         (serving.client)
     ├── TrainingError            training cannot go on and would fail again in the same way
-    ├── ServerError              the client's own: of these, its subclasses Unreachable, NotServing
-    │                            and Refused, this project sees those of serving.client above
+    ├── ServerError              of jec_client, with Unreachable, NotServing and Refused; here
+    │                            serving.client raises its own classes above, or InputError
     ├── GateError                a finished model did not pass a gate
     ├── StepError                a step of a local run ended with an error  (components.host_runner)
     └── InterruptedRun           stopped by the user or by the system (exit code 130)
 
-Its base and the words stand in the client's package (jec_client/errors.py), which is installed
-without this project; what the client raises of its own is in that tree as well.
+JecError, InputError, ServerError and the functions that word errors are defined in
+jec_client/errors.py, because the client is also installed without this project.
 
 Exceptions outside the tree never reach a user: UnsupportedFile (weaver.read.root.root_tree: uproot
-reads this file instead), _PortTakenError (serving.triton: another port is tried) and _FileError
+reads this file instead), _PortInUseError (serving.triton: another port is tried) and _FileError
 (serving.calibration.work: it carries a file's JecError to the loop over files).
 """
 
@@ -44,6 +45,7 @@ __all__ = [
     "AccessError",
     "ClusterError",
     "DeadlineError",
+    "FullDiskError",
     "GateError",
     "InputError",
     "InterruptedRun",
@@ -57,8 +59,10 @@ __all__ = [
 ]
 
 
+FULL_DISK = 74
+"""Exit code of a trial or job whose disk is full: EX_IOERR of sysexits.h."""
 PASSING_FAILURE = 75
-"""Exit code of a trial that failed for a reason that may pass: EX_TEMPFAIL of sysexits.h."""
+"""Exit code of a trial or job that failed for another reason that may pass: EX_TEMPFAIL."""
 
 
 class StorageError(JecError):
@@ -71,6 +75,13 @@ class AccessError(StorageError):
     """A storage refuses access: rights, keys or a token, which somebody has to renew.
 
     It says nothing about the file: the text says what to renew, and the same command then goes on.
+    """
+
+
+class FullDiskError(StorageError):
+    """A disk is full, or the user's quota on it is used up.
+
+    The text names the folder, what is free there and, where known, what was needed.
     """
 
 
