@@ -121,7 +121,10 @@ def check(status: Any, uri: str, file: Any = None) -> None:
     if refused or status.code in LOGIN_FAILED:
         raise AccessError(f"{server} refused access to {path} ({reason}). {xrootd_login.state()}")
     if status.code == INVALID_ADDRESS:
-        raise InputError(f"there is no server {server} ({reason})")
+        raise InputError(
+            f"there is no server {server} ({reason}); correct its name, or check this machine's"
+            " network"
+        )
     if status.code in LOST or (status.code == ANSWERED and status.errno in FAILED_THERE):
         raise PassingError(f"cannot reach {uri}{redirected}: {reason}")
     raise StorageError(f"{server} failed for {path}: {reason}")
