@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-PARTS = 64  # into which rows are divided where a sum over them is wanted
+PARTS = 64  # parts into which rows are divided for a sum over them
 LANES = 32  # values of bfloat16 in a vector register of 512 bits; a multiple for float32 too
 
 
@@ -34,7 +34,7 @@ class TrackingNorm(Protocol):
 
 
 def plain_is_better(x: torch.Tensor) -> bool:
-    """True where the standard operations are the faster ones, or are wanted as they are."""
+    """Return whether the standard operations are faster, or needed (compile, ONNX)."""
     return x.device.type != "cpu" or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
 
 
@@ -447,8 +447,10 @@ def _statistics(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and biased variance (C,) in `dtype`, float32 also where x is bfloat16."""
     # running statistics in float32 make the kernel answer in float32
-    unused = torch.zeros(2, wide.shape[1], dtype=dtype)
-    mean, variance = torch.ops.aten.batch_norm_update_stats(_image(wide), unused[0], unused[1], 0.0)
+    running_statistics = torch.zeros(2, wide.shape[1], dtype=dtype)
+    mean, variance = torch.ops.aten.batch_norm_update_stats(
+        _image(wide), running_statistics[0], running_statistics[1], 0.0
+    )
     mean = mean.view(fold, -1)  # (fold, C)
     variance = variance.view(fold, -1)
     # the variance of all rows: the mean of those within the folds, and that between their means

@@ -1,8 +1,8 @@
 """The step in response at the edges of the range that a model is meant for.
 
 Inside of the range the raw model calibrates; outside it returns the standard correction unchanged.
-So the response jumps at an edge by what the model does there. Measured are the test jets in a
-narrow band on either side. Pure functions of arrays; pT in GeV.
+So the response jumps at an edge by the correction of the model there. The jump is measured on the
+test jets in a narrow band on either side. Pure functions of arrays; pT in GeV.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ PT_BAND = 0.1
 ETA_BAND = 0.1
 """Width of a band in |eta|, about that of a calorimeter tower."""
 MIN_JETS = 100
-"""Fewer jets have no median worth an interval, as in physics.gate."""
+"""With fewer jets the interval of a median is unreliable, as in physics.gate."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class Edge:
 
     name: str
     quantity: str
-    """pt or abs_eta: which number of a jet the bands are of."""
+    """pt or abs_eta: the quantity of a jet that the bands limit."""
     inside: tuple[float, float]
     outside: tuple[float, float]
 
@@ -74,23 +74,23 @@ def steps(
     valid: Mask,
     level: float,
 ) -> list[EdgeStep]:
-    """The median responses beside each edge, with intervals of a confidence level.
+    """Measure the median responses on both sides of each edge, with intervals at a level.
 
-    pt: that of the standard correction, abs_eta, generated_pt, correction (the logarithm that the
-    model answers) and valid (the jet is in the range): (N,) each. Without abs_eta its edge is left
-    out. A median of fewer than MIN_JETS jets is None.
+    All arrays are (N,): pt (GeV) after the standard correction, abs_eta, generated_pt (GeV),
+    correction (the logarithm that the model answers), valid (whether the jet is in the range).
+    Without abs_eta its edge is left out. A median of fewer than MIN_JETS jets is None.
     """
     standard = pt / generated_pt
     model = standard * np.exp(correction)
-    known = np.isfinite(standard) & np.isfinite(model)
-    measured = []
+    is_finite = np.isfinite(standard) & np.isfinite(model)
+    edge_steps = []
     for edge in edges:
         values = pt if edge.quantity == "pt" else abs_eta
         if values is None:
             continue
-        inside = known & valid & _between(values, edge.inside)
-        outside = known & ~valid & _between(values, edge.outside)
-        measured.append(
+        inside = is_finite & valid & _between(values, edge.inside)
+        outside = is_finite & ~valid & _between(values, edge.outside)
+        edge_steps.append(
             EdgeStep(
                 edge=edge.name,
                 num_inside=int(inside.sum()),
@@ -100,7 +100,7 @@ def steps(
                 standard_outside=median(standard[outside], level),
             )
         )
-    return measured
+    return edge_steps
 
 
 def _between(values: Floats, ends: tuple[float, float]) -> Mask:
@@ -118,10 +118,12 @@ def median(values: Floats, level: float) -> Interval | None:
     count = len(values)
     if count < MIN_JETS:
         return None
-    ordered = np.sort(values)
+    sorted_values = np.sort(values)
     half = NormalDist().inv_cdf((1 + level) / 2) * math.sqrt(count) / 2
     low = max(math.floor(count / 2 - half), 0)
     high = min(math.ceil(count / 2 + half), count - 1)
     return Interval(
-        value=float(np.median(ordered)), low=float(ordered[low]), high=float(ordered[high])
+        value=float(np.median(sorted_values)),
+        low=float(sorted_values[low]),
+        high=float(sorted_values[high]),
     )

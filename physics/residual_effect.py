@@ -33,7 +33,7 @@ def residual_effect(
     bootstrap.
     """
     jets = sample.columns
-    pt = r.calibrated_pt(jets["jetPt"], np.asarray(without)[sample.kept])
+    pt = r.calibrated_pt(jets["jetPt"], np.asarray(without)[sample.measurable])
     response = r.response(pt, jets["genJetPt"])
     whole = groups.SUMMARY[-1]
     masks = {}

@@ -107,7 +107,7 @@ def render(
         jets.append(f"{name} {len(columns['jetPt']):,}")
     rows = []
     for one in findings:
-        rows.append([one.level, one.where, one.found, one.cure])
+        rows.append([one.level, one.where, one.problem, one.remedy])
     head = ["Level", "Where", "Found", "What to do"]
     return page.render(
         "validation.html",

@@ -66,9 +66,9 @@ def shape(jet: np.ndarray, candidates: Candidates, eta: np.ndarray, phi: np.ndar
     b = mean(d_phi**2) - mean_phi**2
     c = mean(d_eta * d_phi) - mean_eta * mean_phi
     minor = (a + b - np.sqrt((a - b) ** 2 + 4 * c**2)) / 2
-    counted = ~candidates.is_neutral | (candidates.pt > 1.0)
+    counts_in_multiplicity = ~candidates.is_neutral | (candidates.pt > 1.0)
     return Shape(
-        multiplicity=ragged.counts_of(jet[counted], jets),
+        multiplicity=ragged.counts_of(jet[counts_in_multiplicity], jets),
         pt_d=np.sqrt(norm) / np.maximum(ragged.total(jet, candidates.pt, jets), 1e-12),
         axis2=np.sqrt(np.maximum(minor, 0.0)),
     )
