@@ -63,7 +63,7 @@ class Algorithm:
     """Where the points of all trials are known beforehand, which points these are."""
 
     @property
-    def offered(self) -> bool:
+    def is_offered(self) -> bool:
         """Whether this project offers it. Whatever a cluster runs, one machine runs, too."""
         return bool(self.sampler)
 
@@ -143,7 +143,7 @@ TABLE: dict[str, Algorithm] = {
 
 def offered_names() -> tuple[str, ...]:
     """The algorithms that this project offers."""
-    return tuple(name for name, algorithm in TABLE.items() if algorithm.offered)
+    return tuple(name for name, algorithm in TABLE.items() if algorithm.is_offered)
 
 
 def katib_names() -> tuple[str, ...]:
@@ -151,7 +151,7 @@ def katib_names() -> tuple[str, ...]:
     return tuple(TABLE)
 
 
-def offered(name: str) -> Algorithm:
+def find_offered(name: str) -> Algorithm:
     """The algorithm of that name. Raises InputError where this project does not offer it."""
     if name not in offered_names():
         raise InputError(unknown("algorithm", name, offered_names()))

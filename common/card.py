@@ -57,7 +57,7 @@ def keep(path: str, folder: str) -> None:
     storage.write_bytes(storage.join(folder, f"card{_ending(path)}"), content)
 
 
-def kept(folder: str) -> tuple[Facts, str]:
+def load(folder: str) -> tuple[Facts, str]:
     """What the file in a run's folder of configurations says; nothing where there is none."""
     for ending in ENDINGS:
         place = storage.join(folder, f"card{ending}")

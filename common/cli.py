@@ -67,8 +67,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         # An address may hold a secret, and this may be the log of a pod.
         """End with one sentence and the nearest flag or value, exit code 2."""
-        shown = re.sub(r"\b\w+://\S+", "(an address)", message)
-        self.exit(2, f"error: {shown}{self._hint(shown)}\nsee: {self.prog} --help\n")
+        text = re.sub(r"\b\w+://\S+", "(an address)", message)
+        self.exit(2, f"error: {text}{self._hint(text)}\nsee: {self.prog} --help\n")
 
     def _hint(self, message: str) -> str:
         flags = re.findall(r"--[\w-]+", message) if message.startswith("unrecognized") else []
@@ -197,7 +197,7 @@ def run_main(body: Callable[[], int | None]) -> int:
     # which matplotlib refuses where the notebook's packages are not installed.
     os.environ["MPLBACKEND"] = "agg"
     try:
-        with space.explained():
+        with space.catch_full_disk():
             code = body() or 0
             sys.stdout.flush()  # here a full disk below it is an error like others
             return code
@@ -224,7 +224,7 @@ def run_job(body: Callable[[], int | None]) -> int:
 
     def with_exit_code() -> int | None:
         try:
-            with space.explained():
+            with space.catch_full_disk():
                 return body()
         except JecError as error:
             if isinstance(error, FullDiskError):

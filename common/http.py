@@ -44,14 +44,14 @@ def session() -> requests.Session:
         # a server may ask for an hour
         respect_retry_after_header=False,
     )
-    made = requests.Session()
+    new_session = requests.Session()
     for scheme in ("https://", "http://"):
-        made.mount(scheme, HTTPAdapter(max_retries=retry))
-    made.headers["User-Agent"] = "jec-pipeline"
+        new_session.mount(scheme, HTTPAdapter(max_retries=retry))
+    new_session.headers["User-Agent"] = "jec-pipeline"
     # Without an `auth`, requests replaces our Authorization header by a login of ~/.netrc
     # (psf/requests#3929).
-    made.auth = lambda request: request
-    return made
+    new_session.auth = lambda request: request
+    return new_session
 
 
 def send(

@@ -52,7 +52,7 @@ JsonObject: TypeAlias = dict[str, Any]
 TrialStatus = Literal[
     "Succeeded", "Failed", "EarlyStopped", "Killed", "MetricsUnavailable", "Running", "Pending"
 ]
-COUNTED: tuple[TrialStatus, ...] = ("Succeeded", "EarlyStopped")
+STATUSES_WITH_OBJECTIVE: tuple[TrialStatus, ...] = ("Succeeded", "EarlyStopped")
 """Status of the trials whose objective counts."""
 
 
@@ -82,7 +82,7 @@ def _converter() -> Any:
     return converter
 
 
-def _structured(content: object, form: type[Value], where: str) -> Value:
+def _parse(content: object, form: type[Value], where: str) -> Value:
     """The content of a JSON file as a value of a type. Raises InputError where it is none."""
     try:
         value: Value = _converter().structure(content, form)
@@ -158,7 +158,7 @@ class Record:
         if not isinstance(content, Mapping):
             raise InputError(f"{where} holds a {type(content).__name__}, not names with values")
         cls._refuse_later_version(content, where)
-        return _structured(content, cls, where)
+        return _parse(content, cls, where)
 
     @classmethod
     def _refuse_later_version(cls, content: Mapping[str, Any], where: str) -> None:
@@ -272,7 +272,7 @@ def find_history(uri: str) -> list[EpochRecord]:
 
     Raises InputError where it is not of this form.
     """
-    return _structured(storage.find_json(uri, []), list[EpochRecord], uri)
+    return _parse(storage.find_json(uri, []), list[EpochRecord], uri)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -321,7 +321,7 @@ class Trial:
     @property
     def counts(self) -> bool:
         """Whether its objective counts."""
-        return self.status in COUNTED
+        return self.status in STATUSES_WITH_OBJECTIVE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -342,7 +342,7 @@ class Objective:
         """The best of some values."""
         return min(values) if self.type == "minimize" else max(values)
 
-    def ranked(self, trials: Sequence[Trial]) -> list[Trial]:
+    def best_first(self, trials: Sequence[Trial]) -> list[Trial]:
         """The trials, best first, the first of equals first, those without a value last."""
         sign = 1 if self.type == "minimize" else -1
 
@@ -382,7 +382,7 @@ class SearchRecord(Record):
         return value
 
     @property
-    def counted(self) -> list[tuple[Trial, float]]:
+    def trials_with_values(self) -> list[tuple[Trial, float]]:
         """The trials that have an objective that counts, each with it, in their order."""
         # As Katib counts: the values of a trial that failed or was killed say nothing.
         pairs = []
@@ -718,12 +718,12 @@ class RecordOfSteps(Record):
         steps = content.get("steps") if isinstance(content, Mapping) else None
         if not isinstance(steps, Mapping):  # there are none, or what follows refuses it
             return super().from_json(content, where)
-        renamed = {}
+        current_steps = {}
         for name, entry in steps.items():
-            renamed[name] = entry
+            current_steps[name] = entry
             if isinstance(entry, Mapping) and "repeats" in entry:
-                renamed[name] = {"retryable": not entry["repeats"], **entry}
-        return super().from_json({**content, "steps": renamed}, where)
+                current_steps[name] = {"retryable": not entry["repeats"], **entry}
+        return super().from_json({**content, "steps": current_steps}, where)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

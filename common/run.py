@@ -106,8 +106,8 @@ def read_run(place: str) -> dict[str, Any]:
             f"{place} is damaged: it holds no run_id and config; copy it from the run's results"
             " again, or start a new run"
         )
-    known: dict[str, Any] = content
-    return known
+    run_content: dict[str, Any] = content
+    return run_content
 
 
 def slug(network_config: str) -> str:

@@ -30,25 +30,25 @@ def folder(prefix: str) -> Iterator[Path]:
     that it, or what the block writes without a name, lies on.
     """
     parent = space.temporary_folder()
-    remove_left(prefix)
+    remove_abandoned(prefix)
     with (
-        space.explained(parent),
+        space.catch_full_disk(parent),
         # another process may remove what it holds while it is removed itself
         tempfile.TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True) as path,
         # before the folder goes, and the room that it took is free again
-        space.explained(parent),
+        space.catch_full_disk(parent),
         open(Path(path) / LOCK, "wb") as lock,
     ):
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield Path(path)
 
 
-def remove_left(prefix: str) -> None:
+def remove_abandoned(prefix: str) -> None:
     """Remove folders with this prefix whose process has ended."""
-    for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+    for path in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
         with contextlib.suppress(OSError):  # another's, gone, or locked by a living command
-            if left.is_symlink() or time.time() - left.stat().st_mtime <= YOUNG_SECONDS:
+            if path.is_symlink() or time.time() - path.stat().st_mtime <= YOUNG_SECONDS:
                 continue
-            with open(left / LOCK, "rb") as lock:
+            with open(path / LOCK, "rb") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(left)
+                shutil.rmtree(path)

@@ -174,7 +174,7 @@ def provenance(request: Export, data_config: DataConfig, info: ModelInfo) -> Map
             metrics = epoch
             break
 
-    facts, _ = card.kept(request.folder.config)
+    facts, _ = card.load(request.folder.config)
     labels = {}
     for name in data_config.label_names:
         if name in data_config.functions:
@@ -224,10 +224,10 @@ def staging(run: str) -> Iterator[Path]:
         return
     for left in Path(run).glob(".export-*"):
         shutil.rmtree(left, ignore_errors=True)  # of an export that was killed
-    with space.explained(run):
+    with space.catch_full_disk(run):
         folder = Path(tempfile.mkdtemp(prefix=".export-", dir=run))
     try:
-        with space.explained(folder):
+        with space.catch_full_disk(folder):
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

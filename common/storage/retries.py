@@ -19,7 +19,7 @@ class PassingError(StorageError):
     """A failure that may pass: a lost connection, an overloaded server."""
 
 
-def retried(request: Callable[[], Result]) -> Result:
+def retry(request: Callable[[], Result]) -> Result:
     """The request's result, after at most len(PAUSES) repetitions where it raises PassingError.
 
     The pauses are random, so that many readers do not come back at the same moment.

@@ -59,25 +59,25 @@ def full_folder(*folders: str | os.PathLike[str]) -> str:
     return ""
 
 
-def require(path: str | os.PathLike[str], needed: int, what: str) -> None:
+def require(path: str | os.PathLike[str], num_bytes: int, what: str) -> None:
     """Raise FullDiskError, before anything is written, where there is less room than needed."""
     free = free_bytes(path)
-    if free < needed:
+    if free < num_bytes:
         raise FullDiskError(
-            f"{what} needs {shown(needed)} in {_folder_of(path)}, where {shown(free)} are free;"
-            " free some space there, or name another folder, and repeat the command"
+            f"{what} needs {size_text(num_bytes)} in {_folder_of(path)}, where {size_text(free)}"
+            " are free; free some space there, or name another folder, and repeat the command"
         )
 
 
-def sentence(error: OSError, path: str | os.PathLike[str], needed: int | None = None) -> str:
+def sentence(error: OSError, path: str | os.PathLike[str], num_bytes: int | None = None) -> str:
     """The error of a full disk: the folder, what is free in it, and what was needed if known."""
     folder = _folder_of(path)
-    cause, free = "the disk is full", f"{shown(free_bytes(folder))} free"
+    cause, free = "the disk is full", f"{size_text(free_bytes(folder))} free"
     if error.errno == errno.EDQUOT:
         cause, free = "your quota is used up", f"{free} for others"
     elif _has_no_inodes(folder):
         cause, free = "the disk is full of files", f"no file can be added (inodes), {free}"
-    need = "" if needed is None else f", {shown(needed)} needed"
+    need = "" if num_bytes is None else f", {size_text(num_bytes)} needed"
     return (
         f"cannot write {path}: {cause} ({error.strerror}): {free} in {folder}{need};"
         f" {_advice(folder)}, then repeat the command (a run goes on with --resume)"
@@ -85,18 +85,18 @@ def sentence(error: OSError, path: str | os.PathLike[str], needed: int | None = 
 
 
 def full_error(
-    error: OSError, path: str | os.PathLike[str], needed: int | None = None
+    error: OSError, path: str | os.PathLike[str], num_bytes: int | None = None
 ) -> FullDiskError | None:
     """The error of a full disk in one sentence; None for any other error of the system."""
     if error.errno not in FULL:
         return None
-    return FullDiskError(sentence(error, path, needed))
+    return FullDiskError(sentence(error, path, num_bytes))
 
 
-def error_of_folder(folder: str | os.PathLike[str], needed: int | None = None) -> FullDiskError:
+def error_of_folder(folder: str | os.PathLike[str], num_bytes: int | None = None) -> FullDiskError:
     """The error for a folder whose disk is full, where no error of the system is at hand."""
     error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    return FullDiskError(sentence(error, folder, needed))
+    return FullDiskError(sentence(error, folder, num_bytes))
 
 
 def error_of_program(text: str, *folders: str | os.PathLike[str]) -> FullDiskError | None:
@@ -108,14 +108,14 @@ def error_of_program(text: str, *folders: str | os.PathLike[str]) -> FullDiskErr
     if not any(words in text for words in FULL_TEXTS):
         return None
     sizes = re.findall(r"size \((\d+) bytes\)", text)  # that Triton asked for
-    needed = int(sizes[0]) if sizes else None
+    num_bytes = int(sizes[0]) if sizes else None
     if "shared memory" in text:
-        return error_of_folder(SHARED_MEMORY, needed)
-    return error_of_folder(full_folder(*folders) or folders[0], needed)
+        return error_of_folder(SHARED_MEMORY, num_bytes)
+    return error_of_folder(full_folder(*folders) or folders[0], num_bytes)
 
 
 @contextlib.contextmanager
-def explained(*folders: str | os.PathLike[str]) -> Iterator[None]:
+def catch_full_disk(*folders: str | os.PathLike[str]) -> Iterator[None]:
     """Turn a full disk, wherever it shows in the block, into a FullDiskError of one sentence.
 
     folders: where the block writes, the likeliest first, for errors that do not say which file they
@@ -178,7 +178,7 @@ def _has_no_inodes(path: str | os.PathLike[str]) -> bool:
 
 def temporary_folder() -> str:
     """The folder for temporary files. Raises FullDiskError where no disk takes one."""
-    with explained():
+    with catch_full_disk():
         return tempfile.gettempdir()
 
 
@@ -211,7 +211,7 @@ def _advice(folder: str) -> str:
     return advice
 
 
-def shown(size: int) -> str:
+def size_text(size: int) -> str:
     """Bytes in words: '3.2 MB'."""
     number, unit = float(size), 0
     while number >= 1000 and unit < len(UNITS) - 1:

@@ -22,7 +22,7 @@ VECTOR_BYTES = 4 * 2**20  # of one request, so that there are several
 VECTOR_ITEMS = 1024
 
 
-def cut(ranges: Iterable[Range], most: int = PIECE) -> list[Range]:
+def split_ranges(ranges: Iterable[Range], most: int = PIECE) -> list[Range]:
     """The ranges in pieces of at most so many bytes."""
     pieces = []
     for start, stop in ranges:
@@ -66,14 +66,14 @@ def _threads(process: int) -> ThreadPoolExecutor:
 
 def one_each(ranges: list[Range]) -> list[list[Range]]:
     """A request for each piece."""
-    return [[piece] for piece in cut(ranges)]
+    return [[piece] for piece in split_ranges(ranges)]
 
 
 def in_vectors(ranges: list[Range]) -> list[list[Range]]:
     """A request for each large piece, and one for many small ones that follow each other."""
     groups: list[list[Range]] = []
     room = 0  # bytes that the last group still takes
-    for start, stop in cut(ranges):
+    for start, stop in split_ranges(ranges):
         size = stop - start
         if size > VECTOR_ITEM:
             groups.append([])

@@ -141,7 +141,7 @@ def _workshop(root: str) -> Iterator[Path]:
             raise full from error
         raise InputError(f"cannot write into {parent}: {error.strerror or error}") from None
     try:
-        with space.explained(folder):
+        with space.catch_full_disk(folder):
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

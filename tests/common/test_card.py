@@ -30,13 +30,13 @@ def test_a_run_keeps_the_file(tmp_path, name, text, facts, notes):
     (folder / "card.yml").write_text("era: another\n")  # of an earlier export
     assert card.read(str(path)) == (facts, notes)
     card.keep(str(path), str(folder))
-    assert card.kept(str(folder)) == (facts, notes)
+    assert card.load(str(folder)) == (facts, notes)
     card.keep(NONE, str(folder))
-    assert card.kept(str(folder)) == (facts, notes)
+    assert card.load(str(folder)) == (facts, notes)
 
 
 def test_a_run_without_the_file(tmp_path):
-    assert card.kept(str(tmp_path)) == ({}, "")
+    assert card.load(str(tmp_path)) == ({}, "")
 
 
 @pytest.mark.parametrize(
