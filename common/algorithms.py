@@ -23,7 +23,7 @@ grid.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Algorithm:
-    """A search algorithm: what Katib takes for it, what it can search, how one machine runs it."""
+    """A search algorithm: its settings in Katib, what it can search, how one machine runs it."""
 
     name: str
     """Katib's name."""
@@ -35,9 +35,9 @@ class Algorithm:
     goptuna takes 0; hyperopt and Optuna take entropy of the system.
     """
     learns: bool = False
-    """Whether results of finished trials decide where it draws the next ones."""
+    """Whether the results of finished trials determine the next trials."""
     min_ranges: int = 0
-    """It needs so many parameters of type int or double; lists do not count."""
+    """Least number of parameters of type int or double that it needs; lists do not count."""
     log_integers: bool = True
     """Whether it can draw whole numbers logarithmically."""
     step_caution: str = ""
@@ -152,7 +152,7 @@ def katib_names() -> tuple[str, ...]:
 
 
 def find_offered(name: str) -> Algorithm:
-    """The algorithm of that name. Raises InputError where this project does not offer it."""
+    """Return the algorithm of that name. Raises InputError where this project does not offer it."""
     if name not in offered_names():
         raise InputError(unknown("algorithm", name, offered_names()))
     return TABLE[name]

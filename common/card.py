@@ -1,8 +1,8 @@
-"""The user's file of what a model card is to say of the model (`--card FILE`).
+"""Read and store the user's file with facts for the model card (`--card FILE`).
 
     facts, notes = read("card.yaml")     # {"era": "2018", "campaign": "UL", ...}, ""
     keep("card.md", "runs/<id>/config")  # a copy beside the run's other configurations
-    facts, notes = kept("runs/<id>/config")
+    facts, notes = load("runs/<id>/config")
 
 YAML and JSON hold names with values; Markdown is taken as it is.
 """
@@ -58,7 +58,7 @@ def keep(path: str, folder: str) -> None:
 
 
 def load(folder: str) -> tuple[Facts, str]:
-    """What the file in a run's folder of configurations says; nothing where there is none."""
+    """Read the file in a run's folder of configurations; ({}, "") where there is none."""
     for ending in ENDINGS:
         place = storage.join(folder, f"card{ending}")
         if storage.exists(place):

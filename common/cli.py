@@ -82,7 +82,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def local_path(text: str) -> Path:
-    """A path on this machine's disks.
+    """Check that an argument is a path on this machine's disks. Raises ArgumentTypeError.
 
     argparse reports an address, which would otherwise become a folder of that name.
     """
@@ -154,14 +154,14 @@ def _quantity(text: str, units: dict[str, float], examples: str) -> float:
 
 
 def port_number(text: str) -> int:
-    """A TCP port."""
+    """Read a TCP port. Raises ArgumentTypeError for another text."""
     if not re.fullmatch(r"[0-9]{1,5}", text) or not 1 <= int(text) <= 65535:
         raise argparse.ArgumentTypeError(f"'{text}' is no port; write a number from 1 to 65535")
     return int(text)
 
 
 def seconds(text: str) -> float:
-    """A finite time above 0."""
+    """Read a finite number of seconds above 0. Raises ArgumentTypeError for another text."""
     try:
         number = float(text)
     except ValueError:

@@ -6,7 +6,7 @@
     tracker.log_epochs(trial, history)
 
 MLflow's runs are known by their tags, so that a run that is resumed, a pod that is started again
-and a second look at a trial all go on in the same MLflow run, and nothing is logged twice.
+and a trial that is logged again all use the same MLflow run, and nothing is logged twice.
 
 No result depends on the server: code that logs during a run does so within `tolerate_failures`. The
 package mlflow (or mlflow-skinny) is imported where it is used, because importing it takes seconds.
@@ -54,7 +54,7 @@ Epoch = Mapping[str, Any]
 
 
 def address_of(config: RunConfig) -> str:
-    """The server's address by the configuration, or by the environment; empty for no tracking."""
+    """Return the server's address from the configuration or environment; empty for no tracking."""
     if config.mlflow == NONE:
         return ""
     if config.mlflow != AUTO:
@@ -63,7 +63,7 @@ def address_of(config: RunConfig) -> str:
 
 
 def with_server_address(config: RunConfig, *, on_this_machine: bool) -> RunConfig:
-    """The configuration with the server's address in place of 'auto', where the environment has it.
+    """Replace 'auto' by the server's address where the environment has one.
 
     An address that comes from a Secret stays there. Raises InputError for one that holds a login.
     """
@@ -246,7 +246,7 @@ def verdict(*, passed: bool, reasons: Sequence[str]) -> dict[str, str]:
 
 @contextlib.contextmanager
 def tolerate_failures(say: Say, consequence: str) -> Iterator[None]:
-    """Turn whatever fails in tracking into a warning with its consequence."""
+    """Report any failure of tracking in the block as a warning, with its consequence."""
     try:
         yield
     except InterruptedRun:

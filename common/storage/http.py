@@ -111,8 +111,8 @@ def range_of(
 ) -> bytes | None:
     """The bytes start:stop at an address, which may be signed; None where they do not come whole.
 
-    It is asked once, and nothing is said of a failure. version: that of the file, of which another
-    one is a failure, too.
+    There is one attempt, and a failure is not reported. version: that of the file; an answer with
+    another version is a failure, too.
     """
     import requests
     import urllib3

@@ -20,9 +20,9 @@ class PassingError(StorageError):
 
 
 def retry(request: Callable[[], Result]) -> Result:
-    """The request's result, after at most len(PAUSES) repetitions where it raises PassingError.
+    """Return the request's result; repeat it up to len(PAUSES) times if it raises PassingError.
 
-    The pauses are random, so that many readers do not come back at the same moment.
+    The pauses are random, so that many readers do not repeat their requests at the same moment.
     """
     for longest in PAUSES:
         try:

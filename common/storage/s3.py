@@ -25,15 +25,15 @@ ACCESS_DENIED = (
     *("ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired"),
     "RequestExpired",
 )
-"""Codes of S3's answers to keys, tokens and rights that do not open an object (any more)."""
+"""S3's error codes for keys, tokens and rights that give no access, or no longer."""
 
 
 class S3Source(Source):
     """An object of S3.
 
     Its ranges are asked for at an address that boto3 has signed once, because a request by boto3
-    takes 2 ms of CPU time. Where that does not work, boto3 reads the rest: it repeats, renews its
-    keys, finds a bucket's region, and its answers say what is wrong.
+    takes 2 ms of CPU time. Where that does not work, boto3 reads the rest: it retries, renews its
+    keys, finds a bucket's region, and its errors give the reason.
     """
 
     def __init__(self, uri: str, entry: Entry | None = None) -> None:
@@ -260,10 +260,10 @@ def _transfer() -> TransferConfig:
 def translate_errors(
     uri: str, connection_error: type[StorageError] = StorageError
 ) -> Iterator[None]:
-    """Turn botocore's errors into ours.
+    """Turn botocore's errors in the block into ours.
 
-    What is missing or misspelt is an InputError, a refusal an AccessError, a lost connection
-    `connection_error`, anything else a StorageError.
+    Raises InputError for what is missing or misspelt, AccessError for a refusal, `connection_error`
+    for a lost connection, and StorageError otherwise.
     """
     try:
         import boto3.exceptions

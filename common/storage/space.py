@@ -1,4 +1,4 @@
-"""Room on a disk: how much there is, and one sentence where it does not suffice."""
+"""Free space on disks, and errors in one sentence where it does not suffice."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from common.errors import FullDiskError, JecError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-"""What the system says of a full disk, and of a user's share of it that is used up."""
+"""The system's errors for a full disk, and for a quota that is used up."""
 FULL_TEXTS = tuple(os.strerror(number) for number in FULL)
 """The same in the texts of libraries that raise errors of their own, such as torch."""
 WRITE_TEXTS = (
@@ -22,19 +22,20 @@ WRITE_TEXTS = (
     *("unexpected pos ", "iostream error"),  # torch.save
     *(" requested and ",),  # numpy's tofile: 400000 requested and 131072 written
 )
-"""What libraries say of a write that failed for any reason."""
+"""Texts of libraries for a write that failed for any reason."""
 NO_TEMPORARY = "No usable temporary directory"
 """Python's words where none of its folders for temporary files takes a file."""
 NEARLY_FULL = 64 * 2**10
 """Bytes that SQLite adds to its files at a time, at most; where less is free, the disk is full."""
 SQLITE_VAGUE = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
-"""What SQLite also says where its journal finds no room: "attempt to write a readonly database"."""
+"""Errors that SQLite also raises where its journal does not fit on the disk, such as "attempt to
+write a readonly database"."""
 SHARED_MEMORY = "/dev/shm"  # noqa: S108  # named in errors; nothing is written there
 UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
 def free_bytes(path: str | os.PathLike[str]) -> int:
-    """What this user may still write on the disk where a path is, or is to be.
+    """Return how many bytes this user may still write on the disk of a path, which need not exist.
 
     A user's share of the disk (quota) is not known here. Raises OSError.
     """
@@ -42,15 +43,15 @@ def free_bytes(path: str | os.PathLike[str]) -> int:
 
 
 def is_full(path: str | os.PathLike[str]) -> bool:
-    """Whether hardly a byte, or no further file, fits on the disk where a path is, or is to be."""
+    """Return whether the disk of a path takes no further bytes, or no further file."""
     return free_bytes(path) < NEARLY_FULL or _has_no_inodes(path)
 
 
 def full_folder(*folders: str | os.PathLike[str]) -> str:
     """The first folder whose disk is full; empty if none is.
 
-    After `folders` those are looked at in which this process and its libraries write unasked: for
-    temporary files, shared memory, and standard output that goes to a file.
+    After `folders`, the folders are checked into which this process and its libraries write by
+    themselves: those of temporary files, shared memory, and standard output that goes to a file.
     """
     for folder in (*folders, *_temporary_folders(), SHARED_MEMORY, *_output_folders()):
         with contextlib.suppress(OSError):  # a folder that cannot be looked at
@@ -100,7 +101,7 @@ def error_of_folder(folder: str | os.PathLike[str], num_bytes: int | None = None
 
 
 def error_of_program(text: str, *folders: str | os.PathLike[str]) -> FullDiskError | None:
-    """The error of a full disk that a program tells of in its output; None where it does not.
+    """Return the error for a full disk that a program's output reports; None where it does not.
 
     folders: where it writes, the likeliest first; it may also mean temporary files and shared
     memory.
@@ -116,12 +117,12 @@ def error_of_program(text: str, *folders: str | os.PathLike[str]) -> FullDiskErr
 
 @contextlib.contextmanager
 def catch_full_disk(*folders: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn a full disk, wherever it shows in the block, into a FullDiskError of one sentence.
+    """Raise FullDiskError where anything in the block fails because a disk is full.
 
     folders: where the block writes, the likeliest first, for errors that do not say which file they
-    are about (default: the working folder). Libraries hide the error of the system behind others,
-    SQLite has one of its own, and some say nothing but that a write failed; all count. The sentence
-    names the first of the folders whose disk is full, or another one that `full_folder` looks at.
+    are about (default: the working folder). Errors of libraries count as well: some wrap the error
+    of the system, SQLite has its own, and some say only that a write failed. The text names the
+    first of the folders whose disk is full, or another one that `full_folder` checks.
     """
     try:
         yield
@@ -202,7 +203,7 @@ def _output_folders() -> list[str]:
 
 
 def _advice(folder: str) -> str:
-    """What to do about a full disk."""
+    """Say what to do about a full disk."""
     advice = "free some space there"
     if folder.startswith(SHARED_MEMORY):
         advice += ", or give the container more (docker --shm-size, on a cluster --shared-memory)"
@@ -212,7 +213,7 @@ def _advice(folder: str) -> str:
 
 
 def size_text(size: int) -> str:
-    """Bytes in words: '3.2 MB'."""
+    """Format a number of bytes: '3.2 MB'."""
     number, unit = float(size), 0
     while number >= 1000 and unit < len(UNITS) - 1:
         number, unit = number / 1000, unit + 1

@@ -1,7 +1,7 @@
-"""Many ranges of one file at a time, in several requests in flight.
+"""Read many ranges of one file with several requests in flight.
 
-XRootD takes many small ranges in one request. Large ranges are cut, because one connection of a
-long line carries less than the line does.
+XRootD takes many small ranges in one request. Large ranges are cut, because a
+single connection over a long distance does not use the whole bandwidth.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ VECTOR_ITEMS = 1024
 
 
 def split_ranges(ranges: Iterable[Range], most: int = PIECE) -> list[Range]:
-    """The ranges in pieces of at most so many bytes."""
+    """Split the ranges into pieces of at most `most` bytes."""
     pieces = []
     for start, stop in ranges:
         for begin in range(start, stop, most):

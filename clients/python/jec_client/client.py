@@ -112,13 +112,14 @@ class Client:
     authorities.
 
     A client may be used by several threads, and sent to other processes by pickle: the secrets
-    themselves do not go along. Raises InputError for an address or a secret that is none.
+    themselves do not go along. Raises InputError for text that is no address, and for a file
+    or variable without a secret.
     """
 
     unreachable: ClassVar[type[ServerError]] = Unreachable
     not_serving: ClassVar[type[ServerError]] = NotServing
     failed: ClassVar[type[ServerError]] = ServerError
-    """The exceptions that are raised; a subclass may have its own."""
+    """The exceptions that this class raises; a subclass may replace them."""
 
     def __init__(
         self,
@@ -223,11 +224,11 @@ class Client:
 
         seconds = math.inf if deadline is None else _seconds("deadline", deadline)
         ends = time.monotonic() + seconds
-        model = self._described(ends)
+        model = self._get_model(ends)
         parts: dict[str, list[np.ndarray]] = {tensor.name: [] for tensor in model.outputs}
         invalid: Counter[str] = Counter()
         jets_of_events = None
-        for ready in self._prepared(jets, model):
+        for ready in self._prepare(jets, model):
             jets_of_events = ready.jets_of_events
             start = 0
             while start < ready.count:
@@ -249,10 +250,10 @@ class Client:
         result.attrs["invalid"] = dict(invalid)
         return result
 
-    def _described(self, ends: float) -> Model:
-        """What the server says about the model, asked once."""
+    def _get_model(self, ends: float) -> Model:
+        """Return the server's description of the model; it is requested once."""
         if self._model is None:
-            with self._explained():
+            with self._translate_errors():
                 self._model = self._describe(ends)
         return self._model
 
@@ -279,7 +280,7 @@ class Client:
             ) from None
         return Model(inputs=inputs, outputs=outputs, max_batch_size=most, limits=limits)
 
-    def _prepared(self, jets: Any, model: Model) -> Iterator[Jets]:
+    def _prepare(self, jets: Any, model: Model) -> Iterator[Jets]:
         """The model's inputs of the jets; those of a file come in pieces."""
         from jec_client.columns import table_of
         from jec_client.files import tables
@@ -298,7 +299,7 @@ class Client:
         self, model: Model, inputs: Mapping[str, np.ndarray], count: int, ends: float
     ) -> dict[str, np.ndarray]:
         """The outputs for the jets of one request, (count, ...) each."""
-        with self._explained():
+        with self._translate_errors():
             try:
                 answers = self._server.ask(self.model, inputs, ends=ends)
             except ServerError:
@@ -306,7 +307,7 @@ class Client:
                 raise
             outputs = {}
             for tensor in model.outputs:
-                values = _as_described(answers.get(tensor.name), tensor, count)
+                values = _in_shape(answers.get(tensor.name), tensor, count)
                 if values is None:
                     raise ServerError(
                         f"{self.url} answered {count} jets without '{tensor.name}' for each of"
@@ -341,7 +342,7 @@ class Client:
 
     def metadata(self) -> Body:
         """Names, datatypes and shapes of the model's inputs and outputs. Raises as `infer`."""
-        with self._explained():
+        with self._translate_errors():
             return self._server.metadata(self.model)
 
     def config(self) -> Body:
@@ -349,7 +350,7 @@ class Client:
 
         Raises as `infer`.
         """
-        with self._explained():
+        with self._translate_errors():
             return self._server.config(self.model)
 
     def infer(self, body: Body) -> Body:
@@ -359,7 +360,7 @@ class Client:
         or a request that the server refuses (in its own words), and `failed` for a model that
         failed or an answer that is no JSON.
         """
-        with self._explained():
+        with self._translate_errors():
             return self._server.infer(self.model, body)
 
     def ask(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -369,16 +370,16 @@ class Client:
         protocol's binary extension), several times faster than JSON for more than a few jets.
         Raises as `infer`.
         """
-        with self._explained():
+        with self._translate_errors():
             return self._server.ask(self.model, inputs)
 
     @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         """Turn the server's errors into those that this class raises."""
         try:
             yield
-        except Refused as refused:
-            raise self._refusal(refused) from None
+        except Refused as refusal:
+            raise self._refusal(refusal) from None
         except NotServing as error:
             raise self.not_serving(f"{self.url} cannot serve model {self.model} {error}") from None
         except Unreachable as error:
@@ -386,21 +387,21 @@ class Client:
         except ServerError as error:
             raise self.failed(str(error)) from None
 
-    def _refusal(self, refused: Refused) -> Exception:
-        known = self.models()
-        if known and self.model not in known:
-            return InputError(f"{self.url}: {unknown('model', self.model, known)}")
-        if refused.code >= 500:
+    def _refusal(self, refusal: Refused) -> Exception:
+        model_names = self.models()
+        if model_names and self.model not in model_names:
+            return InputError(f"{self.url}: {unknown('model', self.model, model_names)}")
+        if refusal.code >= 500:
             return self.failed(
-                f"model {self.model} at {self.url} failed ({refused.code}): {refused}"
+                f"model {self.model} at {self.url} failed ({refusal.code}): {refusal}"
             )
-        if refused.code == 404 and not known and not self.server_name():
+        if refusal.code == 404 and not model_names and not self.server_name():
             return InputError(
                 f"{self.url} does not speak the Open Inference Protocol v2, or is too old for it"
-                f" (404 at /v2): {refused}"
+                f" (404 at /v2): {refusal}"
             )
         return InputError(
-            f"{self.url} refused the request for model {self.model} ({refused.code}): {refused}"
+            f"{self.url} refused the request for model {self.model} ({refusal.code}): {refusal}"
         )
 
 
@@ -480,8 +481,8 @@ def _tensor(entry: Mapping[str, Any]) -> Tensor:
     return Tensor(name=entry["name"], dtype=np.dtype(protocol.DTYPES[datatype]), shape=shape)
 
 
-def _as_described(values: np.ndarray | None, tensor: Tensor, count: int) -> np.ndarray | None:
-    """An answer in the type and shape that the server says; None where it is another one."""
+def _in_shape(values: np.ndarray | None, tensor: Tensor, count: int) -> np.ndarray | None:
+    """Return an answer in the tensor's type and shape; None where it does not fit them."""
     if values is None or values.shape[:1] != (count,):
         return None
     if not np.can_cast(values.dtype, tensor.dtype, "same_kind"):
