@@ -26,8 +26,8 @@ YOUNG_SECONDS = 60.0
 def folder(prefix: str) -> Iterator[Path]:
     """Make a temporary folder for the block, and remove those of killed commands.
 
-    prefix: of the folder's name, which no other program uses. Raises FullDiskError where the disk of
-    the folder, or of temporary files that the block writes, is full.
+    prefix: of the folder's name, which no other program uses. Raises FullDiskError where the disk
+    of the folder, or of temporary files that the block writes, is full.
     """
     parent = space.temporary_folder()
     remove_abandoned(prefix)

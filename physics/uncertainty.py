@@ -1,16 +1,16 @@
 """How good a network's uncertainty of each jet is: pure functions of arrays.
 
-A quantile network answers, beside the median of t = log(pT_gen / pT), with further quantiles of t
-for the very jet, such as q16 and q84. Half of what lies between these two is its uncertainty of the
-jet: the relative 68 % half-width of pT. It is good if
+A quantile network returns for each jet the median of t = log(pT_gen / pT) and further quantiles of
+t, such as q16 and q84. Half of the distance between these two is the jet's uncertainty: the
+relative 68 % half-width of pT. It is tested in two ways:
 
-  - it covers: t lies between q16 and q84 for 68 % of the jets, in every range of pT;
-  - it tells jets apart: where a larger width is predicted, the calibrated response is found to be
-      wider, by as much.
+  - coverage: t lies between q16 and q84 for 68 % of the jets, in every range of pT;
+  - sharpness: jets with a larger predicted width have a wider calibrated response, by the same
+      factor.
 
-Jets are binned in what is known of them without their generator jet: the pT of the file, the
-predicted width. Among the jets of one pT_gen even the true quantiles would not cover 68 %, as
-pT_gen is what the interval is for.
+Jets are binned in quantities that do not need the generator jet: the pT of the file, the predicted
+width. In a bin of pT_gen even the true quantiles would not cover 68 % of the jets, because the
+interval is one for pT_gen.
 
 Sources: coverage and sharpness, T. Gneiting, F. Balabdaoui, A. Raftery, J. R. Statist. Soc. B 69
 (2007) 243; interval of a share, E. B. Wilson, J. Am. Stat. Assoc. 22 (1927) 209.
