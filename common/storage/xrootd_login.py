@@ -121,8 +121,8 @@ def _ticket() -> str:
     klist_result = subprocess.run([klist], check=False, capture_output=True, text=True, timeout=10)
     if klist_result.returncode:  # klist lists expired ones, too
         return f"There is no Kerberos ticket ({renew})."
-    cache = re.search(r"cache: (?:FILE:)?(\S+)", klist_result.stdout)
-    place = f" {cache[1]}" if cache else ""
+    match = re.search(r"cache: (?:FILE:)?(\S+)", klist_result.stdout)
+    place = f" {match[1]}" if match else ""
     return f"The Kerberos ticket{place} expired; renew it: {renew}."
 
 
