@@ -1,9 +1,9 @@
-"""Linear layers and batch normalisation over many rows, on which a CPU spends its time.
+"""Fast linear layers and batch normalisation over many rows, which take most of the CPU time.
 
-Both compute what `F.linear` and `F.batch_norm` compute and fall back to them where these are as
-good: on a GPU, under torch.compile (which fuses by itself) and in an exported graph. The figures
-were measured on 2 cores with 409,600 rows (a batch of 256 jets, 100 particles, 16 neighbours) of 50
-features: `python -m benchmarks.networks` measures the networks themselves.
+Both compute what `F.linear` and `F.batch_norm` compute, and call these where they are as fast: on a
+GPU, under torch.compile (which fuses by itself) and in an exported graph. The figures were measured
+on 2 cores with 409,600 rows (a batch of 256 jets, 100 particles, 16 neighbours) of 50 features:
+`python -m benchmarks.networks` measures the networks themselves.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def batch_norm(x: torch.Tensor, norm: nn.Module, *, relu: bool) -> torch.Tensor:
 
 
 def affine(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and shift (C,) that a batch normalisation amounts to outside training."""
+    """Return scale and shift (C,) that equal a batch normalisation outside training."""
     tracking = cast(TrackingNorm, norm)
     scale = tracking.weight / torch.sqrt(tracking.running_var + tracking.eps)
     return scale, tracking.bias - tracking.running_mean * scale
@@ -94,8 +94,8 @@ class Edges:
 
     A row is a particle of any jet: R = N P of them. `to` (R, k) is the neighbour's row, `counts`
     (R, 1) how often a row is a neighbour, `order` (R k,) the edges sorted by neighbour, where those
-    to row j begin at `starts[j]`: whatever is added up over the edges that meet in a particle is
-    then a plain sum of rows.
+    to row j begin at `starts[j]`. A sum over the edges that end at a particle is then a sum over
+    successive rows.
     """
 
     def __init__(self, index: torch.Tensor) -> None:
@@ -106,7 +106,7 @@ class Edges:
 
     @functools.cached_property
     def order(self) -> torch.Tensor:
-        """The edges (R k,) sorted by neighbour; only training needs them."""
+        """Return the indices of the edges sorted by neighbour, (R k,); only training needs them."""
         within = self.index.reshape(len(self.index), -1)  # (N, P k)
         # NumPy sorts numbers of 16 bits by radix, in a third of the time that torch takes.
         short = torch.int16 if self.index.shape[1] <= 2**15 else torch.int32
@@ -140,8 +140,8 @@ def edge_sum(centre: torch.Tensor, x: torch.Tensor, index: torch.Tensor) -> torc
 class Rows(NamedTuple):
     """Neighbours by their rows among all jets' particles: (N, P, k), and P itself.
 
-    In a traced graph P is a constant if it is given as a plain number, and else counted whenever
-    the graph is run.
+    In a traced graph P is a constant if it is a Python number; otherwise the graph computes it at
+    each run.
     """
 
     neighbours: torch.Tensor
