@@ -23,29 +23,29 @@ from common.errors import InputError, unknown
 
 VARIABLE = "JEC_CONFIG"
 LARGEST_BYTES = 1_000_000
-"""Far above any file of flags: it holds a search space at most."""
+"""Largest size of a file of flags, far above any real one."""
 OF_ONE_RUN = ("run_id", "user")
-"""Parameters in run.json that a new run has of its own."""
+"""Parameters in run.json that belong to that run alone and are not taken over."""
 _NOT_TYPED = object()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """Values of flags, by field, and where they come from in the words of an error."""
+    """Values of flags, by field, and their origin as errors name it."""
 
     where: str
     values: Mapping[str, Any]
 
 
 class Flags:
-    """The flags of a command line on top of sources, of which a later one wins.
+    """The flags of a command line, which take precedence over those of files.
 
-    `keys` are the flags that a file may have; `words` the command line, None for that of this
-    process.
+    A later source takes precedence over an earlier one. `keys` are the flags that a file may have;
+    `words` is the command line, None for that of this process.
     """
 
     def __init__(self, parser: Parser, keys: Iterable[str], words: list[str] | None) -> None:
-        """Parse the words once, to know which flags were typed."""
+        """Parse the command line once, to know which flags it has."""
         self.parser, self.words = parser, words
         self.keys = tuple(keys)
         self.sources: list[Source] = []
@@ -55,7 +55,7 @@ class Flags:
         self._typed = {name for name, value in values.items() if value is not _NOT_TYPED}
 
     def parse(self) -> argparse.Namespace:
-        """The flags that were typed; all others by the sources, or at their defaults."""
+        """Return the flags of the command line, the others from the sources, or their defaults."""
         for source in self.sources:
             self.parser.set_defaults(**source.values)
         return self.parser.parse_args(self.words)
@@ -63,8 +63,8 @@ class Flags:
     def read(self, path: str, name: str) -> Source:
         """Read a file that `name`, a flag or a variable, names.
 
-        Raises InputError for what is no file of flags, for a key that is none, and for a value of
-        another type.
+        Raises InputError for a file without flags, for an unknown key, and for a value of another
+        type.
         """
         where = f"{name} {path}"
         content = yaml_text.load(_text(path, where), where)
@@ -83,7 +83,7 @@ class Flags:
         return Source(where=where, values=values)
 
     def explain(self, error: InputError) -> None:
-        """Add to an error where the values of the flags that it names come from."""
+        """Add the origin of each flag that an error names to its text."""
         origins = {}
         for name in self.keys:
             if name in self._typed or not re.search(rf"--{flag(name)}(?![\w-])", str(error)):
@@ -96,7 +96,7 @@ class Flags:
             error.args = (f"{error} ({places})",)
 
     def as_yaml(self, args: argparse.Namespace) -> str:
-        """The values of all keys as a file for --config, in the groups of --help."""
+        """Return the values of all keys as a file for --config, in the groups of --help."""
         import yaml
 
         lines = []

@@ -47,7 +47,7 @@ from common.measurements import (
 Value = TypeVar("Value")
 
 JsonObject: TypeAlias = dict[str, Any]
-"""An object of JSON whose keys are not known here."""
+"""A JSON object with any keys."""
 
 TrialStatus = Literal[
     "Succeeded", "Failed", "EarlyStopped", "Killed", "MetricsUnavailable", "Running", "Pending"
@@ -363,9 +363,9 @@ class SearchRecord(Record):
     early_stopping: str = "none"
     seed: int | None = None
     asked: int | None = None
-    """How many trials the search was to have in all."""
+    """Total number of trials that were requested."""
     carried: int = 0
-    """So many trials, the first ones, belong to experiments before this one."""
+    """Number of trials, the first ones, that belong to earlier experiments."""
     optimal: str
     trials: list[Trial]
 
@@ -423,7 +423,7 @@ class ResumedRecord(Record):
     """The parameters of the run that their jobs had, as text."""
     names: list[str]
     failed: list[Trial]
-    """Those that failed. The others are known by what they left in their folders."""
+    """Trials that failed. The state of the others follows from the files in their folders."""
 
 
 # ------------------------------------------------------------------------------------- export.json
@@ -481,7 +481,7 @@ class ModelRecord:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResidualPoint:
-    """What a pT bin of validation jets said about the residual correction."""
+    """The residual correction measured in a pT bin of validation jets."""
 
     region: str
     pt: float
@@ -492,7 +492,7 @@ class ResidualPoint:
     error: float
     """Standard deviation of `needed`."""
     applied: float
-    """The correction at this pT: smoothed, and drawn towards 1 by the errors."""
+    """The correction at this pT, after smoothing."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -596,7 +596,7 @@ class MetricsRecord(Record):
     bins: list[ResponseBin]
     curves: list[ResponseBin]
     weighted: Weighted | None
-    """None where the jets have no weights, or equal ones, or such that mean nothing."""
+    """None where the jets have no weights, equal ones, or invalid ones."""
     core: list[CoreBin]
     residuals: dict[str, list[ResidualSlice]]
     """Column -> its slices."""
@@ -757,11 +757,11 @@ class SummaryRecord(RecordOfSteps):
     gain_percent: Interval | None = None
     gate: bool | None = None
     gate_settings: GateSettings | None = None
-    """What the gate asked for."""
+    """Limits of the gate."""
     service: str | None = None
     report: str | None = None
     resume: str = ""
-    """The command that goes on with a run that did not end well; empty for any other.
+    """The command that resumes a run that did not end well; empty for any other.
 
-    A comment of the shell at its end says what a pod cannot know of it: Kubeflow's address.
+    Where a pod wrote it, a shell comment at its end names the missing part, Kubeflow's address.
     """

@@ -1,10 +1,10 @@
 """A CMS-like detector in a few formulas: particles in, particle-flow candidates out.
 
-Many events are simulated at once. What matters for the energy of a jet is here: tracks are lost
+Many events are simulated at once. The effects that change the energy of a jet are: tracks are lost
 (more often when soft, and in the cores of hard jets), photons are merged in the electromagnetic
 calorimeter (ECAL), hadrons deposit a fluctuating, non-linear energy in the hadronic one (HCAL), and
-particle flow subtracts what the tracks explain and calls the rest a neutral hadron. Pile-up passes
-through the same detector.
+particle flow subtracts the energy of the tracks and takes the rest for a neutral hadron. Pile-up
+passes through the same detector.
 
 Sources: CMS, "Particle-flow reconstruction and global event description", JINST 12 (2017) P10003,
 arXiv:1706.04965 (PF); CMS, "Description and performance of track and primary-vertex
@@ -54,20 +54,20 @@ class Detector:
     Tuned to the share of charged hadrons.
     """
     endcap_track_loss: float = 0.05
-    """Less efficiency beyond |eta| = 1.5 (TRK fig. 8)."""
+    """Loss of efficiency beyond |eta| = 1.5 (TRK fig. 8)."""
     dense_track_loss: float = 0.001
     """Efficiency lost per further track (pT > 1 GeV) in the same 0.03 × 0.03 cell: hits of a hard
     jet's core merge. Tuned to the resolution above 500 GeV."""
     muon_efficiency: float = 0.98
     outermost_seed: float = 600.0
-    """mm: a track that starts this far from the beam is lost for certain; in between the efficiency
-    falls linearly (TRK fig. 12).
+    """mm: the efficiency falls linearly with the distance from the beam at which a track starts (TRK
+    fig. 12), and is zero from here on.
     """
 
     bend: float = 0.735
     """GeV rad: a track of this pT turns by one radian before the ECAL, 0.3 × 3.8 T × 1.29 m / 2."""
     calorimeter_pt: float = 0.7
-    """GeV: charged particles below curl in the field and do not reach the calorimeters."""
+    """GeV: charged particles below this pT curl in the field and do not reach the calorimeters."""
 
     ecal_cell: float = 0.03
     """Photons closer than this (about two crystals of 0.0174) are one cluster."""
@@ -234,8 +234,8 @@ def track_candidates(
 def vertex_association(vertex: np.ndarray, pt: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """PF_fromPV of tracks (N,) of a true vertex (0 = hard collision) and pT (GeV).
 
-    Soft tracks are poor at pointing back: some of the hard collision's go to other vertices. The
-    tracks of pile-up that no other vertex has used stay in the jets (PU section 3). The shares are
+    Soft tracks point back badly, so that some tracks of the hard collision are assigned to other
+    vertices. Pile-up tracks that no vertex uses stay in the jets (PU section 3). The shares are
     round numbers, larger below 1 GeV.
     """
     draw = rng.random(len(vertex))
@@ -304,19 +304,19 @@ def hadron_candidates(
     detector: Detector,
     rng: np.random.Generator,
 ) -> Candidates:
-    """HCAL energy that the tracks of the same tower do not explain, as neutral hadrons."""
+    """HCAL energy above that expected from the tracks in the same tower, as neutral hadrons."""
     which = np.flatnonzero(kind.hadron & kind.reaches_calorimeter)
     event = particles.event[which]
     eta = particles.eta[which]
     energy = particles.energy[which]
-    # Charged hadrons meet the calorimeter where the field has turned them to.
+    # Charged hadrons reach the calorimeter after a turn in the field.
     sign = np.sign(particles.id[which])
     turn = sign * detector.bend / np.maximum(particles.pt[which], 0.5)
     phi = delta_phi(particles.phi[which] - np.where(kind.charged[which], turn, 0.0))
     response = hadron_response(energy, detector)
     deposit = energy * response * hadron_fluctuation(energy, eta, detector, rng)
 
-    # What the tracks of a tower explain: the response expected of their momenta.
+    # The energy expected from the tracks of a tower: the mean response to their momenta.
     cell, cells = cell_index(event, eta, phi, detector.tower)
     momentum = np.where(has_track[which], track_pt[which] * np.cosh(eta), 0.0)
     track_energy = np.bincount(cell, weights=momentum * response, minlength=cells)

@@ -29,8 +29,7 @@ EDGES = (np.linspace(0, 100, 21), np.linspace(0, 1, 21), np.linspace(0, 8, 21))
 
 Values outside go to the first or the last bin.
 """
-# jets of the rarer kind, added to each bin as a density: an empty bin says nothing instead of
-# everything
+# jets of the rarer kind that are added to each bin, so that the likelihood of an empty bin is even
 SMOOTHING = 1.0
 
 
