@@ -43,11 +43,11 @@ class Finding(Protocol):
         """The file or set with the problem."""
 
     @property
-    def found(self) -> str:
-        """What the check found."""
+    def problem(self) -> str:
+        """Description of the problem."""
 
     @property
-    def cure(self) -> str:
+    def remedy(self) -> str:
         """How to fix the problem."""
 
 

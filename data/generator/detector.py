@@ -60,7 +60,7 @@ class Detector:
     jet's core merge. Tuned to the resolution above 500 GeV."""
     muon_efficiency: float = 0.98
     outermost_seed: float = 600.0
-    """mm: the efficiency falls linearly with the distance from the beam at which a track starts (TRK
+    """mm: the efficiency falls linearly with the distance from the beam where a track starts (TRK
     fig. 12), and is zero from here on.
     """
 
