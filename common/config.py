@@ -2,10 +2,10 @@
 
 The flags of pipeline.py, the parameters of the KFP pipeline and run.json come from it.
 
-A field is one flag (`--num-gpus`) and one key of run.json (`num_gpus`). In Kubeflow's form it has a
-name that says its group (`pods_num_gpus`): common.form, by what the field says here. There are no
-optional and no empty values, because Kubeflow's UI loses them when a run is cloned: the words
-`auto` and `none` stand for them.
+Each field is one flag (`--num-gpus`) and one key of run.json (`num_gpus`). Its name in Kubeflow's
+form begins with a prefix for its group (`pods_num_gpus`); common.form makes that name from the
+field's metadata (see `option`). No field is optional or empty, because Kubeflow's UI loses such
+values when it clones a run; the words `auto` and `none` take their place.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ RETIRED = ("webhook",)
 TAINT_EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 
 
-OF_THE_GROUP = "the group's prefix and the field's name"
+PREFIXED_NAME = "the group's prefix and the field's name"
 
 
 def option(
@@ -68,15 +68,17 @@ def option(
     group: str,
     choices: tuple[str, ...] = (),
     metavar: str = "",
-    form: str = OF_THE_GROUP,
+    form: str = PREFIXED_NAME,
     own_input: bool = False,
     of_site: bool = False,
 ) -> Any:
-    """A field with its default, its help text and the group that `--help` shows it in.
+    """Define a field of RunConfig: its default, its help text and its group in `--help`.
 
-    `form` is its name in Kubeflow's form, empty where a form cannot change it. With `own_input` it
-    has an input of its own there, otherwise it is one of the settings (common.form). `of_site`
-    marks what is the same for all runs of a site: submit makes it the form's default.
+    form: the field's name in Kubeflow's form; empty if the form does not have it.
+    own_input: the form has a text field for it; otherwise it is an entry of the JSON object
+    `settings` (common.form).
+    of_site: the value is the same for all runs of a site, so that submit makes the current one the
+    default of the form.
     """
     return dataclasses.field(
         default=default,
@@ -805,7 +807,7 @@ class RunConfig:
         What earlier versions had and no later one has (RETIRED) is left out.
         """
         values = {name: value for name, value in values.items() if name not in RETIRED}
-        values = of_earlier_run(values)
+        values = with_former_defaults(values)
         names = [field.name for field in dataclasses.fields(cls)]
         for key in values:
             if key not in names:
@@ -825,10 +827,10 @@ LARGEST_SEED = 2**31 - 1  # every library of the chain, here and in Katib, takes
 
 
 def with_types(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of parameters in the types of today.
+    """Convert numbers to text for parameters that are text; return all parameters.
 
-    JSON and Kubeflow know no whole numbers: 2.0 means 2. A number for a parameter that is text is
-    of an earlier version, where the seed was one.
+    Earlier versions stored such numbers: the seed was an integer, and is text now. JSON and
+    Kubeflow do not distinguish 2.0 from 2, so that both become '2'.
     """
     defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
     parameters_with_types = {}
@@ -888,15 +890,15 @@ def is_whole(text: str) -> bool:
 
 
 def bucket_of(uri: str) -> str:
-    """The bucket of an s3:// address; empty for others. Raises InputError for none, or no name."""
+    """Return the bucket of an s3:// address, which must name one; empty for other addresses."""
     return split_s3(uri)[0] if scheme_of(uri) == S3 else ""
 
 
-def of_earlier_run(values: dict[str, Any]) -> dict[str, Any]:
-    """The parameters of a run with those that it had without naming them.
+def with_former_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """Add parameters that an earlier version did not have, with the values it used implicitly.
 
-    Before there was serving_gpus a run that trained with GPUs served with one, and its exported
-    model says so.
+    Before `serving_gpus` existed, a run that trained with GPUs served its model on one GPU, and the
+    configuration of its exported model still asks for it.
     """
     if "serving_gpus" in values or not values.get("num_gpus", 0):
         return values

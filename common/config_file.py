@@ -18,14 +18,14 @@ from typing import Any
 
 from common import yaml_text
 from common.cli import Parser
-from common.config import RETIRED, RunConfig, flag, of_earlier_run, with_types
+from common.config import RETIRED, RunConfig, flag, with_former_defaults, with_types
 from common.errors import InputError, unknown
 
 VARIABLE = "JEC_CONFIG"
 LARGEST_BYTES = 1_000_000
 """Largest size of a file of flags, far above any real one."""
 OF_ONE_RUN = ("run_id", "user")
-"""Parameters in run.json that belong to that run alone and are not taken over."""
+"""Parameters that a new run does not take over from another run's run.json."""
 _NOT_TYPED = object()
 
 
@@ -38,10 +38,10 @@ class Source:
 
 
 class Flags:
-    """The flags of a command line, which take precedence over those of files.
+    """Combine the flags of a command line with values from files.
 
-    A later source takes precedence over an earlier one. `keys` are the flags that a file may have;
-    `words` is the command line, None for that of this process.
+    A flag on the command line overrides all `sources`, and a later source overrides earlier ones.
+    keys: the flags that a file may set. words: the command line; None for that of this process.
     """
 
     def __init__(self, parser: Parser, keys: Iterable[str], words: list[str] | None) -> None:
@@ -55,16 +55,16 @@ class Flags:
         self._typed = {name for name, value in values.items() if value is not _NOT_TYPED}
 
     def parse(self) -> argparse.Namespace:
-        """Return the flags of the command line, the others from the sources, or their defaults."""
+        """Return all flags: from the command line, else from the sources, else the defaults."""
         for source in self.sources:
             self.parser.set_defaults(**source.values)
         return self.parser.parse_args(self.words)
 
     def read(self, path: str, name: str) -> Source:
-        """Read a file that `name`, a flag or a variable, names.
+        """Read the file `path`, the value of `name` (--config or JEC_CONFIG).
 
-        Raises InputError for a file without flags, for an unknown key, and for a value of another
-        type.
+        Raises InputError if it is not a YAML mapping, or has an unknown key or a value of another
+        type than its flag.
         """
         where = f"{name} {path}"
         content = yaml_text.load(_text(path, where), where)
@@ -83,7 +83,7 @@ class Flags:
         return Source(where=where, values=values)
 
     def explain(self, error: InputError) -> None:
-        """Add the origin of each flag that an error names to its text."""
+        """Append to the error's text which file set the flags that the text names."""
         origins = {}
         for name in self.keys:
             if name in self._typed or not re.search(rf"--{flag(name)}(?![\w-])", str(error)):
@@ -147,8 +147,8 @@ def site(flags: Flags) -> list[Source]:
 
 
 def _of_run(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters in a run.json that another run may have."""
-    values = of_earlier_run(with_types(parameters))
+    """Return the parameters of a run.json without those that belong to that run alone."""
+    values = with_former_defaults(with_types(parameters))
     return {name: values[name] for name in values if name not in (*RETIRED, *OF_ONE_RUN)}
 
 

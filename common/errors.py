@@ -22,17 +22,17 @@
     │   ├── PortInUse            another process has the port that was asked for (serving.triton)
     │   └── ModelError           a model server or its model failed         (serving.client)
     ├── TrainingError            training cannot go on and would fail again in the same way
-    ├── ServerError              the client's own: of these, its subclasses Unreachable, NotServing
-    │                            and Refused, this project sees those of serving.client above
+    ├── ServerError              of jec_client, with Unreachable, NotServing and Refused; here
+    │                            serving.client raises its own classes above, or InputError
     ├── GateError                a finished model did not pass a gate
     ├── StepError                a step of a local run ended with an error  (components.host_runner)
     └── InterruptedRun           stopped by the user or by the system (exit code 130)
 
-Its base and the words stand in the client's package (jec_client/errors.py), which is installed
-without this project; what the client raises of its own is in that tree as well.
+JecError, InputError, ServerError and the functions that word errors are defined in
+jec_client/errors.py, because the client is also installed without this project.
 
 Exceptions outside the tree never reach a user: UnsupportedFile (weaver.read.root.root_tree: uproot
-reads this file instead), _PortTakenError (serving.triton: another port is tried) and _FileError
+reads this file instead), _PortInUseError (serving.triton: another port is tried) and _FileError
 (serving.calibration.work: it carries a file's JecError to the loop over files).
 """
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.cli import truth
-from common.config import OF_THE_GROUP, RunConfig, flag
+from common.config import PREFIXED_NAME, RunConfig, flag
 from common.errors import InputError, unknown
 
 SETTINGS = "settings"
@@ -53,7 +53,7 @@ def _entries() -> tuple[Entry, ...]:
     for field in dataclasses.fields(RunConfig):
         metadata = field.metadata
         name = metadata["form"]
-        if name == OF_THE_GROUP:
+        if name == PREFIXED_NAME:
             prefix = PREFIXES[metadata["group"]]
             name = field.name if field.name.startswith(prefix) else f"{prefix}_{field.name}"
         if name:

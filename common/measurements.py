@@ -5,8 +5,7 @@ network), `standard` (jetPt as it is in the file), `trees` (boosted trees, where
 `baseline` (an earlier model, where one is named) and `uncorrected` (jetRawPt, where it is among the
 observers).
 
-OMIT_DEFAULTS of a class says that parts which are None by default are left out of the file where
-there are none.
+A class with OMIT_DEFAULTS leaves fields that have their default value out of the file.
 """
 
 from __future__ import annotations
@@ -285,8 +284,9 @@ class FlavourBin(Calibrated[Interval], PtBin):
 class FlavourSpread:
     """Standard deviation of the median response between the flavours of one region.
 
-    The noise of the medians is subtracted (physics.response.spread_squared); 0 where the noise
-    explains all of it. Runs of earlier versions have the largest minus the smallest median.
+    The statistical noise of the medians is subtracted (physics.response.spread_squared); the spread
+    is 0 if noise explains all of it. In runs of earlier versions it is the largest minus the
+    smallest median.
     """
 
     OMIT_DEFAULTS: ClassVar[bool] = True
@@ -511,10 +511,11 @@ class GateSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GateCheck:
-    """A number that the gate judged, in units of `unit`.
+    """One number that the gate judged; value, standard, limit and margin have the unit `unit`.
 
-    The number is better than allowed by `margin`: limit - |value|, with the interval that decides
-    (for the gain: value - limit, and the plain interval).
+    `margin` is how far the value is on the allowed side of the limit: limit - |value|, or
+    value - limit for the gain. The gate decides by its interval, which is corrected for the number
+    of tests, except for the gain.
     """
 
     quantity: str

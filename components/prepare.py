@@ -383,7 +383,7 @@ def fill(run: Run, inputs: Inputs, job_id: str = "") -> None:
     storage.write_text(run.path("config", "network.py"), inputs.network.source)
     write_siblings(inputs.network.siblings, run.path("config"))
     storage.write_text(run.path("config", "search_space.json"), run.config.search_space + "\n")
-    card.keep(run.config.card, run.path("config"))
+    card.copy_to(run.config.card, run.path("config"))
     record = RunRecord(
         data=sets,
         data_fingerprint=unchanged.data_fingerprint(inputs),

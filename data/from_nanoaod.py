@@ -146,10 +146,11 @@ class ConvertedFile:
 
 
 def output_names(uris: Sequence[str]) -> dict[str, str]:
-    """Input file -> name of its outputs.
+    """Return a unique name for the outputs of each input file: input -> name.
 
-    That is the file's own name; of files with equal names, as jobs for several samples write them,
-    preceded by as many names of its parent folders as make it unique.
+    It is the file's name without its suffix. If several inputs have the same name, which is usual
+    for jobs on several samples, it begins with the names of enough parent folders to be unique:
+    qcd_nano_1 and top_nano_1 for qcd/nano_1.root and top/nano_1.root.
     """
     parts = {}
     for uri in uris:

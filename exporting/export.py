@@ -174,7 +174,7 @@ def provenance(request: Export, data_config: DataConfig, info: ModelInfo) -> Map
             metrics = epoch
             break
 
-    facts, _ = card.load(request.folder.config)
+    facts, _ = card.read_copy(request.folder.config)
     labels = {}
     for name in data_config.label_names:
         if name in data_config.functions:
@@ -302,7 +302,7 @@ def main(argv: list[str] | None = None) -> int:
         arguments = vars(options).copy()
         own_card = arguments.pop("card")
         request = Export(**arguments | {"run": storage.absolute(options.run)})
-        card.keep(own_card, request.folder.config)
+        card.copy_to(own_card, request.folder.config)
         record = export(request)
         print(f"exported trial {request.trial} as {request.folder.model(request.name)}")
         _print_model(record)

@@ -137,10 +137,11 @@ class LinearNorm(nn.Module):
     def forward(
         self, x: torch.Tensor, *, relu: bool = False, with_one: bool = False, keep_one: bool = False
     ) -> torch.Tensor:
-        """Apply the layer to x (..., C).
+        """Apply the layer: x (..., C) -> (..., D).
 
-        `with_one`, outside training: the last feature of x (..., C + 1) is one; `keep_one`: so is
-        that of the answer (..., D + 1).
+        with_one: x is (..., C + 1), and its last feature is the constant 1, which carries the bias
+        (see networks/fast.py); not for training.
+        keep_one: the result is (..., D + 1), with that constant appended for the next layer.
         """
         if with_one:
             y = linear_with_one(x, *self.with_bias(), keep=keep_one)
@@ -155,9 +156,9 @@ class LinearNorm(nn.Module):
         return self.with_bias()
 
     def with_bias(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weight (D, C) and bias (D,) outside training, with batch normalisation in them.
+        """Return weight (D, C) and bias (D,), with the batch normalisation folded into both.
 
-        Not for a layer normalisation, which cannot be part of them.
+        Use it outside training only, and not with layer normalisation, which cannot be folded.
         """
         if not self.by_batch:
             return self.linear.weight, self.linear.bias
@@ -252,15 +253,19 @@ def nearest_neighbours(
     training: bool = False,
     particles: int | None = None,
 ) -> torch.Tensor:
-    """Find the k particles nearest to each one, itself left out: indices (N, P, k), unordered.
+    """Return the indices (N, P, k) of each particle's k nearest others, in any order.
 
-    points (N, P, D), whose padding must be finite, as zeros are; real (N, P); P > k. With
-    `use_counts` padding is never a neighbour: where there are fewer than k others, the rest of the
-    k places hold the particle itself. Without it padding (features zero) fills them, which is the
-    function as published. There padding's own neighbours are padding; they are looked for with
-    `training` alone, as nothing but the statistics of a batch depends on them. Distances are
-    float32 also under autocast, so that bf16 does not shuffle neighbours. `particles`: P, as in
-    `Rows`.
+    points: (N, P, D), with finite values in padding; P > k. real: (N, P), False for padding.
+
+    use_counts decides what fills the k places if a jet has too few other particles. With it, the
+    particle itself does, and padding is never a neighbour. Without it, padding does, as in the
+    published network.
+
+    The neighbours of padding affect nothing but batch statistics in training without `use_counts`.
+    Only in that case are they restricted to padding, as in the published network.
+
+    Distances are computed in float32 also under autocast, because in bf16 other particles would
+    seem nearest. particles: P as in `Rows`; default: from the shape of `points`.
     """
     with torch.no_grad(), torch.autocast(points.device.type, enabled=False):
         if training and not use_counts:

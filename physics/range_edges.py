@@ -1,8 +1,8 @@
-"""The step in response at the edges of the range that a model is meant for.
+"""Measure how much the response jumps at the edges of a model's valid range.
 
-Inside of the range the raw model calibrates; outside it returns the standard correction unchanged.
-So the response jumps at an edge by the correction of the model there. The jump is measured on the
-test jets in a narrow band on either side. Pure functions of arrays; pT in GeV.
+Inside the valid range the raw model calibrates jets; outside it returns the standard correction. So
+at an edge the response changes by the size of the model's correction there. It is measured with
+the test jets in a narrow band on each side of the edge. Pure functions of arrays; pT in GeV.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ MIN_JETS = 100
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Edge:
-    """An edge of the range: bands of jets (low, high) inside and outside of it."""
+    """An edge of the valid range, with a band (low, high) on each side of it."""
 
     name: str
     quantity: str
-    """pt or abs_eta: the quantity of a jet that the bands limit."""
+    """The quantity that the bands are ranges of: pt (GeV) or abs_eta."""
     inside: tuple[float, float]
     outside: tuple[float, float]
 
 
 def edges_of(min_pt: float, max_pt: float, max_abs_eta: float | None) -> list[Edge]:
-    """The edges of a range: pT in GeV; no edge in |eta| where it has none."""
+    """Return the edges of a valid range (pT in GeV); without max_abs_eta, only those in pT."""
     near, far = 1 - PT_BAND, 1 + PT_BAND
     edges = [
         Edge(
@@ -74,11 +74,12 @@ def steps(
     valid: Mask,
     level: float,
 ) -> list[EdgeStep]:
-    """Measure the median responses on both sides of each edge, with intervals at a level.
+    """Return the median responses in the two bands of each edge, with their intervals.
 
-    All arrays are (N,): pt (GeV) after the standard correction, abs_eta, generated_pt (GeV),
-    correction (the logarithm that the model answers), valid (whether the jet is in the range).
-    Without abs_eta its edge is left out. A median of fewer than MIN_JETS jets is None.
+    All arrays are (N,). pt: after the standard correction (GeV). abs_eta: None leaves out the edge
+    in |eta|. generated_pt: GeV. correction: the model's output log(pT_gen / pT). valid: the jet is
+    in the valid range. level: confidence level of the intervals. A median of fewer than MIN_JETS
+    jets is None.
     """
     standard = pt / generated_pt
     model = standard * np.exp(correction)

@@ -213,14 +213,16 @@ def bias(q: Floats) -> Floats:
 
 
 def spread_squared(medians: Floats) -> Floats:
-    """Variance of the median response between flavours, without that of the medians' own noise.
+    """Return the variance of the median response between flavours without noise: (draws + 1,).
 
-    medians: (draws + 1, flavours), row 0 the sample, the others bootstrap draws of it; at least two
-    flavours. Returns (draws + 1,). The variance of noisy medians is the variance of the true ones
-    plus the mean variance of the noise, which the draws give. The noise is subtracted once from the
-    sample, and twice from a draw, which has the noise of the sample and its own. So the result is
-    unbiased (the largest minus the smallest median would be too large), and negative in half of all
-    samples if the flavours do not differ. All flavours have equal weights.
+    medians: (draws + 1, flavours), row 0 for the sample, the others for its bootstrap draws; at
+    least two flavours, which have equal weights.
+
+    The variance of measured medians is that of the true ones plus the mean variance of their
+    statistical noise. The noise is estimated from the draws and subtracted: once from the sample,
+    and twice from a draw, which has the sample's noise and its own. The result is an unbiased
+    estimate, unlike the largest minus the smallest median, which noise always increases. If the
+    flavours do not differ, it is as often negative as positive.
 
     Source: the moment estimator of the variance between groups of R. DerSimonian, N. Laird,
     Controlled Clinical Trials 7 (1986) 177, with equal weights as in R. DerSimonian, R. Kacker,

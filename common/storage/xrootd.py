@@ -62,17 +62,18 @@ def _library() -> Any:
         client: Any = importlib.import_module("XRootD.client")
     except ImportError:
         raise InputError(f"root:// takes the XRootD client; type: {EXTRA}") from None
-    _end_quietly()
+    _suppress_warnings_at_exit()
     for name, value in DEFAULTS.items():
         if f"XRD_{name.upper()}" not in os.environ:
             client.EnvPutInt(name, value)
     return client
 
 
-def _end_quietly() -> None:
-    """Have the client look for its open files at the end of Python without any warning.
+def _suppress_warnings_at_exit() -> None:
+    """Suppress warnings while the client closes its open files at the exit of Python.
 
-    It looks at all objects there are, and torch warns of some that are looked at.
+    To find them, its exit handler inspects every object of the process, and some objects of torch
+    emit a deprecation warning when they are inspected.
     """
     finalize: Any = importlib.import_module("XRootD.client.finalize").finalize
 

@@ -57,13 +57,13 @@ def generate(
     try:
         processes = workers or available_cores()
         hidden = _write_hidden(folder, jets, recipe, processes, jets_per_file, label)
-        return [_unhide(path) for path in hidden]
+        return [_make_visible(path) for path in hidden]
     finally:
         _remove_hidden(folder)
 
 
-def _unhide(path: Path) -> Path:
-    """Give a hidden file its own name; returns the new path."""
+def _make_visible(path: Path) -> Path:
+    """Rename a hidden file to its final name; return the new path."""
     target = path.with_name(path.name.removeprefix(PARTIAL))
     durable.rename(path, target)
     return target

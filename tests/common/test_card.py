@@ -29,14 +29,14 @@ def test_a_run_keeps_the_file(tmp_path, name, text, facts, notes):
     folder.mkdir()
     (folder / "card.yml").write_text("era: another\n")  # of an earlier export
     assert card.read(str(path)) == (facts, notes)
-    card.keep(str(path), str(folder))
-    assert card.load(str(folder)) == (facts, notes)
-    card.keep(NONE, str(folder))
-    assert card.load(str(folder)) == (facts, notes)
+    card.copy_to(str(path), str(folder))
+    assert card.read_copy(str(folder)) == (facts, notes)
+    card.copy_to(NONE, str(folder))
+    assert card.read_copy(str(folder)) == (facts, notes)
 
 
 def test_a_run_without_the_file(tmp_path):
-    assert card.load(str(tmp_path)) == ({}, "")
+    assert card.read_copy(str(tmp_path)) == ({}, "")
 
 
 @pytest.mark.parametrize(

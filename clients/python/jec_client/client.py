@@ -60,8 +60,8 @@ KSERVE_BINARY = (0, 14)
 class Server(Protocol):
     """A model server, over HTTP or gRPC.
 
-    ends: until then (time.monotonic) a request is repeated, if that may help. Everything raises
-    Unreachable, NotServing, Refused and ServerError.
+    Every method may raise ServerError or one of its subclasses. ends: the time (time.monotonic)
+    until which a request that fails for a temporary reason is repeated.
     """
 
     binary: bool
@@ -105,21 +105,22 @@ class Model:
 class Client:
     """One model of one server.
 
-    url: http://host:port or https, and grpc:// or grpcs:// with the extra `grpc`. model: its name
-    there. timeout: seconds for one request. headers: go with every request, such as the Host of an
-    ingress. token, cookies: of a gateway; the path of a file that holds them, or '$NAME' of a
-    variable of the environment. verify: False takes any certificate; a path names certificate
-    authorities.
+    url: http://host:port or https://host; with the extra `grpc` also grpc:// or grpcs://.
+    model: the model's name on the server.
+    timeout: seconds for one request.
+    headers: headers of every request, such as the Host of an ingress.
+    token, cookies: credentials for a gateway, given as the path of a file that contains them, or as
+    '$NAME' for an environment variable.
+    verify: False accepts any certificate; a path names a file or folder of certificate authorities.
 
-    A client may be used by several threads, and sent to other processes by pickle: the secrets
-    themselves do not go along. Raises InputError for text that is no address, and for a file
-    or variable without a secret.
+    Several threads may share a client. A pickled client contains no secrets: another process reads
+    them again from the file or variable. Raises InputError for an invalid argument.
     """
 
     unreachable: ClassVar[type[ServerError]] = Unreachable
     not_serving: ClassVar[type[ServerError]] = NotServing
     failed: ClassVar[type[ServerError]] = ServerError
-    """The exceptions that this class raises; a subclass may replace them."""
+    """The exceptions that the methods raise; a subclass may set its own."""
 
     def __init__(
         self,
@@ -204,21 +205,22 @@ class Client:
     # ------------------------------------------------------------ columns of jets
 
     def calibrate(self, jets: Any, *, deadline: float | None = None) -> ak.Array:
-        """The model's outputs, a record array with an entry for each jet, in the same order.
+        """Return the model's outputs: a record array with one entry for each jet, in their order.
 
-        jets: columns with the names of the model's inputs, in any numeric type: a record array of
-        awkward or NumPy, a dict of columns (awkward, NumPy, lists), a frame of pandas, polars or
-        pyarrow. A record array of events with lists of jets gives such lists. Particles are lists
-        of any length; their counter may be left out. Or the path of a ROOT or parquet file (the
-        extra `files`); a tree is named behind it: jets.root:AK4jets/jetTree.
+        jets: columns with the names of the model's inputs, of any numeric type: a record array of
+        awkward or NumPy, a dict of columns (awkward, NumPy, lists), or a frame of pandas, polars or
+        pyarrow. Columns of particles are lists of any length; their counter may be left out. If
+        the entries are events with lists of jets, the outputs are lists too. With the extra
+        `files`, `jets` may be the path of a ROOT or parquet file, and name the tree:
+        jets.root:AK4jets/jetTree.
 
-        Jets go in requests of as many as the server takes. A request that nobody answers, or that
-        comes at a bad moment, is sent again. deadline: seconds for all of it.
+        The jets are sent in several requests, each as large as the server allows. A request that
+        fails for a temporary reason is repeated. deadline: seconds for all requests together.
 
-        `attrs["invalid"]` of the answer counts the jets that are not valid by their reasons.
+        `attrs["invalid"]` of the result is a dict: reason -> number of jets that are not valid.
 
-        Raises InputError before anything is sent for columns that are missing or unknown and for
-        values that the model's types cannot hold; the others as `infer`.
+        Raises InputError, before anything is sent, for missing or unknown columns and for values
+        that the types of the model cannot represent. Otherwise raises as `infer`.
         """
         import awkward as ak
 
@@ -354,11 +356,12 @@ class Client:
             return self._server.config(self.model)
 
     def infer(self, body: Body) -> Body:
-        """The server's answer to a request body (see jec_client.protocol).
+        """Send a request body (see jec_client.protocol) and return the server's answer.
 
-        Raises `unreachable`, `not_serving`, InputError for an unknown model (with those there are)
-        or a request that the server refuses (in its own words), and `failed` for a model that
-        failed or an answer that is no JSON.
+        Raises the class's `unreachable` if no server answers, `not_serving` if the server does not
+        serve the model now, and `failed` if the model failed or the answer is not JSON. Raises
+        InputError for an unknown model (the text names the known ones), and for a request that the
+        server refuses (the text is the server's).
         """
         with self._translate_errors():
             return self._server.infer(self.model, body)
@@ -448,7 +451,7 @@ def _kind_of(value: Any) -> str:
 
 
 def _is_text(name: str) -> bool:
-    """Whether a name can be sent; halves of characters beyond 16 bits cannot."""
+    """Return whether a name can be encoded as UTF-8; unpaired surrogates cannot."""
     try:
         name.encode()
     except UnicodeEncodeError:

@@ -1,11 +1,11 @@
-"""The base of the exception tree, and the words of an error.
+"""The client's exceptions, and functions that word error messages.
 
-JecError                     reported as one clear sentence, without a traceback (exit code 1)
-├── InputError               refused before anything is sent: it cannot be used (exit code 2)
-└── ServerError              the server or its model failed
-    ├── Unreachable          no server answers at that address (yet)
-    ├── NotServing           a server answers, but not for this model (now)
-    └── Refused              a model server refuses a request; the text is the server's
+JecError                 reported as one clear sentence, without a traceback (exit code 1)
+├── InputError           an argument cannot be used; raised before it is sent (exit code 2)
+└── ServerError          the server or its model failed
+    ├── Unreachable      no server answers at that address (yet)
+    ├── NotServing       the server answers, but does not serve this model (now)
+    └── Refused          the server refused a request; the text is the server's own
 """
 
 from __future__ import annotations
