@@ -15,8 +15,8 @@ from tests.reporting.elements import HOSTILE, Elements, assert_harmless
 class Finding:
     level: str = "error"
     where: str = "jets.root"
-    found: str = "jetPt: 1 of 3 values are NaN"
-    cure: str = "make the file again"
+    problem: str = "jetPt: 1 of 3 values are NaN"
+    remedy: str = "make the file again"
 
 
 @dataclasses.dataclass(frozen=True)
