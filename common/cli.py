@@ -26,6 +26,7 @@ from common.errors import (
     nearest,
     without_secrets,
 )
+from common.project import ROOT
 from common.storage import space
 from common.storage.addresses import check_text, check_url
 from common.storage.local import check_writable_file, check_writable_folder
@@ -211,6 +212,8 @@ def run_main(body: Callable[[], int | None]) -> int:
         # The interpreter would report the same once more when it flushes stdout at its end.
         _discard(sys.stdout)
         return BROKEN_PIPE
+    except ModuleNotFoundError as error:
+        return report_missing_package(error)
     except Exception as error:
         return report_unexpected(error)
 
@@ -257,6 +260,21 @@ def _discard(stream: Any) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
+
+
+def report_missing_package(error: ModuleNotFoundError) -> int:
+    """Say which Python lacks a package, and how to use the project's own; return the exit code.
+
+    A missing module of ours is a fault of the program, and in a pod the image is at fault.
+    """
+    package = (error.name or "").partition(".")[0]
+    if in_pod() or not package or (ROOT / package).is_dir():
+        return report_unexpected(error)
+    _complain(
+        f"error: {sys.executable} has no package '{package}'; type: . .venv/bin/activate (in the"
+        " checkout; make setup creates it)"
+    )
+    return InputError.exit_code
 
 
 def report_unexpected(error: Exception) -> int:

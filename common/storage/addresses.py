@@ -27,7 +27,7 @@ SCHEMES = {
     "file": "file:///path",
 }
 """Scheme -> how an address is written."""
-EXTRA = "pip install 'jec-pipeline[xrootd]'"
+EXTRA = "pip install 'xrootd>=6'"
 FOREIGN = (
     *("abfs", "az", "dav", "davs", "ftp", "gcs", "gs", "gsiftp", "hdfs", "minio", "s3a", "s3n"),
     *("sftp", "srm", "webdav", "xroot", "xroots"),
