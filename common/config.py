@@ -590,8 +590,8 @@ class RunConfig:
             )
             require(
                 value != "",
-                f"--{flag(name)} is empty; leave it out, or write auto or none where its help"
-                " says so",
+                f"--{flag(name)} is empty; leave it out, or write a value such as"
+                f" {getattr(type(self), name)}",
             )
         self._check_texts()
         self._check_addresses()
@@ -604,7 +604,8 @@ class RunConfig:
             require(value <= high, f"--{flag(name)} {value}: must be at most {high:,}")
         require(
             self.min_replicas <= self.max_replicas,
-            f"--min-replicas {self.min_replicas} is larger than --max-replicas {self.max_replicas}",
+            f"--min-replicas {self.min_replicas} is larger than --max-replicas"
+            f" {self.max_replicas}; lower --min-replicas, or raise --max-replicas",
         )
         require(
             0 < self.data_fraction <= 1,
@@ -621,7 +622,7 @@ class RunConfig:
         require(
             self.parallel_trials <= self.max_trials,
             f"--parallel-trials {self.parallel_trials} is larger than --max-trials"
-            f" {self.max_trials}",
+            f" {self.max_trials}; lower --parallel-trials, or raise --max-trials",
         )
         require(
             self.precision in PRECISIONS,

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import shlex
 
 from common import storage
+from common.storage.addresses import local_path
 
 LAST_SUCCESS = "last_success"
 """Folder beside the runs: the last completed run for each set of parameters."""
@@ -24,6 +27,20 @@ class RunFolder:
     def path(self, *parts: str) -> str:
         """An address below the folder."""
         return storage.join(self.uri, *parts)
+
+    @property
+    def resume_command(self) -> str:
+        """The command that resumes the run, with the folder or address that holds it.
+
+        >>> RunFolder("s3://bucket/runs/pfn-0a1b2c3d").resume_command
+        'python pipeline.py --s3-bucket s3://bucket/runs --resume pfn-0a1b2c3d'
+        """
+        flag, uri = "--s3-bucket", self.uri.rstrip("/")
+        if storage.is_local(uri):
+            # `latest` is a link to a run, and not a run id.
+            flag, uri = "--output", os.path.realpath(local_path(uri))
+        place, _, run_id = uri.rpartition("/")
+        return f"python pipeline.py {shlex.join([flag, place or '/', '--resume', run_id])}"
 
     # Records (common.records; run.json: common.run.Run)
 

@@ -309,7 +309,7 @@ def check_baseline(inputs: Inputs) -> Result:
     if not storage.exists(storage.join(storage.absolute(baseline), "metrics.json")):
         raise InputError(
             f"--baseline {baseline} has no metrics.json; give the folder of a run that was"
-            " evaluated"
+            " evaluated (python pipeline.py --list shows the gain of those)"
         )
     warning = ""
     record = RunRecord.find(RunFolder(storage.absolute(baseline)).run)

@@ -223,7 +223,7 @@ def baseline_folder(config: RunConfig) -> str:
     if not storage.exists(storage.join(uri, "metrics.json")):
         raise InputError(
             f"--baseline {config.baseline} has no metrics.json; give the folder of a run that was"
-            " evaluated"
+            " evaluated (python pipeline.py --list shows the gain of those)"
         )
     return uri
 

@@ -243,6 +243,7 @@ def predict_baseline(
     if metrics is None:
         raise InputError(
             f"--baseline {uri} has no metrics.json; give the folder of a run that was evaluated"
+            " (python pipeline.py --list shows the gain of those)"
         )
     # The inputs are those of its own data config, which may differ from that of this run.
     test = inputs.open_test_set(uri)

@@ -139,7 +139,10 @@ def removals(target: Target) -> Path:
 def confirm(run_id: str) -> bool:
     """Ask once on the terminal. Raises InputError if there is no terminal."""
     if not sys.stdin.isatty():
-        raise InputError("there is no terminal to ask on: repeat the command with --yes")
+        raise InputError(
+            f"removing run {run_id} needs your answer, and there is no terminal to ask on; to"
+            " remove without asking, repeat the command with --yes"
+        )
     return input(f"remove all of this of run {run_id}? [y/N] ").strip().lower() in ("y", "yes")
 
 

@@ -49,6 +49,7 @@ HOST = re.compile(r"[\w.-]+|[0-9A-Fa-f:.]+(%\w+)?")
 """A name, an IPv4 address, or an IPv6 address without its brackets."""
 BUCKET = re.compile(r"[\w.:-]{1,255}", re.ASCII)
 """As boto3 takes it, with the tenant that Ceph writes in front (tenant:bucket)."""
+BUCKET_NAME = "the name of a bucket (letters, digits, '.', '-' and '_')"
 
 
 def scheme_of(uri: str) -> str:
@@ -249,7 +250,7 @@ def split_s3(uri: str) -> tuple[str, str]:
     if not bucket:
         raise InputError(f"'{uri}' names no bucket; write s3://bucket/prefix")
     if not BUCKET.fullmatch(bucket):
-        raise InputError(f"'{uri}': {bucket!r} is no name of a bucket; write s3://bucket/prefix")
+        raise InputError(f"'{uri}': {bucket!r} is not {BUCKET_NAME}; write s3://bucket/prefix")
     return bucket, key
 
 

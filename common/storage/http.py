@@ -348,7 +348,10 @@ def _answer(uri: str, byte_range: str = "", page: bool = False) -> Iterator[Any]
                 raise _web_page(uri, answer)
             yield answer
     except requests.exceptions.SSLError as error:
-        raise InputError(f"{uri}: no TLS connection: {reason_of(error)}") from None
+        raise InputError(
+            f"{uri}: no TLS connection: {reason_of(error)}; correct the host's name, or name the"
+            " PEM file of the authority that signed its certificate in REQUESTS_CA_BUNDLE"
+        ) from None
     except requests.exceptions.InvalidURL:
         raise InputError(f"'{uri}' is no address; write https://server/path") from None
     except requests.RequestException as error:
@@ -403,7 +406,11 @@ def _unreachable(uri: str, error: Any) -> InputError | PassingError:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME:
-            return InputError(f"{uri}: there is no server {urllib.parse.urlsplit(uri).netloc}")
+            server = urllib.parse.urlsplit(uri).netloc
+            return InputError(
+                f"{uri}: there is no server {server}; correct its name, or check this machine's"
+                " network"
+            )
         cause = cause.__cause__ or cause.__context__
     url = getattr(error.request, "url", None)
     return PassingError(f"cannot read {uri}{_redirect_text(uri, url)}: {reason_of(error)}")

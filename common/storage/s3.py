@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import AccessError, InputError, StorageError
 from common.storage import http, space
-from common.storage.addresses import check_endpoints, matches, split_s3, wildcard_at
+from common.storage.addresses import (
+    BUCKET_NAME,
+    check_endpoints,
+    matches,
+    split_s3,
+    wildcard_at,
+)
 from common.storage.entry import Entry
 from common.storage.retries import PassingError, retry
 from common.storage.source import REQUESTS, Source
@@ -279,10 +285,12 @@ def translate_errors(
             f"no S3 credentials for {uri}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         ) from None
     except aws.ProfileNotFound as error:
-        raise InputError(f"AWS_PROFILE: {error}") from None
+        raise InputError(
+            f"AWS_PROFILE: {error}; name a profile of ~/.aws/config, or unset AWS_PROFILE"
+        ) from None
     except aws.ParamValidationError:
         bucket, key = split_s3(uri)
-        problem = f"'{bucket}' is no name of a bucket" if key else "it names no object"
+        problem = f"'{bucket}' is not {BUCKET_NAME}" if key else "it has no path after the bucket"
         raise InputError(f"'{uri}': {problem}; write s3://bucket/path") from None
     except aws.ClientError as error:
         code = error.response.get("Error", {}).get("Code", "")
@@ -292,7 +300,10 @@ def translate_errors(
             raise StorageError(f"{uri} has changed while it was read; start again") from None
         if code == "NoSuchBucket":
             bucket = split_s3(uri)[0]
-            raise InputError(f"there is no bucket '{bucket}' at {endpoint}") from None
+            raise InputError(
+                f"there is no bucket '{bucket}' at {endpoint}; create it, or correct its name or"
+                " the endpoint (AWS_ENDPOINT_URL)"
+            ) from None
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
         if code in ACCESS_DENIED or status in (401, 403):
             raise AccessError(

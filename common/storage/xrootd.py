@@ -123,7 +123,10 @@ def check(status: Any, uri: str, file: Any = None) -> None:
     if is_refused or status.code in LOGIN_FAILED:
         raise AccessError(f"{server} refused access to {path} ({reason}). {xrootd_login.state()}")
     if status.code == INVALID_ADDRESS:
-        raise InputError(f"there is no server {server} ({reason})")
+        raise InputError(
+            f"there is no server {server} ({reason}); correct its name, or check this machine's"
+            " network"
+        )
     if status.code in CONNECTION_LOST or (
         status.code == SERVER_ERROR and status.errno in FAILED_THERE
     ):

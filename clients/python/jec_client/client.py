@@ -138,9 +138,15 @@ class Client:
         Raises InputError for an argument that cannot be used. Nothing is sent.
         """
         if headers is not None and not isinstance(headers, Mapping):
-            raise InputError(f"headers= takes a dict of texts, not {_kind_of(headers)}")
+            raise InputError(
+                f"headers= takes a dict of texts, such as {{'X-Request-Id': '1'}}, not"
+                f" {_kind_of(headers)}"
+            )
         if not isinstance(model, str):
-            raise InputError(f"model= takes the model's name on the server, not {_kind_of(model)}")
+            raise InputError(
+                "model= takes the model's name on the server, such as 'jec-pfn', not"
+                f" {_kind_of(model)}"
+            )
         for name, value in (headers or {}).items():
             if SECRET_HEADER.search(name):
                 raise InputError(

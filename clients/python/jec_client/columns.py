@@ -34,6 +34,9 @@ KINDS = {
 }
 """NumPy's kinds of values that are no numbers, in words."""
 
+ACCEPTED = "an array or a list with one number, or one list of numbers, for each jet"
+"""What a column may be, in words."""
+
 NOT_AWKWARD = (TypeError, ValueError, OverflowError, RuntimeError)
 """What ak.from_iter raises; the last is from its C++, for whole numbers beyond 64 bits."""
 
@@ -83,7 +86,10 @@ def table_of(jets: Any, column_names: Iterable[str]) -> Table:
         try:
             jets = ak.from_iter(jets)
         except NOT_AWKWARD as error:
-            raise InputError(f"the jets are no records of numbers: {error}") from None
+            raise InputError(
+                f"the jets are not records of numbers: {error}; give a dict of numbers, or of lists"
+                " of numbers, for each jet"
+            ) from None
     if isinstance(jets, ak.Record):
         at = jets.layout.at
         jets = ak.Array(jets.layout.array[at : at + 1])
@@ -166,7 +172,9 @@ def column_of(name: str, raw: Any) -> Column:
         if callable(getattr(raw, "compute", None)):
             raise InputError(f"column '{name}' is not computed yet; give its compute()")
         if isinstance(raw, (str, bytes, Mapping)) or not hasattr(raw, "__getitem__"):
-            raise InputError(f"column '{name}' is of type {_type(raw)}, not numbers of jets")
+            raise InputError(
+                f"column '{name}' is of type {_type(raw)}, not numbers of jets; give {ACCEPTED}"
+            )
         try:
             raw = np.asarray(raw) if hasattr(raw, "__array__") else list(raw)
         except (
@@ -174,7 +182,9 @@ def column_of(name: str, raw: Any) -> Column:
             TypeError,
             ValueError,
         ) as error:  # such as a tensor of torch's on a GPU
-            raise InputError(f"column '{name}' is no array of numbers: {error}") from None
+            raise InputError(
+                f"column '{name}' cannot become an array of numbers: {error}; give {ACCEPTED}"
+            ) from None
     if isinstance(raw, np.ndarray) and raw.dtype.kind != "O":
         return Column(name=name, values=_numbers(name, np.ma.getdata(raw)))
     return _of_objects(name, raw)
@@ -222,15 +232,23 @@ def _no_number(name: str, raw: Iterable[Any]) -> InputError:
             ak.from_iter([value])
         except NOT_AWKWARD:
             example = _ellipsis(repr(value))
-            return InputError(f"column '{name}' has {example} in jet {jet}, no number of 64 bits")
-    return InputError(f"column '{name}' has no numbers of 64 bits")
+            return InputError(
+                f"column '{name}' has {example} in jet {jet}, which is not a number of at most 64"
+                " bits; correct it, or leave the jet out"
+            )
+    return InputError(
+        f"column '{name}' has values that cannot be one array of numbers; give {ACCEPTED}"
+    )
 
 
 def _of_awkward(name: str, array: ak.Array) -> Column:
     """The numbers of an awkward array of any depth."""
     if ak.fields(array):
         fields = ", ".join(ak.fields(array)[:5])
-        raise InputError(f"column '{name}' is an array of records ({fields}), not of numbers")
+        raise InputError(
+            f"column '{name}' is an array of records ({fields}), not of numbers; give one of the"
+            f" fields, such as ['{ak.fields(array)[0]}']"
+        )
     depth = array.ndim
     if depth < 1:  # of a union
         raise InputError(
@@ -271,7 +289,9 @@ def _numbers(name: str, values: np.ndarray) -> np.ndarray:
         return values
     example = f" ({_ellipsis(repr(values.ravel()[0].item()))})" if values.size else ""
     kind = KINDS.get(values.dtype.kind, str(values.dtype))
-    raise InputError(f"column '{name}' holds {kind}{example}, not numbers")
+    raise InputError(
+        f"column '{name}' holds {kind}{example}, not numbers; convert it to numbers first"
+    )
 
 
 def _missing(name: str, jet: int) -> InputError:

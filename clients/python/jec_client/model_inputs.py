@@ -209,7 +209,8 @@ def _number_of_jets(columns: Mapping[str, Column]) -> int:
     for name, length in lengths.items():
         if length != lengths[first]:
             raise InputError(
-                f"column '{first}' has {lengths[first]} jets and column '{name}' has {length}"
+                f"column '{first}' has {lengths[first]} jets and column '{name}' has {length};"
+                " give one entry for each jet in every column"
             )
     return lengths[first]
 
@@ -231,7 +232,7 @@ def _fitting(column: Column, tensor: Tensor, count: int, has_counter: bool) -> C
             jet = too_long[0]
             raise InputError(
                 f"column '{column.name}' has length {counts[jet]} in jet {jet}, the model has"
-                f" places for {size}"
+                f" places for {size}; give at most {size} for each jet"
             )
         return Column(name=column.name, values=values, counts=counts)
     if counts is not None:
@@ -281,8 +282,9 @@ def _counts(counter: str, counter_column: Column | None, particles: Sequence[Col
             return np.zeros(0, np.int64)
         names = ", ".join(f"'{column.name}'" for column in particles)
         raise InputError(
-            f"the jets lack '{counter}': {names} have equally many numbers for all jets, which do"
-            " not tell how many of them are particles"
+            f"the jets lack '{counter}', the number of particles of each jet: {names} have equally"
+            " many places for all jets, so that particles cannot be told from padding; add the"
+            f" column '{counter}', or give lists without padding"
         )
     for column in particles:
         if column.counts is not None:
@@ -291,7 +293,7 @@ def _counts(counter: str, counter_column: Column | None, particles: Sequence[Col
                 jet = differ[0]
                 raise InputError(
                     f"column '{column.name}' has length {column.counts[jet]} in jet {jet},"
-                    f" '{where}' says {counts[jet]}"
+                    f" '{where}' says {counts[jet]}; correct one of them"
                 )
         elif lists:
             beyond = np.flatnonzero(counts > column.values.shape[1])
@@ -299,7 +301,7 @@ def _counts(counter: str, counter_column: Column | None, particles: Sequence[Col
                 jet = beyond[0]
                 raise InputError(
                     f"column '{column.name}' has {column.values.shape[1]} places a jet, '{where}'"
-                    f" says {counts[jet]} for jet {jet}"
+                    f" says {counts[jet]} for jet {jet}; correct one of them"
                 )
     return counts
 
@@ -323,7 +325,7 @@ def cast(column: Column, dtype: np.dtype) -> np.ndarray:
         place = int(places[0])
         raise InputError(
             f"column '{column.name}' has {values.ravel()[place]} in jet {column.jet_of(place)},"
-            f" which {dtype}, the model's type, cannot hold"
+            f" which {dtype}, the model's type, cannot hold; correct it, or leave the jet out"
         )
     return result
 
