@@ -688,6 +688,20 @@ def test_the_network_of_other_inputs_is_named(data_config, network_config):
     assert f"--network-config {right}" in text
 
 
+def test_a_network_of_the_users_own_is_not_replaced_by_one_of_the_project(tmp_path):
+    own = tmp_path / "net.py"
+    own.write_text(
+        "def get_model(data_config, *, width=1):\n    return 1 / 0\n\n\ndef get_loss(data_config):"
+        " ...\n"
+    )
+    table = lines(check_inputs.check_inputs(RunConfig(network_config=str(own))))
+    ((state, text),) = table["network"]
+    assert (state, "--network-config" in text) == ("error", False)
+    ((state, text),) = table["search space"]
+    assert state == "error"
+    assert "--search-space" in text
+
+
 def test_each_mistake_is_its_own_line(tmp_path):
     broken = tmp_path / "net.py"
     broken.write_text(
