@@ -1,4 +1,4 @@
-"""Where everything of a run lies: the one place that knows the files in a run's folder."""
+"""Addresses of the files in a run's folder; no other module has their names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from common import storage
 from common.storage.addresses import local_path
 
 LAST_SUCCESS = "last_success"
-"""Folder beside the runs: the last run of each set of parameters that came to its end."""
+"""Folder beside the runs: the last completed run for each set of parameters."""
 RAW_SUFFIX = "-raw"  # of the model that takes the files' own columns
 
 
@@ -56,7 +56,7 @@ class RunFolder:
 
     @property
     def start(self) -> str:
-        """start_at.json: the step that --start-at asked the last job to start at."""
+        """start_at.json: the step at which --start-at let the last job start."""
         return self.path("start_at.json")
 
     @property

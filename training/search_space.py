@@ -304,7 +304,7 @@ def check_algorithm(parameters: list[Parameter], name: str) -> None:
     Raises:
         InputError: If it cannot.
     """
-    algorithm = algorithms.offered(name)
+    algorithm = algorithms.find_offered(name)
     ranges = [parameter for parameter in parameters if not parameter.list]
     if len(ranges) < algorithm.min_ranges:
         raise InputError(
@@ -335,7 +335,7 @@ def grid_size(parameters: list[Parameter]) -> int:
 
 def cautions(parameters: list[Parameter], name: str) -> list[str]:
     """Return sentences on differences between the space and what Katib's algorithm really draws."""
-    algorithm = algorithms.offered(name)
+    algorithm = algorithms.find_offered(name)
     logarithmic = [parameter.name for parameter in parameters if parameter.is_logarithmic]
     with_step = []
     for parameter in parameters:

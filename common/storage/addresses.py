@@ -167,8 +167,8 @@ def check_url(text: str) -> None:
     except ValueError as error:  # a port that is no number, an address in brackets that is none
         problem = f"is no URL: {error}"
     if problem:
-        shown = re.sub(r"//[^/@]*@", "//", text)  # without a login
-        raise InputError(f"{shown!r} {problem}; write https://HOST or https://HOST:PORT")
+        without_login = re.sub(r"//[^/@]*@", "//", text)  # without a login
+        raise InputError(f"{without_login!r} {problem}; write https://HOST or https://HOST:PORT")
 
 
 def check_endpoints() -> None:

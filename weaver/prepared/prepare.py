@@ -187,8 +187,8 @@ def warn_of_space(target: Path, files: Iterable[data_files.DataFile], report: Re
     free = space.free_bytes(target)
     if free < size:
         report(
-            f"warning: the prepared data may need up to {space.shown(size)}, but only"
-            f" {space.shown(free)} are free for {target}"
+            f"warning: the prepared data may need up to {space.size_text(size)}, but only"
+            f" {space.size_text(free)} are free for {target}"
         )
     return size
 

@@ -1,4 +1,4 @@
-"""Columns as users have them, as flat arrays of numbers.
+"""Convert columns in the forms that users have to flat arrays of numbers.
 
     table = table_of(jets, ["jetPt", "PF_pT"])
     column = column_of("PF_pT", table.columns["PF_pT"])     # values (2,), counts [2, 0]
@@ -32,7 +32,7 @@ KINDS = {
     "V": "records",
     "O": "objects",
 }
-"""NumPy's kinds of what is no number, in words."""
+"""NumPy's kinds of values that are no numbers, in words."""
 
 ACCEPTED = "an array or a list with one number, or one list of numbers, for each jet"
 """What a column may be, in words."""
@@ -64,21 +64,21 @@ class Column:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """Columns by name, as they came."""
+    """Columns by name, not yet converted."""
 
     columns: Mapping[str, Any]
-    """Those of the wanted ones that are there."""
+    """The requested columns that exist."""
     names: Sequence[str]
-    """Of all columns."""
+    """Names of all columns."""
     strict: bool = False
-    """Whether a column that nobody asked for is a mistake: in a dict it is, while files and frames
-    have more columns than a model takes."""
+    """Whether a column that the model does not take is an error. It is one in a dict; files and
+    frames usually have more columns than a model takes."""
     jets_of_events: np.ndarray | None = None
     """(events,): how many jets each event has, where the jets came as lists."""
 
 
-def table_of(jets: Any, wanted: Iterable[str]) -> Table:
-    """The wanted columns of a record array, a dict, or a frame of pandas, polars or pyarrow.
+def table_of(jets: Any, column_names: Iterable[str]) -> Table:
+    """Return these columns of a record array, a dict, or a frame of pandas, polars or pyarrow.
 
     Raises InputError for anything else.
     """
@@ -94,37 +94,39 @@ def table_of(jets: Any, wanted: Iterable[str]) -> Table:
         at = jets.layout.at
         jets = ak.Array(jets.layout.array[at : at + 1])
     if isinstance(jets, ak.Array):
-        return _of_records(jets, wanted)
+        return _of_records(jets, column_names)
     if isinstance(jets, Mapping):
-        columns = {name: jets[name] for name in wanted if name in jets}
+        columns = {name: jets[name] for name in column_names if name in jets}
         return Table(columns=columns, names=[str(name) for name in jets], strict=True)
     if isinstance(jets, (np.ndarray, np.void)) and jets.dtype.names:
         records = np.atleast_1d(np.asarray(jets))
-        columns = {name: records[name] for name in wanted if name in jets.dtype.names}
+        columns = {name: records[name] for name in column_names if name in jets.dtype.names}
         return Table(columns=columns, names=jets.dtype.names)
     for method, what in (("compute", "not computed yet"), ("collect", "a lazy frame")):
         if callable(getattr(jets, method, None)):
             raise InputError(f"the jets are of type {_type(jets)}, {what}; give its {method}()")
     if hasattr(jets, "column_names") and hasattr(jets, "column"):  # of pyarrow
-        columns = {name: jets.column(name) for name in wanted if name in jets.column_names}
+        columns = {name: jets.column(name) for name in column_names if name in jets.column_names}
         return Table(columns=columns, names=jets.column_names)
     if hasattr(jets, "columns") and hasattr(jets, "shape"):  # of pandas or polars
         names = [str(name) for name in jets.columns]
-        return Table(columns={name: jets[name] for name in wanted if name in names}, names=names)
+        return Table(
+            columns={name: jets[name] for name in column_names if name in names}, names=names
+        )
     raise InputError(
         f"the jets are of type {_type(jets)}; give a record array, a dict of columns, a frame of"
         " pandas or polars, or the path of a ROOT or parquet file"
     )
 
 
-def _of_records(jets: ak.Array, wanted: Iterable[str]) -> Table:
+def _of_records(jets: ak.Array, column_names: Iterable[str]) -> Table:
     names = ak.fields(jets)
     if not names:
         raise InputError(
             f"the jets are an awkward array without columns ({_ellipsis(str(jets.type))}); give a"
             " record array, such as tree.arrays() of uproot, or a dict of columns"
         )
-    columns = {name: jets[name] for name in wanted if name in names}
+    columns = {name: jets[name] for name in column_names if name in names}
     if jets.ndim == 1:
         return Table(columns=columns, names=names)
     if jets.ndim != 2:
@@ -229,9 +231,9 @@ def _no_number(name: str, raw: Iterable[Any]) -> InputError:
         try:
             ak.from_iter([value])
         except NOT_AWKWARD:
-            shown = _ellipsis(repr(value))
+            example = _ellipsis(repr(value))
             return InputError(
-                f"column '{name}' has {shown} in jet {jet}, which is not a number of at most 64"
+                f"column '{name}' has {example} in jet {jet}, which is not a number of at most 64"
                 " bits; correct it, or leave the jet out"
             )
     return InputError(
