@@ -1,8 +1,8 @@
-"""Temporary folders that are removed when their process ends, even if it is killed.
+"""Temporary folders that are removed after their process has ended, even if it was killed.
 
-A process locks a file in its folder until it ends. The next command that creates a folder with the
-same prefix removes the folders that no process locks. A lock, unlike a pid, also works between
-containers that share the temporary folder.
+A process holds a lock in its folder as long as it lives; the next command that makes a folder with
+the same prefix removes those without a lock. This also works for processes in other containers
+that share the temporary folder.
 """
 
 from __future__ import annotations
@@ -19,31 +19,24 @@ from common.storage import space
 
 LOCK = ".lock"
 YOUNG_SECONDS = 60.0
-"""A folder this young is kept even without a lock, because its process may be about to lock it."""
+"""Age from which a folder without a lock is removed; a younger one may get it still."""
 
 
 @contextlib.contextmanager
 def folder(prefix: str) -> Iterator[Path]:
-    """Create a temporary folder, and remove it at the end of the `with` block.
+    """Make a temporary folder for the block, and remove those of killed commands.
 
-    Folders that killed commands left behind are removed first.
-
-    Args:
-        prefix: Prefix of the folder's name, which no other program uses.
-
-    Raises:
-        FullDiskError: If the disk of the folder is full, or one to which libraries write by
-            default (`space.full_folder`).
+    prefix: of the folder's name, which no other program uses. Raises FullDiskError where the disk
+    of the folder, or of temporary files that the block writes, is full.
     """
     parent = space.temporary_folder()
     remove_abandoned(prefix)
     with (
-        space.explained(parent),
-        # ignore_cleanup_errors: another process may be removing the same files
+        space.catch_full_disk(parent),
+        # another process may remove what it holds while it is removed itself
         tempfile.TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True) as path,
-        # A second time, because the disk must be checked before the folder is removed, which frees
-        # its space.
-        space.explained(parent),
+        # handles errors before the folder is removed, which frees its space
+        space.catch_full_disk(parent),
         open(Path(path) / LOCK, "wb") as lock,
     ):
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -52,10 +45,12 @@ def folder(prefix: str) -> Iterator[Path]:
 
 def remove_abandoned(prefix: str) -> None:
     """Remove folders with this prefix whose process has ended."""
-    for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
-        with contextlib.suppress(OSError):  # of another user, removed meanwhile, or locked
-            if left.is_symlink() or time.time() - left.stat().st_mtime <= YOUNG_SECONDS:
+    for path in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        with contextlib.suppress(
+            OSError
+        ):  # of another user, removed meanwhile, or locked by a running command
+            if path.is_symlink() or time.time() - path.stat().st_mtime <= YOUNG_SECONDS:
                 continue
-            with open(left / LOCK, "rb") as lock:
+            with open(path / LOCK, "rb") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(left)
+                shutil.rmtree(path)

@@ -115,7 +115,7 @@ class LocalRun:
 
         Raises JecError.
         """
-        with space.explained(self.output):
+        with space.catch_full_disk(self.output):
             if self.config.run_id != AUTO:
                 self._take_lock(self.config.run_id)
             chain.compile_to(ir, self.config)

@@ -197,7 +197,7 @@ def test_a_pod_that_is_told_no_run_logs_nothing(client, monkeypatch):
 
 
 def test_a_stop_is_no_failure_of_tracking():
-    with pytest.raises(InterruptedRun), tracking.tolerated(print, "x"):
+    with pytest.raises(InterruptedRun), tracking.tolerate_failures(print, "x"):
         raise InterruptedRun("told to stop")
 
 
