@@ -70,6 +70,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End with one sentence and the nearest flag or value, exit code 2."""
+        # Addresses are hidden: they may hold secrets, and this may go to the log of a pod.
         text = re.sub(r"\b\w+://\S+", "(an address)", message)
         self.exit(2, f"error: {text}{self._hint(text)}\nsee: {self.prog} --help\n")
 

@@ -458,7 +458,7 @@ def weights_problem(weights: Floats) -> str:
 
 
 def effective_jets(weights: Floats) -> float:
-    """Return how many jets of equal weight would have the same error; weights (N,), positive.
+    """Return the effective sample size of positive weights (N,): (sum w)^2 / sum w^2.
 
     It is the number of jets of equal weight with the same statistical error. Source: L. Kish,
     Survey Sampling (1965).
@@ -518,7 +518,7 @@ def _closure(sample: Sample) -> Record:
     return {"from_gev": r.CLOSURE_FROM, "worst": worst, "bins": bins}
 
 
-def distance(bias: Mapping[str, float]) -> float:
+def distance_from_zero(bias: Mapping[str, float]) -> float:
     """Return the distance from zero to the nearer end of a bias's interval.
 
     It is negative if the interval contains zero.

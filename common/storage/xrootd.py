@@ -167,7 +167,7 @@ class XRootDSource(Source):
             self.size = int(info.size)
             self._modification_time = info.modtime
         elif (info.size, info.modtime) != (self.size, self._modification_time):
-            raise self._other()
+            raise self._changed_error()
         return file
 
     def _changed_error(self) -> StorageError:

@@ -85,7 +85,7 @@ def table_of(jets: Any, column_names: Iterable[str]) -> Table:
     if isinstance(jets, (list, tuple)) and jets and isinstance(jets[0], Mapping):
         try:
             jets = ak.from_iter(jets)
-        except NOT_AWKWARD as error:
+        except AWKWARD_ERRORS as error:
             raise InputError(
                 f"the jets are not records of numbers: {error}; give a dict of numbers, or of lists"
                 " of numbers, for each jet"
@@ -230,7 +230,7 @@ def _no_number(name: str, raw: Iterable[Any]) -> InputError:
     for jet, value in enumerate(raw):
         try:
             ak.from_iter([value])
-        except NOT_AWKWARD:
+        except AWKWARD_ERRORS:
             example = _ellipsis(repr(value))
             return InputError(
                 f"column '{name}' has {example} in jet {jet}, which is not a number of at most 64"

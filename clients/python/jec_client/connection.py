@@ -23,7 +23,7 @@ from jec_client.errors import InputError
 PIECE = 1 << 20  # bytes of an answer that are read before the deadline is checked again
 
 
-class _ClosedWithItsOwner(http.client.HTTPConnection):
+class _SelfClosingConnection(http.client.HTTPConnection):
     """A connection that closes when its thread or its client has ended.
 
     Threads share a client, but each has its own connection, so that no thread can close them all.
