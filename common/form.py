@@ -1,9 +1,10 @@
-"""Kubeflow's form: the parameters of the pipeline, and the fields of RunConfig behind them.
+"""Map the fields of RunConfig to the parameters in Kubeflow's form, and back.
 
-The form shows a text field for each parameter, in the order of the names, with name and type and
-no description. So few parameters have a field of their own (`own_input`): what users change first,
-whose names sort first, and where a run is stored, last. All others are entries of one JSON object,
-`settings`, for which the form has an editor; there they are grouped by the prefixes of their names.
+The form sorts the pipeline's parameters by name, and shows a text field for each, with its name and
+type but without a description. To keep the form short, only a few fields of RunConfig are
+parameters themselves (`own_input`). Their names are chosen so that those that users change first
+sort first, and the storage of the run sorts last. All other fields are entries of one JSON
+parameter, `settings`, for which the form has an editor; prefixes of their names group them.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.cli import truth
-from common.config import OF_THE_GROUP, RunConfig, flag
+from common.config import PREFIXED_NAME, RunConfig, flag
 from common.errors import InputError, unknown
 
 SETTINGS = "settings"
+SHOWN = 60
+"""Characters of a refused text that its error shows."""
 SEARCH_SPACE = "search_space"
 """The only parameter that is JSON in the form and text in RunConfig."""
 PREFIXES = {
@@ -53,7 +56,7 @@ def _entries() -> tuple[Entry, ...]:
     for field in dataclasses.fields(RunConfig):
         metadata = field.metadata
         name = metadata["form"]
-        if name == OF_THE_GROUP:
+        if name == PREFIXED_NAME:
             prefix = PREFIXES[metadata["group"]]
             name = field.name if field.name.startswith(prefix) else f"{prefix}_{field.name}"
         if name:
@@ -88,7 +91,7 @@ _FIELDS = {entry.name: entry.field for entry in ENTRIES}
 
 
 def field_of(parameter: str) -> str:
-    """The field of RunConfig that a parameter or a setting is; any other name as it is."""
+    """Return the field of RunConfig for a parameter or setting; other names are returned as is."""
     return _FIELDS.get(parameter, parameter)
 
 
@@ -101,10 +104,10 @@ def parameters(config: RunConfig, space: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `parameters`, by the names of RunConfig; the search space becomes text.
+    """Return the values of RunConfig's fields by name: the inverse of `parameters`.
 
-    Names that the form does not have are left as they are: the parameters of earlier versions had
-    the names of the fields.
+    The search space becomes text. Unknown names are kept, because in earlier versions the
+    parameters had the names of the fields.
     """
     flat = {name: value for name, value in values.items() if name != SETTINGS}
     flat.update(values.get(SETTINGS) or {})
@@ -124,15 +127,21 @@ def fields_of_settings(text: str) -> dict[str, Any]:
         settings = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(
-            f'{SETTINGS} is no JSON: {error}; write {{"pods_memory": "12Gi"}}'
+            f'{SETTINGS} is not JSON: {error}; write an object such as {{"pods_memory": "12Gi"}}'
         ) from None
     if not isinstance(settings, dict):
-        raise InputError(f'{SETTINGS} is no JSON object; write {{"pods_memory": "12Gi"}}')
+        raise InputError(
+            f"{SETTINGS} is {text.strip()[:SHOWN]}, which is not a JSON object; write one, such as"
+            ' {"pods_memory": "12Gi"}'
+        )
     entries = {entry.name: entry for entry in IN_SETTINGS}
     values = {}
     for name, value in settings.items():
         if name in TYPES:
-            raise InputError(f"{SETTINGS}: {name} is a parameter of its own; write it there")
+            raise InputError(
+                f"{SETTINGS}: {name} is a parameter of its own; remove it here, and set the"
+                f" parameter {name}"
+            )
         if name not in entries:
             raise InputError(f"{SETTINGS}: {unknown('setting', name, list(entries))}")
         values[entries[name].field] = _typed(entries[name], value)
@@ -140,7 +149,7 @@ def fields_of_settings(text: str) -> dict[str, Any]:
 
 
 def _typed(entry: Entry, value: Any) -> Any:
-    """A value of JSON in the type of the field: 2.0 is 2, and 7 is '7' where the field is text."""
+    """Convert a JSON value to the field's type: 2.0 to 2 for an int, 7 to '7' for text."""
     wrong = InputError(
         f"{SETTINGS}: {entry.name} is {json.dumps(value)}; write"
         f" {_WORDS[type(entry.default)]}, as {json.dumps(entry.default)}"

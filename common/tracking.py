@@ -1,4 +1,4 @@
-"""A run on an MLflow tracking server: one MLflow run, with one nested in it for each trial.
+"""Log a run to an MLflow tracking server: one MLflow run, with a nested run for each trial.
 
     tracker = connect(address, experiment="jec", run_id=run.id)
     tracker.start(parameters, tags)
@@ -6,10 +6,10 @@
     tracker.log_epochs(trial, history)
 
 MLflow's runs are known by their tags, so that a run that is resumed, a pod that is started again
-and a second look at a trial all go on in the same MLflow run, and nothing is logged twice.
+and a trial that is logged again all use the same MLflow run, and nothing is logged twice.
 
-No result rests on the server: whoever logs while a run goes on does so within `tolerated`. The
-package mlflow (or mlflow-skinny) is imported where it is used: it takes seconds.
+No result depends on the server: code that logs during a run does so within `tolerate_failures`. The
+package mlflow (or mlflow-skinny) is imported where it is used, because importing it takes seconds.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SECRET_KEYS = (ADDRESS, *CREDENTIALS)
 """Keys of the Secret of --mlflow-secret, and the variables that they become."""
 
 REQUEST_SECONDS = 15
-"""Of one request, unless the user's own MLFLOW_HTTP_REQUEST_TIMEOUT says more or less."""
+"""Timeout of one request, unless the user sets MLFLOW_HTTP_REQUEST_TIMEOUT."""
 RETRIES = 1
 MOST_METRICS = 1000  # in one request of log-batch
 MOST_PARAMETERS = 100
@@ -47,6 +47,7 @@ LONGEST_TAG = 2000
 RUN_ID, KIND, TRIAL, STATUS = "jec.run_id", "jec.kind", "jec.trial", "jec.status"
 """Tags: the run's id; run or trial; the trial's name; how it ended, in our words."""
 INSTALL = "pip install 'mlflow-skinny>=3.1' pandas"
+INSTALL_WHOLE = "pip install 'mlflow>=3.1'"
 
 Say = Callable[[str], None]
 Epoch = Mapping[str, Any]
@@ -54,7 +55,7 @@ Epoch = Mapping[str, Any]
 
 
 def address_of(config: RunConfig) -> str:
-    """The server's address by the configuration, or by the environment; empty for no tracking."""
+    """Return the server's address from the configuration or environment; empty for no tracking."""
     if config.mlflow == NONE:
         return ""
     if config.mlflow != AUTO:
@@ -62,10 +63,14 @@ def address_of(config: RunConfig) -> str:
     return os.environ.get(ADDRESS, "").strip()
 
 
-def settled(config: RunConfig, *, on_this_machine: bool) -> RunConfig:
-    """The configuration with the server's address in place of 'auto', where the environment has it.
+def with_server_address(config: RunConfig, *, on_this_machine: bool) -> RunConfig:
+    """Replace 'auto' by the server's address where the environment has one.
 
-    An address that comes from a Secret stays there. Raises InputError for one that holds a login.
+    'auto' stays if no address is set, or if pods read the address from a Secret.
+
+    Raises:
+        InputError: If the address is invalid or contains a login, or is a file that no pod can
+            read.
     """
     address = address_of(config)
     if not address:
@@ -97,16 +102,17 @@ class Tracker:
 
     @property
     def parent(self) -> str:
-        """MLflow's id of the run; made where the server has none."""
+        """Id of the MLflow run, which is created if it does not exist yet."""
         if not self._parent:
             tags = {RUN_ID: self.run_id, KIND: "run"}
             self._parent = self._id_of(tags) or self._create(self.run_id, tags)
         return self._parent
 
     def start(self, parameters: Mapping[str, object], tags: Mapping[str, str]) -> None:
-        """Note that the run has begun, or goes on.
+        """Mark the run as running, and log its parameters and tags.
 
-        Below `mlflow run` it is the run that MLflow has made for the project.
+        Under `mlflow run`, the run that MLflow created for the project is used instead of a new
+        one.
         """
         if (project_run := os.environ.get("MLFLOW_RUN_ID")) and not self._id_of(
             {RUN_ID: self.run_id, KIND: "run"}
@@ -118,13 +124,13 @@ class Tracker:
         self.set_status(self.parent, "RUNNING")
 
     def trial(self, name: str) -> str:
-        """MLflow's id of a trial's run; made where the server has none."""
+        """Return the id of a trial's MLflow run, which is created if it does not exist yet."""
         tags = {RUN_ID: self.run_id, TRIAL: name}
-        nested = {KIND: "trial", "mlflow.parentRunId": self.parent}
-        return self._id_of(tags) or self._create(name, {**tags, **nested})
+        trial_tags = {KIND: "trial", "mlflow.parentRunId": self.parent}
+        return self._id_of(tags) or self._create(name, {**tags, **trial_tags})
 
     def log_parameters(self, mlflow_run: str, parameters: Mapping[str, object]) -> None:
-        """Log those that are not logged yet: MLflow lets no parameter change."""
+        """Log the parameters that are not logged yet, because MLflow refuses to change others."""
         from mlflow.entities import Param
 
         present = self.client.get_run(mlflow_run).data.params
@@ -136,16 +142,16 @@ class Tracker:
             self.client.log_batch(mlflow_run, params=new[first : first + MOST_PARAMETERS])
 
     def log_epochs(self, mlflow_run: str, history: Sequence[Epoch]) -> None:
-        """Log the metrics of the epochs that the server has not: their steps are the epochs."""
+        """Log the metrics of the epochs that the server lacks, with the epoch as the step."""
         from mlflow.entities import Metric
 
         if mlflow_run not in self._logged:
             entries = self.client.get_metric_history(mlflow_run, "train_loss")
             self._logged[mlflow_run] = {entry.step for entry in entries}
-        logged = self._logged[mlflow_run]
+        logged_epochs = self._logged[mlflow_run]
         metrics = []
         for record in history:
-            if record["epoch"] in logged:
+            if record["epoch"] in logged_epochs:
                 continue
             values = {"train_loss": record.get("train_loss"), **record.get("metrics", {})}
             moment = _milliseconds(record.get("time", ""))
@@ -154,7 +160,7 @@ class Tracker:
                     metrics.append(Metric(name, value, moment, record["epoch"]))
         for first in range(0, len(metrics), MOST_METRICS):
             self.client.log_batch(mlflow_run, metrics=metrics[first : first + MOST_METRICS])
-        logged |= {record["epoch"] for record in history}
+        logged_epochs |= {record["epoch"] for record in history}
 
     def log_metrics(self, mlflow_run: str, metrics: Mapping[str, float]) -> None:
         """Log metrics without a step; those that are not finite are left out."""
@@ -163,7 +169,7 @@ class Tracker:
                 self.client.log_metric(mlflow_run, name, value)
 
     def set_tags(self, mlflow_run: str, tags: Mapping[str, str]) -> None:
-        """Set tags, also such as have another value."""
+        """Set tags, and replace existing values."""
         from mlflow.entities import RunTag
 
         self.client.log_batch(mlflow_run, tags=[RunTag(name, tags[name]) for name in tags])
@@ -197,12 +203,18 @@ def connect(address: str, *, experiment: str, run_id: str) -> Tracker:
     with _one_sentence(f"--mlflow {address}"):
         experiment_id = os.environ.get("MLFLOW_EXPERIMENT_ID", "")
         if not experiment_id or "MLFLOW_RUN_ID" not in os.environ:
-            known = client.get_experiment_by_name(experiment)
+            existing = client.get_experiment_by_name(experiment)
             folder = None
             if address.startswith(SQLITE):  # by itself it would be below the working directory
                 folder = str(Path(address.removeprefix(SQLITE)).parent / "mlartifacts")
-            made = known or client.create_experiment(experiment, artifact_location=folder)
-            experiment_id = made if isinstance(made, str) else made.experiment_id
+            mlflow_experiment = existing or client.create_experiment(
+                experiment, artifact_location=folder
+            )
+            experiment_id = (
+                mlflow_experiment
+                if isinstance(mlflow_experiment, str)
+                else mlflow_experiment.experiment_id
+            )
     return Tracker(client, experiment_id, run_id)
 
 
@@ -239,8 +251,8 @@ def verdict(*, passed: bool, reasons: Sequence[str]) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def tolerated(say: Say, consequence: str) -> Iterator[None]:
-    """Turn whatever fails in tracking into a warning with its consequence."""
+def tolerate_failures(say: Say, consequence: str) -> Iterator[None]:
+    """Report any failure of tracking in the block as a warning, with its consequence."""
     try:
         yield
     except InterruptedRun:
@@ -282,12 +294,19 @@ def _client(address: str) -> Any:
     # Else it prints two lines for each run that ends.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     try:
+        from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
     except ImportError as error:
         raise InputError(
             f"--mlflow {address}: the package mlflow cannot be imported ({error}); type {INSTALL}"
         ) from None
-    return MlflowClient(tracking_uri=address, registry_uri=address)
+    try:
+        return MlflowClient(tracking_uri=address, registry_uri=address)
+    except MlflowException:  # the only one seen: mlflow-skinny alone opens no SQLite file
+        raise InputError(
+            f"--mlflow {address}: the installed package of MLflow cannot open this address; type"
+            f" {INSTALL_WHOLE}, or give the URL of a server"
+        ) from None
 
 
 def _milliseconds(moment: str) -> int:

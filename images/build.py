@@ -83,7 +83,7 @@ def build_command(
 ) -> list[str]:
     """Return the command that builds one image, with the whole project as context.
 
-    .dockerignore leaves in what is copied.
+    .dockerignore excludes all files that the Dockerfiles do not copy.
     """
     settings = {"COMMIT": made_from.commit, "CREATED": made_from.created}
     base = getattr(args, f"{name}_base")
@@ -125,9 +125,9 @@ def push(engine: str, tag: str) -> str:
 
 
 def record(made_from: Source, references: dict[str, str]) -> None:
-    """Write images/digests.json, in one step.
+    """Write images/digests.json atomically.
 
-    Images that were not pushed now stay as noted if they are of the same commit.
+    The entry of an image that was not pushed now is kept if it was built from the same commit.
     """
     earlier = digests.read_digests()
     other_images = earlier["images"] if earlier["commit"] == made_from.commit else {}
@@ -141,13 +141,17 @@ def record(made_from: Source, references: dict[str, str]) -> None:
 
 def build(args: argparse.Namespace) -> None:
     """Build the images of --only; push and record them, except with --no-push."""
+    locks = sorted((ROOT / "images").glob("torch-*.lock"))
+    torch_builds = [lock.stem.removeprefix("torch-") for lock in locks]
     require(
         bool(args.registry) or args.no_push,
-        "give --registry, as in: make images REGISTRY=registry/project (or --no-push)",
+        "no --registry to push to; type: make images REGISTRY=registry/project, or, to build only:"
+        " python -m images.build --no-push",
     )
     require(
-        (ROOT / "images" / f"torch-{args.torch}.lock").exists(),
-        f"--torch {args.torch}: there is no images/torch-{args.torch}.lock",
+        args.torch in torch_builds,
+        f"--torch {args.torch}: there is no images/torch-{args.torch}.lock; give one of"
+        f" {', '.join(torch_builds)}",
     )
     engine, made_from = find_engine(args.engine), source()
     names = NAMES if args.only == "all" else (args.only,)

@@ -1,8 +1,8 @@
-"""Storage is an address: `s3://bucket/prefix`, `root://server//path`, `https://...` or a folder.
+"""Read and write files by address: `s3://bucket/key`, `root://server//path`, `https://...`, a path.
 
-One module for each backend, and these functions for whatever the address names. Every write is
-atomic: a temporary name and a rename on disk and on XRootD, one PUT or a completed multipart
-upload on S3, so that nothing half-written is ever read. Web servers are read only.
+These functions call the module of the address's scheme. Every write is atomic, so that no reader
+sees a partial file: a temporary name and a rename on disk and on XRootD, one PUT or a completed
+multipart upload on S3. Web servers are read only.
 """
 
 from __future__ import annotations
@@ -99,10 +99,10 @@ def exists(uri: str) -> bool:
 
 
 def open_source(uri: str, entry: Entry | None = None) -> Source:
-    """The file opened for reading parts of it. Raises InputError where there is none.
+    """Open a file for reading parts of it. Raises InputError if it does not exist.
 
-    entry: the file as it was listed, which saves a round trip where it tells all there is to know;
-    a file that is not that one any more is refused when it is read.
+    entry: the file's entry in a listing. It can save the request for size and tag, and the file is
+    refused if it has changed since the listing.
     """
     backend, uri = _backend(uri)
     return backend.open_source(uri, entry)
@@ -153,7 +153,7 @@ def write_bytes(uri: str, content: bytes) -> None:
 def create(uri: str, content: bytes) -> bool | None:
     """Write one file unless it exists: True if it was written, False if it exists.
 
-    None where the storage makes no conditional writes; then nothing was written.
+    None if the storage does not support conditional writes; then nothing was written.
     """
     backend, uri = _backend(uri)
     if backend is local:
@@ -177,7 +177,7 @@ def entries(uri: str) -> list[Entry]:
     Empty where nothing is there.
     """
     backend, uri = _backend(uri)
-    return _sorted(backend.entries(uri))
+    return _sort(backend.entries(uri))
 
 
 def glob(pattern: str) -> list[Entry]:
@@ -193,16 +193,16 @@ def glob(pattern: str) -> list[Entry]:
         # Its glob expands `~`: the home may be called [x].
         if os.path.exists(address):
             return entries(absolute(pattern))
-        return _sorted(local.glob(local_path(pattern)))
+        return _sort(local.glob(local_path(pattern)))
     # perhaps the name of a file, as `a[1].root`; web servers have a[1] as a%5B1%5D
     has_brackets = "[" in pattern and backend is not http
-    if has_brackets and (named := backend.entries(absolute(pattern))):
-        return _sorted(named)
-    return _sorted(backend.glob(address))
+    if has_brackets and (files_of_that_name := backend.entries(absolute(pattern))):
+        return _sort(files_of_that_name)
+    return _sort(backend.glob(address))
 
 
-def _sorted(unsorted: Sequence[Entry]) -> list[Entry]:
-    return sorted(unsorted, key=lambda entry: entry.uri)
+def _sort(files: Sequence[Entry]) -> list[Entry]:
+    return sorted(files, key=lambda entry: entry.uri)
 
 
 def upload(path: str | os.PathLike[str], uri: str) -> None:

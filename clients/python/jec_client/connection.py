@@ -1,4 +1,4 @@
-"""Keep HTTP connections to one model server: one a thread, opened when first needed.
+"""Keep HTTP connections to one model server: one per thread, opened when first needed.
 
 It uses http.client because latency counts here. One jet a request to a small model takes 0.54 ms
 with http.client and 1.02 ms with a requests.Session a thread (Triton on 127.0.0.1, 2 cores, median
@@ -20,20 +20,20 @@ from collections.abc import Mapping
 
 from jec_client.errors import InputError
 
-PIECE = 1 << 20  # bytes of an answer between two looks at the clock
+PIECE = 1 << 20  # bytes of an answer that are read before the deadline is checked again
 
 
-class _ClosedWithItsOwner(http.client.HTTPConnection):
-    """A connection that closes when nobody holds it any more: its thread or its client has ended.
+class _SelfClosingConnection(http.client.HTTPConnection):
+    """A connection that closes when its thread or its client has ended.
 
-    A client is shared by threads, each with a connection of its own, so no thread could close all.
+    Threads share a client, but each has its own connection, so that no thread can close them all.
     """
 
     def __del__(self) -> None:
         self.close()
 
 
-class _ClosedWithItsOwnerTLS(_ClosedWithItsOwner, http.client.HTTPSConnection):
+class _SelfClosingTLSConnection(_SelfClosingConnection, http.client.HTTPSConnection):
     pass
 
 
@@ -48,9 +48,9 @@ class Reply:
 
 
 class Connections:
-    """Connections to the host of `url`, through the environment's proxy where there is one for it.
+    """Connections to the host of `url`, through the proxy that the environment sets for it, if any.
 
-    A proxy is for other machines: asked for 127.0.0.1 it would look at itself. timeout: seconds for
+    No proxy is used for 127.0.0.1, which would be the proxy itself. timeout: seconds for
     one request and its whole answer. verify: False takes any certificate, a path names a file or a
     folder of certificate authorities. Raises InputError where that path has none.
     """
@@ -80,17 +80,17 @@ class Connections:
     ) -> Reply:
         """Send a GET, or a POST where there is a body.
 
-        A kept connection that the server has closed meanwhile is opened again, once. Raises
+        A connection that the server has closed meanwhile is opened again, once. Raises
         TimeoutError, and any other OSError or http.client.HTTPException where no answer comes.
         """
         ends = time.monotonic() + (self.timeout if timeout is None else timeout)
-        kept = getattr(self._mine, "connection", None)
-        if kept is not None and self._mine.process != os.getpid():
-            kept = None  # of the process that this one was forked from, which still uses it
+        existing = getattr(self._mine, "connection", None)
+        if existing is not None and self._mine.process != os.getpid():
+            existing = None  # it belongs to the parent of this forked process, which still uses it
         try:
-            return self._exchange(kept or self._open(ends), path, body, headers, ends)
+            return self._exchange(existing or self._open(ends), path, body, headers, ends)
         except (ConnectionError, http.client.BadStatusLine, http.client.CannotSendRequest):
-            if kept is None:
+            if existing is None:
                 raise
         return self._exchange(self._open(ends), path, body, headers, ends)
 
@@ -102,7 +102,7 @@ class Connections:
         headers: Mapping[str, str],
         ends: float,
     ) -> Reply:
-        # until the answer has been read whole, it is of no further use
+        # The connection is kept for further requests only once the whole answer has been read.
         self._mine.connection = None
         whole_url = self.proxy is not None and self.url.scheme == "http"
         target = (
@@ -115,7 +115,8 @@ class Connections:
             connection.request(
                 "GET" if body is None else "POST", target, body=body, headers=dict(headers)
             )
-            sock = connection.sock  # of an answer that ends the connection, getresponse drops it
+            # getresponse sets connection.sock to None if the server closes the connection
+            sock = connection.sock
             answer = connection.getresponse()
             content = _read(answer, sock, ends)
         except BaseException:
@@ -134,12 +135,12 @@ class Connections:
 
     def _open(self, ends: float) -> http.client.HTTPConnection:
         address = self.url if self.proxy is None else self.proxy
-        host, seconds = address.hostname or "", _left(ends)
+        host, seconds = address.hostname or "", _seconds_left(ends)
         connection: http.client.HTTPConnection
         if self.tls is None:
-            connection = _ClosedWithItsOwner(host, address.port, timeout=seconds)
+            connection = _SelfClosingConnection(host, address.port, timeout=seconds)
         else:
-            connection = _ClosedWithItsOwnerTLS(
+            connection = _SelfClosingTLSConnection(
                 host, address.port, timeout=seconds, context=self.tls
             )
             if self.proxy is not None:
@@ -165,26 +166,26 @@ def _context(verify: bool | str) -> ssl.SSLContext:
         ) from None
 
 
-def _left(ends: float) -> float:
+def _seconds_left(ends: float) -> float:
     """Seconds until the deadline. Raises TimeoutError where it has passed."""
-    left = ends - time.monotonic()
-    if left <= 0:
+    seconds = ends - time.monotonic()
+    if seconds <= 0:
         raise TimeoutError
-    return left
+    return seconds
 
 
 def _limit(connection: http.client.HTTPConnection, ends: float) -> None:
-    connection.timeout = _left(ends)
+    connection.timeout = _seconds_left(ends)
     if connection.sock is not None:
         connection.sock.settimeout(connection.timeout)
 
 
 def _read(answer: http.client.HTTPResponse, sock: socket.socket, ends: float) -> bytes:
-    """The answer's content; a server that sends a byte now and then does not pass the deadline."""
+    """Return the answer's content; the deadline also stops a server that sends slowly."""
     pieces = []
     while answer.length != 0:  # None where the server does not say it
         if sock.fileno() >= 0:
-            sock.settimeout(_left(ends))
+            sock.settimeout(_seconds_left(ends))
         piece = answer.read1(PIECE)
         if not piece:
             break
