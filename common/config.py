@@ -44,7 +44,7 @@ from common.storage.addresses import (
     scheme_of,
     split_s3,
 )
-from common.storage.patterns import parse_one, separated
+from common.storage.patterns import parse_one, split_patterns
 
 AUTO, NONE = "auto", "none"
 SERVED = "served"  # as --baseline: the run that was deployed last
@@ -590,8 +590,8 @@ class RunConfig:
             )
             require(
                 value != "",
-                f"--{flag(name)} is empty; leave it out, or write auto or none where its help"
-                " says so",
+                f"--{flag(name)} is empty; leave it out, or write a value such as"
+                f" {getattr(type(self), name)}",
             )
         self._check_texts()
         self._check_addresses()
@@ -604,7 +604,8 @@ class RunConfig:
             require(value <= high, f"--{flag(name)} {value}: must be at most {high:,}")
         require(
             self.min_replicas <= self.max_replicas,
-            f"--min-replicas {self.min_replicas} is larger than --max-replicas {self.max_replicas}",
+            f"--min-replicas {self.min_replicas} is larger than --max-replicas"
+            f" {self.max_replicas}; lower --min-replicas, or raise --max-replicas",
         )
         require(
             0 < self.data_fraction <= 1,
@@ -621,7 +622,7 @@ class RunConfig:
         require(
             self.parallel_trials <= self.max_trials,
             f"--parallel-trials {self.parallel_trials} is larger than --max-trials"
-            f" {self.max_trials}",
+            f" {self.max_trials}; lower --parallel-trials, or raise --max-trials",
         )
         require(
             self.precision in PRECISIONS,
@@ -707,7 +708,7 @@ class RunConfig:
             self._check_address(name, scheme_of, [getattr(self, name)])
         for name in ("data_train", "data_val", "data_test"):
             self._check_address(name, refuse_secrets, [getattr(self, name)])
-            texts = separated(getattr(self, name))
+            texts = split_patterns(getattr(self, name))
             require(
                 bool(texts),
                 f"--{flag(name)} '{getattr(self, name)}' names no file; give paths or patterns,"
@@ -812,7 +813,7 @@ class RunConfig:
         for key in values:
             if key not in names:
                 raise InputError(unknown("parameter", key, names))
-        return cls(**typed(values))
+        return cls(**with_types(values))
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> RunConfig:
@@ -826,22 +827,22 @@ SEVERAL_LINES = ("search_space", "data_train", "data_val", "data_test")
 LARGEST_SEED = 2**31 - 1  # every library of the chain, here and in Katib, takes an int32
 
 
-def typed(values: Mapping[str, Any]) -> dict[str, Any]:
+def with_types(values: Mapping[str, Any]) -> dict[str, Any]:
     """Convert numbers to text for parameters that are text; return all parameters.
 
     Earlier versions stored such numbers: the seed was an integer, and is text now. JSON and
     Kubeflow do not distinguish 2.0 from 2, so that both become '2'.
     """
     defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
-    converted = {}
+    parameters_with_types = {}
     for name, value in values.items():
         default = defaults.get(name)
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if isinstance(default, str) and is_number:
-            converted[name] = str(int(value)) if value == int(value) else str(value)
+            parameters_with_types[name] = str(int(value)) if value == int(value) else str(value)
         else:
-            converted[name] = value
-    return converted
+            parameters_with_types[name] = value
+    return parameters_with_types
 
 
 LEAST = {
@@ -1017,7 +1018,7 @@ def tolerations(text: str) -> list[dict[str, str]]:
     An entry is key=value:Effect, key:Effect (any value) or key (any value and effect). Raises
     InputError for an effect that does not exist.
     """
-    found = []
+    entries = []
     for part in _parts(text):
         taint, _, effect = part.partition(":")
         key, equals, value = taint.partition("=")
@@ -1028,8 +1029,8 @@ def tolerations(text: str) -> list[dict[str, str]]:
                 " key, or none"
             )
         operator = {"operator": "Equal", "value": value} if equals else {"operator": "Exists"}
-        found.append({"key": key, **operator, **({"effect": effect} if effect else {})})
-    return found
+        entries.append({"key": key, **operator, **({"effect": effect} if effect else {})})
+    return entries
 
 
 def _parts(text: str) -> list[str]:

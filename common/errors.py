@@ -1,4 +1,4 @@
-"""The one exception tree, and the words of an error.
+"""The exception tree of the project.
 
     JecError                     reported as one clear sentence, without a traceback (exit code 1)
     ├── InputError               refused before work starts: the input cannot be used (exit code 2)
@@ -8,7 +8,7 @@
     │   ├── WebPage              a web page came in place of data     (common.storage.http)
     │   ├── AuthError            no valid login for Kubeflow                (operations.auth)
     │   └── NoCluster            no Kubernetes cluster is configured        (clusters.api)
-    ├── StorageError             the storage did not do as asked
+    ├── StorageError             a read or write in the storage failed
     │   ├── AccessError          ... because it refuses access
     │   ├── FullDiskError        ... because a disk is full, or a quota used up
     │   └── PassingError         ... for a reason that may pass       (common.storage.retries)
@@ -88,7 +88,7 @@ class FullDiskError(StorageError):
 class ClusterError(JecError):
     """A job, an experiment or a service failed.
 
-    The text gives the reason that its pods or processes gave.
+    The text gives the reason, from its pods or processes.
     """
 
 
@@ -97,15 +97,15 @@ class DeadlineError(ClusterError):
 
 
 class UnreachableError(ClusterError):
-    """Nobody answers at that address (yet)."""
+    """No server answers at that address (yet)."""
 
     retryable = True
 
 
 class TrainingError(JecError):
-    """Training failed for a reason that will repeat.
+    """Training failed for a reason that would recur.
 
-    Such as a non-finite loss, or an option that the network refuses.
+    Examples are a non-finite loss, and an option that the network refuses.
     """
 
 
@@ -114,6 +114,6 @@ class GateError(JecError):
 
 
 class InterruptedRun(JecError):
-    """The run was told to stop."""
+    """The run was stopped by the user or the system."""
 
     exit_code = 130

@@ -115,7 +115,7 @@ def prepare(
         namespace=namespace(config),
         baseline=baseline_folder(config),
     )
-    config = tracking.settled(config, on_this_machine=step.LOCAL_DIR in os.environ)
+    config = tracking.with_server_address(config, on_this_machine=step.LOCAL_DIR in os.environ)
 
     # Refuse what cannot be used.
     run = Run(config=config)
@@ -226,7 +226,7 @@ def baseline_folder(config: RunConfig) -> str:
     if not storage.exists(storage.join(uri, "metrics.json")):
         raise InputError(
             f"--baseline {config.baseline} has no metrics.json; give the folder of a run that was"
-            " evaluated"
+            " evaluated (python pipeline.py --list shows the gain of those)"
         )
     return uri
 
@@ -425,9 +425,9 @@ def say_disk_need(run: Run, inputs: Inputs) -> None:
     folder = local_path(run.config.s3_bucket)
     need, free = int(data + trials + models), space.free_bytes(folder)
     line = (
-        f"the run may take {space.shown(need)} in {folder} (jets {space.shown(int(data))},"
-        f" {run.config.max_trials} trials {space.shown(trials)}, models and reports"
-        f" {space.shown(models)}); {space.shown(free)} are free"
+        f"the run may take {space.size_text(need)} in {folder} (jets {space.size_text(int(data))},"
+        f" {run.config.max_trials} trials {space.size_text(trials)}, models and reports"
+        f" {space.size_text(models)}); {space.size_text(free)} are free"
     )
     step.say(line if need <= free else f"warning: {line}")
 

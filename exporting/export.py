@@ -224,10 +224,10 @@ def staging(run: str) -> Iterator[Path]:
         return
     for left in Path(run).glob(".export-*"):
         shutil.rmtree(left, ignore_errors=True)  # of an export that was killed
-    with space.explained(run):
+    with space.catch_full_disk(run):
         folder = Path(tempfile.mkdtemp(prefix=".export-", dir=run))
     try:
-        with space.explained(folder):
+        with space.catch_full_disk(folder):
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-PARTS = 64  # into which rows are divided where a sum over them is wanted
+PARTS = 64  # parts into which rows are divided for a sum over them
 LANES = 32  # values of bfloat16 in a vector register of 512 bits; a multiple for float32 too
 
 
@@ -84,7 +84,7 @@ def batch_norm(x: torch.Tensor, norm: nn.Module, *, relu: bool) -> torch.Tensor:
 
 
 def affine(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and shift (C,) that a batch normalisation amounts to outside training."""
+    """Return scale and shift (C,) that equal a batch normalisation outside training."""
     tracking = cast(TrackingNorm, norm)
     scale = tracking.weight / torch.sqrt(tracking.running_var + tracking.eps)
     return scale, tracking.bias - tracking.running_mean * scale
@@ -108,7 +108,7 @@ class Edges:
 
     @functools.cached_property
     def order(self) -> torch.Tensor:
-        """The edges (R k,) sorted by neighbour; only training needs them."""
+        """Return the indices of the edges sorted by neighbour, (R k,); only training needs them."""
         within = self.index.reshape(len(self.index), -1)  # (N, P k)
         # NumPy sorts numbers of 16 bits by radix, in a third of the time that torch takes.
         short = torch.int16 if self.index.shape[1] <= 2**15 else torch.int32
@@ -452,8 +452,10 @@ def _statistics(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and biased variance (C,) in `dtype`, float32 also where x is bfloat16."""
     # running statistics in float32 make the kernel answer in float32
-    unused = torch.zeros(2, wide.shape[1], dtype=dtype)
-    mean, variance = torch.ops.aten.batch_norm_update_stats(_image(wide), unused[0], unused[1], 0.0)
+    running_statistics = torch.zeros(2, wide.shape[1], dtype=dtype)
+    mean, variance = torch.ops.aten.batch_norm_update_stats(
+        _image(wide), running_statistics[0], running_statistics[1], 0.0
+    )
     mean = mean.view(fold, -1)  # (fold, C)
     variance = variance.view(fold, -1)
     # the variance of all rows: the mean of those within the folds, and that between their means

@@ -47,7 +47,7 @@ def input_order(
     """Find where the data config puts each group of inputs, and how many variables each has.
 
     The groups are `groups`, then the `optional` ones that the data config has. Raises InputError
-    where a group is missing or where the config defines one that the network would not look at.
+    where a group is missing or where the config defines one that the network does not use.
     """
     names = list(data_config.input_names)
     for group in groups:
@@ -56,15 +56,15 @@ def input_order(
                 f"the network needs the input group '{group}':"
                 f" {unknown('input group', group, names)}"
             )
-    used = [*groups, *(group for group in optional if group in names)]
-    if unused := sorted(set(names) - set(used)):
+    used_groups = [*groups, *(group for group in optional if group in names)]
+    if unused_groups := sorted(set(names) - set(used_groups)):
         takes = ", ".join((*groups, *(f"{group} (if there)" for group in optional)))
         raise InputError(
-            f"the network does not use the input group '{unused[0]}' of the data config; it takes"
-            f" {takes}"
+            f"the network does not use the input group '{unused_groups[0]}' of the data config; it"
+            f" takes {takes}"
         )
     order, variables = [], []
-    for group in used:
+    for group in used_groups:
         shape = data_config.input_shapes[group]  # (N, C, P), (N, C), or (N,) for one variable
         order.append(names.index(group))
         variables.append(shape[1] if len(shape) > 1 else 1)
@@ -99,7 +99,7 @@ class Norm(nn.Module):
     """Batch normalisation of the last axis: each feature over all jets, particles and edges.
 
     (..., C) -> (..., C). PyTorch's CPU kernel is nearly twice as fast where features lie on the
-    last axis and it is told so (channels last), hence the view as an image of one column. The inner
+    last axis (memory format channels_last), hence the view as an image of one column. The inner
     BatchNorm2d is what SyncBatchNorm replaces on several GPUs.
     """
 
@@ -109,8 +109,8 @@ class Norm(nn.Module):
         self.bn = nn.BatchNorm2d(dim)
 
     def forward(self, x: torch.Tensor, *, relu: bool = False) -> torch.Tensor:
-        # two nodes, where the view as an image would cost ten more
-        """Normalise x (R, dim), optionally with a ReLU behind it; same shape."""
+        """Normalise x (..., dim), optionally followed by a ReLU; same shape."""
+        # two nodes in the exported graph, where the view as an image would cost ten more
         if torch.onnx.is_in_onnx_export():
             scale, shift = affine(self.bn)
             y = x * scale + shift
@@ -119,7 +119,7 @@ class Norm(nn.Module):
 
 
 class LinearNorm(nn.Module):
-    """A linear layer and its normalisation: (..., C) -> (..., D), with ReLU if wanted.
+    """A linear layer and its normalisation: (..., C) -> (..., D), with ReLU on request.
 
     `norm`: "batch" (outside training both are one matrix product), "layer" (each row by itself: no
     dependence on the batch, and the same in training and after it) or "none" (a linear layer with a
@@ -307,8 +307,8 @@ def fully_connected(
     """Build `num_layers` hidden layers with ReLU and dropout, then a linear one.
 
     (N, in_dim) -> (N, out_dim). The last layer begins at zero, so that an untrained network answers
-    log ratio 0, which is the standard JEC itself: training sets out from there instead of first
-    unlearning random answers.
+    log ratio 0, which is the standard JEC itself: training starts from there and need not first
+    unlearn random answers.
     """
     layers: list[nn.Module] = []
     for index in range(num_layers):

@@ -21,7 +21,7 @@ PT_BAND = 0.1
 ETA_BAND = 0.1
 """Width of a band in |eta|, about that of a calorimeter tower."""
 MIN_JETS = 100
-"""Fewer jets have no median worth an interval, as in physics.gate."""
+"""With fewer jets the interval of a median is unreliable, as in physics.gate."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,15 +83,15 @@ def steps(
     """
     standard = pt / generated_pt
     model = standard * np.exp(correction)
-    known = np.isfinite(standard) & np.isfinite(model)
-    measured = []
+    is_finite = np.isfinite(standard) & np.isfinite(model)
+    edge_steps = []
     for edge in edges:
         values = pt if edge.quantity == "pt" else abs_eta
         if values is None:
             continue
-        inside = known & valid & _between(values, edge.inside)
-        outside = known & ~valid & _between(values, edge.outside)
-        measured.append(
+        inside = is_finite & valid & _between(values, edge.inside)
+        outside = is_finite & ~valid & _between(values, edge.outside)
+        edge_steps.append(
             EdgeStep(
                 edge=edge.name,
                 num_inside=int(inside.sum()),
@@ -101,7 +101,7 @@ def steps(
                 standard_outside=median(standard[outside], level),
             )
         )
-    return measured
+    return edge_steps
 
 
 def _between(values: Floats, ends: tuple[float, float]) -> Mask:
@@ -119,10 +119,12 @@ def median(values: Floats, level: float) -> Interval | None:
     count = len(values)
     if count < MIN_JETS:
         return None
-    ordered = np.sort(values)
+    sorted_values = np.sort(values)
     half = NormalDist().inv_cdf((1 + level) / 2) * math.sqrt(count) / 2
     low = max(math.floor(count / 2 - half), 0)
     high = min(math.ceil(count / 2 + half), count - 1)
     return Interval(
-        value=float(np.median(ordered)), low=float(ordered[low]), high=float(ordered[high])
+        value=float(np.median(sorted_values)),
+        low=float(sorted_values[low]),
+        high=float(sorted_values[high]),
     )

@@ -67,17 +67,17 @@ def name(jets: tuple[int, int, int], seed: int) -> str:
 
 
 def recipe(seed: int, part: int) -> Recipe:
-    """How part 0 (train), 1 (val) or 2 (test) of the sample with this seed is made."""
+    """Return the recipe for part 0 (train), 1 (val) or 2 (test) of the sample with this seed."""
     return Recipe(seed=len(SPLITS) * seed + part)
 
 
 def is_whole(root: str) -> bool:
-    """Whether the marker lists exactly the ROOT files that are there, with their sizes."""
+    """Return whether the marker lists exactly the ROOT files in the folder, with their sizes."""
     try:
-        listed = storage.read_json(storage.join(root, MARKER))["files"]
+        files_of_marker = storage.read_json(storage.join(root, MARKER))["files"]
     except (InputError, KeyError, TypeError):
         return False
-    return listed == _files(root)
+    return files_of_marker == _files(root)
 
 
 def _files(root: str) -> dict[str, int]:
@@ -112,7 +112,7 @@ def _make(root: str, jets: tuple[int, int, int], seed: int, workers: int | None)
 
 
 def _move_into_place(folder: Path, root: Path) -> None:
-    """One rename; if another process was faster, its sample stays, as it holds the same jets."""
+    """Rename the folder; keep the sample of a faster process, which has the same jets."""
     if root.exists() and not is_whole(str(root)):
         shutil.rmtree(root)
     with contextlib.suppress(OSError):
@@ -141,7 +141,7 @@ def _temporary_folder(root: str) -> Iterator[Path]:
             raise full from error
         raise InputError(f"cannot write into {parent}: {error.strerror or error}") from None
     try:
-        with space.explained(folder):
+        with space.catch_full_disk(folder):
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)

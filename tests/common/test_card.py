@@ -46,6 +46,8 @@ def test_a_run_without_the_file(tmp_path):
         ("card.yaml", "- a\n- b\n", "expected names with values, such as 'era: 2018', found list"),
         ("card.yaml", "a: {b: 1}\n", "'a' is nested"),
         ("card.yaml", "a: [\n", "neither YAML nor JSON"),
+        ("card.yaml", "a: 1\nb: 2001-99-99\n", "line 2: a value cannot be read"),
+        ("card.yaml", 'a: 1\nb: "\\UFFFFFFFF"\n', "line 2: a value cannot be read"),
         ("card.yaml", None, "there is no such file"),
     ],
 )

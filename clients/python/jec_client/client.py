@@ -138,9 +138,15 @@ class Client:
         Raises InputError for an argument that cannot be used. Nothing is sent.
         """
         if headers is not None and not isinstance(headers, Mapping):
-            raise InputError(f"headers= takes a dict of texts, not {_kind_of(headers)}")
+            raise InputError(
+                f"headers= takes a dict of texts, such as {{'X-Request-Id': '1'}}, not"
+                f" {_kind_of(headers)}"
+            )
         if not isinstance(model, str):
-            raise InputError(f"model= takes the model's name on the server, not {_kind_of(model)}")
+            raise InputError(
+                "model= takes the model's name on the server, such as 'jec-pfn', not"
+                f" {_kind_of(model)}"
+            )
         for name, value in (headers or {}).items():
             if SECRET_HEADER.search(name):
                 raise InputError(
@@ -226,11 +232,11 @@ class Client:
 
         seconds = math.inf if deadline is None else _seconds("deadline", deadline)
         ends = time.monotonic() + seconds
-        model = self._described(ends)
+        model = self._get_model(ends)
         parts: dict[str, list[np.ndarray]] = {tensor.name: [] for tensor in model.outputs}
         invalid: Counter[str] = Counter()
         jets_of_events = None
-        for ready in self._prepared(jets, model):
+        for ready in self._prepare(jets, model):
             jets_of_events = ready.jets_of_events
             start = 0
             while start < ready.count:
@@ -252,10 +258,10 @@ class Client:
         result.attrs["invalid"] = dict(invalid)
         return result
 
-    def _described(self, ends: float) -> Model:
-        """What the server says about the model, asked once."""
+    def _get_model(self, ends: float) -> Model:
+        """Return the server's description of the model; it is requested once."""
         if self._model is None:
-            with self._explained():
+            with self._translate_errors():
                 self._model = self._describe(ends)
         return self._model
 
@@ -282,7 +288,7 @@ class Client:
             ) from None
         return Model(inputs=inputs, outputs=outputs, max_batch_size=most, limits=limits)
 
-    def _prepared(self, jets: Any, model: Model) -> Iterator[Jets]:
+    def _prepare(self, jets: Any, model: Model) -> Iterator[Jets]:
         """The model's inputs of the jets; those of a file come in pieces."""
         from jec_client.columns import table_of
         from jec_client.files import tables
@@ -301,7 +307,7 @@ class Client:
         self, model: Model, inputs: Mapping[str, np.ndarray], count: int, ends: float
     ) -> dict[str, np.ndarray]:
         """The outputs for the jets of one request, (count, ...) each."""
-        with self._explained():
+        with self._translate_errors():
             try:
                 answers = self._server.ask(self.model, inputs, ends=ends)
             except ServerError:
@@ -309,7 +315,7 @@ class Client:
                 raise
             outputs = {}
             for tensor in model.outputs:
-                values = _as_described(answers.get(tensor.name), tensor, count)
+                values = _in_shape(answers.get(tensor.name), tensor, count)
                 if values is None:
                     raise ServerError(
                         f"{self.url} answered {count} jets without '{tensor.name}' for each of"
@@ -344,7 +350,7 @@ class Client:
 
     def metadata(self) -> Body:
         """Names, datatypes and shapes of the model's inputs and outputs. Raises as `infer`."""
-        with self._explained():
+        with self._translate_errors():
             return self._server.metadata(self.model)
 
     def config(self) -> Body:
@@ -352,7 +358,7 @@ class Client:
 
         Raises as `infer`.
         """
-        with self._explained():
+        with self._translate_errors():
             return self._server.config(self.model)
 
     def infer(self, body: Body) -> Body:
@@ -363,7 +369,7 @@ class Client:
         InputError for an unknown model (the text names the known ones), and for a request that the
         server refuses (the text is the server's).
         """
-        with self._explained():
+        with self._translate_errors():
             return self._server.infer(self.model, body)
 
     def ask(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -373,16 +379,16 @@ class Client:
         protocol's binary extension), several times faster than JSON for more than a few jets.
         Raises as `infer`.
         """
-        with self._explained():
+        with self._translate_errors():
             return self._server.ask(self.model, inputs)
 
     @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         """Turn the server's errors into those that this class raises."""
         try:
             yield
-        except Refused as refused:
-            raise self._refusal(refused) from None
+        except Refused as refusal:
+            raise self._refusal(refusal) from None
         except NotServing as error:
             raise self.not_serving(f"{self.url} cannot serve model {self.model} {error}") from None
         except Unreachable as error:
@@ -390,21 +396,21 @@ class Client:
         except ServerError as error:
             raise self.failed(str(error)) from None
 
-    def _refusal(self, refused: Refused) -> Exception:
-        known = self.models()
-        if known and self.model not in known:
-            return InputError(f"{self.url}: {unknown('model', self.model, known)}")
-        if refused.code >= 500:
+    def _refusal(self, refusal: Refused) -> Exception:
+        model_names = self.models()
+        if model_names and self.model not in model_names:
+            return InputError(f"{self.url}: {unknown('model', self.model, model_names)}")
+        if refusal.code >= 500:
             return self.failed(
-                f"model {self.model} at {self.url} failed ({refused.code}): {refused}"
+                f"model {self.model} at {self.url} failed ({refusal.code}): {refusal}"
             )
-        if refused.code == 404 and not known and not self.server_name():
+        if refusal.code == 404 and not model_names and not self.server_name():
             return InputError(
                 f"{self.url} does not speak the Open Inference Protocol v2, or is too old for it"
-                f" (404 at /v2): {refused}"
+                f" (404 at /v2): {refusal}"
             )
         return InputError(
-            f"{self.url} refused the request for model {self.model} ({refused.code}): {refused}"
+            f"{self.url} refused the request for model {self.model} ({refusal.code}): {refusal}"
         )
 
 
@@ -484,8 +490,8 @@ def _tensor(entry: Mapping[str, Any]) -> Tensor:
     return Tensor(name=entry["name"], dtype=np.dtype(protocol.DTYPES[datatype]), shape=shape)
 
 
-def _as_described(values: np.ndarray | None, tensor: Tensor, count: int) -> np.ndarray | None:
-    """An answer in the type and shape that the server says; None where it is another one."""
+def _in_shape(values: np.ndarray | None, tensor: Tensor, count: int) -> np.ndarray | None:
+    """Return an answer in the tensor's type and shape; None where it does not fit them."""
     if values is None or values.shape[:1] != (count,):
         return None
     if not np.can_cast(values.dtype, tensor.dtype, "same_kind"):
