@@ -114,7 +114,10 @@ class Proxy:
                     self._write(end)
 
     def _seconds_to_next(self) -> float:
-        """Until the next bytes are due that wait for nothing else."""
+        """Return the seconds until the next delayed bytes must be sent, at most 0.05.
+
+        Bytes for a socket whose buffer is full are left out: the selector reports when it has room.
+        """
         due = [end.outgoing[0][0] for end in self._ends if end.outgoing and not end.waits_for_room]
         return max(0.0, min([0.05, *(moment - time.monotonic() for moment in due)]))
 
@@ -150,7 +153,7 @@ class Proxy:
         peer = end.peer
         peer.outgoing.append((time.monotonic() + self.delay, piece))
         peer.held += size
-        if not size:  # the end, which takes its time as well
+        if not size:  # end of the stream, which is forwarded with the same delay
             end.has_ended = True
         elif end.is_client:
             self.counts.sent += size
@@ -162,7 +165,7 @@ class Proxy:
         self._watch(end)
 
     def _empty_piece(self) -> _Pipe | _Copy:
-        """What the next bytes are held in."""
+        """Return a buffer for the next bytes: a pipe, or memory if all pipes are in use."""
         if not self._empty_pipes:
             if len(self._pipes) == PIPES:
                 return _Copy()
@@ -171,7 +174,7 @@ class Proxy:
         return self._empty_pipes.pop()
 
     def _give_back(self, piece: _Pipe | _Copy) -> None:
-        """Use an empty pipe again."""
+        """Return an empty pipe to those that can be used again."""
         if isinstance(piece, _Pipe):
             self._empty_pipes.append(piece)
 

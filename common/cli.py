@@ -1,4 +1,7 @@
-"""Command lines: a typing error brings the nearest name, an error one sentence."""
+"""Parse command lines, and turn errors into one sentence and an exit code.
+
+A misspelt flag or value is answered with the nearest one that exists.
+"""
 
 from __future__ import annotations
 
@@ -38,10 +41,10 @@ AGE_UNITS = {"m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
 SIZE_UNITS = {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 """Letter of a size -> bytes."""
 TRACEBACK = "jec-traceback-"
-"""Begin of the names of files with tracebacks, in the temporary folder."""
+"""Prefix of the names of files with tracebacks, in the temporary folder."""
 TRACEBACK_SECONDS = 30 * 86400.0
 BROKEN_PIPE = 141
-"""Exit code where the reader of our output has gone, as a shell shows SIGPIPE."""
+"""Exit code if the reader of our output has ended (`| head`): what shells show for SIGPIPE."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -66,8 +69,8 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        # An address may hold a secret, and this may be the log of a pod.
         """End with one sentence and the nearest flag or value, exit code 2."""
+        # Addresses are hidden: they may hold secrets, and this may go to the log of a pod.
         text = re.sub(r"\b\w+://\S+", "(an address)", message)
         self.exit(2, f"error: {text}{self._hint(text)}\nsee: {self.prog} --help\n")
 
@@ -219,10 +222,11 @@ def run_main(body: Callable[[], int | None]) -> int:
 
 
 def run_job(body: Callable[[], int | None]) -> int:
-    """As `run_main`, for the program of a trial or a job, whose exit code tells more.
+    """Run the program of a trial or a job as `run_main` does, with more specific exit codes.
 
-    FULL_DISK for a full disk, PASSING_FAILURE for another error that may pass: what watches the
-    program may have no line of it, because a full disk takes none.
+    They are FULL_DISK for a full disk, and PASSING_FAILURE for another retryable error. The step
+    that waits for the program needs them, because a full disk may have kept the error message out
+    of the log.
     """
 
     def with_exit_code() -> int | None:
@@ -255,7 +259,7 @@ def _complain(text: str) -> None:
 
 
 def _discard(stream: Any) -> None:
-    """Let what is still to be written to a stream go nowhere."""
+    """Redirect a stream to /dev/null, so that flushing it at exit cannot fail."""
     with contextlib.suppress(OSError, ValueError):  # a stream of a test has no descriptor
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
@@ -278,7 +282,7 @@ def report_missing_package(error: ModuleNotFoundError) -> int:
 
 
 def report_unexpected(error: Exception) -> int:
-    """Say that an exception was not expected, and where its traceback is; return UNEXPECTED.
+    """Print one line about an unexpected exception and its traceback file; return UNEXPECTED.
 
     The traceback is printed only in a pod, whose files are lost when it ends, and where no file can
     be written.
@@ -322,9 +326,10 @@ def in_pod() -> bool:
 
 
 def require_url(flag: str, text: str) -> None:
-    """Raise InputError, which names the flag, for what is no address of an HTTP server.
+    """Raise InputError, which names the flag, if the text is not the address of an HTTP server.
 
-    This is no type of argparse, whose message would go without the address: it may hold a secret.
+    It is called after parsing. As a `type=` of argparse it would lose the address in its message,
+    because `Parser.error` hides addresses.
     """
     try:
         check_url(text)

@@ -1,9 +1,10 @@
-"""Kubeflow's form: the parameters of the pipeline, and the fields of RunConfig behind them.
+"""Map the fields of RunConfig to the parameters in Kubeflow's form, and back.
 
-The form shows a text field for each parameter, in the order of the names, with name and type and
-no description. So few parameters have a field of their own (`own_input`): what users change first,
-whose names sort first, and where a run is stored, last. All others are entries of one JSON object,
-`settings`, for which the form has an editor; there they are grouped by the prefixes of their names.
+The form sorts the pipeline's parameters by name, and shows a text field for each, with its name and
+type but without a description. To keep the form short, only a few fields of RunConfig are
+parameters themselves (`own_input`). Their names are chosen so that those that users change first
+sort first, and the storage of the run sorts last. All other fields are entries of one JSON
+parameter, `settings`, for which the form has an editor; prefixes of their names group them.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ _FIELDS = {entry.name: entry.field for entry in ENTRIES}
 
 
 def field_of(parameter: str) -> str:
-    """The field of RunConfig that a parameter or a setting is; any other name as it is."""
+    """Return the field of RunConfig for a parameter or setting; other names are returned as is."""
     return _FIELDS.get(parameter, parameter)
 
 
@@ -103,10 +104,10 @@ def parameters(config: RunConfig, space: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `parameters`, by the names of RunConfig; the search space becomes text.
+    """Return the values of RunConfig's fields by name: the inverse of `parameters`.
 
-    Names that the form does not have are left as they are: the parameters of earlier versions had
-    the names of the fields.
+    The search space becomes text. Unknown names are kept, because in earlier versions the
+    parameters had the names of the fields.
     """
     flat = {name: value for name, value in values.items() if name != SETTINGS}
     flat.update(values.get(SETTINGS) or {})
@@ -148,7 +149,7 @@ def fields_of_settings(text: str) -> dict[str, Any]:
 
 
 def _typed(entry: Entry, value: Any) -> Any:
-    """A value of JSON in the type of the field: 2.0 is 2, and 7 is '7' where the field is text."""
+    """Convert a JSON value to the field's type: 2.0 to 2 for an int, 7 to '7' for text."""
     wrong = InputError(
         f"{SETTINGS}: {entry.name} is {json.dumps(value)}; write"
         f" {_WORDS[type(entry.default)]}, as {json.dumps(entry.default)}"

@@ -1,4 +1,4 @@
-"""A run on an MLflow tracking server: one MLflow run, with one nested in it for each trial.
+"""Log a run to an MLflow tracking server: one MLflow run, with a nested run for each trial.
 
     tracker = connect(address, experiment="jec", run_id=run.id)
     tracker.start(parameters, tags)
@@ -37,7 +37,7 @@ SECRET_KEYS = (ADDRESS, *CREDENTIALS)
 """Keys of the Secret of --mlflow-secret, and the variables that they become."""
 
 REQUEST_SECONDS = 15
-"""Of one request, unless the user's own MLFLOW_HTTP_REQUEST_TIMEOUT says more or less."""
+"""Timeout of one request, unless the user sets MLFLOW_HTTP_REQUEST_TIMEOUT."""
 RETRIES = 1
 MOST_METRICS = 1000  # in one request of log-batch
 MOST_PARAMETERS = 100
@@ -66,7 +66,11 @@ def address_of(config: RunConfig) -> str:
 def with_server_address(config: RunConfig, *, on_this_machine: bool) -> RunConfig:
     """Replace 'auto' by the server's address where the environment has one.
 
-    An address that comes from a Secret stays there. Raises InputError for one that holds a login.
+    'auto' stays if no address is set, or if pods read the address from a Secret.
+
+    Raises:
+        InputError: If the address is invalid or contains a login, or is a file that no pod can
+            read.
     """
     address = address_of(config)
     if not address:
@@ -98,16 +102,17 @@ class Tracker:
 
     @property
     def parent(self) -> str:
-        """MLflow's id of the run; made where the server has none."""
+        """Id of the MLflow run, which is created if it does not exist yet."""
         if not self._parent:
             tags = {RUN_ID: self.run_id, KIND: "run"}
             self._parent = self._id_of(tags) or self._create(self.run_id, tags)
         return self._parent
 
     def start(self, parameters: Mapping[str, object], tags: Mapping[str, str]) -> None:
-        """Note that the run has begun, or goes on.
+        """Mark the run as running, and log its parameters and tags.
 
-        Below `mlflow run` it is the run that MLflow has made for the project.
+        Under `mlflow run`, the run that MLflow created for the project is used instead of a new
+        one.
         """
         if (project_run := os.environ.get("MLFLOW_RUN_ID")) and not self._id_of(
             {RUN_ID: self.run_id, KIND: "run"}
@@ -119,13 +124,13 @@ class Tracker:
         self.set_status(self.parent, "RUNNING")
 
     def trial(self, name: str) -> str:
-        """MLflow's id of a trial's run; made where the server has none."""
+        """Return the id of a trial's MLflow run, which is created if it does not exist yet."""
         tags = {RUN_ID: self.run_id, TRIAL: name}
         trial_tags = {KIND: "trial", "mlflow.parentRunId": self.parent}
         return self._id_of(tags) or self._create(name, {**tags, **trial_tags})
 
     def log_parameters(self, mlflow_run: str, parameters: Mapping[str, object]) -> None:
-        """Log those that are not logged yet: MLflow lets no parameter change."""
+        """Log the parameters that are not logged yet, because MLflow refuses to change others."""
         from mlflow.entities import Param
 
         present = self.client.get_run(mlflow_run).data.params
@@ -137,7 +142,7 @@ class Tracker:
             self.client.log_batch(mlflow_run, params=new[first : first + MOST_PARAMETERS])
 
     def log_epochs(self, mlflow_run: str, history: Sequence[Epoch]) -> None:
-        """Log the metrics of the epochs that the server has not: their steps are the epochs."""
+        """Log the metrics of the epochs that the server lacks, with the epoch as the step."""
         from mlflow.entities import Metric
 
         if mlflow_run not in self._logged:
@@ -164,7 +169,7 @@ class Tracker:
                 self.client.log_metric(mlflow_run, name, value)
 
     def set_tags(self, mlflow_run: str, tags: Mapping[str, str]) -> None:
-        """Set tags, also such as have another value."""
+        """Set tags, and replace existing values."""
         from mlflow.entities import RunTag
 
         self.client.log_batch(mlflow_run, tags=[RunTag(name, tags[name]) for name in tags])

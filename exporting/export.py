@@ -20,13 +20,14 @@ writes into the run's folder
         (Open Inference Protocol v2)
     golden/<either>/request-100.json, response-100.json      a hundred of them
 
-Not every data config can be a graph: where an expression has no form in one, or the label is no
-log(true / reconstructed), there is no raw model, and a line says why (--raw-model required makes
-that an error; the prepare step has then refused it before any training). Without such a label, or
-where the network takes no jetEta, there is no residual correction either.
+The raw model is left out, with a warning, if an expression of the data config cannot be converted
+to ONNX, or if the label is not log(true / reconstructed). With --raw-model required this is an
+error, which the prepare step reports before any training. The residual correction is left out
+without such a label, or if the network does not take jetEta.
 
-Everything is built and checked aside and only then put in place. A model that fails the gate leaves
-nothing under model/, not even an older one: what lies there has passed.
+All files are built and checked in a separate folder and then moved to their places. If a model
+fails the parity gate, model/ is deleted, older models included, so that every model there has
+passed.
 """
 
 from __future__ import annotations
@@ -214,9 +215,10 @@ def provenance(request: Export, data_config: DataConfig, info: ModelInfo) -> Map
 
 @contextmanager
 def staging(run: str) -> Iterator[Path]:
-    """A folder to build in, which is removed in the end.
+    """Create a folder for building the export, and remove it at the end of the `with` block.
 
-    Of a run on a disk it lies beside its destination, so that a rename can put it in place.
+    For a run on a local disk it lies in the run's folder, on the same file system as the
+    destination, so that the models can be moved by one rename.
     """
     if not storage.is_local(run):
         with scratch.folder("jec-export-") as folder:

@@ -83,7 +83,7 @@ def build_command(
 ) -> list[str]:
     """Return the command that builds one image, with the whole project as context.
 
-    .dockerignore leaves in what is copied.
+    .dockerignore excludes all files that the Dockerfiles do not copy.
     """
     settings = {"COMMIT": made_from.commit, "CREATED": made_from.created}
     base = getattr(args, f"{name}_base")
@@ -125,9 +125,9 @@ def push(engine: str, tag: str) -> str:
 
 
 def record(made_from: Source, references: dict[str, str]) -> None:
-    """Write images/digests.json, in one step.
+    """Write images/digests.json atomically.
 
-    Images that were not pushed now stay as noted if they are of the same commit.
+    The entry of an image that was not pushed now is kept if it was built from the same commit.
     """
     earlier = digests.read_digests()
     other_images = earlier["images"] if earlier["commit"] == made_from.commit else {}

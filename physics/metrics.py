@@ -169,9 +169,11 @@ def usable(response: Floats) -> Mask:
 def _measurable(
     columns: Mapping[str, np.ndarray], responses: Mapping[str, Floats]
 ) -> tuple[Mask, dict[str, int], int]:
-    """Which jets are measured, cause -> how many are not, and jets without an answer of the model.
+    """Select the jets that are measured.
 
-    A jet is counted under the first cause that holds for it.
+    Returns:
+        The mask of the measured jets, (num_jets,); the number of other jets by cause, each counted
+        under the first cause that applies; and the number of jets without a finite model output.
     """
     gen_pt = np.asarray(columns["genJetPt"], dtype=np.float64)
     causes = {
@@ -456,9 +458,10 @@ def weights_problem(weights: Floats) -> str:
 
 
 def effective_jets(weights: Floats) -> float:
-    """Return how many jets of equal weight would have the same error; weights (N,), positive.
+    """Return the effective sample size of positive weights (N,): (sum w)^2 / sum w^2.
 
-    Source: L. Kish, Survey Sampling (1965).
+    It is the number of jets of equal weight with the same statistical error. Source: L. Kish,
+    Survey Sampling (1965).
     """
     relative = weights / weights.max()
     return float(relative.sum() ** 2 / np.sum(relative**2))
@@ -511,11 +514,11 @@ def _closure(sample: Sample) -> Record:
         if one.name in sample.masks:
             place = _place(one, sample.sizes[one.name])
             bins.append(place | _intervals(r.bias, sample.quantiles, one.name))
-    worst = max(bins, key=lambda record: distance(record["model"]), default=None)
+    worst = max(bins, key=lambda record: distance_from_zero(record["model"]), default=None)
     return {"from_gev": r.CLOSURE_FROM, "worst": worst, "bins": bins}
 
 
-def distance(bias: Mapping[str, float]) -> float:
+def distance_from_zero(bias: Mapping[str, float]) -> float:
     """Return the distance from zero to the nearer end of a bias's interval.
 
     It is negative if the interval contains zero.

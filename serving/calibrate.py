@@ -116,13 +116,13 @@ def finished_outputs(
 
 
 def check_duplicates(folder: str, outputs: dict[str, str]) -> None:
-    """Check that the folder does not have the jets of an input under another name.
+    """Check that no earlier output in the folder has the jets of an input under another name.
 
-    An output has the name of its input; with a second input of that name, also that of the folder:
-    x.root, and A_x.root beside B_x.root.
+    The output of A/x.root is x.root, or A_x.root if the same command also has an input B/x.root. So
+    commands with different inputs may name the output of one file differently.
 
     Raises:
-        InputError: If it has.
+        InputError: If there is such an output.
     """
     from serving.calibration.outputs import read_info
 
@@ -297,9 +297,10 @@ def calibrate(options: Namespace) -> int:
 
 
 def _delete_if_alone(record: str, folder: str) -> None:
-    """Delete the record of a folder without results, which would refuse other models.
+    """Delete the record of the model if the folder has no results.
 
-    Errors are ignored, because the command has another error then.
+    Otherwise the record would make the folder refuse other models. Errors are ignored, because they
+    would hide the error that stopped the command.
     """
     with contextlib.suppress(JecError):
         if _is_alone(record, folder):

@@ -2,9 +2,9 @@
 
 python -m serving.guard SERVER OWNER OWNER_START
 
-The owner is the command that serves. A signal that no program can catch leaves it no time to stop
-its server, and the server is not always its child. So this process watches both, and ends with the
-server.
+The owner is the command that started the server. If it is killed with SIGKILL, it cannot stop the
+server, which is not always its child. So this process watches both: it stops the server once the
+owner has ended, and then ends as well.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A folder of its own for each model server, with a plain name, and the list of servers that run.
+"""Create the private folder of each model server, and list the running servers.
 
-Triton's Python backend makes a shell line of the paths that it gets. So a server never sees the
-paths of a run, which a user may have named with a blank or a `$`: it gets a folder below the
-system's temporary folder in which the models are links, or copies of what lies on S3.
+Triton's Python backend puts paths into a shell command without quoting them, so that a blank or a
+`$` in a run's path would break it. Each server therefore gets a folder with a plain name below the
+system's temporary folder. In it, local models are links, and models on S3 are copies.
 
     <temporary folder>/jec-server-<uid>-<random>/
         lock           held by the server and its children as long as one of them lives
@@ -10,9 +10,9 @@ system's temporary folder in which the models are links, or copies of what lies 
         repository/    NAME -> the model's folder
         backends/, lib/, python_env_*/
 
-The name of the folder is the server's identity, and begins the names of its shared memory. The lock
-tells a folder in use from one that a killed server left, which `remove_abandoned` removes with its
-shared memory: at each start and stop of a server, and by `--resume` and `--down`.
+The name of the folder is the server's identity, and the prefix of its shared memory. A folder that
+no process locks was left by a killed server: `remove_abandoned` removes it with its shared memory.
+That happens at each start and stop of a server, and in `--resume` and `--down`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from common.storage import space
 PLAIN = re.compile(r"[-\w./]+", re.ASCII)  # characters that mean nothing to a shell
 SHARED_MEMORY = Path("/dev") / "shm"
 NEW_SECONDS = 60.0
-"""A folder without a lock is taken for new for so long; it gets its lock in milliseconds."""
+"""A folder this young is kept even without a lock; it gets its lock within milliseconds."""
 _FALLBACKS = ("/tmp", "/var/tmp")  # noqa: S108  # mkdtemp makes a folder that only the user can read
 
 

@@ -4,9 +4,9 @@
     ...                                    # server.url + "/v2/models/pfn/infer"
     stop(server.pid)
 
-The repository is the one that a cluster loads, unchanged. The server is reachable from this machine
-only, unless another address is given. It outlives the process that started it, but not its owner,
-where it has one.
+The server loads the same repository as a cluster, unchanged. It is reachable from this machine
+only, unless another address is given. It keeps running after the process that started it has ended;
+with `owner`, it is stopped when that process ends.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Server:
     """'triton' or 'kserve-server'."""
     log: str
     reason: str = ""
-    """Why it is not Triton."""
+    """Why kserve's server was started; empty for Triton."""
 
 
 def start(
@@ -83,7 +83,7 @@ def start(
         raise InputError(
             f"{storage.absolute(os.fspath(repository_dir))}: {unknown('model', model_name, models)}"
         )
-    # the first one is waited for
+    # start_models waits until the first model is ready
     models = {model_name: models.pop(model_name), **models}
     return start_models(
         models,
@@ -165,7 +165,7 @@ def start_models(
             attempt.log.write_text("")
             if reason:
                 attempt.say(f"serving with kserve's model server instead of Triton: {reason}")
-            pid, port = attempt.on_a_port(http_port)
+            pid, port = attempt.start_on_port(http_port)
             url = f"http://{attempt.client_host}:{port}"
             folder.record(Running(pid=pid, url=url, models=dict(models)))
     finally:
@@ -202,7 +202,7 @@ class _Start:
     ends: float
     """On time.monotonic()'s clock."""
     deadline: float
-    """The seconds that `ends` was made of."""
+    """Seconds from the start until `ends`, for messages."""
     options: tuple[str, ...]
     report: Callable[[str], None]
     owner: int | None
@@ -223,7 +223,7 @@ class _Start:
             output.write(line + "\n")
         self.report(line)
 
-    def on_a_port(self, http_port: int) -> tuple[int, int]:
+    def start_on_port(self, http_port: int) -> tuple[int, int]:
         """Start the server; returns its pid and port once it is ready.
 
         Raises ClusterError where it ends or all ports are taken, and DeadlineError.
@@ -257,8 +257,8 @@ class _Start:
         """
         client = Client(f"http://{self.client_host}:{port}", self.model, timeout=2.0)
         while True:
-            # The identity tells our server from a stranger's on the same port that has a model of
-            # the same name.
+            # Another program's server on this port may have a model of the same name; the identity
+            # shows that this server is ours.
             ready = client.ready() and client.server_name() == self.folder.identity
             exit_code = process.poll()
             if exit_code is not None:
@@ -284,7 +284,7 @@ class _Start:
             raise full
         if folder := space.full_folder(*places):  # the log itself may have had no room
             raise space.error_of_folder(folder)
-        # the server knows the links alone
+        # The server names the links in its own folder; users know the models' addresses.
         for name, uri in self.models.items():
             words = words.replace(str(self.folder.repository / name), uri)
         raise ServerEnded(

@@ -1,8 +1,8 @@
-"""Storage is an address: `s3://bucket/prefix`, `root://server//path`, `https://...` or a folder.
+"""Read and write files by address: `s3://bucket/key`, `root://server//path`, `https://...`, a path.
 
-One module for each backend, and these functions for whatever the address names. Every write is
-atomic: a temporary name and a rename on disk and on XRootD, one PUT or a completed multipart
-upload on S3, so that nothing half-written is ever read. Web servers are read only.
+These functions call the module of the address's scheme. Every write is atomic, so that no reader
+sees a partial file: a temporary name and a rename on disk and on XRootD, one PUT or a completed
+multipart upload on S3. Web servers are read only.
 """
 
 from __future__ import annotations
@@ -99,10 +99,10 @@ def exists(uri: str) -> bool:
 
 
 def open_source(uri: str, entry: Entry | None = None) -> Source:
-    """The file opened for reading parts of it. Raises InputError where there is none.
+    """Open a file for reading parts of it. Raises InputError if it does not exist.
 
-    entry: the file as it was listed, which saves a round trip where it tells all there is to know;
-    a file that is not that one any more is refused when it is read.
+    entry: the file's entry in a listing. It can save the request for size and tag, and the file is
+    refused if it has changed since the listing.
     """
     backend, uri = _backend(uri)
     return backend.open_source(uri, entry)
@@ -153,7 +153,7 @@ def write_bytes(uri: str, content: bytes) -> None:
 def create(uri: str, content: bytes) -> bool | None:
     """Write one file unless it exists: True if it was written, False if it exists.
 
-    None where the storage makes no conditional writes; then nothing was written.
+    None if the storage does not support conditional writes; then nothing was written.
     """
     backend, uri = _backend(uri)
     if backend is local:

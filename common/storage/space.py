@@ -48,7 +48,7 @@ def is_full(path: str | os.PathLike[str]) -> bool:
 
 
 def full_folder(*folders: str | os.PathLike[str]) -> str:
-    """The first folder whose disk is full; empty if none is.
+    """Return the first folder whose disk is full; empty if there is none.
 
     After `folders`, the folders are checked into which this process and its libraries write by
     themselves: those of temporary files, shared memory, and standard output that goes to a file.
@@ -138,7 +138,7 @@ def catch_full_disk(*folders: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _full_disk(error: BaseException, folders: Sequence[str | os.PathLike[str]]) -> OSError | None:
-    """The error of a full disk that an exception is, or was raised because of; None for others."""
+    """Return the full-disk error among an exception and its causes; None if there is none."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in FULL:
@@ -150,7 +150,7 @@ def _full_disk(error: BaseException, folders: Sequence[str | os.PathLike[str]]) 
 
 
 def _says_full(error: BaseException, folders: Sequence[str | os.PathLike[str]]) -> bool:
-    """Whether the error of a library, which holds none of the system's, is about a full disk."""
+    """Whether a library's error, which has no error number of the system, is about a full disk."""
     if isinstance(error, sqlite3.Error):
         code: int = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the kind; the rest says where
         vague = code in SQLITE_VAGUE

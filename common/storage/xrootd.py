@@ -32,12 +32,12 @@ from common.storage.vectors import Range
 
 SECONDS = 60  # for one request, unless XRD_REQUESTTIMEOUT says otherwise
 DEFAULTS = {
-    # for one attempt to connect, and how many of them; a dead server takes both multiplied
+    # seconds for one attempt to connect, and number of attempts; a dead server costs the product
     "ConnectionWindow": 5,
     "ConnectionRetry": 1,
     "RequestTimeout": SECONDS,
     "StreamTimeout": 30,
-    # after a failure, the seconds in which a server is not asked again
+    # seconds after a failure in which the client sends no new request to the server
     "StreamErrorWindow": 1,
 }
 CHUNK = 8 * 2**20  # bytes of one request that copies a file
@@ -100,9 +100,9 @@ def _file_system(uri: str) -> tuple[Any, str]:
 def check(status: Any, uri: str, file: Any = None) -> None:
     """Raise the error that a status stands for.
 
-    file: the client's, which knows the server that it was redirected to. Raises InputError for what
-    is missing or misspelt, AccessError for what is refused, PassingError for what may pass,
-    StorageError for the rest.
+    file: the client's open file, which knows the server that it was redirected to. Raises
+    InputError if the file is missing or the address wrong, AccessError if access is refused,
+    PassingError if a retry may succeed, and StorageError for other failures.
     """
     if status.ok:
         return
@@ -147,7 +147,7 @@ class XRootDSource(Source):
         # Not the date: that of a data server may differ from that of the server that lists.
         if entry is not None and entry.size != self.size:
             self.close()
-            raise self._other()
+            raise self._changed_error()
 
     def file(self) -> Any:
         """The open file of the client. Raises PassingError where it cannot be opened now."""
@@ -167,11 +167,11 @@ class XRootDSource(Source):
             self.size = int(info.size)
             self._modification_time = info.modtime
         elif (info.size, info.modtime) != (self.size, self._modification_time):
-            raise self._other()
+            raise self._changed_error()
         return file
 
-    def _other(self) -> StorageError:
-        """The error for a file that is not the one any more that was listed or opened."""
+    def _changed_error(self) -> StorageError:
+        """Return the error for a file that was replaced since it was listed or opened."""
         return StorageError(f"{self.uri} has changed while it was read; start again")
 
     def forget(self, file: Any) -> None:
@@ -179,7 +179,7 @@ class XRootDSource(Source):
         with self._lock:
             if self._file is file:
                 self._file = None
-        # Of a lost server it fails, too.
+        # Closing fails as well if the server is lost; its status is ignored.
         file.close(timeout=1)
 
     def read(self, start: int, stop: int) -> bytes:

@@ -37,8 +37,8 @@ KINDS = {
 ACCEPTED = "an array or a list with one number, or one list of numbers, for each jet"
 """What a column may be, in words."""
 
-NOT_AWKWARD = (TypeError, ValueError, OverflowError, RuntimeError)
-"""What ak.from_iter raises; the last is from its C++, for whole numbers beyond 64 bits."""
+AWKWARD_ERRORS = (TypeError, ValueError, OverflowError, RuntimeError)
+"""Errors of ak.from_iter for unsuitable values; RuntimeError is for integers beyond 64 bits."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ def table_of(jets: Any, column_names: Iterable[str]) -> Table:
     if isinstance(jets, (list, tuple)) and jets and isinstance(jets[0], Mapping):
         try:
             jets = ak.from_iter(jets)
-        except NOT_AWKWARD as error:
+        except AWKWARD_ERRORS as error:
             raise InputError(
                 f"the jets are not records of numbers: {error}; give a dict of numbers, or of lists"
                 " of numbers, for each jet"
@@ -217,7 +217,7 @@ def _of_objects(name: str, raw: Sequence[Any] | np.ndarray) -> Column:
         return Column(name=name, values=values, counts=counts)
     try:
         return _of_awkward(name, ak.from_iter(raw))
-    except NOT_AWKWARD:
+    except AWKWARD_ERRORS:
         raise _no_number(name, raw) from None
 
 
@@ -230,7 +230,7 @@ def _no_number(name: str, raw: Iterable[Any]) -> InputError:
     for jet, value in enumerate(raw):
         try:
             ak.from_iter([value])
-        except NOT_AWKWARD:
+        except AWKWARD_ERRORS:
             example = _ellipsis(repr(value))
             return InputError(
                 f"column '{name}' has {example} in jet {jet}, which is not a number of at most 64"

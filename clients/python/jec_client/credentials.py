@@ -1,8 +1,8 @@
 """Tokens and cookies of a gateway, read from a file or from the environment at each request.
 
-A client holds the path or the variable's name and never the secret, so neither `repr` nor pickle,
-as dask and multiprocessing use it, can show or carry one. A file that is renewed while the client
-lives, such as a token that Kubernetes mounts, is read anew.
+A client stores only the path or the variable's name, never the secret. So `repr` and pickle (used
+by dask and multiprocessing) cannot reveal it, and a file that is renewed while the client exists,
+such as a token that Kubernetes mounts, takes effect at the next request.
 """
 
 from __future__ import annotations
