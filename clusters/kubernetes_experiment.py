@@ -104,14 +104,16 @@ class ExperimentRun:
         """Create the experiment, adopt the one of this run, or replace it if it failed."""
         if self._objects.find(EXPERIMENT, self._name, self._wait) is None:
             # One of this name may have been deleted a moment ago, by `finish` or with its workflow.
-            self._objects.wait_for_dependents(EXPERIMENT, self._name, self._wait, suggestion=True)
+            self._objects.wait_for_dependents(
+                EXPERIMENT, self._name, self._wait, wait_for_algorithm=True
+            )
         existing = self._objects.submit_with_owner(EXPERIMENT, self._manifest, self._wait)
         if existing is None:
             return
         if is_true(existing, "Failed"):
             # Katib cannot restart it, so it is replaced
             self._report(f"experiment {self._name} failed before; it is removed and run again")
-            self._objects.remove([(EXPERIMENT, self._name)], self._wait, to_make_again=True)
+            self._objects.remove([(EXPERIMENT, self._name)], self._wait, wait_for_algorithm=True)
             self._objects.submit_with_owner(EXPERIMENT, self._manifest, self._wait)
         else:
             self._extend(existing)
@@ -175,7 +177,7 @@ class ExperimentRun:
             key=lambda trial: (trial["metadata"].get("creationTimestamp", ""), name_of(trial))
         )
         failed_names = [name_of(trial) for trial in objects if status_of(trial) == "Failed"]
-        self._diagnostics.look_back(failed_names)
+        self._diagnostics.read_failed(failed_names)
         trials = []
         for trial in objects:
             ending = (

@@ -56,7 +56,9 @@ class JobRun:
         labels[REVISION_LABEL] = digest(self._manifest["spec"])
         if self._objects.find(PYTORCHJOB, self.name, self.wait) is None:
             # Pods of a job that was deleted a moment ago may still write to its folder.
-            self._objects.wait_for_dependents(PYTORCHJOB, self.name, self.wait, suggestion=False)
+            self._objects.wait_for_dependents(
+                PYTORCHJOB, self.name, self.wait, wait_for_algorithm=False
+            )
         existing = self._objects.submit_with_owner(PYTORCHJOB, self._manifest, self.wait)
         stale = _staleness(existing, self._manifest) if existing else ""
         if stale:

@@ -182,16 +182,17 @@ class Objects:
         things: list[tuple[Kind, str]],
         wait: Wait | None = None,
         *,
-        to_make_again: bool = False,
+        wait_for_algorithm: bool = False,
     ) -> list[str]:
         """Delete objects and wait until they and their dependents are gone.
 
         Args:
             things: Kind and name of each object.
             wait: The wait that the removal belongs to; a new one by default.
-            to_make_again: Also wait for the pod of an Experiment's algorithm, which takes 30 s to
-                end. A new Experiment of the same name would otherwise get the assignments and the
-                trial names of the deleted one (seen with Katib 0.19.0).
+            wait_for_algorithm: Also wait for the pod of an Experiment's algorithm, which takes
+                30 s to end. Needed before an Experiment of the same name is created: it would
+                otherwise get the assignments and the trial names of the deleted one (seen with
+                Katib 0.19.0).
 
         Returns:
             'Kind/name' of the objects that existed.
@@ -204,22 +205,28 @@ class Objects:
             wait.sleep(self.poll)
             remaining = self._still_there(remaining, wait)
         for kind, name in things:
-            self.wait_for_dependents(kind, name, wait, suggestion=to_make_again)
+            self.wait_for_dependents(kind, name, wait, wait_for_algorithm=wait_for_algorithm)
         return [f"{kind.name}/{name}" for kind, name in deleted]
 
-    def wait_for_dependents(self, kind: Kind, name: str, wait: Wait, *, suggestion: bool) -> None:
-        """Wait until all objects that a controller created for an object are gone."""
-        while self._dependents(kind, name, wait, suggestion=suggestion):
+    def wait_for_dependents(
+        self, kind: Kind, name: str, wait: Wait, *, wait_for_algorithm: bool
+    ) -> None:
+        """Wait until all objects that a controller created for an object are gone.
+
+        Without `wait_for_algorithm` the pod of an Experiment's algorithm does not count once it is
+        being deleted, unless it has a GPU.
+        """
+        while self._dependents(kind, name, wait, wait_for_algorithm=wait_for_algorithm):
             wait.sleep(self.poll)
 
-    def _dependents(self, kind: Kind, name: str, wait: Wait, *, suggestion: bool) -> bool:
+    def _dependents(self, kind: Kind, name: str, wait: Wait, *, wait_for_algorithm: bool) -> bool:
         """Return whether an object that a controller created for this one still exists."""
         selectors = {
             EXPERIMENT.name: [f"{TRIALS_LABEL}={name}"],
             PYTORCHJOB.name: [f"{JOB_LABEL}={name}"],
             INFERENCE_SERVICE.name: [f"{SERVICE_LABEL}={name}"],
         }[kind.name]
-        if suggestion and kind.name == EXPERIMENT.name:
+        if wait_for_algorithm and kind.name == EXPERIMENT.name:
             selectors.append(f"{SUGGESTION_LABEL}={name}")
         remaining = []
         if kind.name == EXPERIMENT.name:
@@ -229,7 +236,9 @@ class Objects:
         for selector in selectors:
             for pod in self.api.pods(selector, wait) or []:
                 # the pod of an algorithm also has the label of trials
-                if suggestion or not (_is_algorithm(pod) and _is_going(pod)):
+                if wait_for_algorithm or not (
+                    _is_algorithm(pod) and _is_terminating_without_gpu(pod)
+                ):
                     remaining.append(f"Pod {name_of(pod)}")
         remaining = list(dict.fromkeys(remaining))  # the pod of the algorithm has both labels
         topic = f"{kind.name} {name}"
@@ -281,7 +290,9 @@ class Objects:
         Katib 0.19.0), and occupies nothing that others need.
         """
         pods = self.api.pods(f"{RUN_LABEL}={run_id},{STEP_LABEL}", wait) or []
-        return [pod for pod in pods if not (_is_algorithm(pod) and _is_going(pod))]
+        return [
+            pod for pod in pods if not (_is_algorithm(pod) and _is_terminating_without_gpu(pod))
+        ]
 
     def _of_run(self, run_id: str, wait: Wait) -> list[tuple[Kind, str]]:
         """Return the objects of a run in the order of their deletion.
@@ -306,8 +317,8 @@ def _is_algorithm(pod: Manifest) -> bool:
     return SUGGESTION_LABEL in (pod["metadata"].get("labels") or {})
 
 
-def _is_going(pod: Manifest) -> bool:
-    """Return whether a pod is being deleted and occupies no GPU meanwhile."""
+def _is_terminating_without_gpu(pod: Manifest) -> bool:
+    """Return whether a pod is being deleted and has no GPU or other device."""
     limits = [one.get("resources", {}).get("limits") or {} for one in pod["spec"]["containers"]]
     # only devices have a domain in their name, like nvidia.com/gpu
     devices = [name for resources in limits for name in resources if "/" in name]

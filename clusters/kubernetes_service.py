@@ -25,11 +25,11 @@ from clusters.reasons import (
     event_time,
     is_true,
     last_line,
-    lives,
     message_of,
     name_of,
     phase_of,
     ready,
+    restart_counts,
     short,
     waiting_of,
     warning_of,
@@ -124,9 +124,9 @@ class Deployment:
             # A pod may be ready for a moment before it crashes: the same pods must be ready twice,
             # without a restart in between.
             is_ready = self._is_ready(view)
-            ready_now = lives(view.pods or []) if is_ready else None
+            ready_now = restart_counts(view.pods or []) if is_ready else None
             if ready_now is not None and ready_now == ready_before:
-                self._certain = view.pods is not None or self._is_new or _can_tell(view)
+                self._certain = view.pods is not None or self._is_new or _names_served_spec(view)
                 self._wait.tell("state", f"service {self._name}: ready")
                 return view.service
             ready_before = ready_now
@@ -203,16 +203,16 @@ class Deployment:
             ]
             return any(map(ready, view.pods)) and not any(map(ready, serving_former_pods))
         created_revision, ready_revision = _revisions(view.service)
-        find = created_revision == ready_revision != self._old_revision
+        is_new_revision_ready = created_revision == ready_revision != self._old_revision
         if view.pods is not None:
             # Only in Serverless mode can a revision be ready without a pod.
             scales_to_zero = view.service["spec"]["predictor"].get("minReplicas") == 0
-            return bool(created_revision) and find and scales_to_zero
+            return bool(created_revision) and is_new_revision_ready and scales_to_zero
         if view.deployment is not None:
             return _rolled_out(view.deployment, self._revision)
         # RawDeployment names no revisions: Ready of a new service is its own; after an update it
         # may refer to the former pod (see `certain`).
-        return find if created_revision else True
+        return is_new_revision_ready if created_revision else True
 
     def _complaint(self, view: View) -> str:
         """Return what KServe reports as wrong with this spec; empty if no complaint counts.
@@ -296,7 +296,7 @@ def service_record(service: Manifest, namespace: str, *, inside: bool, certain: 
     works.
     """
     name, status = name_of(service), service.get("status", {})
-    public = _base(status.get("url") or "")
+    public = _without_path(status.get("url") or "")
     own = cluster_address(service)
     raw = status.get("deploymentMode") in RAW_MODES
     details = {"namespace": namespace, "public_url": public, "cluster_url": own}
@@ -321,11 +321,11 @@ def cluster_address(service: Manifest) -> str:
     address = (service.get("status", {}).get("address") or {}).get("url")
     namespace = service["metadata"]["namespace"]
     host = f"{predictor_name(name_of(service))}.{namespace}.svc.cluster.local"
-    return _base(address or f"http://{host}")
+    return _without_path(address or f"http://{host}")
 
 
-def _base(url: str) -> str:
-    """Return a URL without its path: some versions append that of the old protocol."""
+def _without_path(url: str) -> str:
+    """Return a URL without its path; some versions of KServe append the path of protocol v1."""
     return urlsplit(url)._replace(path="", query="").geturl()
 
 
@@ -385,8 +385,11 @@ def _progress(view: View, is_ready: bool) -> str:
     return "its new pods are not ready yet"
 
 
-def _can_tell(view: View) -> bool:
-    """Return whether it shows without pods that the former model no longer answers."""
+def _names_served_spec(view: View) -> bool:
+    """Return whether the Deployment, or KServe's revisions, say which spec is being served.
+
+    Then readiness is certain even if the pods cannot be listed.
+    """
     return view.deployment is not None or bool(_revisions(view.service)[0])
 
 

@@ -117,7 +117,7 @@ class PodDiagnostics:
         self._refusals: dict[str, str] = {}
         self._endings: dict[str, list[Ending]] = {}
         self._known_crashes: set[tuple[str, str, int, str]] = set()
-        self._looked_back: set[str] = set()
+        self._read_owners: set[str] = set()
         self._stuck_since: dict[str, float] = {}
         self._last: dict[str, str] = {}
 
@@ -144,11 +144,14 @@ class PodDiagnostics:
             self._check_stuck(pod)
         return pods_by_owner
 
-    def look_back(self, owners: Iterable[str]) -> None:
-        """Read the pods of owners that failed, once for each owner."""
-        unread = [owner for owner in owners if owner not in self._looked_back]
+    def read_failed(self, owners: Iterable[str]) -> None:
+        """Read the pods of failed owners, to remember how their containers ended.
+
+        Each owner is read once successfully; later calls skip it.
+        """
+        unread = [owner for owner in owners if owner not in self._read_owners]
         if self.look(unread) is not None:
-            self._looked_back.update(unread)
+            self._read_owners.update(unread)
 
     def explain(self, owner: str, pods: list[Manifest], since: str = "") -> bool:
         """Report why the pods of an owner wait, and withdraw it when they no longer do.

@@ -287,8 +287,8 @@ def ready(pod: Manifest) -> bool:
     return phase_of(pod) == "Running" and is_true(pod, "Ready")
 
 
-def lives(pods: Iterable[Manifest]) -> frozenset[tuple[str, int]]:
-    """Return the uid and the number of restarts of each pod.
+def restart_counts(pods: Iterable[Manifest]) -> frozenset[tuple[str, int]]:
+    """Return (uid, number of restarts of all containers) of each pod.
 
     The result changes whenever a container restarts or a pod is replaced.
     """

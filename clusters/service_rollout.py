@@ -29,7 +29,7 @@ from common.errors import InterruptedRun, JecError
 NEXT = "-next"
 RECREATE = "Recreate"
 NO_NODE_SECONDS = 300.0  # an autoscaler needs some minutes for a new node
-TAKE_BACK_SECONDS = 120.0
+RESTORE_SECONDS = 120.0
 # Resources of KServe's own container that fetches the model, in its default configuration
 # (kserve v0.15.2 config/configmap/inferenceservice.yaml: storageInitializer).
 INITIALIZER = {
@@ -80,13 +80,13 @@ class Rollout:
         existing = self._objects.find(INFERENCE_SERVICE, self._name, wait)
         former = self._former(existing)
         if existing and not self._is_ours(existing) and self._has_room(wait):
-            self._try_beside()
+            self._test_as_second_service()
         try:
             service = self._deploy(self._manifest)
         except InterruptedRun:
             raise  # the step is restarted and continues
         except JecError as error:
-            _add(error, self._take_back(former))
+            _add(error, self._restore_former(former))
             raise
         # emptied and not deleted, since the storage may not allow deletion
         storage.write_json(self._backup, {})
@@ -133,8 +133,8 @@ class Rollout:
             reason = reason or "the quota allows a second pod"
         if surge:
             self._report(
-                f"service {self._name}: the new pod comes up before the former one goes, rollout by"
-                f" surge ({reason})"
+                f"service {self._name}: rollout by surge ({reason}): the new pod starts before the"
+                " former one ends"
             )
         else:
             self._recreate(reason)
@@ -143,27 +143,27 @@ class Rollout:
     def _recreate(self, reason: str) -> None:
         self._manifest["spec"]["predictor"]["deploymentStrategy"] = {"type": RECREATE}
         self._report(
-            f"service {self._name}: the former pod goes before the new one comes, rollout by"
-            f" recreate ({reason}); nobody answers meanwhile"
+            f"service {self._name}: rollout by recreate ({reason}): the former pod ends before"
+            " the new one starts, and the service does not answer in between"
         )
 
-    def _try_beside(self) -> None:
+    def _test_as_second_service(self) -> None:
         """Deploy the new model as NAME-next, check it, and delete it again."""
         name = self._name + NEXT
         if too_long(name, self._objects.namespace):
             limit = max_length(self._objects.namespace)
             self._report(
-                f"service {self._name}: the new model is not tried beside it first, because the"
-                f" name {name} has more than {limit} characters"
+                f"service {self._name}: the new model is not tested as a second service first,"
+                f" because the name {name} has more than {limit} characters"
             )
             return
-        beside = copy.deepcopy(self._manifest)
-        beside["metadata"]["name"] = name
-        beside["spec"]["predictor"] |= {"minReplicas": 1, "maxReplicas": 1}
-        removal = Wait(f"removal of {name}", TAKE_BACK_SECONDS, self._report)
+        second = copy.deepcopy(self._manifest)
+        second["metadata"]["name"] = name
+        second["spec"]["predictor"] |= {"minReplicas": 1, "maxReplicas": 1}
+        removal = Wait(f"removal of {name}", RESTORE_SECONDS, self._report)
         try:
             # Without --rollout the strategy may still change to recreate.
-            self._deploy(beside, no_node_seconds=None if self._strategy else NO_NODE_SECONDS)
+            self._deploy(second, no_node_seconds=None if self._strategy else NO_NODE_SECONDS)
         except NoNodeError as error:
             self._objects.remove([(INFERENCE_SERVICE, name)], removal)
             self._recreate(str(error))
@@ -173,8 +173,8 @@ class Rollout:
             self._objects.api.delete(INFERENCE_SERVICE, name, removal)
             _add(
                 error,
-                f"the new model was tried as {name}, which is removed; {self._name} serves on as"
-                " before",
+                f"the new model was tested as {name}, which is removed; {self._name} still serves"
+                " the previous model",
             )
             raise
         else:
@@ -204,14 +204,14 @@ class Rollout:
             raise
         return service
 
-    def _take_back(self, former: Manifest | None) -> str:
+    def _restore_former(self, former: Manifest | None) -> str:
         """Restore the former service and return what was done; also if that fails."""
-        wait = Wait(f"return of service {self._name}", TAKE_BACK_SECONDS, self._report)
+        wait = Wait(f"restoring service {self._name}", RESTORE_SECONDS, self._report)
         try:
             return self._put_back(former, wait)
         except JecError as error:
             return (
-                f"the service could not be taken back ({error}); its former state is in"
+                f"the service could not be restored ({error}); its former state is in"
                 f" {self._backup}"
             )
 

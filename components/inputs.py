@@ -67,16 +67,16 @@ class Inputs:
     @functools.cached_property
     def data_config_text(self) -> bytes:
         """Content of the data config."""
-        return storage.read_bytes(self.place(self.config.data_config, "data.yaml"))
+        return storage.read_bytes(self.file_to_read(self.config.data_config, "data.yaml"))
 
     @functools.cached_property
     def network(self) -> NetworkFile:
         """The loaded network file. Raises InputError if it cannot be read."""
         from weaver.network.network_file import NetworkFile
 
-        place = self.place(self.config.network_config, "network.py")
+        file = self.file_to_read(self.config.network_config, "network.py")
         # Error messages name the user's path, not the copy's.
-        return NetworkFile.read(self.config.network_config, place)
+        return NetworkFile.read(self.config.network_config, file)
 
     @property
     def known_data_config(self) -> DataConfig:
@@ -85,7 +85,7 @@ class Inputs:
             raise InputError(f"the data configuration {self.config.data_config} was not read")
         return self.data_config
 
-    def place(self, path: str, copy: str) -> str:
+    def file_to_read(self, path: str, copy: str) -> str:
         """Return the file to read for the path in a flag: the file itself, or the run's copy."""
         if self.copies_folder == NONE or not is_own(path):
             return here(path)
@@ -109,7 +109,7 @@ def check_data_config(inputs: Inputs) -> Result:
     """Read the data configuration. Raises InputError if it is invalid."""
     from weaver.config.data_config import DataConfig
 
-    config = DataConfig.load(inputs.place(inputs.config.data_config, "data.yaml"))
+    config = DataConfig.load(inputs.file_to_read(inputs.config.data_config, "data.yaml"))
     inputs.data_config = config
     groups = ", ".join(f"{name} {tuple(shape)[1:]}" for name, shape in config.input_shapes.items())
     return Result(

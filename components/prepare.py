@@ -157,7 +157,10 @@ def prepare(
                 unchanged.end(run, earlier, artifacts, job_id)
                 return run
     step.with_status(
-        "prepare", run, lambda: fill(run, inputs, job_id) if is_missing else None, job_id=job_id
+        "prepare",
+        run,
+        lambda: fill_run_folder(run, inputs, job_id) if is_missing else None,
+        job_id=job_id,
     )
     prepared_run = Run.load(run.uri)
     tracked.begin(tracker, prepared_run)
@@ -278,9 +281,9 @@ def check_inputs(config: RunConfig, copies_folder: str) -> Inputs:
     """Run all checks of the inputs; return the inputs. Raises InputError as the checks do."""
     inputs = Inputs(config, copies_folder)
     for path, name in ((config.data_config, "data.yaml"), (config.network_config, "network.py")):
-        place = inputs.place(path, name)
-        if place != here(path) and storage.read_bytes(place) != storage.read_bytes(here(path)):
-            step.say(f"{path} has changed since the run started; the run uses its copy {place}")
+        file = inputs.file_to_read(path, name)
+        if file != here(path) and storage.read_bytes(file) != storage.read_bytes(here(path)):
+            step.say(f"{path} has changed since the run started; the run uses its copy {file}")
     for check in (*inputs_module.CONFIGURATION_CHECKS, *inputs_module.DATA_CHECKS):
         say_warning(check.run(inputs))
     return inputs
@@ -360,10 +363,11 @@ def add_sample(inputs: Inputs) -> None:
         say_warning(inputs_module.check_raw_model(inputs))
 
 
-def fill(run: Run, inputs: Inputs, job_id: str = "") -> None:
-    """Decode the data, copy the configurations, and write run.json last.
+def fill_run_folder(run: Run, inputs: Inputs, job_id: str = "") -> None:
+    """Write all that prepare puts into the run's folder: decoded data, configurations, run.json.
 
-    A run with a run.json is completely prepared. Raises InputError if sets share too many jets.
+    run.json is written last, so that a run that has it is completely prepared. Raises
+    InputError if sets share too many jets.
     """
     from components.gate_inputs import missing_of_jets
     from weaver.network.siblings import write_siblings
@@ -587,8 +591,11 @@ def record_failure(config: RunConfig, job_id: str) -> Iterator[None]:
         raise
 
 
-def place(args: argparse.Namespace) -> RunConfig:
-    """Return a configuration with only the parameters that determine the run's folder."""
+def folder_configuration(args: argparse.Namespace) -> RunConfig:
+    """Return a configuration with the parameters that determine the run's folder, and no others.
+
+    The others may be invalid; the reason is then written into this folder.
+    """
     return RunConfig(
         s3_bucket=args.s3_bucket, run_id=args.run_id, network_config=args.network_config
     )
@@ -628,13 +635,13 @@ def main(argv: list[str] | None = None) -> int:
             raise InputError(
                 f"give --job-id or --run-id, as --run-id {slug(args.network_config)}-00000001"
             )
-        with record_failure(place(args), args.job_id):
+        with record_failure(folder_configuration(args), args.job_id):
             config = configuration(parser, argv)
             prepare(config, args.job_id, args.run_output, step.Artifacts(args.executor_input))
 
     def is_last() -> bool:
         """Return whether Kubeflow makes no further attempt of this step."""
-        run = Run(config=with_run_id(place(args), args.job_id))
+        run = Run(config=with_run_id(folder_configuration(args), args.job_id))
         return step.is_last_attempt("prepare", run.uri, args.job_id)
 
     step.stop_on_sigterm()

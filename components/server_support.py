@@ -58,8 +58,10 @@ def support_of(version: tuple[int, int] | None) -> Support:
     )
 
 
-def losses(support: Support, secret: str, webhook_secret: str = NONE) -> list[str]:
-    """Return what does not work on such a server or is needed there, one sentence each.
+def limitations(support: Support, secret: str, webhook_secret: str = NONE) -> list[str]:
+    """Return what does not work on a server with these features, or must exist there.
+
+    Each is one sentence.
 
     `secret` is the name of the Secret with the S3 keys, `webhook_secret` NAME/KEY of the one with
     the webhook's URL.

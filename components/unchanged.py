@@ -59,7 +59,7 @@ def data_fingerprint(inputs: Inputs) -> str:
 
 def earlier_success(config: RunConfig, digest: str) -> SuccessRecord | None:
     """Return the last completed run with these inputs; None if there is none or it was removed."""
-    record = SuccessRecord.find_readable(place(config.s3_bucket, digest))
+    record = SuccessRecord.find_readable(success_record_uri(config.s3_bucket, digest))
     if record is None or not storage.exists(RunFolder(_uri(config, record.run_id)).run):
         return None
     return record
@@ -100,10 +100,10 @@ def keep_success(uri: str, summary: SummaryRecord) -> None:
         data_fingerprint=run.record.data_fingerprint,
         state=summary.state,
         time=summary.time,
-    ).save(place(run.config.s3_bucket, run.record.inputs_digest))
+    ).save(success_record_uri(run.config.s3_bucket, run.record.inputs_digest))
 
 
-def place(bucket: str, digest: str) -> str:
+def success_record_uri(bucket: str, digest: str) -> str:
     """Return the address of the record of the last completed run with these inputs."""
     return storage.join(bucket, LAST_SUCCESS, f"{digest}.json")
 

@@ -147,7 +147,7 @@ def check_server(config: RunConfig, host: str, auth: str, servers: list[Server])
         )
         return
     from components.chain import sdk_version
-    from components.server_support import losses
+    from components.server_support import limitations
     from operations.server import connect, version_problem
 
     namespace = None if config.namespace == AUTO else config.namespace
@@ -161,8 +161,8 @@ def check_server(config: RunConfig, host: str, auth: str, servers: list[Server])
         yield line("its version", f"{problem} (the SDK is kfp {sdk})")
     else:
         yield ok("its version", f"{server.version}; the pipeline is compiled by kfp {sdk}")
-        for loss in losses(server.support, config.s3_secret, config.webhook_secret):
-            yield warning("its version", loss)
+        for limitation in limitations(server.support, config.s3_secret, config.webhook_secret):
+            yield warning("its version", limitation)
     yield check_parameters(config)
     yield check_namespace(config, server)
 

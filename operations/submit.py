@@ -23,7 +23,7 @@ from common.project import git_commit, here
 from common.run import make_run_id, slug
 from components import chain
 from components.inputs import CONFIGURATION_CHECKS, Inputs
-from components.server_support import losses
+from components.server_support import limitations
 from operations.server import SINGLE_USER_ACCOUNT, Server, version_problem
 from training.search_space import for_network, is_text, load, to_json
 
@@ -306,8 +306,8 @@ def notes(config: RunConfig, server: Server, account: str) -> Iterator[str]:
             "the server has one namespace for all runs: steps run there, as ServiceAccount"
             f" {account}, and make the run's {where}"
         )
-    for loss in losses(server.support, config.s3_secret, config.webhook_secret):
-        yield f"server {server.version or 'of an unknown version'}: {loss}"
+    for limitation in limitations(server.support, config.s3_secret, config.webhook_secret):
+        yield f"server {server.version or 'of an unknown version'}: {limitation}"
 
 
 def with_uploaded_files(config: RunConfig) -> RunConfig:

@@ -21,7 +21,7 @@ from weaver.fit.options import TrainOptions
 from weaver.onnx.free_axes import check_lengths
 from weaver.onnx.onnx_export import export_onnx
 from weaver.onnx.triton_config import triton_config
-from weaver.predict import beside, build_model, with_standardisation
+from weaver.predict import build_model, output_path, with_standardisation
 
 # weaver-core's own spelling of "no bound"
 NO_LOWER_BOUND, NO_UPPER_BOUND = -1e32, 1e32
@@ -43,7 +43,7 @@ def export(options: TrainOptions) -> None:
     the network takes.
     """
     data_config = with_standardisation(options, DataConfig.load(options.data_config))
-    target = beside(options.export_onnx, options.model_prefix)
+    target = output_path(options.export_onnx, options.model_prefix)
     model, info = build_model(options, data_config, for_inference=True)
     with scratch.folder("jec-export-") as folder:
         path = export_onnx(

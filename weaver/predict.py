@@ -207,7 +207,7 @@ def write_predictions(options: TrainOptions) -> None:
         regression=options.regression_mode,
         precision=choose(options.precision_on(device.type), device),
     )
-    target = beside(options.predict_output, options.model_prefix, "predict_output")
+    target = output_path(options.predict_output, options.model_prefix, "predict_output")
     base, extension = os.path.splitext(target)
     for name, source in test_groups(options.data_test).items():
         dataset = open_test_set(source, test_config, options)
@@ -258,8 +258,11 @@ def open_test_set(
     )
 
 
-def beside(path: str, model_prefix: str, *folders: str) -> str:
-    """The path of an output: beside the model if `path` names no folder, as in weaver-core."""
+def output_path(path: str, model_prefix: str, *folders: str) -> str:
+    """Return the path of an output file.
+
+    A `path` without a folder is placed in the model's folder, below `folders`, as in weaver-core.
+    """
     if "/" in path:
         return path
     folder = storage.absolute(model_prefix.rpartition("/")[0] or ".")

@@ -93,7 +93,7 @@ def test_a_bad_model_never_touches_the_service(fake, play, refused, error, reaso
     backend, before, first = started(fake, play)
     with pytest.raises(error, match=reason) as error_info:
         backend.deploy(service(uri=OTHER), check=Checks(*refused), deadline=1.5)
-    assert "jec-pfn serves on as before" in str(error_info.value)
+    assert "jec-pfn still serves the previous model" in str(error_info.value)
     assert as_before(backend, before)
     assert stored(backend)["metadata"]["generation"] == before["metadata"]["generation"]
     assert stored(backend, "jec-pfn-next") is None
@@ -291,7 +291,7 @@ def test_a_name_without_room_for_a_second_one_is_updated_in_place(fake):
     check = Checks()
     backend.deploy(service(name, uri=OTHER), check=check)
     assert check.asked == [name]
-    assert "not tried beside it first" in backend.text
+    assert "not tested as a second service first" in backend.text
 
 
 def test_a_name_that_kserve_would_never_reconcile_is_refused_before_anything_is_made(fake):

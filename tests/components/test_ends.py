@@ -548,7 +548,7 @@ def test_the_last_attempt_of_prepare_does_not_wait(run, monkeypatch):
     def fill(*_):
         raise StorageError("away")
 
-    monkeypatch.setattr(prepare, "fill", fill)
+    monkeypatch.setattr(prepare, "fill_run_folder", fill)
     monkeypatch.setattr(prepare, "check_inputs", lambda *_, **__: SimpleNamespace(space={}))
     monkeypatch.setattr(prepare, "to_json", lambda _: "{}")
     bucket = f"{run.config.s3_bucket}/other"

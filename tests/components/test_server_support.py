@@ -7,7 +7,7 @@ import yaml
 
 from common.config import RunConfig
 from components import chain
-from components.server_support import OLDEST, Support, losses, support_of
+from components.server_support import OLDEST, Support, limitations, support_of
 from operations.server import version_numbers
 from tests.components.server_messages import VERSIONS, Messages
 
@@ -127,13 +127,13 @@ def test_labels_are_written_only_where_each_step_keeps_its_own(compiled, version
     ],
 )
 def test_what_a_server_does_not_do_is_said(version, facts):
-    sentences = losses(support(version), "s3-keys")
+    sentences = limitations(support(version), "s3-keys")
     assert len(sentences) == len(facts)
     for sentence, fact in zip(sentences, facts, strict=True):
         assert fact in sentence
 
 
 def test_the_webhook_s_secret_must_exist_where_none_is_optional():
-    (_, sentence) = losses(support("2.14.4"), "s3-keys", "mattermost/url")
+    (_, sentence) = limitations(support("2.14.4"), "s3-keys", "mattermost/url")
     assert "mattermost" in sentence
-    assert losses(support("2.15.0"), "s3-keys", "mattermost/url") == []
+    assert limitations(support("2.15.0"), "s3-keys", "mattermost/url") == []

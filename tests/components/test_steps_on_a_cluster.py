@@ -594,7 +594,7 @@ def test_a_new_model_is_asked_beside_the_former_one(fake, run, model_server, s3_
     as_the_pods_would(other)
     model_server.off = np.float32(0.001)
     assert call(deploy, other, *PASSED) == 1
-    assert f"{NAME} serves on as before" in capsys.readouterr().err
+    assert f"{NAME} still serves the previous model" in capsys.readouterr().err
     assert not storage.exists(other.path("service.json"))
     (service,) = home.api.all("inferenceservices")
     assert service["metadata"]["labels"]["jec/run-id"] == run.id
@@ -645,7 +645,7 @@ def accepted(monkeypatch):
     inputs = types.SimpleNamespace(space=[])
     monkeypatch.setattr(prepare, "check_inputs", lambda config, copies_folder: inputs)
     made = []
-    monkeypatch.setattr(prepare, "fill", lambda run, *_: made.append(run) or run.save())
+    monkeypatch.setattr(prepare, "fill_run_folder", lambda run, *_: made.append(run) or run.save())
     return made
 
 

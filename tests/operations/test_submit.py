@@ -19,7 +19,7 @@ from common.errors import ClusterError, InputError
 from common.records import Objective, RunRecord, SearchRecord, StartRecord
 from common.run import Run, make_run_id
 from components import chain, finish, prepare, step
-from components.server_support import OLDEST, losses
+from components.server_support import OLDEST, limitations
 from operations import submit
 from operations.endpoint import endpoint
 from operations.server import connect, version_numbers
@@ -163,7 +163,7 @@ def on_kubeflow(monkeypatch):
     """prepare writes run.json in place of decoding data."""
     monkeypatch.delenv(step.LOCAL_DIR, raising=False)
     monkeypatch.setattr(step, "PATIENCE_SECONDS", 0.0)
-    monkeypatch.setattr(prepare, "fill", lambda run, inputs, job_id: run.save())
+    monkeypatch.setattr(prepare, "fill_run_folder", lambda run, inputs, job_id: run.save())
 
 
 def test_a_run_that_is_created_from_the_form_with_its_defaults_works(
@@ -305,7 +305,7 @@ def test_a_server_gets_an_ir_that_it_takes(kfp, s3_bucket, version, tmp_path, ca
     assert Messages(version).refusals(ir) == []
     assert ("securityContext" in ir.read_text()) == server.support.non_root
     message = capsys.readouterr().out
-    for sentence in losses(server.support, "s3-keys"):
+    for sentence in limitations(server.support, "s3-keys"):
         assert f"server {version}: {sentence}" in message
 
 

@@ -18,7 +18,7 @@ from weaver.config.data_config import DataConfig
 from weaver.feed.dataset import _first_files
 from weaver.fit import launch
 from weaver.fit.options import DEMO_FILES, parse
-from weaver.predict import beside
+from weaver.predict import output_path
 from weaver.prepared.prepare import prepare
 from weaver.train import main
 
@@ -358,7 +358,7 @@ def test_outputs_without_a_folder_go_beside_the_model(place):
     assert main(words(place, "--export-onnx=m.onnx", prefix="models/net")) == 0
     assert (place / "models/m.onnx").exists()
     assert (place / "models/preprocess.json").exists()
-    assert beside("here/p.root", "models/net", "predict_output") == "here/p.root"
+    assert output_path("here/p.root", "models/net", "predict_output") == "here/p.root"
 
 
 @pytest.mark.slow

@@ -125,7 +125,7 @@ class Dataset:
         same one.
         """
         self._columns: dict[str, np.ndarray] = {}
-        self._advice: list[_Advice] | None = None
+        self._read_ahead: list[_ReadAhead] | None = None
         self._observers: dict[str, ObserverValues] = {}
         for name, entry in description["columns"].items():
             self._columns[name] = _map(folder, entry)
@@ -266,10 +266,10 @@ class Dataset:
 
         It then reads them at once, and reads no neighbouring data.
         """
-        if self._advice is None:
-            self._advice = [_Advice(column) for column in self._columns.values()]
-        for advice in self._advice:
-            advice.will_need(start, stop)
+        if self._read_ahead is None:
+            self._read_ahead = [_ReadAhead(column) for column in self._columns.values()]
+        for column in self._read_ahead:
+            column.will_need(start, stop)
         for sequence in self._sequences.values():
             sequence.read_ahead(start, stop)
 
@@ -314,15 +314,15 @@ class _Sequence:
         self.length: int = length
         self.wraps = params[0]["pad_mode"] == "wrap"
         # A wrapped jet without particles is all zero, as in weaver-core.
-        self._pads = _OnDevices([0.0 if self.wraps else p["pad_value"] for p in params])
+        self._pads = _PerDevice([0.0 if self.wraps else p["pad_value"] for p in params])
         self.offsets = _map(folder, entry["offsets"])
         self.values: np.ndarray | None = None
-        self._advice: tuple[_Advice, _Advice] | None = None
+        self._read_ahead: tuple[_ReadAhead, _ReadAhead] | None = None
         if "values" in entry:
             self.values = _map(folder, entry["values"])
             self._runs = _Runs(self.values, length)
         else:
-            self._constant = _OnDevices(entry["constant"])
+            self._constant = _PerDevice(entry["constant"])
 
     @property
     def nbytes(self) -> int:
@@ -359,9 +359,9 @@ class _Sequence:
 
     def read_ahead(self, start: int, stop: int) -> None:
         """As Dataset.read_ahead."""
-        if self._advice is None:
-            self._advice = _Advice(self.offsets), _Advice(self.values)
-        of_offsets, of_values = self._advice
+        if self._read_ahead is None:
+            self._read_ahead = _ReadAhead(self.offsets), _ReadAhead(self.values)
+        of_offsets, of_values = self._read_ahead
         of_offsets.will_need(start, stop + 1)
         of_values.will_need(int(self.offsets[start]), int(self.offsets[stop]))
 
@@ -401,23 +401,23 @@ class _Runs:
         return runs
 
 
-class _OnDevices:
-    """A few float32 numbers, of which each device keeps a copy.
+class _PerDevice:
+    """A few float32 numbers, copied to each device once.
 
-    To send them with each batch would make a GPU wait.
+    Copying them again with each batch would make the GPU wait.
     """
 
     def __init__(self, values: list[float]) -> None:
         self._on = {torch.device("cpu"): torch.tensor(values, dtype=torch.float32)}
 
     def on(self, device: torch.device) -> torch.Tensor:
-        """The numbers on a device."""
+        """Return the numbers as a tensor on this device."""
         if device not in self._on:
             self._on[device] = self._on[torch.device("cpu")].to(device)
         return self._on[device]
 
 
-class _Advice:
+class _ReadAhead:
     """Tell the operating system which rows of a mapped column will be read.
 
     Otherwise each access also reads neighbouring data, by the disk's read-ahead: on some disks
