@@ -22,7 +22,7 @@ DOCS   := .venv-docs
 
 help:
 	@echo "make run      calibrate generated jets here: search, train, export, validate, serve"
-	@echo "make test     lint, then the tests but the slow ones (under 9 minutes)"
+	@echo "make test     lint, then the tests but the slow ones (10 minutes on 2 cores)"
 	@echo "make test-all lint, then all tests, with floors of coverage (up to half an hour)"
 	@echo "make faults   the tests that try a fault on purpose (docs/reliability.md)"
 	@echo "make test-cluster  every object and right against a real API server (KUBEBUILDER_ASSETS)"
