@@ -161,12 +161,18 @@ lock:
 		--python-platform x86_64-manylinux_2_28 -o images/torch-cuda.lock
 	$(BIN)/python -m images.locks
 
-# --strict: an index that does not answer for a package is no clean bill of health.
+# --strict: an index that does not answer for a package is no clean bill of health. pip-audit then
+# ends with one package's name or a traceback, and with the exit code of weaknesses that it found.
 audit:
 	@test -x $(AUDIT)/bin/pip-audit \
 		|| { $(PYTHON) -m venv $(AUDIT) && $(AUDIT)/bin/pip install -qq pip-audit; }
 	@$(AUDIT)/bin/pip-audit --strict --disable-pip --progress-spinner off \
-		--requirement requirements.lock --requirement requirements-triton.lock
+		--requirement requirements.lock --requirement requirements-triton.lock \
+		2>$(AUDIT)/said || { grep '^Found ' $(AUDIT)/said >&2 && exit 1; \
+			echo "error: the packages were not checked, because PyPI's list of known weaknesses" \
+				"could not be asked ($$(tail -n 1 $(AUDIT)/said)); type make audit where" \
+				"https://pypi.org is reached" >&2; exit 1; }
+	@cat $(AUDIT)/said
 
 clean:
 	rm -rf $(VENV) $(PEER) $(AUDIT) $(DOCS) site .venv-onnxruntime-* .pytest_cache .ruff_cache .coverage*

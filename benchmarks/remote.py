@@ -1,27 +1,31 @@
 """Compare preparing data from S3, XRootD and https, at several latencies, with disk and uproot.
 
-    python -m benchmarks.remote [--rounds 3] [--copies 16] [--delays 0,20]
+    python -m benchmarks.remote [--rounds 3] [--copies 16] [--delays 0,20] [--cores apart]
         [--sources s3,xrootd,https] [--contenders 'ours,uproot decodes,plain uproot']
 
 Real servers run on this machine (benchmarks/servers.py), each behind a proxy that delays and counts
-(benchmarks/proxy.py), so that a request and its answer take so many milliseconds longer. In each
-round everything runs once, in processes of its own, the disk between the distant sources:
+(benchmarks/proxy.py), so that a request and its answer take so many milliseconds longer. Each
+source at each delay is a section of the result, in which everything runs once a round, in processes
+of its own, from the disk and from the source in turn:
 
 ours             weaver.prepare, from the list of files to the prepared folder
 uproot decodes   the same, with uproot in place of our decoder
 plain uproot     uproot alone, which only reads and decodes the needed branches, with the source
                  class and the number of files at a time that a scan finds best
 
-Servers, proxies and clients share this machine's cores, so keep it free of other work. The CPU time
-of each is printed, and an estimate of the rate if server and proxy had cores of their own: the run
-would then take the client's share of the total CPU time. On two cores the benchmark takes about six
-minutes. (A kernel with netem could delay without a proxy, but only as root.)
+A real server is another machine. So the first half of this machine's cores belongs to the client,
+also where it reads from the disk, and the other half to server and proxy. As long as these do not
+fill theirs (their busy share is shown), the ratio to the disk's rate is the client's own. With
+`--cores shared` all of them share all cores. Keep the machine free of other work. On two cores it
+takes about twelve minutes; `--sources s3 --delays 20` measures one section anew. (A kernel with
+netem could delay without a proxy, but only for root.)
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -53,6 +57,8 @@ DISTANT = ("s3", "xrootd", "https")
 GOAL_OF_DISK = 0.7  # at 20 ms
 GOAL_OF_BYTES = 1.15
 GOAL_OF_DECODER = 1.5
+MOST_BUSY = 0.9  # of the servers' cores; beyond it they may bound the rate
+APART, SHARED = CORES = ("apart", "shared")
 FILES_AT_A_TIME = (1, 4)  # of plain uproot, the better of which is measured
 UPROOT_FILES = 4  # at a time where uproot decodes for prepare
 UPROOT_SOURCES = {
@@ -183,6 +189,52 @@ WORK: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 # ------------------------------------------------------------------------- sources and contenders
 
 
+@dataclasses.dataclass(frozen=True)
+class Cores:
+    """The cores that the client may use, and those of server and proxy."""
+
+    client: frozenset[int]
+    servers: frozenset[int]
+
+    @classmethod
+    def divided(cls, how: str) -> Cores:
+        """Give each side half of this process's cores, or both all of them (SHARED).
+
+        Raises InputError where there is only one to divide.
+        """
+        cores = sorted(os.sched_getaffinity(0))
+        if how == SHARED:
+            return cls(frozenset(cores), frozenset(cores))
+        if len(cores) == 1:
+            raise InputError(f"--cores {APART} takes two cores, and there is one; say {SHARED}")
+        half = len(cores) // 2
+        return cls(frozenset(cores[:half]), frozenset(cores[half:]))
+
+    @contextlib.contextmanager
+    def for_servers(self) -> Iterator[None]:
+        """Have the processes that start within the block use the servers' cores only."""
+        before = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, self.servers)
+        try:
+            yield
+        finally:
+            os.sched_setaffinity(0, before)
+
+    def text(self) -> str:
+        """Say who uses which cores."""
+        if self.client == self.servers:
+            return f"Client, server and proxy share {len(self.client)} cores."
+        return (
+            f"The client (also from disk) runs on {_listed(self.client)}, server and proxy on"
+            f" {_listed(self.servers)}, as on two machines."
+        )
+
+
+def _listed(cores: frozenset[int]) -> str:
+    name = "core" if len(cores) == 1 else "cores"
+    return f"{name} {', '.join(str(core) for core in sorted(cores))}"
+
+
 class Place:
     """Where the files are read from: the disk, or a server behind a proxy."""
 
@@ -193,15 +245,17 @@ class Place:
         base: str,
         names: list[str],
         environment: dict[str, str],
+        cores: Cores,
         proxy: ProxyProcess | None = None,
         server: servers.Server | None = None,
     ) -> None:
-        """Start the server's proxy, unless it is the disk."""
+        """Describe the disk, or a server behind its proxy."""
         self.where = where
         self.delay_ms = delay_ms
         self.pattern = f"{base}/*.root"
         self.files = [f"{base}/{name}" for name in names]
         self.environment = environment
+        self.cores = cores
         self.proxy = proxy
         # process -> its number
         self.line: dict[str, int] = {}
@@ -216,6 +270,7 @@ class Place:
     def run(self, work: str, **order: Any) -> dict[str, Any]:
         """The work's answer, with the bytes and requests that passed the proxy."""
         order |= {"pattern": self.pattern, "files": self.files, "where": self.where}
+        order |= {"cores": sorted(self.cores.client)}
         if self.proxy is not None:
             self.proxy.take_counts()
         used = {name: servers.cpu_seconds(process) for name, process in self.line.items()}
@@ -224,17 +279,18 @@ class Place:
             answer[name] = servers.cpu_seconds(process) - used[name]
         if self.proxy is not None:
             counts = self.proxy.take_counts()
-            answer |= {"received": counts.received, "requests": counts.requests}
+            answer |= dataclasses.asdict(counts)
         return answer
 
 
 @contextlib.contextmanager
 def places(
-    names: list[str], delays: list[float], sources: list[str], work: Path
+    names: list[str], delays: list[float], sources: list[str], work: Path, cores: Cores
 ) -> Iterator[tuple[list[Place], str]]:
     """The disk and all servers over the files in work/data, and the name of the S3 server."""
     data = work / "data"
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack, contextlib.ExitStack() as starting:
+        starting.enter_context(cores.for_servers())
         xrootd = stack.enter_context(servers.xrootd(data, work / "xrootd"))
         s3 = stack.enter_context(servers.s3(work / "s3"))
         addresses = {
@@ -248,7 +304,7 @@ def places(
             "SSL_CERT_FILE": str(work / "xrootd" / "ca.pem"),
         }
         _fill_bucket(data, names, environment, s3.ports[0])
-        result = [Place(DISK, 0, str(data), names, environment)]
+        result = [Place(DISK, 0, str(data), names, environment, cores)]
         for delay in delays:
             for where in sources:
                 server, port = addresses[where]
@@ -259,7 +315,8 @@ def places(
                     "https": f"https://localhost:{proxy.port}",
                 }[where]
                 variables = {**environment, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.port}"}
-                result.append(Place(where, delay, base, names, variables, proxy, server))
+                result.append(Place(where, delay, base, names, variables, cores, proxy, server))
+        starting.close()
         yield result, s3.name
 
 
@@ -357,10 +414,13 @@ class Comparison:
             branches=self.needed["branches"],
         )
 
-    def contenders(self) -> dict[str, Callable[[], float]]:
-        """Name -> a function that runs it once and returns its rate in jets/s."""
+    def contenders(self, places: list[Place]) -> dict[str, Callable[[], float]]:
+        """Name -> a function that runs it once at one of the places; it returns jets/s.
+
+        What is measured anew takes the place of earlier runs.
+        """
         runs: dict[str, Callable[[], float]] = {}
-        for place in self.places:
+        for place in places:
             by_uproot = {**self.order, "decoder": "uproot"}
             for name in self.names:
                 if name == PLAIN:
@@ -369,12 +429,13 @@ class Comparison:
                     order = self.order if name == OURS else by_uproot
                     run = functools.partial(place.run, "prepare", **order)
                 key = f"{place.name}: {name}"
+                self.answers[key] = []
                 runs[key] = functools.partial(self._rate, key, run)
         return runs
 
     def _rate(self, key: str, run: Callable[[], dict[str, Any]]) -> float:
         answer = run()
-        self.answers.setdefault(key, []).append(answer)
+        self.answers[key].append(answer)
         rate: float = answer["jets"] / answer["seconds"]
         return rate
 
@@ -386,7 +447,6 @@ class Comparison:
         cpu = Spread.of(1e6 * answer["cpu"] / answer["jets"] for answer in answers)
         cells = [place.name, name, Spread.of(rates).text()]
         cells.append("" if place.proxy is None else ratio(rates, disk).text(".2f"))
-        cells.append("" if place.proxy is None else _with_own_cores(rates, disk, answers))
         cells.append("" if name == OURS else ratio(ours, rates).text(".2f", "x"))
         if place.proxy is None:
             cells += ["", ""]
@@ -398,108 +458,116 @@ class Comparison:
         for process in ("server_cpu", "proxy_cpu"):
             used = Spread.of(1e6 * answer.get(process, 0) / answer["jets"] for answer in answers)
             cells.append(used.text(".1f") if place.line else "")
+        busy = ""
+        if place.line:
+            busy = Spread.of(busy_share(place, answer) for answer in answers).text(".0%")
+        cells.append(busy)
         return cells
 
 
-def _with_own_cores(rates: list[float], disk: list[float], answers: list[dict[str, Any]]) -> str:
-    """The part of the disk's rate that there would be if server and proxy had cores of their own.
-
-    An estimate: the run then takes the client's share of the CPU time of all three.
-    """
-    fractions = []
-    for rate, answer in zip(rates, answers, strict=True):
-        total = answer["cpu"] + answer["server_cpu"] + answer["proxy_cpu"]
-        fractions.append(rate * total / answer["cpu"])
-    return ratio(fractions, disk).text(".2f")
+def busy_share(place: Place, answer: dict[str, Any]) -> float:
+    """The part of their cores' time that server and proxy took during a run."""
+    used: float = answer["server_cpu"] + answer["proxy_cpu"]
+    return used / answer["seconds"] / len(place.cores.servers)
 
 
 def measure(report: Report, comparison: Comparison, rounds: int, s3_name: str) -> None:
-    """Run everything and add the tables to the report."""
+    """Run everything and add a section for each source and delay to the report."""
     load = os.getloadavg()[0]
     if PLAIN in comparison.names:
         comparison.scan()
-    runs = alternate(comparison.contenders(), rounds)
+    disk, *distant = comparison.places
+    for place in distant:
+        _section(report, comparison, disk, place, rounds, s3_name, load)
+
+
+def _section(
+    report: Report,
+    comparison: Comparison,
+    disk: Place,
+    place: Place,
+    rounds: int,
+    s3_name: str,
+    load: float,
+) -> None:
+    """Run all contenders from the disk and from a place in turn, and add their table."""
+    runs = alternate(comparison.contenders([disk, place]), rounds)
     columns = [
         "from",
         "contender",
         "jets/s: median (least - most)",
         "of its rate from disk",
-        "estimate: server and proxy on other cores",
         "ours is faster by",
         "bytes moved / needed",
         "requests a file",
         "CPU of the client, us a jet",
         "of the server",
         "of the proxy",
+        "cores of server and proxy busy",
     ]
     rows = []
-    for place in comparison.places:
+    for where in (disk, place):
         for name in comparison.names:
-            rows.append(comparison.row(place, name, runs))
+            rows.append(comparison.row(where, name, runs))
     size = comparison.needed["bytes"]
     jets = comparison.answers[f"{DISK}: {OURS}"][0]["jets"]
-    best = ", ".join(
-        f"{where}: {flags['source']}, {flags['files_at_a_time']} files at a time"
-        for where, flags in comparison.best.items()
-    )
+    notes = [
+        (
+            f"{jets:,} jets in {comparison.needed['files']} files; {size / 1e6:,.0f} MB of"
+            f" needed baskets ({len(comparison.needed['branches'])} branches); ratios within"
+            f" each of {rounds} rounds."
+        ),
+        (
+            "ours and 'uproot decodes' select, transform and write the prepared columns; plain"
+            " uproot only makes arrays."
+        ),
+    ]
+    if PLAIN in comparison.names:
+        best = []
+        for where in (disk, place):
+            flags = comparison.best[where.where]
+            best.append(
+                f"{where.where}: {flags['source']}, {flags['files_at_a_time']} files at a time"
+            )
+        notes.append(f"Plain uproot's best: {', '.join(best)}.")
+    server = s3_name if place.where == "s3" else "xrootd"
+    notes += [
+        f"The server is {server}. {place.cores.text()}",
+        f"The machine's load was {load:.1f} before, on {len(os.sched_getaffinity(0))} cores.",
+        _verdict(comparison, place, runs),
+    ]
+    shared = ", shared cores" if place.cores.client == place.cores.servers else ""
     report.section(
-        "prepare from disk and over a line",
+        f"{place.name}{shared}",
         columns=columns,
         rows=rows,
-        notes=[
-            (
-                f"{jets:,} jets in {comparison.needed['files']} files; {size / 1e6:,.0f} MB of"
-                f" needed baskets ({len(comparison.needed['branches'])} branches); ratios within"
-                f" each of {rounds} rounds."
-            ),
-            (
-                "ours and 'uproot decodes' select, transform and write the prepared columns; plain"
-                " uproot only makes arrays."
-            ),
-            f"Plain uproot's best: {best or 'not measured'}.",
-            (
-                f"S3 is {s3_name}; XRootD and https are one xrootd. Servers and proxies run on the"
-                " same cores, which bounds every rate: the CPU times of both are shown. The"
-                " estimate scales the rate by the CPU time of all three over the client's; no goal"
-                " is judged by it."
-            ),
-            _load_note(load),
-            *_verdict(comparison, runs),
-        ],
+        notes=notes,
         runs=runs,
-        answers=comparison.answers,
+        answers={key: comparison.answers[key] for key in runs},
         needed=comparison.needed,
         best=comparison.best,
     )
 
 
-def _load_note(load: float) -> str:
-    return f"The machine's load was {load:.1f} before, on {len(os.sched_getaffinity(0))} cores."
-
-
-def _verdict(comparison: Comparison, runs: dict[str, list[float]]) -> list[str]:
-    """Which goals are met, a line for each."""
-    lines = []
-    for place in comparison.places:
-        if place.proxy is None:
-            continue
-        ours = runs[f"{place.name}: {OURS}"]
-        byte_ratio = max(
-            answer["received"] / comparison.needed["bytes"]
-            for answer in comparison.answers[f"{place.name}: {OURS}"]
-        )
-        of_disk = ratio(ours, runs[f"{DISK}: {OURS}"]).median
-        goals = [
-            f"{of_disk:.2f} of disk ({_meets_or_misses(of_disk >= GOAL_OF_DISK)} {GOAL_OF_DISK})",
-            f"{byte_ratio:.3f} of the needed bytes"
-            f" ({_meets_or_misses(byte_ratio <= GOAL_OF_BYTES)} {GOAL_OF_BYTES})",
-        ]
-        for name, goal in ((PLAIN, 1.0), (DECODED, GOAL_OF_DECODER)):
-            if name in comparison.names:
-                times = ratio(ours, runs[f"{place.name}: {name}"]).median
-                goals.append(f"{times:.2f}x '{name}' ({_meets_or_misses(times >= goal)} {goal})")
-        lines.append(f"{place.name}: {', '.join(goals)}.")
-    return lines
+def _verdict(comparison: Comparison, place: Place, runs: dict[str, list[float]]) -> str:
+    """Say which goals are met at a place, and whether its server kept up."""
+    ours = runs[f"{place.name}: {OURS}"]
+    answers = comparison.answers[f"{place.name}: {OURS}"]
+    moved = max(answer["received"] / comparison.needed["bytes"] for answer in answers)
+    of_disk = ratio(ours, runs[f"{DISK}: {OURS}"]).median
+    goals = [
+        f"{of_disk:.2f} of disk ({_meets_or_misses(of_disk >= GOAL_OF_DISK)} {GOAL_OF_DISK})",
+        f"{moved:.3f} of the needed bytes"
+        f" ({_meets_or_misses(moved <= GOAL_OF_BYTES)} {GOAL_OF_BYTES})",
+    ]
+    for name, goal in ((PLAIN, 1.0), (DECODED, GOAL_OF_DECODER)):
+        if name in comparison.names:
+            times = ratio(ours, runs[f"{place.name}: {name}"]).median
+            goals.append(f"{times:.2f}x '{name}' ({_meets_or_misses(times >= goal)} {goal})")
+    busy = max(busy_share(place, answer) for answer in answers)
+    limit = "so they bound the rate" if busy > MOST_BUSY else "so they do not bound the rate"
+    goals.append(f"server and proxy at most {busy:.0%} busy, {limit}")
+    return f"{place.name}: {', '.join(goals)}."
 
 
 def _meets_or_misses(is_met: bool) -> str:
@@ -534,10 +602,19 @@ def main(argv: list[str] | None = None) -> int:
         default=",".join(CONTENDERS),
         help=f"'{OURS}' and which others: %(default)s",
     )
+    parser.add_argument(
+        "--cores",
+        choices=CORES,
+        default=APART,
+        help=f"{APART}: half of them for the client, half for server and proxy; {SHARED}: all for"
+        " all (default: %(default)s)",
+    )
     parser.add_argument("--work", nargs=2, metavar=("NAME", "JSON"), help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.work:
-        print(json.dumps(WORK[arguments.work[0]](json.loads(arguments.work[1]))))
+        order = json.loads(arguments.work[1])
+        os.sched_setaffinity(0, order["cores"])  # before any thread is started
+        print(json.dumps(WORK[arguments.work[0]](order)))
         return 0
 
     def body() -> int | None:
@@ -549,6 +626,7 @@ def main(argv: list[str] | None = None) -> int:
         if OURS not in contenders or set(contenders) - set(CONTENDERS):
             raise InputError(f"--contenders: name '{OURS}' and others of {CONTENDERS}")
         delays = [float(delay) for delay in arguments.delays.split(",")]
+        cores = Cores.divided(arguments.cores)
         report = Report("remote", "Remote: preparing from distant storage")
         with tempfile.TemporaryDirectory(prefix="bench-remote-") as folder:
             work = Path(folder)
@@ -556,7 +634,7 @@ def main(argv: list[str] | None = None) -> int:
             (work / "data").mkdir()
             names = _copy_files(arguments, work / "data")
             config = str(Path(arguments.data_config).resolve())
-            with places(names, delays, sources, work) as (run_places, s3_name):
+            with places(names, delays, sources, work, cores) as (run_places, s3_name):
                 comparison = Comparison(run_places, contenders, config, folder)
                 measure(report, comparison, arguments.rounds, s3_name)
         report.save()

@@ -41,6 +41,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure import Report, Spread, alternate, ratio
+from common.machine import cores
 from common.project import ROOT
 
 LENGTH = 100
@@ -595,32 +596,38 @@ def measure_run(report: Report, rounds: int, run: str) -> None:
     record = ExportRecord.load(folder.export)
     if record.raw is None:
         raise SystemExit(f"{run} has no raw model: {record.raw_reason}")
-    sessions, requests = {}, {}
-    for name in (record.model, record.model + RAW_SUFFIX):
-        sessions[name] = session(folder.onnx(name))
+    names = (record.model, record.model + RAW_SUFFIX)
+    requests = {}
+    for name in names:
         body = json.loads(Path(folder.golden(name), "request-100.json").read_text())
         requests[name] = golden.arrays(body["inputs"])
     rows, data = [], {}
-    for batch in (1, 32, 1000):
-        contenders = {}
-        for name, one in sessions.items():
-            jets_of = np.arange(batch) % 100
-            feed = {key: np.ascontiguousarray(x[jets_of]) for key, x in requests[name].items()}
-            contenders[name] = rate(_runner(one, feed), batch)
-        runs = data[f"batch {batch}"] = alternate(contenders, rounds)
-        features, raw = runs.values()
-        spreads = (Spread.of(of_model).text() for of_model in (features, raw))
-        rows.append([batch, *spreads, ratio(raw, features).text(".2f")])
+    for threads in sorted({1, cores()}):
+        sessions = {name: session(folder.onnx(name), threads=threads) for name in names}
+        for batch in (1, 32, 1000):
+            contenders = {}
+            for name, one in sessions.items():
+                jets_of = np.arange(batch) % 100
+                feed = {key: np.ascontiguousarray(x[jets_of]) for key, x in requests[name].items()}
+                contenders[name] = rate(_runner(one, feed), batch)
+            runs = data[f"batch {batch}, threads {threads}"] = alternate(contenders, rounds)
+            features, raw = runs.values()
+            spreads = (Spread.of(of_model).text() for of_model in (features, raw))
+            rows.append([threads, batch, *spreads, ratio(raw, features).text(".2f")])
     places = max(x.shape[1] for x in requests[record.model + RAW_SUFFIX].values())
     options = TrialOptions.load(folder.options(record.trial)).network_options or {}
     size = " ".join(f"{key} {value}" for key, value in options.items())
     notes = [
         f"{Path(folder.uri).name}: {record.model}, {size}",
         f"jets of up to {places} particles; {os.cpu_count()} cores",
+        (
+            "our backend for Triton runs pieces of 32 jets on one thread each; one thread at batch"
+            " 32 is its case"
+        ),
     ]
     report.section(
-        "The two models of a run",
-        columns=["batch", "features, jets/s", "raw jets, jets/s", "ratio"],
+        f"The two models of a run: {size}",
+        columns=["threads", "batch", "features, jets/s", "raw jets, jets/s", "ratio"],
         rows=rows,
         notes=notes,
         runs=data,

@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 
 from clusters import manifests, orphans, run_lock
 from clusters.local_search import LocalSearch
-from clusters.processes import Replicas, cores, tail, wait
+from clusters.processes import Replicas, cores, is_transient, tail, wait
 from clusters.protocol import (
     Check,
     ExperimentResult,
@@ -132,7 +132,7 @@ class LocalCluster:
                 f"job {name} did not end within {deadline:.0f} s; its log ends:\n{tail(job.log())}"
             )
         if code != 0:
-            raise ClusterError(f"job {name} failed: {job.reason()}")
+            raise _failure(job, code)
 
     def run_jobs(
         self,
@@ -167,6 +167,8 @@ class LocalCluster:
                     elif code is None:
                         continue
                     else:
+                        if full := job.full_disk(code):
+                            raise full  # it may pass, and the others would fail in the same way
                         reason = job.reason() if code else ""
                     del running[name]
                     report(f"job {name} failed: {reason}" if reason else f"job {name}: succeeded")
@@ -335,6 +337,15 @@ def _is_inside(path: Path, folder: Path) -> bool:
 def _own_deadline(manifest: Manifest) -> float:
     """Return the seconds that a job may take by its own manifest."""
     return float(manifest["spec"].get("runPolicy", {}).get("activeDeadlineSeconds", math.inf))
+
+
+def _failure(job: Replicas, code: int) -> JecError:
+    """The error of a job that ended with this exit code."""
+    if full := job.full_disk(code):
+        return full
+    error = ClusterError(f"job {job.manifest['metadata']['name']} failed: {job.reason()}")
+    error.retryable = is_transient(code)
+    return error
 
 
 @contextlib.contextmanager

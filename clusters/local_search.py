@@ -140,6 +140,10 @@ class LocalSearch:
             exit_code = trial.job.poll()
             values = self._record_values(trial)
             if exit_code is not None:
+                if full := trial.job.full_disk(exit_code):
+                    # The trial counts as interrupted: a resumed search starts it again. The others
+                    # would fail in the same way.
+                    raise full
                 transient = is_transient(exit_code)
                 self._end(trial, *trial.outcome(exit_code), transient=transient)
             elif trial.rule and trial.rule.stops(values, self.spec["objective"]["type"]):
@@ -185,10 +189,12 @@ class LocalSearch:
         """
         trials = self.study.ended_trials()
         if too_many_failed(self.spec, trials):
-            raise ClusterError(
+            error = ClusterError(
                 f"experiment {self.name} failed: {self.spec['maxFailedTrialCount']} failed trials"
                 f" end the search\n{_reasons(trials)}"
             )
+            error.retryable = self.study.has_transient_failures()
+            raise error
         return self._goal_met(trials) or (not self.running and len(trials) >= self.maximum)
 
     def _goal_met(self, trials: list[Trial]) -> bool:

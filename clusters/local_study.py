@@ -168,6 +168,11 @@ class Study:
         """Return the trials that have ended."""
         return _ended_trials(self._study)
 
+    def has_transient_failures(self) -> bool:
+        """Return whether a trial failed for a reason that may pass."""
+        trials = self._study.get_trials(deepcopy=False)
+        return any(trial.user_attrs.get("ended", {}).get("transient") for trial in trials)
+
     def interrupted_trials(self) -> list[Proposal]:
         """Return the trials that were proposed and have not ended."""
         return [

@@ -17,10 +17,12 @@ from typing import Any
 from clusters.orphans import RUN_VARIABLE
 from clusters.pod_command import program_of
 from clusters.protocol import RUN_LABEL, Manifest, run_id_of
-from common.errors import PASSING_FAILURE
+from common.errors import FULL_DISK, PASSING_FAILURE, FullDiskError
+from common.storage import space
 
 GRACE = 15.0  # seconds between SIGTERM and SIGKILL: enough to write a checkpoint
 TAIL = 12  # log lines shown of a process that failed
+ERROR = "error: "  # before the sentence with which our programs end (common.cli.run_main)
 PR_SET_PDEATHSIG = 1
 DEFAULT_BACKOFF_LIMIT = 6  # of Kubernetes
 
@@ -216,6 +218,25 @@ class Replicas:
             f" ends:\n{tail(self.log(self.failed))}"
         )
 
+    def full_disk(self, code: int) -> FullDiskError | None:
+        """The error for a full disk, where the replica that failed first ended because of one.
+
+        code: its exit code. The sentence is that of its log. Where the log could not be written, or
+        the process was killed because shared memory took no more, the disks are looked at.
+        """
+        if code not in (FULL_DISK, -signal.SIGBUS, 128 + signal.SIGBUS):
+            return None
+        if code == FULL_DISK:
+            for line in reversed(tail(self.log(self.failed)).splitlines()):
+                if line.startswith(ERROR):
+                    return FullDiskError(line.removeprefix(ERROR))
+        folder = space.full_folder(self.folder)
+        if folder:
+            return space.error_of_folder(folder)
+        if code == FULL_DISK:  # it was full then
+            return FullDiskError(f"a disk was full: {self.reason()}")
+        return None
+
     def _start_one(self, name: str, template: Manifest, rank_environment: dict[str, str]) -> None:
         container = template["spec"]["containers"][0]
         # Without the shell of the pod: a signal reaches the whole session, and the shell would send
@@ -280,7 +301,7 @@ def was_killed(code: int) -> bool:
 
 def is_transient(code: int) -> bool:
     """Return whether a process with this exit code may succeed if it runs again."""
-    return was_killed(code) or code == PASSING_FAILURE
+    return was_killed(code) or code in (FULL_DISK, PASSING_FAILURE)
 
 
 def wait(replicas: Replicas, *, deadline: float, poll: float = 0.1) -> int | None:

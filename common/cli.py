@@ -16,7 +16,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from common import storage
-from common.errors import InputError, InterruptedRun, JecError, nearest, without_secrets
+from common.errors import (
+    FULL_DISK,
+    PASSING_FAILURE,
+    FullDiskError,
+    InputError,
+    InterruptedRun,
+    JecError,
+    nearest,
+    without_secrets,
+)
 from common.storage import space
 from common.storage.addresses import check_text, check_url
 from common.storage.local import check_writable_file, check_writable_folder
@@ -189,23 +198,65 @@ def run_main(body: Callable[[], int | None]) -> int:
     os.environ["MPLBACKEND"] = "agg"
     try:
         with space.explained():
-            return body() or 0
+            code = body() or 0
+            sys.stdout.flush()  # here a full disk below it is an error like others
+            return code
     except JecError as error:
-        print(
-            f"{'stopped' if isinstance(error, InterruptedRun) else 'error'}: {error}",
-            file=sys.stderr,
-            flush=True,
-        )
+        _complain(f"{'stopped' if isinstance(error, InterruptedRun) else 'error'}: {error}")
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr, flush=True)
+        _complain("interrupted")
         return 130
     except BrokenPipeError:
         # The interpreter would report the same once more when it flushes stdout at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard(sys.stdout)
         return BROKEN_PIPE
     except Exception as error:
         return report_unexpected(error)
+
+
+def run_job(body: Callable[[], int | None]) -> int:
+    """As `run_main`, for the program of a trial or a job, whose exit code tells more.
+
+    FULL_DISK for a full disk, PASSING_FAILURE for another error that may pass: what watches the
+    program may have no line of it, because a full disk takes none.
+    """
+
+    def with_exit_code() -> int | None:
+        try:
+            with space.explained():
+                return body()
+        except JecError as error:
+            if isinstance(error, FullDiskError):
+                error.exit_code = FULL_DISK
+            elif error.retryable:
+                error.exit_code = PASSING_FAILURE
+            raise
+
+    return run_main(with_exit_code)
+
+
+def _complain(text: str) -> None:
+    """Write a line to stderr, if the disk that it goes to takes one.
+
+    The interpreter would otherwise end with an exit code of its own when it flushes at its end.
+    """
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        _discard(sys.stderr)
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        _discard(sys.stdout)
+
+
+def _discard(stream: Any) -> None:
+    """Let what is still to be written to a stream go nowhere."""
+    with contextlib.suppress(OSError, ValueError):  # a stream of a test has no descriptor
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def report_unexpected(error: Exception) -> int:

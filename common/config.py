@@ -335,6 +335,7 @@ class RunConfig:
         " fixed when the pipeline is compiled",
         group="resources",
         metavar="NAME",
+        of_site=True,
     )
     deadline_hours: float = option(
         48.0,

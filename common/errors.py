@@ -10,6 +10,7 @@
     │   └── NoCluster            no Kubernetes cluster is configured        (clusters.api)
     ├── StorageError             the storage did not do as asked
     │   ├── AccessError          ... because it refuses access
+    │   ├── FullDiskError        ... because a disk is full, or a quota used up
     │   └── PassingError         ... for a reason that may pass       (common.storage.retries)
     ├── ClusterError             a job, an experiment or a service did not end well
     │   ├── DeadlineError        ... within its deadline
@@ -44,6 +45,7 @@ __all__ = [
     "AccessError",
     "ClusterError",
     "DeadlineError",
+    "FullDiskError",
     "GateError",
     "InputError",
     "InterruptedRun",
@@ -57,8 +59,10 @@ __all__ = [
 ]
 
 
+FULL_DISK = 74
+"""Exit code of a trial or job whose disk is full: EX_IOERR of sysexits.h."""
 PASSING_FAILURE = 75
-"""Exit code of a trial that failed for a reason that may pass: EX_TEMPFAIL of sysexits.h."""
+"""Exit code of a trial or job that failed for another reason that may pass: EX_TEMPFAIL."""
 
 
 class StorageError(JecError):
@@ -71,6 +75,13 @@ class AccessError(StorageError):
     """A storage refuses access: rights, keys or a token, which somebody has to renew.
 
     It says nothing about the file: the text says what to renew, and the same command then goes on.
+    """
+
+
+class FullDiskError(StorageError):
+    """A disk is full, or the user's quota on it is used up.
+
+    The text names the folder, what is free there and, where known, what was needed.
     """
 
 

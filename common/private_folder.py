@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 
 from common.errors import InputError, StorageError
+from common.storage import space
 
 
 def make(path: Path, variable: str) -> Path:
@@ -23,6 +24,8 @@ def make(path: Path, variable: str) -> Path:
             path.mkdir(mode=0o700)
         status = os.lstat(path)
     except OSError as error:
+        if full := space.full_error(error, path):
+            raise full from error
         raise StorageError(f"cannot make the folder {path}: {error.strerror or error}") from error
     problem = ""
     if stat.S_ISLNK(status.st_mode):
@@ -51,5 +54,7 @@ def open_lock(path: Path) -> int:
     except OSError as error:
         if path.is_symlink():
             raise InputError(f"the lock {path} is a link; remove it") from error
+        if full := space.full_error(error, path):
+            raise full from error
         raise StorageError(f"cannot open the lock {path}: {error.strerror or error}") from error
     return handle

@@ -15,6 +15,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from common.storage import space
+
 LOCK = ".lock"
 YOUNG_SECONDS = 60.0
 """A folder without a lock may be just being made."""
@@ -24,12 +26,17 @@ YOUNG_SECONDS = 60.0
 def folder(prefix: str) -> Iterator[Path]:
     """A folder below the temporary one, which goes with the block; those of killed commands go now.
 
-    prefix: of its name, which other programs do not use.
+    prefix: of its name, which other programs do not use. Raises FullDiskError where a disk is full
+    that it, or what the block writes without a name, lies on.
     """
+    parent = space.temporary_folder()
     remove_left(prefix)
     with (
+        space.explained(parent),
         # another process may remove what it holds while it is removed itself
-        tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as path,
+        tempfile.TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True) as path,
+        # before the folder goes, and the room that it took is free again
+        space.explained(parent),
         open(Path(path) / LOCK, "wb") as lock,
     ):
         fcntl.flock(lock, fcntl.LOCK_EX)

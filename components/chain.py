@@ -162,13 +162,18 @@ def compile_to(
 ) -> Path:
     """Write the pipeline's IR as YAML, for servers with these features; return the path.
 
-    Raises InputError as `pipeline`.
+    The same pipeline gives the same bytes, because its version on a server is found by them. Raises
+    InputError as `pipeline`.
     """
     from kfp import compiler
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     compiler.Compiler().compile(pipeline(config, image, support=support), str(path))
+    # kfp begins the file with comments that repeat the parameters. The defaults of a dict stand
+    # there in an order that differs from one process to the next.
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if not line.startswith("#")))
     return path
 
 

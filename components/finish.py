@@ -31,6 +31,7 @@ from common.records import (
     UnchangedRecord,
 )
 from common.run import Run, make_run_id
+from common.storage.addresses import local_path
 from components import step, tracked, unchanged
 from components.steps import NAMES, WEBHOOK, WEBHOOK_FILE
 from reporting import markdown, page
@@ -388,6 +389,8 @@ def main(argv: list[str] | None = None) -> int:
             step.say(f"{run_id}: failed: {step.NO_BUCKET}")
             return
         uri = storage.join(storage.absolute(args.s3_bucket), run_id)
+        if storage.is_local(uri):
+            step.give_back(local_path(uri))  # no step follows
         if step.LOCAL_DIR in os.environ and not status_of(uri, args.job_id).steps:
             return  # prepare refused its parameters and has printed why
         summary = finish(uri, step.Artifacts(args.executor_input), args.job_id)

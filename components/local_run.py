@@ -33,6 +33,7 @@ from common.records import (
     UnchangedRecord,
 )
 from common.run import Run, make_run_id
+from common.storage import space
 from components import chain, host_runner
 from components.step import LOCAL_DIR, write_status
 from components.steps import SERVICE_DEADLINE, WEBHOOK, WEBHOOK_FILE
@@ -92,6 +93,27 @@ class LocalRun:
         for number in host_runner.stop_signals():
             signal.signal(number, _interrupt)
         try:
+            return self._chain(ir, work)
+        except JecError as error:
+            code = self._ended_badly(error)
+            with contextlib.suppress(JecError):
+                self._collect()
+            return code
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+            with contextlib.suppress(OSError):  # another run may have its own there
+                workspaces.rmdir()
+            self._end_service()
+            if self.lock is not None:
+                self.lock.release()
+                self._forget_refused(self.lock.run_id)
+
+    def _chain(self, ir: Path, work: Path) -> int:
+        """Run the chain, and serve where that is asked for; returns the exit code.
+
+        Raises JecError.
+        """
+        with space.explained(self.output):
             if self.config.run_id != AUTO:
                 self._take_lock(self.config.run_id)
             chain.compile_to(ir, self.config)
@@ -113,19 +135,6 @@ class LocalRun:
             if self.serve and self._service():
                 self._keep_serving()
             return 0
-        except JecError as error:
-            code = self._ended_badly(error)
-            with contextlib.suppress(JecError):
-                self._collect()
-            return code
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-            with contextlib.suppress(OSError):  # another run may have its workspace there
-                workspaces.rmdir()
-            self._end_service()
-            if self.lock is not None:
-                self.lock.release()
-                self._forget_refused(self.lock.run_id)
 
     @property
     def _prepared(self) -> Run:

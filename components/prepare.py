@@ -22,7 +22,7 @@ from common import card, form, storage, tracking
 from common.choices import SPLITS
 from common.cli import Parser, run_main
 from common.config import AUTO, NONE, SERVED, RunConfig, add_arguments, flag
-from common.errors import InputError, JecError
+from common.errors import InputError, InterruptedRun, JecError
 from common.layout import RunFolder
 from common.project import git_commit, here
 from common.records import DataSet, RunRecord, ServiceRecord, StatusRecord
@@ -560,11 +560,12 @@ def versions() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def record_refusal(config: RunConfig, job_id: str) -> Iterator[None]:
-    """On Kubeflow, write into the run's status.json why prepare refused its inputs.
+def record_failure(config: RunConfig, job_id: str) -> Iterator[None]:
+    """On Kubeflow, write into the run's status.json why prepare refused its inputs or failed.
 
-    The exit handler reports the reason, and a repeated attempt ends at once. On one machine nothing
-    is written, because the user sees the reason on the screen.
+    The exit handler reports the reason, and the attempt after a refusal ends at once. The reason of
+    a retryable failure is written as well, for example that a login for the data is missing. On one
+    machine nothing is written, because the user sees the reason on the screen.
     """
     if step.LOCAL_DIR in os.environ or not job_id or not storage.is_s3(config.s3_bucket):
         yield
@@ -573,8 +574,10 @@ def record_refusal(config: RunConfig, job_id: str) -> Iterator[None]:
     step.refuse_repetition("prepare", run.uri, job_id)
     try:
         yield
-    except InputError as error:
-        # an error of the storage must not hide why prepare refused
+    except InterruptedRun:
+        raise
+    except Exception as error:
+        # an error of the storage must not hide why prepare failed
         with contextlib.suppress(JecError):
             step.write_failure(run, "prepare", error, job_id)
         raise
@@ -621,7 +624,7 @@ def main(argv: list[str] | None = None) -> int:
             raise InputError(
                 f"give --job-id or --run-id, as --run-id {slug(args.network_config)}-00000001"
             )
-        with record_refusal(place(args), args.job_id):
+        with record_failure(place(args), args.job_id):
             config = configuration(parser, argv)
             prepare(config, args.job_id, args.run_output, step.Artifacts(args.executor_input))
 

@@ -181,11 +181,12 @@ def with_status(name: str, run: Run, body: Callable[[], None], *, job_id: str = 
 
     The state is running, then done, failed or interrupted, with the reason. Raises as `body`.
     """
-    write_status(run, name, "running", job_id=job_id)
     folder = local_path(run.uri) if storage.is_local(run.uri) else None
     try:
-        with _reserve_space(folder), space.explained(folder):
+        with reserved(folder), space.explained(*([folder] if folder else [])):
+            write_status(run, name, "running", job_id=job_id)
             body()
+            write_status(run, name, "done", job_id=job_id)
     except (KeyboardInterrupt, InterruptedRun):
         # an error of the storage must not hide why the step ended
         with contextlib.suppress(JecError):
@@ -195,22 +196,33 @@ def with_status(name: str, run: Run, body: Callable[[], None], *, job_id: str = 
         with contextlib.suppress(JecError):
             write_failure(run, name, error, job_id)
         raise
-    write_status(run, name, "done", job_id=job_id)
 
 
 @contextlib.contextmanager
-def _reserve_space(folder: str | None) -> Iterator[None]:
-    """Reserve space on a run's disk, to write the status of a step that fills the disk."""
+def reserved(folder: str | None) -> Iterator[None]:
+    """Keep room on a run's disk for the status of a step that ends because the disk is full.
+
+    A step that ends well leaves it to the next one, which may find the disk full when it begins;
+    `give_back` removes it in the end. Nothing is done for None, a storage elsewhere.
+    """
     if folder is None:
         yield
         return
     path = Path(folder, RESERVE)
-    with contextlib.suppress(OSError):  # the disk is full already
-        path.write_bytes(bytes(RESERVED_BYTES))
+    if not path.exists():
+        with contextlib.suppress(OSError):  # what fits of it is kept
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(bytes(RESERVED_BYTES))
     try:
         yield
-    finally:
-        path.unlink(missing_ok=True)
+    except BaseException:
+        give_back(folder)
+        raise
+
+
+def give_back(folder: str) -> None:
+    """Free what `reserved` keeps on a run's disk."""
+    Path(folder, RESERVE).unlink(missing_ok=True)
 
 
 def write_failure(run: Run, name: str, error: Exception, job_id: str = "") -> None:

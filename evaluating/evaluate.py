@@ -17,7 +17,7 @@ import sys
 
 from common import storage
 from common.choices import GATE_REGIONS, GATES
-from common.cli import Parser, require, run_main
+from common.cli import Parser, require, run_job
 from common.config import AUTO, NONE, RunConfig, flag
 from common.layout import RunFolder
 from common.measurements import GateSettings
@@ -186,7 +186,7 @@ def main(argv: list[str] | None = None) -> int:
         lines = [*results.verdict(metrics), f"report: {RunFolder(metrics.run).report}"]
         print("\n".join(lines), flush=True)
 
-    return run_main(body)
+    return run_job(body)
 
 
 if __name__ == "__main__":

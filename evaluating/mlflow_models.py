@@ -7,11 +7,10 @@ example. It belongs to the MLflow run of the pipeline's run.
 from __future__ import annotations
 
 import importlib.metadata
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import storage, tracking
+from common import scratch, storage, tracking
 from common.layout import RunFolder
 from common.records import ExportRecord, MetricsRecord, ModelRecord
 from common.run import Run
@@ -54,15 +53,17 @@ def _version_of(tracker: tracking.Tracker, model: ModelRecord) -> str:
 def _register(tracker: tracking.Tracker, folder: RunFolder, model: ModelRecord) -> str:
     """Upload the model as an artifact of the run and register it as a new version."""
     client = tracker.client
-    with tempfile.TemporaryDirectory() as work:
-        target = Path(work) / "model"
+    with scratch.folder("jec-mlflow-") as work:
+        target = work / "model"
         _write(folder, model.model, target, tracker.parent)
         client.log_artifacts(tracker.parent, str(target), model.model)
     if not client.search_registered_models(f"name = '{model.model}'"):
         client.create_registered_model(model.model)
+    # The server opens no `runs:/...` of its own: its page would show no signature.
+    artifacts = client.get_run(tracker.parent).info.artifact_uri
     version = client.create_model_version(
         model.model,
-        source=f"runs:/{tracker.parent}/{model.model}",
+        source=f"{artifacts}/{model.model}",
         run_id=tracker.parent,
         tags={SHA256: model.sha256},
         await_creation_for=0,  # the files are uploaded already

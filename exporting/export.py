@@ -43,14 +43,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common import card, project, storage
+from common import card, project, scratch, storage
 from common.choices import RAW_MODELS
-from common.cli import Parser, run_main
+from common.cli import Parser, run_job
 from common.config import NONE
 from common.errors import GateError, InputError, JecError, unknown
 from common.layout import RunFolder
 from common.records import ExportRecord, ModelRecord, ValidRangeRecord
-from common.storage import durable
+from common.storage import durable, space
 from exporting.candidates import ModelInfo, feature_model, raw_model
 from exporting.card import card_of, write_card
 from exporting.repository import write_model
@@ -218,13 +218,17 @@ def staging(run: str) -> Iterator[Path]:
 
     Of a run on a disk it lies beside its destination, so that a rename can put it in place.
     """
-    parent = run if storage.is_local(run) else None
-    if parent is not None:
-        for left in Path(parent).glob(".export-*"):
-            shutil.rmtree(left, ignore_errors=True)  # of an export that was killed
-    folder = tempfile.mkdtemp(prefix=".export-", dir=parent)
+    if not storage.is_local(run):
+        with scratch.folder("jec-export-") as folder:
+            yield folder
+        return
+    for left in Path(run).glob(".export-*"):
+        shutil.rmtree(left, ignore_errors=True)  # of an export that was killed
+    with space.explained(run):
+        folder = Path(tempfile.mkdtemp(prefix=".export-", dir=run))
     try:
-        yield Path(folder)
+        with space.explained(folder):
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -316,7 +320,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"note: no residual correction: {record.residual_reason}")
         print(f"model card: {request.folder.card_page}")
 
-    return run_main(body)
+    return run_job(body)
 
 
 def _print_model(model: ModelRecord) -> None:

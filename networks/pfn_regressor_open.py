@@ -59,6 +59,9 @@ class ParticleFlowNetwork(nn.Module):
 
     masks = True
     """Whether features of padding are set to 0 here; False where they are finite already."""
+    has_one = False
+    """Whether the features have one more variable at their end, which is 1 for each particle. In an
+    exported graph it multiplies the first layer's bias; it is appended here where it is missing."""
 
     def __init__(self, order: list[int], layers: list[LinearNorm], head: nn.Module) -> None:
         """Put the layers together; `order` says where each group stands among the inputs."""
@@ -75,11 +78,12 @@ class ParticleFlowNetwork(nn.Module):
         # then only needs the mask.
         x = torch.where(mask.bool(), features, 0.0) if self.masks else features  # (N, C, P)
         if torch.onnx.is_in_onnx_export() and not self.by_row:
-            one = torch.ones_like(mask, dtype=x.dtype)
-            x = torch.cat((x, one), dim=1).transpose(1, 2)  # (N, P, C + 1)
+            if not self.has_one:
+                x = torch.cat((x, torch.ones_like(mask, dtype=x.dtype)), dim=1)
+            x = x.transpose(1, 2)  # (N, P, C + 1)
             x = chain_with_one(self.layers, x)  # (N, P, conv_dim)
         else:
-            x = x.transpose(1, 2)  # (N, P, C)
+            x = (x[:, :-1] if self.has_one else x).transpose(1, 2)  # (N, P, C)
             for layer in self.layers:
                 x = layer(x, relu=True)  # (N, P, conv_dim)
         x = sum_of_particles(x, mask.to(x.dtype))  # (N, conv_dim)

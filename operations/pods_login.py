@@ -71,13 +71,23 @@ def xrootd_as_the_pods(config: RunConfig) -> Iterator[Line]:
         whose = f"as Secret {config.xrootd_secret}"
 
     hidden_variables = dict.fromkeys([*xrootd_login.KEYS.values(), "XDG_RUNTIME_DIR"], NOWHERE)
-    before = {name: os.environ.get(name) for name in (*hidden_variables, "BEARER_TOKEN")}
-    before[xrootd_login.SECRET_FOLDER] = os.environ.get(xrootd_login.SECRET_FOLDER)
+    removed_variables = ["BEARER_TOKEN"]
+    our_proxy = xrootd_login.default_proxy()
+    if "token" in values or not our_proxy.exists():
+        # A token is sent over TLS only, and the client gives up TLS if X509_USER_PROXY names a file
+        # that it cannot read (seen with XRootD's client 6.2).
+        del hidden_variables["X509_USER_PROXY"]
+        removed_variables.append("X509_USER_PROXY")
+        if our_proxy.exists() and "x509up" not in values:
+            whose += f"; unlike the pods, this machine has a proxy as well: {our_proxy}"
+    changed_variables = (*hidden_variables, *removed_variables, xrootd_login.SECRET_FOLDER)
+    before = {name: os.environ.get(name) for name in changed_variables}
     with tempfile.TemporaryDirectory() as folder:
         for key, value in values.items():
             Path(folder, key).write_bytes(value)
         os.environ.update(hidden_variables)
-        os.environ.pop("BEARER_TOKEN", None)
+        for name in removed_variables:
+            os.environ.pop(name, None)
         os.environ[xrootd_login.SECRET_FOLDER] = folder
         xrootd_login.forget()
         try:

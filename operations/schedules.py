@@ -66,7 +66,10 @@ def act(args: argparse.Namespace) -> int:
             text = f"paused {schedule.name}; --resume-schedule {schedule.name} resumes it"
         elif args.resume_schedule:
             server.client.enable_recurring_run(schedule.id)
-            text = f"resumed {schedule.name}: {schedule.cron}"
+            text = (
+                f"resumed {schedule.name}: {schedule.cron}; a time that passed during the pause"
+                " starts a run now"
+            )
         else:
             server.client.delete_recurring_run(schedule.id)
             text = f"deleted {schedule.name}; the runs that it started stay"
@@ -125,7 +128,8 @@ def create(
 ) -> Schedule:
     """Create a recurring run of this configuration, by the cron expression `text`.
 
-    At most one of its runs is active at a time, and missed times are not caught up.
+    At most one of its runs is active at a time. Of the times that pass during a run or a pause,
+    Kubeflow starts a run for the last one, in spite of `no_catchup` (seen with KFP 2.15.0).
 
     Raises:
         InputError: as `submit.upload`; the cron expression is invalid; or the schedule exists.

@@ -21,7 +21,13 @@ from urllib.parse import urlsplit
 
 from common import storage
 from common.cli import Parser, port_number, run_main, word
-from common.errors import ClusterError, InputError, InterruptedRun, StorageError
+from common.errors import (
+    ClusterError,
+    FullDiskError,
+    InputError,
+    InterruptedRun,
+    StorageError,
+)
 from common.layout import RAW_SUFFIX, RunFolder
 from common.records import ModelCard
 from serving import restarts, server_folder, triton
@@ -399,6 +405,8 @@ def main(argv: list[str] | None = None) -> int:
     def body() -> None:
         try:
             serve(options.places, ports)
+        except FullDiskError:
+            raise
         except StorageError as error:  # nothing was started
             raise InputError(str(error)) from None
 

@@ -33,6 +33,7 @@ from pathlib import Path
 from common import storage
 from common.errors import InputError
 from common.exported_model import check_model
+from common.storage import space
 
 PLAIN = re.compile(r"[-\w./]+", re.ASCII)  # characters that mean nothing to a shell
 SHARED_MEMORY = Path("/dev") / "shm"
@@ -98,13 +99,17 @@ class Running:
 
 
 def create() -> ServerFolder:
-    """Make a locked folder for a new server, after removing those that are abandoned."""
+    """Make a locked folder for a new server, after removing those that are abandoned.
+
+    Raises FullDiskError.
+    """
     remove_abandoned()
-    path = Path(tempfile.mkdtemp(prefix=_prefix(), dir=_parent()))
-    lock = os.open(path / "new-lock", os.O_RDWR | os.O_CREAT, 0o600)
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    # it appears as `lock` once it is held, so that nobody takes the folder for an abandoned one
-    os.rename(path / "new-lock", path / "lock")
+    with space.explained(space.temporary_folder()):
+        path = Path(tempfile.mkdtemp(prefix=_prefix(), dir=_parent()))
+        lock = os.open(path / "new-lock", os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # it appears as `lock` once it is held, so that nobody takes the folder for an abandoned one
+        os.rename(path / "new-lock", path / "lock")
     return ServerFolder(path=path, lock=lock)
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from clusters.server_log import error_lines
 from common import storage
 from common.errors import ClusterError, DeadlineError, InputError, unknown
+from common.storage import space
 from serving import server_folder, server_processes, triton_wheel
 from serving.client import Client
 from serving.server_folder import Running, ServerFolder
@@ -135,37 +136,38 @@ def start_models(
     owner: pid of the process with which the server ends, however that ends; None for none.
 
     Raises InputError for an unknown kind, ServerEnded with the server's own words if it ended,
-    PortInUse, and DeadlineError.
+    PortInUse, DeadlineError, and FullDiskError where a disk or shared memory is full.
     """
     if kind not in KINDS:
         raise InputError(unknown("kind of server", kind, KINDS))
     folder = server_folder.create()
     try:
-        folder.add_models(models)
-        reason = ""
-        if kind == "auto":
-            reason = triton_unusable(folder.path)
-        elif kind == "kserve-server":
-            reason = "it was asked for"
-        attempt = _Start(
-            kind="kserve-server" if reason else "triton",
-            folder=folder,
-            models=models,
-            log=Path(log).absolute(),
-            host=host,
-            ends=time.monotonic() + deadline,
-            deadline=deadline,
-            options=tuple(options),
-            report=report,
-            owner=owner,
-        )
-        attempt.log.parent.mkdir(parents=True, exist_ok=True)
-        attempt.log.write_text("")
-        if reason:
-            attempt.say(f"serving with kserve's model server instead of Triton: {reason}")
-        pid, port = attempt.on_a_port(http_port)
-        url = f"http://{attempt.client_host}:{port}"
-        folder.record(Running(pid=pid, url=url, models=dict(models)))
+        with space.explained(folder.path, Path(log).absolute().parent):
+            folder.add_models(models)
+            reason = ""
+            if kind == "auto":
+                reason = triton_unusable(folder.path)
+            elif kind == "kserve-server":
+                reason = "it was asked for"
+            attempt = _Start(
+                kind="kserve-server" if reason else "triton",
+                folder=folder,
+                models=models,
+                log=Path(log).absolute(),
+                host=host,
+                ends=time.monotonic() + deadline,
+                deadline=deadline,
+                options=tuple(options),
+                report=report,
+                owner=owner,
+            )
+            attempt.log.parent.mkdir(parents=True, exist_ok=True)
+            attempt.log.write_text("")
+            if reason:
+                attempt.say(f"serving with kserve's model server instead of Triton: {reason}")
+            pid, port = attempt.on_a_port(http_port)
+            url = f"http://{attempt.client_host}:{port}"
+            folder.record(Running(pid=pid, url=url, models=dict(models)))
     finally:
         folder.leave()
         server_folder.remove_abandoned()
@@ -251,7 +253,7 @@ class _Start:
     def wait_until_ready(self, process: subprocess.Popen[bytes], port: int) -> None:
         """Return when the server says that the model is ready.
 
-        Raises DeadlineError, and as `raise_ended` where the server has ended.
+        Raises DeadlineError, and as `raise_error_of_log` where the server has ended.
         """
         client = Client(f"http://{self.client_host}:{port}", self.model, timeout=2.0)
         while True:
@@ -271,12 +273,17 @@ class _Start:
             time.sleep(0.1)
 
     def raise_error_of_log(self, exit_code: int) -> None:
-        """Raise a ClusterError with the error lines of the server's log."""
+        """Raise a ClusterError with the error lines of the server's log, or FullDiskError."""
         # The log may hold the output of attempts on other ports before this one.
         text = self.log.read_text(errors="replace").rsplit("starting ", 1)[-1]
         if _PORT_IN_USE.search(text):
             raise _PortInUseError
         words = error_lines(text) or last_lines(self.log.read_text(errors="replace"))
+        places = (self.folder.path, self.log.parent)
+        if full := space.error_of_program(words, *places):
+            raise full
+        if folder := space.full_folder(*places):  # the log itself may have had no room
+            raise space.error_of_folder(folder)
         # the server knows the links alone
         for name, uri in self.models.items():
             words = words.replace(str(self.folder.repository / name), uri)

@@ -13,11 +13,9 @@ model repository with golden requests.
 from __future__ import annotations
 
 import sys
-import tempfile
-from pathlib import Path
 from typing import TypedDict
 
-from common import storage
+from common import scratch, storage
 from weaver.config.data_config import DataConfig
 from weaver.fit.options import TrainOptions
 from weaver.onnx.free_axes import check_lengths
@@ -47,9 +45,9 @@ def export(options: TrainOptions) -> None:
     data_config = with_standardisation(options, DataConfig.load(options.data_config))
     target = beside(options.export_onnx, options.model_prefix)
     model, info = build_model(options, data_config, for_inference=True)
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch.folder("jec-export-") as folder:
         path = export_onnx(
-            model, info, data_config, Path(folder) / "model.onnx", opset=options.onnx_opset
+            model, info, data_config, folder / "model.onnx", opset=options.onnx_opset
         )
         difference = check_lengths(model, info, data_config, path)
         storage.upload(path, target)

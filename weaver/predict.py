@@ -16,15 +16,13 @@ import io
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from common import storage
+from common import scratch, storage
 from common.errors import InputError
 from common.progress import Progress
 from common.storage import Entry
@@ -337,8 +335,8 @@ def write_columns(uri: str, columns: Columns) -> None:
         np.savez(buffer, **columns)
         storage.write_bytes(uri, buffer.getvalue())
         return
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / storage.name(uri)
+    with scratch.folder("jec-predict-") as folder:
+        path = folder / storage.name(uri)
         if uri.endswith(".parquet"):
             import awkward as ak
 

@@ -7,8 +7,8 @@ r"""Train one network on prepared jets; every trial of a search runs this progra
 
 The same command resumes an interrupted trial; for a finished trial it ends at once. Exit codes: 0
 trained; 1 training failed (if it would fail again, the trial's file `failed` has the reason); 2 the
-input cannot be used; 75 the storage failed, and a later attempt may succeed; 143 stopped by
-SIGTERM.
+input cannot be used; 74 a disk is full; 75 the storage failed, and a later attempt may succeed; 143
+stopped by SIGTERM.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from common import storage
-from common.cli import run_main
-from common.errors import PASSING_FAILURE, InputError, JecError, StorageError, TrainingError
+from common.cli import run_job
+from common.errors import InputError, JecError, TrainingError
+from weaver.fit import compiler_cache
 from weaver.fit.checkpoint import (
     Settings,
     TrialFolder,
@@ -47,12 +48,15 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    return run_main(lambda: _main(argv))
+    return run_job(lambda: _main(argv))
 
 
 def _main(argv: Sequence[str] | None) -> int:
     options = parse(argv)  # before torch is imported: --help and a wrong flag answer at once
-    with contextlib.nullcontext() if options.cache else temporary_cache():
+    with (
+        contextlib.nullcontext() if options.cache else temporary_cache(),
+        compiler_cache.of_command() if options.compile else contextlib.nullcontext(),
+    ):
         return _start(options, argv)
 
 
@@ -67,18 +71,8 @@ def _start(options: TrainOptions, argv: Sequence[str] | None) -> int:
             if len(trainings) > 1 and _is_first_rank():
                 _show(f"fold {number} of {len(trainings)}: {training.model_prefix}")
             # within `logged`, so that the log file has an error too
-            if code := run_main(functools.partial(_run, training)):
+            if code := run_job(functools.partial(run, training)):
                 return code
-    return 0
-
-
-def _run(options: TrainOptions) -> int:
-    """Run the options; a storage failure, which may be temporary, has its own exit code."""
-    try:
-        run(options)
-    except StorageError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return PASSING_FAILURE
     return 0
 
 

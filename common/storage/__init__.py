@@ -229,16 +229,16 @@ def download(uri: str, path: str | os.PathLike[str]) -> Path:
     if not files:
         raise InputError(f"there is nothing at {uri}")
     if [entry.uri for entry in files] == [uri]:
-        _download_file(uri, str(path))
+        _download_file(files[0], str(path))
         return Path(path)
     for entry in files:
-        _download_file(entry.uri, os.path.join(path, entry.uri[len(uri.rstrip("/")) + 1 :]))
+        _download_file(entry, os.path.join(path, entry.uri[len(uri.rstrip("/")) + 1 :]))
     return Path(path)
 
 
-def _download_file(uri: str, path: str) -> None:
-    backend, uri = _backend(uri)
-    with local.replacing(path) as temporary:
+def _download_file(entry: Entry, path: str) -> None:
+    backend, uri = _backend(entry.uri)
+    with local.replacing(path, entry.size) as temporary:
         backend.download(uri, temporary)
 
 

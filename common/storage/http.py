@@ -3,6 +3,10 @@
 Byte ranges are asked for; of a server that knows none, the whole file is fetched once into a
 temporary file. Globs and folders need a server that lists its folders as web pages, as Apache,
 nginx and XRootD do.
+
+A range is first asked for without requests, at its connections (`range_of`), which takes half of
+its CPU time. Where that does not work, requests answers: it follows redirects, and its answers say
+what is wrong.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from typing import IO, Any, NoReturn
 
 from common.errors import AccessError, InputError
 from common.http import CONNECT_SECONDS, reason_of, status_line
+from common.storage import space
 from common.storage.entry import Entry
 from common.storage.levels import Child, matching_files
 from common.storage.retries import PassingError, retried
@@ -27,6 +32,7 @@ from common.storage.source import REQUESTS, Source
 
 SECONDS = 60.0  # without a byte of an answer
 CHUNK = 2**20
+USER_AGENT = "jec-pipeline"
 OVERLOADED = (408, 425, 429, 500, 502, 503, 504)
 REFUSED = (401, 403, 407)
 MISSING = (404, 410)
@@ -55,14 +61,17 @@ class HttpSource(Source):
         """Ask for the size, and download the file if the server gives no ranges."""
         self.uri = uri
         self._whole: IO[bytes] | None = None
+        self._is_direct = True
+        """Whether ranges are asked for without requests."""
         if entry is not None and uri in _known_by_ranges:
             self.size, self._version = entry.size, entry.tag
             return
         size, self._version = retried(lambda: _probe(uri))
         if size is None:
             # closed in `close`
-            whole = tempfile.TemporaryFile()  # noqa: SIM115
-            size = retried(lambda: _fetch(uri, whole))
+            with space.explained(space.temporary_folder()):
+                whole = tempfile.TemporaryFile()  # noqa: SIM115
+                size = retried(lambda: _fetch(uri, whole))
             self._whole = whole
         self.size = size
 
@@ -72,8 +81,12 @@ class HttpSource(Source):
             return b""
         if self._whole is not None:
             content = os.pread(self._whole.fileno(), stop - start, start)
-        else:
-            content = retried(lambda: self._request(start, stop))
+            return self.check(content, start, stop)
+        direct = None
+        if self._is_direct:
+            direct = range_of(self.uri, start, stop, {}, version=self._version)
+            self._is_direct = direct is not None
+        content = retried(lambda: self._request(start, stop)) if direct is None else direct
         return self.check(content, start, stop)
 
     def _request(self, start: int, stop: int) -> bytes:
@@ -89,28 +102,82 @@ class HttpSource(Source):
 
 
 def range_of(
-    url: str, start: int, stop: int, headers: dict[str, str], verify: str | bool = True
+    url: str,
+    start: int,
+    stop: int,
+    headers: dict[str, str],
+    verify: str | bool = True,
+    version: str | None = None,
 ) -> bytes | None:
     """The bytes start:stop at an address, which may be signed; None where they do not come whole.
 
-    It is asked once, and nothing is said of a failure.
+    It is asked once, and nothing is said of a failure. version: that of the file, of which another
+    one is a failure, too.
+    """
+    import requests
+    import urllib3
+
+    asked = {
+        "User-Agent": USER_AGENT,
+        "Accept-Encoding": "identity",
+        "Range": f"bytes={start}-{stop - 1}",
+        **headers,
+    }
+    try:
+        server = _direct(os.getpid(), url, verify)
+        if server is None:
+            through_proxy = _session(os.getpid()).get(
+                url,
+                headers=asked,
+                stream=True,
+                timeout=(CONNECT_SECONDS, SECONDS),
+                allow_redirects=False,
+                verify=verify,
+            )
+            answer = through_proxy.raw
+        else:
+            connections, target = server
+            answer = connections.urlopen(
+                "GET",
+                target,
+                headers=asked,
+                redirect=False,
+                retries=False,
+                timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=SECONDS),
+                assert_same_host=False,
+                preload_content=False,
+                decode_content=False,
+            )
+        try:
+            is_version = version is None or _version(answer) == version
+            is_part = answer.status == 206 and is_version and not _is_page(answer)
+            content: bytes = answer.read() if is_part else b""
+        finally:
+            answer.close()
+    except (requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError):
+        return None
+    return content if len(content) == stop - start else None
+
+
+@functools.lru_cache(maxsize=1024)
+def _direct(process: int, url: str, verify: str | bool) -> tuple[Any, str] | None:
+    """The connections of requests to an address's server, and what to ask for there.
+
+    None where a proxy lies between. Kept for each file, because requests reads the environment's
+    settings anew for each request. Raises requests' errors, InputError.
     """
     import requests
 
-    asked = {**headers, "Accept-Encoding": "identity", "Range": f"bytes={start}-{stop - 1}"}
-    try:
-        with _session(os.getpid()).get(
-            url,
-            headers=asked,
-            stream=True,
-            timeout=(CONNECT_SECONDS, SECONDS),
-            allow_redirects=False,
-            verify=verify,
-        ) as answer:
-            content = _body(answer) if answer.status_code == 206 else b""
-    except requests.RequestException:
+    session = _session(process)
+    request = session.prepare_request(requests.Request("GET", url))
+    address = str(request.url)
+    settings = session.merge_environment_settings(address, {}, True, verify, None)
+    if requests.utils.select_proxy(address, settings["proxies"]):
         return None
-    return content if len(content) == stop - start else None
+    adapter = session.get_adapter(address)
+    connections = adapter.get_connection_with_tls_context(request, settings["verify"])
+    adapter.cert_verify(connections, address, settings["verify"], None)
+    return connections, adapter.request_url(request, {})
 
 
 def _body(answer: Any) -> bytes:
@@ -277,8 +344,7 @@ def _answer(uri: str, byte_range: str = "", page: bool = False) -> Iterator[Any]
             uri, headers=headers, stream=True, timeout=(CONNECT_SECONDS, SECONDS)
         ) as answer:
             _check_status(uri, answer)
-            kind = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-            if not page and kind in ("text/html", "application/xhtml+xml"):
+            if not page and _is_page(answer):
                 raise _web_page(uri, answer)
             yield answer
     except requests.exceptions.SSLError as error:
@@ -305,6 +371,12 @@ def _check_status(uri: str, answer: Any) -> None:
     if status in OVERLOADED:
         raise PassingError(f"the server failed for {uri} ({words})")
     raise InputError(f"the server does not give {uri} ({words})")
+
+
+def _is_page(answer: Any) -> bool:
+    """Whether the server says that it answers with a web page."""
+    kind = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    return kind in ("text/html", "application/xhtml+xml")
 
 
 def _check_content(uri: str, answer: Any, content: bytes) -> None:
@@ -341,15 +413,56 @@ def _unreachable(uri: str, error: Any) -> InputError | PassingError:
 def _session(process: int) -> Any:
     """The connections of this process: a forked one must not share them."""
     import requests
-    from requests.adapters import HTTPAdapter
+    from requests import adapters, utils
+
+    base: Any = adapters.HTTPAdapter
+
+    class SharedTrust(base):  # type: ignore[misc]
+        """Loads the trusted certificates once, which takes 20 ms of CPU time, for all connections.
+
+        The methods are those that requests has for it.
+        """
+
+        def build_connection_pool_key_attributes(
+            self, request: Any, verify: str | bool, cert: Any = None
+        ) -> tuple[dict[str, Any], dict[str, Any]]:
+            server, tls = super().build_connection_pool_key_attributes(request, verify, cert)
+            if verify and server["scheme"] == "https":
+                path = utils.DEFAULT_CA_BUNDLE_PATH if verify is True else verify
+                tls = {**tls, "ssl_context": _trust(path), "ca_certs": None, "ca_cert_dir": None}
+            return server, tls
+
+        def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
+            super().cert_verify(conn, url, verify, cert)
+            if conn.proxy is None:  # a proxy may have a certificate of its own
+                conn.ca_certs = conn.ca_cert_dir = None
 
     made = requests.Session()
     for scheme in ("https://", "http://"):
-        made.mount(scheme, HTTPAdapter(pool_maxsize=2 * REQUESTS, max_retries=0))
-    made.headers["User-Agent"] = "jec-pipeline"
+        made.mount(scheme, SharedTrust(pool_maxsize=2 * REQUESTS, max_retries=0))
+    made.headers["User-Agent"] = USER_AGENT
     # Without an `auth`, requests sends a login of ~/.netrc (psf/requests#3929).
     made.auth = lambda request: request
     return made
+
+
+@functools.lru_cache
+def _trust(path: str) -> Any:
+    """The TLS settings with the trusted certificates of a file or folder. Raises InputError."""
+    from urllib3.util.ssl_ import create_urllib3_context
+
+    context = create_urllib3_context()  # which asks for a certificate
+    try:
+        if os.path.isdir(path):
+            context.load_verify_locations(capath=path)
+        else:
+            context.load_verify_locations(cafile=path)
+    except OSError as error:
+        raise InputError(
+            f"no trusted certificates in {path} ({error.strerror or error}); name a file of them in"
+            " PEM form, or a folder, with REQUESTS_CA_BUNDLE (for S3: AWS_CA_BUNDLE)"
+        ) from None
+    return context
 
 
 # --------------------------------------------------------------------------------------- listings

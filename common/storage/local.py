@@ -37,8 +37,8 @@ def explain(error: OSError, path: str, verb: str = "read", needed: int | None = 
     """
     if error.errno in MISSING and verb == "read":
         return InputError(f"there is no file {path}")
-    if error.errno in space.FULL and verb == "write":
-        return StorageError(space.sentence(error, path, needed))
+    if full := space.full_error(error, path, needed):
+        return full
     problem = f"cannot {verb} {path}: {error.strerror or error}"
     if error.errno in NO_RIGHTS and verb == "read":
         return AccessError(
@@ -56,6 +56,8 @@ def _explained(path: str, verb: str = "read", needed: int | None = None) -> Iter
     try:
         yield
     except OSError as error:
+        if error.errno in space.FULL and verb == "read":
+            raise  # it is about the file that a copy goes to, which whoever writes it names
         raise explain(error, path, verb, needed) from error
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from common.errors import AccessError, InputError, StorageError
-from common.storage import http
+from common.storage import http, space
 from common.storage.addresses import check_endpoints, matches, split_s3, wildcard_at
 from common.storage.entry import Entry
 from common.storage.retries import PassingError, retried
@@ -300,4 +300,6 @@ def explained(uri: str, broken: type[StorageError] = StorageError) -> Iterator[N
             ) from None
         raise StorageError(f"{endpoint} answered {code} for {uri}: {error}") from None
     except (aws.BotoCoreError, OSError, boto3.exceptions.RetriesExceededError) as error:
+        if isinstance(error, OSError) and error.errno in space.FULL:
+            raise  # it is about the file that a copy goes to, which whoever writes it names
         raise broken(f"cannot reach {uri} at {endpoint}: {error}") from None

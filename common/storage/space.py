@@ -5,18 +5,31 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import sqlite3
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 
-from common.errors import JecError, StorageError
+from common.errors import FullDiskError, JecError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """What the system says of a full disk, and of a user's share of it that is used up."""
-SQLITE_BLOCKS = 64 * 2**10
+FULL_TEXTS = tuple(os.strerror(number) for number in FULL)
+"""The same in the texts of libraries that raise errors of their own, such as torch."""
+WRITE_TEXTS = (
+    *("failed writing", "write failed", "unable to write", "failed to write"),
+    *("unexpected pos ", "iostream error"),  # torch.save
+    *(" requested and ",),  # numpy's tofile: 400000 requested and 131072 written
+)
+"""What libraries say of a write that failed for any reason."""
+NO_TEMPORARY = "No usable temporary directory"
+"""Python's words where none of its folders for temporary files takes a file."""
+NEARLY_FULL = 64 * 2**10
 """Bytes that SQLite adds to its files at a time, at most; where less is free, the disk is full."""
 SQLITE_VAGUE = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
 """What SQLite also says where its journal finds no room: "attempt to write a readonly database"."""
+SHARED_MEMORY = "/dev/shm"  # noqa: S108  # named in errors; nothing is written there
 UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
@@ -28,11 +41,29 @@ def free_bytes(path: str | os.PathLike[str]) -> int:
     return shutil.disk_usage(_folder_of(path)).free
 
 
+def is_full(path: str | os.PathLike[str]) -> bool:
+    """Whether hardly a byte, or no further file, fits on the disk where a path is, or is to be."""
+    return free_bytes(path) < NEARLY_FULL or _has_no_inodes(path)
+
+
+def full_folder(*folders: str | os.PathLike[str]) -> str:
+    """The first folder whose disk is full; empty if none is.
+
+    After `folders` those are looked at in which this process and its libraries write unasked: for
+    temporary files, shared memory, and standard output that goes to a file.
+    """
+    for folder in (*folders, *_temporary_folders(), SHARED_MEMORY, *_output_folders()):
+        with contextlib.suppress(OSError):  # a folder that cannot be looked at
+            if is_full(folder):
+                return _folder_of(folder)
+    return ""
+
+
 def require(path: str | os.PathLike[str], needed: int, what: str) -> None:
-    """Raise StorageError, before anything is written, where there is less room than needed."""
+    """Raise FullDiskError, before anything is written, where there is less room than needed."""
     free = free_bytes(path)
     if free < needed:
-        raise StorageError(
+        raise FullDiskError(
             f"{what} needs {shown(needed)} in {_folder_of(path)}, where {shown(free)} are free;"
             " free some space there, or name another folder, and repeat the command"
         )
@@ -41,53 +72,143 @@ def require(path: str | os.PathLike[str], needed: int, what: str) -> None:
 def sentence(error: OSError, path: str | os.PathLike[str], needed: int | None = None) -> str:
     """The error of a full disk: the folder, what is free in it, and what was needed if known."""
     folder = _folder_of(path)
-    cause = "your quota is used up" if error.errno == errno.EDQUOT else "the disk is full"
+    cause, free = "the disk is full", f"{shown(free_bytes(folder))} free"
+    if error.errno == errno.EDQUOT:
+        cause, free = "your quota is used up", f"{free} for others"
+    elif _has_no_inodes(folder):
+        cause, free = "the disk is full of files", f"no file can be added (inodes), {free}"
     need = "" if needed is None else f", {shown(needed)} needed"
     return (
-        f"cannot write {path}: {cause} ({error.strerror}): {shown(free_bytes(folder))} free in"
-        f" {folder}{need}; free some space there, then repeat the command (a run goes on with"
-        " --resume)"
+        f"cannot write {path}: {cause} ({error.strerror}): {free} in {folder}{need};"
+        f" {_advice(folder)}, then repeat the command (a run goes on with --resume)"
     )
 
 
-@contextlib.contextmanager
-def explained(folder: str | os.PathLike[str] | None = None) -> Iterator[None]:
-    """Turn a full disk, wherever it shows in the block, into a StorageError of one sentence.
+def full_error(
+    error: OSError, path: str | os.PathLike[str], needed: int | None = None
+) -> FullDiskError | None:
+    """The error of a full disk in one sentence; None for any other error of the system."""
+    if error.errno not in FULL:
+        return None
+    return FullDiskError(sentence(error, path, needed))
 
-    folder: where the block writes, for errors that do not say which file they are about (default:
-    the working folder). Libraries hide the error of the system behind others, and SQLite has one of
-    its own; both count.
+
+def error_of_folder(folder: str | os.PathLike[str], needed: int | None = None) -> FullDiskError:
+    """The error for a folder whose disk is full, where no error of the system is at hand."""
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return FullDiskError(sentence(error, folder, needed))
+
+
+def error_of_program(text: str, *folders: str | os.PathLike[str]) -> FullDiskError | None:
+    """The error of a full disk that a program tells of in its output; None where it does not.
+
+    folders: where it writes, the likeliest first; it may also mean temporary files and shared
+    memory.
     """
-    place = folder if folder is not None else os.getcwd()
+    if not any(words in text for words in FULL_TEXTS):
+        return None
+    sizes = re.findall(r"size \((\d+) bytes\)", text)  # that Triton asked for
+    needed = int(sizes[0]) if sizes else None
+    if "shared memory" in text:
+        return error_of_folder(SHARED_MEMORY, needed)
+    return error_of_folder(full_folder(*folders) or folders[0], needed)
+
+
+@contextlib.contextmanager
+def explained(*folders: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn a full disk, wherever it shows in the block, into a FullDiskError of one sentence.
+
+    folders: where the block writes, the likeliest first, for errors that do not say which file they
+    are about (default: the working folder). Libraries hide the error of the system behind others,
+    SQLite has one of its own, and some say nothing but that a write failed; all count. The sentence
+    names the first of the folders whose disk is full, or another one that `full_folder` looks at.
+    """
     try:
         yield
     except JecError:
         raise
     except Exception as error:
-        full = _full_disk(error, place)
-        if full is None:
+        places = folders or (os.getcwd(),)
+        cause = _full_disk(error, places)
+        if cause is None:
             raise
-        # A write to an open file does not say which one it is.
-        raise StorageError(sentence(full, full.filename or place)) from error
+        path = _file_of(cause) or full_folder(*places) or places[0]
+        raise FullDiskError(sentence(cause, path)) from error
 
 
-def _full_disk(error: BaseException, folder: str | os.PathLike[str]) -> OSError | None:
+def _full_disk(error: BaseException, folders: Sequence[str | os.PathLike[str]]) -> OSError | None:
     """The error of a full disk that an exception is, or was raised because of; None for others."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.errno in FULL:
             return cause
-        if isinstance(cause, sqlite3.Error) and _is_full(cause, folder):
-            return OSError(errno.ENOSPC, str(cause))
+        if _says_full(cause, folders):
+            return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         cause = cause.__cause__ or cause.__context__
     return None
 
 
-def _is_full(error: sqlite3.Error, folder: str | os.PathLike[str]) -> bool:
-    code: int = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the kind; the rest says where
-    if code in SQLITE_VAGUE:
-        return free_bytes(folder) < SQLITE_BLOCKS
-    return code == sqlite3.SQLITE_FULL
+def _says_full(error: BaseException, folders: Sequence[str | os.PathLike[str]]) -> bool:
+    """Whether the error of a library, which holds none of the system's, is about a full disk."""
+    if isinstance(error, sqlite3.Error):
+        code: int = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the kind; the rest says where
+        vague = code in SQLITE_VAGUE
+        return code == sqlite3.SQLITE_FULL or (vague and bool(full_folder(*folders)))
+    text = str(error)
+    if any(words in text for words in FULL_TEXTS):
+        return True
+    vague = any(words in text.lower() for words in WRITE_TEXTS) or NO_TEMPORARY in text
+    return vague and bool(full_folder(*folders))
+
+
+def _file_of(error: OSError) -> str:
+    """The file that an error is about; empty where it does not say so.
+
+    Of a copy the second name is the one that is written.
+    """
+    name = error.filename2 if error.filename2 is not None else error.filename
+    return os.fsdecode(name) if isinstance(name, str | bytes) else ""
+
+
+def _has_no_inodes(path: str | os.PathLike[str]) -> bool:
+    """Whether the disk of a path takes no further file, although it may have room for bytes."""
+    status = os.statvfs(_folder_of(path))
+    return status.f_files > 0 and status.f_favail == 0
+
+
+def temporary_folder() -> str:
+    """The folder for temporary files. Raises FullDiskError where no disk takes one."""
+    with explained():
+        return tempfile.gettempdir()
+
+
+def _temporary_folders() -> list[str]:
+    """Where Python and libraries put temporary files: the folder that is set, and the system's."""
+    folders = [os.environ[name] for name in ("TMPDIR", "TEMP", "TMP") if os.environ.get(name)]
+    with contextlib.suppress(OSError):  # none takes a file
+        folders.append(tempfile.gettempdir())
+    return folders or ["/tmp"]  # noqa: S108  # looked at, and not written to
+
+
+def _output_folders() -> list[str]:
+    """The folders of the files that standard output and standard error go to."""
+    folders = []
+    for number in (1, 2):
+        with contextlib.suppress(OSError):  # closed, or another system than Linux
+            path = os.readlink(f"/proc/self/fd/{number}")
+            if os.path.isfile(path):
+                folders.append(os.path.dirname(path))
+    return folders
+
+
+def _advice(folder: str) -> str:
+    """What to do about a full disk."""
+    advice = "free some space there"
+    if folder.startswith(SHARED_MEMORY):
+        advice += ", or give the container more (docker --shm-size, on a cluster --shared-memory)"
+    elif any(_folder_of(one) == folder for one in _temporary_folders()):
+        advice += ", or set TMPDIR to a folder of another disk"
+    return advice
 
 
 def shown(size: int) -> str:

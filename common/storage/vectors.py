@@ -6,13 +6,15 @@ long line carries less than the line does.
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 Range = tuple[int, int]
 """First byte, and the one behind the last."""
 
-REQUESTS = 16  # in flight for one call
+REQUESTS = 16  # in flight at a time, beside one for each caller
 PIECE = 16 * 2**20  # bytes of one request
 # of XRootD: what a server takes in one request, unless it was configured otherwise
 VECTOR_ITEM = 2 * 2**20 - 16
@@ -38,15 +40,28 @@ def read_in_pieces(
 
     group: cuts ranges into groups of pieces, one for each request. read: one such request.
     """
-    pieces: list[bytes] = []
     groups = group(list(ranges))
-    if len(groups) == 1:
-        pieces = read(groups[0])
-    elif groups:
-        with ThreadPoolExecutor(min(REQUESTS, len(groups))) as pool:
-            for contents in pool.map(read, groups):
-                pieces += contents
+    if not groups:
+        return _together(ranges, [])
+    others = [_threads(os.getpid()).submit(read, pieces) for pieces in groups[1:]]
+    try:
+        pieces = list(read(groups[0]))
+        for other in others:
+            pieces += other.result()
+    finally:
+        for other in others:
+            other.cancel()
+        wait(others)  # once this function has ended, the caller may close the file
     return _together(ranges, pieces)
+
+
+@functools.lru_cache(maxsize=1)
+def _threads(process: int) -> ThreadPoolExecutor:
+    """The threads of this process that wait for requests; a forked one has none of them.
+
+    They are kept: to start and end one costs as much CPU time as a small request.
+    """
+    return ThreadPoolExecutor(REQUESTS, thread_name_prefix="request")
 
 
 def one_each(ranges: list[Range]) -> list[list[Range]]:

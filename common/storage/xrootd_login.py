@@ -63,13 +63,18 @@ def forget() -> None:
     _copies.clear()
 
 
+def default_proxy() -> Path:
+    """Where the client looks for an X509 proxy when X509_USER_PROXY is not set."""
+    return Path(f"/tmp/x509up_u{os.getuid()}")  # noqa: S108
+
+
 def state() -> str:
     """One sentence for each kind of credential: whether there is one, and how to renew it."""
     return " ".join([_proxy(), _ticket(), _token()])
 
 
 def _proxy() -> str:
-    path = os.environ.get("X509_USER_PROXY") or f"/tmp/x509up_u{os.getuid()}"  # noqa: S108
+    path = os.environ.get("X509_USER_PROXY") or default_proxy()
     renew = "voms-proxy-init --voms cms"
     try:
         content = Path(path).read_text()
@@ -135,8 +140,10 @@ def _token() -> str:
         try:
             token = path.read_text().strip()
         except OSError:
-            missing = f"BEARER_TOKEN_FILE={named} is not readable" if named else "is not set"
-            return f"There is no token: BEARER_TOKEN {missing} ({renew})."
+            missing = "BEARER_TOKEN is not set"
+            if named:
+                missing = f"BEARER_TOKEN_FILE={named} is not readable"
+            return f"There is no token: {missing} ({renew})."
     end = _token_end(token)
     if end is not None and end < _now():
         return f"The token {place} expired on {_text(end)} ({renew})."

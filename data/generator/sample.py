@@ -17,15 +17,14 @@ import os
 import shutil
 import socket
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from common import storage
+from common import scratch, storage
 from common.choices import SPLITS
 from common.cli import Parser, require, run_main
 from common.errors import InputError
-from common.storage import durable
+from common.storage import durable, space
 from data.generator import generate, jec, quark_gluon
 from data.generator.blocks import Recipe
 
@@ -128,8 +127,8 @@ def _workshop(root: str) -> Iterator[Path]:
     It goes in any case.
     """
     if not storage.is_local(root):
-        with tempfile.TemporaryDirectory(prefix="jec-sample-") as temporary:
-            yield Path(temporary)
+        with scratch.folder("jec-sample-") as temporary:
+            yield temporary
         return
     parent, last = Path(root).parent, Path(root).name
     try:
@@ -138,9 +137,12 @@ def _workshop(root: str) -> Iterator[Path]:
         folder = parent / f"{_mine()}{os.getpid()}-{last}"
         folder.mkdir()
     except OSError as error:
+        if full := space.full_error(error, parent):
+            raise full from error
         raise InputError(f"cannot write into {parent}: {error.strerror or error}") from None
     try:
-        yield folder
+        with space.explained(folder):
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -16,6 +18,7 @@ from benchmarks import proxy as proxy_module
 from benchmarks import remote
 from benchmarks.measure import Spread
 from benchmarks.proxy import Counts, Proxy, ProxyProcess
+from common.errors import InputError
 from tests.servers.xrootd import need_program
 from tests.weaver.conftest import DATA, synthetic_jets, write_jets
 
@@ -97,9 +100,32 @@ def test_with_all_pipes_in_use_further_bytes_are_copied(monkeypatch):
         assert proxy.counts.received == proxy.counts.sent == len(content)
 
 
-def test_the_estimate_takes_out_the_cpu_time_of_server_and_proxy():
-    answer = {"cpu": 10.0, "server_cpu": 3.0, "proxy_cpu": 2.0}
-    assert remote._with_own_cores([60.0], [100.0], [answer]).startswith("0.90")
+def test_client_and_servers_have_cores_of_their_own(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {5, 2, 7})
+    apart = remote.Cores.divided(remote.APART)
+    assert (apart.client, apart.servers) == ({2}, {5, 7})
+    shared = remote.Cores.divided(remote.SHARED)
+    assert shared.client == shared.servers == {2, 5, 7}
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0})
+    with pytest.raises(InputError, match="--cores"):
+        remote.Cores.divided(remote.APART)
+
+
+def test_what_starts_for_servers_runs_on_their_cores():
+    before = os.sched_getaffinity(0)
+    cores = remote.Cores(client=frozenset(before), servers=frozenset([max(before)]))
+    with cores.for_servers():
+        command = [sys.executable, "-c", "import os; print(os.sched_getaffinity(0))"]
+        started = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert started.stdout.strip() == f"{{{max(before)}}}"
+    assert os.sched_getaffinity(0) == before
+
+
+def test_the_busy_share_is_that_of_server_and_proxy_on_their_cores():
+    cores = remote.Cores(client=frozenset([0]), servers=frozenset([1, 2]))
+    place = remote.Place("s3", 20, "s3://jets", [], {}, cores)
+    answer = {"cpu": 10.0, "server_cpu": 3.0, "proxy_cpu": 2.0, "seconds": 10.0}
+    assert remote.busy_share(place, answer) == 0.25
 
 
 def test_a_closed_proxy_cuts_its_connections():
@@ -130,12 +156,13 @@ def test_each_contender_runs_on_each_server(open_folder):
     for seed, name in enumerate(names):
         write_jets(open_folder / "data" / name, synthetic_jets(2000, seed), basket=2000)
     config = str(DATA / "jec_pfn_open.yaml")
-    with remote.places(names, [0.0], list(remote.DISTANT), open_folder) as (made, _):
+    cores = remote.Cores.divided(remote.SHARED)
+    with remote.places(names, [0.0], list(remote.DISTANT), open_folder, cores) as (made, _):
         comparison = remote.Comparison(made, list(remote.CONTENDERS), config, str(open_folder))
         for place in made:
             source = remote.UPROOT_SOURCES[place.where][0]
             comparison.best[place.where] = {"source": source, "files_at_a_time": 1}
-        runs = {name: [run()] for name, run in comparison.contenders().items()}
+        runs = {name: [run()] for name, run in comparison.contenders(made).items()}
     assert len(runs) == len(made) * len(remote.CONTENDERS) == 12
     for key, (answer,) in comparison.answers.items():
         assert answer["jets"] == 4000, key

@@ -1,11 +1,17 @@
 """Reading from a real web server: with and without ranges, and its faults."""
 
+import contextlib
+import http.server
 import os
+import ssl
+import threading
 
 import pytest
+import trustme
 
 from common import storage
 from common.errors import AccessError, InputError, StorageError
+from common.storage import http as http_storage
 from tests.servers import web
 from tests.servers.xrootd import free_port
 
@@ -161,3 +167,161 @@ def test_web_servers_are_read_only(server, tmp_path):
     ):
         with pytest.raises(InputError, match="read only"):
             write(f"{server.uri}/new")
+
+
+# -------------------------------------------------------------- how ranges are asked for, and TLS
+
+
+@contextlib.contextmanager
+def noting_server(folder, tls=None):
+    """A server over a folder that notes the path and the headers of each request.
+
+    tls: the certificate authority of its certificate, for https.
+    """
+    requests = []
+
+    class Noting(web.Handler):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, directory=str(folder))
+
+        def do_GET(self):
+            requests.append((self.path, dict(self.headers)))
+            # a proxy is asked for the whole address
+            self.path = self.path.removeprefix("http://elsewhere.invalid").partition("?")[0]
+            super().do_GET()
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Noting)
+    if tls is not None:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.issue_cert("localhost").configure_cert(context)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    scheme = "http" if tls is None else "https"
+    try:
+        yield f"{scheme}://localhost:{server.server_port}", requests
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "a.bin").write_bytes(CONTENT)
+    return tmp_path / "web"
+
+
+def authority(path):
+    """A new certificate authority, whose certificate is written to a file."""
+    made = trustme.CA()
+    made.cert_pem.write_to_path(str(path))
+    return made
+
+
+def test_each_range_is_one_request_without_a_login(folder, tmp_path, monkeypatch):
+    (tmp_path / "netrc").write_text("machine localhost login somebody password else\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with (
+        noting_server(folder) as (uri, requests),
+        storage.open_source(f"{uri}/a.bin?part=a%2Fb") as source,
+    ):
+        assert source.read_ranges([(0, 10), (99, 200)]) == [CONTENT[:10], CONTENT[99:200]]
+    ranges = sorted(headers["Range"] for _, headers in requests)
+    assert ranges == ["bytes=0-63", "bytes=0-9", "bytes=99-199"]
+    for path, headers in requests:
+        assert path == "/a.bin?part=a%2Fb"
+        assert headers["Accept-Encoding"] == "identity"
+        assert "Authorization" not in headers
+
+
+def test_after_a_redirect_requests_reads_the_rest(folder):
+    with noting_server(folder) as (uri, requests):
+        port = uri.rpartition(":")[2]
+        with storage.open_source(f"{uri}/away/{port}/a.bin") as source:
+            requests.clear()
+            for start in (0, 100, 200):
+                assert source.read(start, start + 10) == CONTENT[start : start + 10]
+    away, there = f"/away/{port}/a.bin", "/a.bin"
+    # the first one is tried directly, and then as the others are
+    assert [path for path, _ in requests] == [away, *[away, there] * 3]
+
+
+def test_ranges_go_through_the_proxy_of_the_environment(folder, monkeypatch):
+    with noting_server(folder) as (proxy, requests):
+        for name in ("http_proxy", "HTTP_PROXY"):
+            monkeypatch.setenv(name, proxy)
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        uri = "http://elsewhere.invalid/a.bin"
+        with storage.open_source(uri) as source:
+            assert source.read(5, 20) == CONTENT[5:20]
+        assert http_storage.range_of(uri, 7, 9, {"If-Match": "x"}) == CONTENT[7:9]
+    assert [path for path, _ in requests] == [uri] * 3
+    assert requests[-1][1]["If-Match"] == "x"
+
+
+def test_a_page_in_place_of_a_range_is_no_data(folder, monkeypatch):
+    with noting_server(folder) as (uri, _), storage.open_source(f"{uri}/a.bin") as source:
+        send = web.Handler._send
+
+        def as_page(self, status, body, headers, **options):
+            send(self, status, body, {**headers, "Content-Type": "text/html"}, **options)
+
+        monkeypatch.setattr(web.Handler, "_send", as_page)
+        with pytest.raises(InputError, match="web page"):
+            source.read(0, 10)
+
+
+def test_trusted_certificates_are_loaded_once(folder, tmp_path, monkeypatch):
+    """Whatever the number of connections, and each server is checked."""
+    loaded = []
+    load = ssl.SSLContext.load_verify_locations
+
+    def noted(self, cafile=None, *rest, **options):
+        loaded.append(cafile)
+        return load(self, cafile, *rest, **options)
+
+    trusted = authority(tmp_path / "ca.pem")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "ca.pem"))
+    monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", noted)
+    with (
+        noting_server(folder, trusted) as (first, requests),
+        noting_server(folder, trusted) as (second, _),
+    ):
+        for uri in (first, second):
+            with storage.open_source(f"{uri}/a.bin") as source:
+                ranges = [(start, start + 10) for start in range(0, 100, 10)]
+                expected = [CONTENT[start:stop] for start, stop in ranges]
+                assert source.read_ranges(ranges) == expected
+        assert len(requests) == 1 + len(ranges)
+    assert loaded == [str(tmp_path / "ca.pem")]
+
+
+def test_no_server_is_trusted_without_its_authority(folder, tmp_path, monkeypatch):
+    trusted = authority(tmp_path / "ca.pem")
+    authority(tmp_path / "other.pem")
+    with noting_server(folder, trusted) as (uri, requests):
+        read = http_storage.range_of(f"{uri}/a.bin", 0, 10, {}, str(tmp_path / "ca.pem"))
+        assert read == CONTENT[:10]
+        seen = len(requests)
+        # the same server, by the usual certificates, by others, and by another name than its own
+        for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+            monkeypatch.delenv(name, raising=False)
+        assert http_storage.range_of(f"{uri}/a.bin", 0, 10, {}) is None
+        assert http_storage.range_of(f"{uri}/a.bin", 0, 10, {}, str(tmp_path / "other.pem")) is None
+        by_number = uri.replace("localhost", "127.0.0.1")
+        ca = str(tmp_path / "ca.pem")
+        assert http_storage.range_of(f"{by_number}/a.bin", 0, 10, {}, ca) is None
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "other.pem"))
+        with pytest.raises(InputError, match="no TLS connection"):
+            storage.open_source(f"{uri}/a.bin")
+        assert len(requests) == seen
+
+
+def test_certificates_that_cannot_be_loaded_are_named(folder, tmp_path, monkeypatch):
+    (tmp_path / "empty.pem").touch()
+    with noting_server(folder, authority(tmp_path / "ca.pem")) as (uri, _):
+        for name in ("missing.pem", "empty.pem"):
+            monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / name))
+            with pytest.raises(InputError, match=name):
+                storage.open_source(f"{uri}/a.bin")

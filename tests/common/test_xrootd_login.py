@@ -28,13 +28,13 @@ except AccessError as error:
 NO_LOGIN = {"XDG_RUNTIME_DIR": "/nowhere", "KRB5CCNAME": "/nowhere/ticket"}
 
 
-def said_by(*words, **variables):
+def said_by(*words, program=WORK, **variables):
     """What a process of its own, which has only this login, says of an address."""
     inherited = {
         name: text for name, text in os.environ.items() if not name.startswith(("BEARER", "X509"))
     }
     return subprocess.run(
-        [sys.executable, "-c", WORK, *words],
+        [sys.executable, "-c", program, *words],
         env=inherited | NO_LOGIN | variables,
         capture_output=True,
         text=True,
@@ -171,6 +171,27 @@ def test_the_token_of_a_file_and_of_a_mounted_secret(grid, issuer, of_tokens, tm
     file.chmod(0o444)
     login = {"JEC_XROOTD_LOGIN": str(secret), "TMPDIR": str(tmp_path)}
     assert with_token(grid, of_tokens, **login) == "abc\n"
+
+
+AS_THE_PODS = """
+import sys, types
+from common import storage
+from common.config import RunConfig
+from operations import pods_login
+uri, token = sys.argv[1:]
+secret = types.SimpleNamespace(contents={"token": token.encode()})
+pods_login.secret_of = lambda config, name: secret
+config = RunConfig(data_train=uri, data_val=uri, data_test=uri, xrootd_secret="grid-login")
+with pods_login.as_the_pods(config):
+    print(storage.read_text(uri))
+"""
+
+
+def test_the_check_reads_with_the_token_of_a_secret(grid, issuer, of_tokens, tmp_path):
+    said = with_token(
+        *(grid, of_tokens, issuer.token(600)), program=AS_THE_PODS, TMPDIR=str(tmp_path)
+    )
+    assert said == "abc\n"
 
 
 def test_results_are_written_with_a_token_that_may(grid, issuer, of_tokens):

@@ -4,6 +4,7 @@ are tried again.
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import re
@@ -14,6 +15,7 @@ import pytest
 from common import storage
 from common.config import RunConfig
 from common.errors import (
+    AccessError,
     ClusterError,
     DeadlineError,
     InputError,
@@ -21,7 +23,7 @@ from common.errors import (
     StorageError,
     UnreachableError,
 )
-from common.run import Run
+from common.run import Run, make_run_id
 from components import finish, prepare, step
 from tests.records import metrics_record, service_record
 
@@ -283,6 +285,37 @@ def test_prepare_notes_a_refusal_where_the_exit_handler_finds_it(s3_bucket, monk
         == 0
     )
     assert "no_such.yaml" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("failure", "reason"),
+    [
+        (AccessError("root://x refused access. There is no token"), "There is no token"),
+        (UnreachableError("MLflow is away"), "MLflow is away"),
+        (ValueError("a fault of ours"), "ValueError: a fault of ours"),
+    ],
+    ids=["access", "unreachable", "unexpected"],
+)
+def test_a_failure_of_prepare_that_may_pass_is_told_by_finish(
+    s3_bucket, monkeypatch, capsys, failure, reason
+):
+    """On KFP 2.15.0 a run without a login for its data had "left no trace"."""
+
+    def fail(*_):
+        raise failure
+
+    monkeypatch.delenv(step.LOCAL_DIR, raising=False)
+    monkeypatch.setattr(step, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(prepare, "prepare", fail)
+    place = ["--s3-bucket", f"{s3_bucket}/jec", "--job-id", JOB]
+    for _ in range(2):
+        with contextlib.suppress(ValueError):
+            prepare.main(place)
+    name = ["--run-id", "auto", "--network-config", RunConfig().network_config]
+    assert finish.main([*place, *name]) == 0
+    assert reason in capsys.readouterr().out
+    entry = step.read_status(f"{s3_bucket}/jec/{make_run_id(name[-1], JOB)}").steps["prepare"]
+    assert (entry.state, entry.retryable) == ("failed", True)
 
 
 def test_after_finish_prepare_does_its_work_under_the_same_job_id(s3_bucket, monkeypatch, tmp_path):

@@ -1,22 +1,27 @@
-"""A whole run whose disk fills up in the middle: the true reason, and equal results after --resume.
+"""A whole run whose disk fills up, and each of its steps on a full disk.
 
-The disk is a real one of some MB, which another program fills at a chosen moment.
+The true reason is in status.json, and once there is room again the results are those of a run that
+was never disturbed. The disk is a real one of some MB, which another program fills.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from common.project import ROOT
 from common.storage import space
+from components.step import LOCAL_DIR, RESERVE, RESERVED_BYTES
 from tests.weaver.conftest import synthetic_jets, write_jets
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
@@ -26,6 +31,7 @@ SPACE = {"parameters": [{"name": "conv-dim", "type": "discrete", "list": [8, 16]
 FLAGS = ["--runner", "local", "--search-space", json.dumps(SPACE), "--algorithm", "grid"]
 FLAGS += ["--max-trials", "1", "--parallel-trials", "1", "--num-cpus", "1", "--seed", "5"]
 FLAGS += ["--num-epochs", "3", "--batch-size", "50", "--min-improvement", "1000000"]
+FLAGS += ["--raw-model", "none"]
 DISK_MB = 200
 LEFT_BYTES = 12 * 1024
 """Room that the other program leaves: too little for what is being written then."""
@@ -46,7 +52,12 @@ def pipeline(output, *flags, **options):
 
 
 def end_of(process) -> tuple[int, str]:
-    text, _ = process.communicate(timeout=900)
+    try:
+        text, _ = process.communicate(timeout=900)
+    finally:
+        process.kill()  # what it started ends with it
+        process.wait()
+        process.stdout.close()
     return process.returncode, text
 
 
@@ -66,20 +77,51 @@ def undisturbed(jets, tmp_path_factory):
     output = tmp_path_factory.mktemp("undisturbed")
     code, text = end_of(pipeline(output, *FLAGS, *jets))
     assert code == 0, text
-    return results(output / "latest")
+    return (output / "latest").resolve()
+
+
+OF_THE_RUN = ("run", "run_id", "inference", "trial", "created")
+"""What differs in metrics.json between two runs: names, and the speed of the model."""
 
 
 def results(run: Path) -> dict:
-    """What training and validation gave, without names and times."""
+    """What the steps gave, without names and times: columns, trials, weights, answers, metrics."""
     search = json.loads((run / "search.json").read_text())
-    metrics = json.loads((run / "metrics.json").read_text())
     trials = []
     for trial in search["trials"]:
-        trials.append((trial["status"], trial["parameters"], trial["metrics"]))
-    numbers = {name: metrics[name] for name in ("gain", "bins") if name in metrics}
+        metrics = dict(trial["metrics"])
+        del metrics["jets_per_second"]
+        trials.append((trial["status"], trial["parameters"], metrics))
+    (best,) = run.glob("trials/*/_best_epoch_state.pt")
+    weights = torch.load(best, weights_only=True)
+    (answers,) = run.glob("golden/*/response-100.json")
+    metrics = json.loads((run / "metrics.json").read_text())
+    del metrics["headline"]["onnx_jets_per_second"]
+    columns = {}
+    for path in sorted(run.parent.glob("cache/*/*.npy")):
+        columns[f"{path.parent.name}/{path.name}"] = digest(path)
     assert trials
-    assert numbers
-    return {"trials": trials, **numbers}
+    assert columns
+    return {
+        "columns": columns,
+        "trials": trials,
+        "weights": {name: tensor.tolist() for name, tensor in weights.items()},
+        "answers": json.loads(answers.read_text())["outputs"],
+        "metrics": {key: value for key, value in metrics.items() if key not in OF_THE_RUN},
+    }
+
+
+def differences(one: dict, other: dict) -> list[str]:
+    """The parts of two results, and of their metrics, that are not equal."""
+    parts = [name for name in one if one[name] != other[name]]
+    for name in one["metrics"]:
+        if one["metrics"][name] != other["metrics"].get(name):
+            parts.append(f"metrics.{name}: {one['metrics'][name]} {other['metrics'].get(name)}")
+    return parts
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.fixture
@@ -133,5 +175,59 @@ def test_a_run_goes_on_after_its_disk_was_full(point, disk, jets, undisturbed):
     balloon.unlink()
     code, text = end_of(pipeline(runs, "--resume", run.name, *FLAGS, *jets))
     assert code == 0, text
-    assert results(run) == undisturbed
+    assert differences(results(run), results(undisturbed)) == []
     assert not (run / ".reserve").exists()
+
+
+RESULTS = {
+    "search": ["search.json", "search.html", "trials.csv", "trials", "local/search"],
+    "export": ["model", "golden", "model_card.json", "model_card.md", "local/jobs"],
+    "evaluate": ["metrics.json", "report.html", "figures", "local/jobs"],
+}
+"""Step -> what it makes."""
+
+
+def step(name: str, run: Path) -> tuple[int, str]:
+    """Run one step of a run alone."""
+    command = [sys.executable, "-m", f"components.{name}", "--run", str(run)]
+    if name != "search":
+        command += ["--trial", next(run.glob("trials/*")).name]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", LOCAL_DIR: str(run.parent)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    return end_of(process)
+
+
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("left", [0, LEFT_BYTES], ids=["full", "12 kB left"])
+@pytest.mark.parametrize("name", RESULTS)
+def test_a_step_on_a_full_disk(name, left, disk, undisturbed):
+    """Its run was moved to that disk, with the room that earlier steps kept for its status."""
+    shutil.copytree(undisturbed.parent, disk / "runs", symlinks=True)
+    run = disk / "runs" / undisturbed.name
+    for place in RESULTS[name]:
+        path = run / place
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    (run / RESERVE).write_bytes(bytes(RESERVED_BYTES))
+    balloon = disk / "other"
+    balloon.write_bytes(b"\0" * (space.free_bytes(disk) - left))
+
+    code, text = step(name, run)
+    assert code == 1, text
+    assert "Traceback" not in text
+    entry = json.loads((run / "status.json").read_text())["steps"][name]
+    assert (entry["state"], entry["retryable"]) == ("failed", True), entry
+    assert "disk is full" in entry["reason"]
+    assert f" in {disk}" in entry["reason"]
+    assert len(entry["reason"].splitlines()) == 1
+    assert text.splitlines()[-1] == f"error: {entry['reason']}"
+
+    balloon.unlink()
+    code, text = step(name, run)
+    assert code == 0, text
+    assert differences(results(run), results(undisturbed)) == []

@@ -245,6 +245,14 @@ def test_an_untrained_network_is_the_standard_calibration(network, groups):
     assert answer(model, jets([30, 3, 0]), groups).abs().max() == 0
 
 
+def test_features_may_bring_the_one_of_the_first_bias():
+    model, batch = settle(pfn_regressor_open.get_model(config(*PFN))[0]), jets([30, 4, 0])
+    expected = answer(model, batch, PFN)
+    model.has_one = True
+    batch["pf_features"] = torch.cat((batch["pf_features"], batch["pf_mask"]), dim=1)
+    torch.testing.assert_close(answer(model, batch, PFN), expected)
+
+
 @pytest.mark.parametrize("norm", ["layer", "none"])
 def test_without_batch_normalisation_edges_are_the_same_function_in_training(norm):
     model, batch = particle_net_model(norm=norm), jets([30, 9, 2])

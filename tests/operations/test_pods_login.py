@@ -57,6 +57,36 @@ def test_the_secrets_proxy_is_used_and_ours_is_hidden(home):
     assert logins() == before
 
 
+@pytest.mark.parametrize(
+    ("keys", "have_proxy", "variable", "note"),
+    [
+        (["token"], False, None, False),
+        (["token"], True, None, True),
+        (["krb5cc_1000"], True, "/nonexistent", False),
+        ([], False, None, False),
+    ],
+    ids=["token", "token beside our proxy", "ticket beside our proxy", "no login"],
+)
+def test_no_missing_proxy_takes_tls_from_a_token(
+    home, monkeypatch, tmp_path, keys, have_proxy, variable, note
+):
+    """A client that is told of a proxy which is not there does without TLS, and so without it."""
+    ours = tmp_path / "x509up"
+    if have_proxy:
+        ours.write_text("our proxy")
+    monkeypatch.setattr(xrootd_login, "default_proxy", lambda: ours)
+    data = dict.fromkeys(keys, base64.b64encode(b"the pods'").decode())
+    if keys:
+        home.api.create("secrets", {"metadata": {"name": "login"}, "data": data})
+    before = logins()
+    secret = "login" if keys else "none"
+    with as_the_pods(RunConfig(xrootd_secret=secret, **ROOT_DATA)) as lines:
+        xrootd_login.prepare()
+        assert os.environ.get("X509_USER_PROXY") == variable
+        assert (str(ours) in lines[0].finding) is note
+    assert logins() == before
+
+
 @pytest.mark.parametrize("secret", ["absent", "other"])
 def test_a_secret_that_cannot_be_used_is_said(home, secret):
     before = logins()

@@ -18,7 +18,7 @@ from common.config import RunConfig
 from common.errors import ClusterError, InputError
 from common.records import Objective, RunRecord, SearchRecord, StartRecord
 from common.run import Run, make_run_id
-from components import finish, prepare, step
+from components import chain, finish, prepare, step
 from components.server_support import OLDEST, losses
 from operations import submit
 from operations.endpoint import endpoint
@@ -537,3 +537,24 @@ def test_runs_whose_steps_ask_for_less_have_a_version_of_their_own(kfp, s3_bucke
     again = submit.submit(config(s3_bucket, steps_cpus="100m", seed="7"), server, "steps:1")
     assert usual.version != small.version
     assert (small.new_version, again.version, again.new_version) == (True, small.version, False)
+
+
+def test_a_submitted_pipeline_holds_what_is_fixed_when_it_is_compiled(kfp, s3_bucket, tmp_path):
+    """The steps of a submitted run once had no login for XRootD: it was compiled without it."""
+    fixed = {
+        "steps_cpus": "100m",
+        "steps_memory": "3Gi",
+        "webhook_secret": "hook/url",
+        "mlflow_secret": "mlflow-login",
+        "model_registry": "http://registry:8080",
+        "model_registry_secret": "registry/token",
+        "xrootd_secret": "grid-login",
+    }
+    server = connect(kfp.url)
+    run = config(s3_bucket, **fixed)
+    submit.submit(run, server, "steps:1")
+    path = chain.compile_to(tmp_path / "p.yaml", run, "steps:1", support=server.support)
+    submitted = list(yaml.safe_load_all(kfp.versions[0]["text"]))
+    compiled = list(yaml.safe_load_all(path.read_text()))
+    assert submitted[0]["deploymentSpec"] == compiled[0]["deploymentSpec"]
+    assert submitted[1] == compiled[1]

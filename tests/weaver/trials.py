@@ -68,6 +68,7 @@ def finish(process: subprocess.Popen, seconds: float = 60) -> str:
     finally:
         process.kill()
         process.wait()
+        process.stderr.close()  # communicate has done so, unless its time was up
 
 
 def wait_for(process: subprocess.Popen, condition: Callable[[], bool], seconds: float = 30) -> None:

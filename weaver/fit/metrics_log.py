@@ -17,6 +17,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TypedDict
 
+from common.storage.local import explain
+
 DIGITS = 8  # significant digits: more than float32 has, so that rounding makes no two trials equal
 
 
@@ -60,15 +62,19 @@ def lines(history: Sequence[EpochRecord]) -> str:
 def write(path: str | os.PathLike, history: Sequence[EpochRecord]) -> None:
     """Update the collector's file.
 
-    Missing lines are appended. Only a file with other content is rewritten.
+    What is missing is appended; only a file that holds something else is written anew. Raises
+    InputError or StorageError where the disk refuses.
     """
     path = Path(path)
     text = lines(history)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    present = path.read_text() if path.exists() else ""
-    # The collector follows the file while it grows; it would read rewritten lines a second time.
-    if text.startswith(present):
-        with path.open("a") as file:
-            file.write(text[len(present) :])
-    else:
-        path.write_text(text)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        present = path.read_text() if path.exists() else ""
+        # A collector follows the file while it grows: it would read rewritten lines a second time.
+        if text.startswith(present):
+            with path.open("a") as file:
+                file.write(text[len(present) :])
+        else:
+            path.write_text(text)
+    except OSError as error:
+        raise explain(error, str(path), "write") from error

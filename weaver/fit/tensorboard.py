@@ -7,11 +7,13 @@ folder and uploaded after each epoch.
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from common import storage
+from common import scratch, storage
+from common.storage import space
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 # Numbers of the training, which TensorBoard shows apart from the metrics of the validation.
 SPEEDS = ("learning_rate", "jets_per_second")
+TEMPORARY = "jec-tensorboard-"
 LARGEST_RESPONSE = 3.0  # a few wrongly matched jets would otherwise stretch the axis
 
 
@@ -31,31 +34,35 @@ class TensorBoard:
     """
 
     def __init__(self, uri: str, first_epoch: int = 0) -> None:
-        """Open the writer, unless `uri` is empty; events from `first_epoch` on are replaced."""
+        """Nothing is written where `uri` is empty; epochs before `first_epoch` are kept."""
         self.uri = uri
+        self.first_epoch = first_epoch
         self.writer: SummaryWriter | None = None
-        self.temporary: tempfile.TemporaryDirectory | None = None
-        if not uri:
-            return
-        from torch.utils.tensorboard import SummaryWriter
-
         self.folder = uri
-        if not storage.is_local(uri):
-            self.temporary = tempfile.TemporaryDirectory()
-            self.folder = self.temporary.name
-        # purge_step hides the events of an interrupted run for epochs that are now repeated
-        self.writer = SummaryWriter(self.folder, purge_step=first_epoch or None)
+        self._open = contextlib.ExitStack()
 
     def __enter__(self) -> TensorBoard:
-        """Return itself."""
+        """Open the writer, where there is an address. Raises FullDiskError."""
+        if not self.uri:
+            return self
+        from torch.utils.tensorboard import SummaryWriter
+
+        with contextlib.ExitStack() as opened:
+            if not storage.is_local(self.uri):
+                # a folder in it: what is beside, such as its lock, is not uploaded
+                self.folder = str(opened.enter_context(scratch.folder(TEMPORARY)) / "events")
+            opened.enter_context(_told_once())
+            opened.enter_context(space.explained(self.folder))
+            # What an interrupted run wrote about epochs that are now done again is hidden by
+            # purge_step.
+            self.writer = SummaryWriter(self.folder, purge_step=self.first_epoch or None)
+            opened.callback(self.writer.close)
+            self._open = opened.pop_all()
         return self
 
-    def __exit__(self, *_) -> None:
-        """Close the writer and remove the temporary folder."""
-        if self.writer:
-            self.writer.close()
-        if self.temporary:
-            self.temporary.cleanup()
+    def __exit__(self, *error) -> None:
+        """Close the writer and remove the temporary folder. Raises FullDiskError."""
+        self._open.__exit__(*error)
 
     def epoch(self, record: EpochRecord, responses: torch.Tensor) -> None:
         """Add an epoch's scalars and the responses (N,) of its validation jets."""
@@ -88,5 +95,25 @@ class TensorBoard:
 
     def _store(self, writer: SummaryWriter) -> None:
         writer.flush()
-        if self.temporary:
+        if self.folder != self.uri:
             storage.upload(self.folder, self.uri)
+
+
+@contextlib.contextmanager
+def _told_once() -> Iterator[None]:
+    """Leave out the traceback of TensorBoard's thread that writes, where its disk is full.
+
+    The writer raises the same error at its next call.
+    """
+    before = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        error = arguments.exc_value
+        if not (isinstance(error, OSError) and error.errno in space.FULL):
+            before(arguments)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before

@@ -8,13 +8,20 @@ addresses of the machine.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch.distributed as dist
 from torch.distributed import run
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import static_tcp_rendezvous
 
+from common import scratch
+from common.errors import FULL_DISK, PASSING_FAILURE
+from weaver.fit import compiler_cache
 from weaver.fit.distributed import is_loopback, listener
+
+LOGS = "jec-torchrun-"
 
 
 def make_store(
@@ -27,10 +34,23 @@ def make_store(
 
 
 def main() -> None:
-    """Run torchrun's command line."""
+    """Run torchrun's command line.
+
+    A rank's exit code that says that its failure may pass becomes torchrun's own.
+    """
     # The static rendezvous, torchrun's default, has no argument for a socket.
     static_tcp_rendezvous.TCPStore = make_store  # type: ignore[misc, assignment]
-    run.main()
+    with scratch.folder(LOGS) as folder, compiler_cache.of_command():
+        # By itself torchrun leaves a folder for logs, empty here, in that for temporary files.
+        os.environ.setdefault("PET_LOG_DIR", str(folder))
+        try:
+            run.main()
+        except ChildFailedError as error:
+            # By itself torchrun ends with 1, whatever its ranks said.
+            _, failure = error.get_first_failure()
+            if failure.exitcode in (FULL_DISK, PASSING_FAILURE):
+                raise SystemExit(failure.exitcode) from error
+            raise
 
 
 if __name__ == "__main__":

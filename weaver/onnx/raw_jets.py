@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import awkward as ak
 import numpy as np
 
+from common import scratch
 from common.errors import InputError
 from common.storage import Entry
 from weaver.config.data_config import DataConfig, Plan
@@ -147,11 +146,11 @@ def reference_inputs(
         name: _without_padding(jets, branch, program) for name, branch in plan.branches.items()
     }
     selected_columns, count = transform.select(columns, plan)
-    with tempfile.TemporaryDirectory(prefix="jec-raw-") as folder:
-        writer = DatasetWriter(Path(folder))
+    with scratch.folder("jec-raw-") as folder:
+        writer = DatasetWriter(folder)
         writer.append(transform.make_rows(selected_columns, count, config, plan))
         description = writer.close() | {"preprocess_params": config.preprocess_params}
-        dataset = Dataset(Path(folder), description, dataclasses.replace(config, label_names=()))
+        dataset = Dataset(folder, description, dataclasses.replace(config, label_names=()))
         batch = dataset.batch(np.arange(count))
         # a copy, because the files are mapped into memory and will be deleted with the folder
         inputs = {name: tensor.numpy().copy() for name, tensor in batch.inputs.items()}

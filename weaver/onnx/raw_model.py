@@ -226,6 +226,7 @@ class ParticleGroup(torch.nn.Module):
         self.is_sorted = True
         self.is_only = is_only
         self.needs_padding = True  # False if padding may be any finite number
+        self.appends_mask = False  # one more variable: 1 for a particle, 0 for padding
         self.are_particles = all(one.value.counts is not None for one in variables)
         self.tables = _tables([one.value for one in variables]) if self.are_particles else []
 
@@ -248,28 +249,41 @@ class ParticleGroup(torch.nn.Module):
         cut, real = run.cut(
             first, self.order, self.length, wraps=self.wraps, is_sorted=self.is_sorted
         )
-        real = real[:, None]
+        mask = cut.mask(real)  # (N, length)
+        # With an explicit shape, the network's own operations need no nodes that compute it.
+        real = real.reshape(-1, 1, self.length)
         # A product is faster than a choice, but does not remove NaN and infinity.
         is_finite = self.is_only and cut.repeats_particles and cut.assumes_finite
         parts = []
         if self.are_particles:
-            new_parts = self._parts(cut)
+            new_parts = self._parts(cut, mask)
         else:
             new_parts = _standardise_parts(cut, self.variables, length=self.length)
         for part in new_parts:
-            params = [self.variables[i].params for i in part.members]
+            params = [self._params(i) for i in part.members]
             padding = [0.0] * len(params)
             if not self.wraps:
                 padding = [float(one["pad_value"]) for one in params]
             x = part.x
             if self.needs_padding or not (is_finite and part.is_finite):
-                x = _fill_padding(part, real, padding, is_finite)
+                x = _fill_padding(part, real, mask.reshape(-1, 1, self.length), padding, is_finite)
             parts.append(dataclasses.replace(part, x=x))
-        # With an explicit shape, the network's own operations need no nodes that compute it.
-        return _in_order(parts, dim=1).reshape(-1, len(self.variables), self.length)
+        x = _in_order(parts, dim=1)
+        if self.are_particles and len(parts) == 1:
+            return x
+        return x.reshape(-1, len(self.variables) + int(self.appends_mask), self.length)
 
-    def _parts(self, cut: _Cut) -> list[Part]:
-        """Standardise the variables of particles: constants in one part, all others in another."""
+    def _params(self, index: int) -> Mapping[str, Any]:
+        """How a variable is standardised; the mask, which comes behind all, is not."""
+        if index == len(self.variables):
+            return {"center": None, "pad_value": 0.0}
+        return self.variables[index].params
+
+    def _parts(self, cut: _Cut, mask: torch.Tensor) -> list[Part]:
+        """Standardise the variables of particles: constants in one part, all others in another.
+
+        mask: (N, length), 1 for particles.
+        """
         constants = [i for i, one in enumerate(self.variables) if one.value.op in CONSTANTS]
         table_members = [i for table in self.tables for i in table.members]
         others = [i for i in range(len(self.variables)) if i not in {*constants, *table_members}]
@@ -284,24 +298,27 @@ class ParticleGroup(torch.nn.Module):
         columns = []  # (N, k * length) each
         is_number = None
         if maybe_nan:
-            x = _side_by_side([cut(self.variables[i].value).float() for i in maybe_nan], dim=1)
+            x = cut.together([self.variables[i].value for i in maybe_nan])
             is_number = _is_number(x)
             # NaN is replaced by the center, which becomes 0.
             centers = [self.variables[i].params["center"] or 0.0 for i in maybe_nan]
             zero = torch.tensor(centers, dtype=torch.float32).repeat_interleave(self.length)
             columns.append(torch.where(is_number, x, zero))
         columns += [cut(self.variables[i].value).float() for i in never_nan]
-        columns += [table.look_up(cut(table.column)) for table in self.tables]
+        columns += [table.look_up(cut(table.column), self.length) for table in self.tables]
+        members = [*maybe_nan, *never_nan, *table_members]
+        if self.appends_mask:
+            columns.append(mask)
+            members.append(len(self.variables))
         if columns:
-            members = [*maybe_nan, *never_nan, *table_members]
             parts.append(self._standardise_part(members, _side_by_side(columns, dim=1)))
         return parts
 
     def _standardise_part(self, members: list[int], x: torch.Tensor) -> Part:
         """Standardise k variables (N, k * length) to a part (N, k, length)."""
-        variables = [self.variables[i] for i in members]
-        params = [variable.params for variable in variables]
-        sizes = [_bound(variable.value) for variable in variables]
+        params = [self._params(i) for i in members]
+        sizes = [_bound(self.variables[i].value) for i in members if i < len(self.variables)]
+        sizes += [1.0] * (len(members) - len(sizes))  # of the mask
         # A parameter for each place, because ONNX Runtime's broadcast of one parameter is slower.
         x = _standardise(x, params, np.dtype(np.float32), sizes=sizes, repeats=self.length)
         x = x.reshape(-1, len(members), self.length)
@@ -319,14 +336,24 @@ class Table:
     reach: int
     members: list[int]
     """Indices of the k variables in their group."""
+    numbers: list[int]
+    """a of the first variables, each of which is 1 where |x| = a, and else 0."""
     rows: torch.Tensor
-    """(2 * reach + 1, k) float32, for -reach, ..., reach."""
+    """Of the other ones: (k', 2 * reach + 1) float32, for 0, ..., reach, -reach, ..., -1, so that a
+    negative number counts from the end."""
 
-    def look_up(self, x: torch.Tensor) -> torch.Tensor:
+    def look_up(self, x: torch.Tensor, length: int) -> torch.Tensor:
         """The k variables, one after the other, (N, k * length), for integers x (N, length)."""
-        index = x.clamp(-self.reach, self.reach) + self.reach
-        rows = torch.nn.functional.embedding(index, self.rows)  # (N, length, k)
-        return rows.transpose(1, 2).flatten(1)
+        columns = []
+        if self.numbers:
+            numbers = torch.tensor(self.numbers, dtype=x.dtype)[:, None]
+            equal = torch.abs(x).reshape(-1, 1, length) == numbers  # (N, number of numbers, length)
+            columns.append(equal.float().flatten(1))
+        if len(self.rows):
+            # ONNX Runtime's GatherElements takes a tenth of the time of its Gather.
+            index = x.clamp(-self.reach, self.reach).reshape(-1)
+            columns += [_looked_up(row, index).reshape(-1, length) for row in self.rows]
+        return _side_by_side(columns, dim=1)
 
 
 LARGEST_REACH = 4096
@@ -355,12 +382,64 @@ def _tables(values: Sequence[Value]) -> list[Table]:
             continue
         column, reach = columns[branch], reaches[branch]
         # computed by the operations that the graph would contain
-        numbers = torch.arange(-reach, reach + 1).to(graph_type(column.dtype))[None]
-        run = _Run({branch: numbers})
-        rows = [run(values[i]).float().reshape(-1) for i in indices]
-        table = torch.stack(rows, dim=1)
-        tables.append(Table(column=column, reach=reach, members=indices, rows=table))
+        x = torch.cat((torch.arange(reach + 1), torch.arange(-reach, 0)))
+        x = x.to(graph_type(column.dtype))
+        run = _Run({branch: x[None]})
+        by_number: dict[int, int] = {}  # member -> a of |x| = a
+        rows: dict[int, torch.Tensor] = {}
+        for i in indices:
+            row = run(values[i]).float().reshape(-1)
+            number = _number_of(row, reach)
+            if number is None:
+                rows[i] = row
+            else:
+                by_number[i] = number
+        tables.append(
+            Table(
+                column=column,
+                reach=reach,
+                members=[*by_number, *rows],
+                numbers=list(by_number.values()),
+                rows=torch.stack(list(rows.values())) if rows else torch.empty(0, len(x)),
+            )
+        )
     return tables
+
+
+def _number_of(row: torch.Tensor, reach: int) -> int | None:
+    """The a of a function that is 1 where |x| = a, and else 0; None for any other function.
+
+    row: its values for 0, ..., reach, -reach, ..., -1.
+    """
+    positive = row[: reach + 1].nonzero().flatten().tolist()
+    if len(positive) != 1 or not 0 < positive[0] < reach:
+        return None
+    number = int(positive[0])
+    expected = torch.zeros_like(row)
+    expected[[number, -number]] = 1
+    return number if torch.equal(row, expected) else None
+
+
+class _LookUp(torch.autograd.Function):
+    """The values row[index] of a table (R,), for an index (K,) that may count from the end.
+
+    torch's own gather takes no negative index and no int32 one; ONNX's takes both.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, row: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        return row[index.to(torch.int64)]
+
+    @staticmethod
+    def symbolic(graph: Any, row: Any, index: Any) -> Any:
+        values = graph.op("GatherElements", row, index, axis_i=0)
+        return values.setType(row.type().with_sizes([None]))
+
+
+def _looked_up(row: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """The values row[index] of a table (R,), for an index (K,) that may count from the end."""
+    values: torch.Tensor = _LookUp.apply(row, index)
+    return values
 
 
 STEPS = COMPARISONS | {
@@ -447,9 +526,9 @@ def physical_outputs(
     """
     factors = torch.where(valid, torch.exp(output.float()), torch.tensor(1.0))
     pts = reference.float() * factors  # (N, C)
-    calibrated_pt = pts[:, :1]  # (N, 1)
-    correction = factors[:, :1]
-    further = [pts[:, i : i + 1] for i in range(1, output.shape[1])]
+    # Of the graph's operations Split takes less time than Slice.
+    calibrated_pt, *further = pts.split(1, dim=1)  # (N, 1) each
+    correction = factors.split(1, dim=1)[0]
     return calibrated_pt, correction, *further
 
 
@@ -569,6 +648,11 @@ def _skip_unneeded_work(network: torch.nn.Module, preprocessing: Preprocessing) 
             for name, group in of_particles.items():
                 # Padding may be any finite number, because the network multiplies by the mask.
                 group.needs_padding = name == "pf_mask"
+            features = of_particles.get("pf_features")
+            takes_one = hasattr(module, "has_one") and not module.by_row
+            if takes_one and features is not None and features.are_particles:
+                features.appends_mask = True
+                setattr(module, "has_one", True)  # noqa: B010
 
 
 # ------------------------------------------------------------------------------- standardise, pad
@@ -732,12 +816,16 @@ def _may_be_nan(value: Value, assumes_finite: bool) -> bool:
 
 
 def _fill_padding(
-    part: Part, real: torch.Tensor, padding: Sequence[float], is_finite: bool
+    part: Part,
+    real: torch.Tensor,
+    mask: torch.Tensor,
+    padding: Sequence[float],
+    is_finite: bool,
 ) -> torch.Tensor:
     """Replace NaN in a part (N, k, length) by 0, and places without particle by the padding (k).
 
-    real: (N, 1, length), True for places with a particle. is_finite: the columns in the other
-    places are finite too.
+    real: (N, 1, length), True for places with a particle; mask: the same as numbers. is_finite: the
+    columns in the other places are finite too.
     """
     x, is_number = part.x, part.is_number
     if any(padding):
@@ -747,7 +835,7 @@ def _fill_padding(
     if x.dtype == torch.bool:
         return torch.logical_and(x, real).float()
     if part.is_constant or (is_finite and part.is_finite):
-        return x * real.float()
+        return x * mask
     if is_number is not None:
         real = torch.logical_and(is_number, real)
     return torch.where(real, x, torch.tensor(0.0))
@@ -877,11 +965,12 @@ class _Run:
         if order:
             values = [(self(value), falls) for value, falls in order]
             trusts = [self.assumes_finite and value.op == "column" for value, _ in order]
-            # (N, up to length)
+            most = torch.minimum(places_of_branch, torch.tensor(length))
+            # (N, most)
             sorted_places = self.order(
-                values, self.real(order[0][0]), length, is_sorted or wraps, trusts
+                values, self.real(order[0][0]), most, is_sorted or wraps, trusts
             )
-            missing = (length - torch.minimum(places_of_branch, torch.tensor(length))).reshape(1)
+            missing = (length - most).reshape(1)
         if wraps:
             # (N, length)
             places = torch.remainder(slots[None, :], counts.clamp(min=1, max=length))
@@ -935,16 +1024,16 @@ class _Run:
         self,
         keys: Sequence[tuple[torch.Tensor, bool]],
         real: torch.Tensor,
-        length: int | None = None,
+        length: torch.Tensor | None = None,
         is_sorted: bool = True,
         are_numbers: Sequence[bool] = (),
     ) -> torch.Tensor:
         """Positions (N, P) that sort each jet's particles by one or more keys (N, P).
 
         keys: (key, whether it falls), the most important one first. Ties keep their order; places
-        where `real` (N, P) is False come last. length: return only the first positions, in any
-        order unless `is_sorted`. are_numbers: which keys cannot be NaN. Raises ValueError without
-        keys.
+        where `real` (N, P) is False come last. length: return only so many positions, at most P, in
+        any order unless `is_sorted`. are_numbers: which keys cannot be NaN. Raises ValueError
+        without keys.
         """
         falling_keys = []
         for index, (key, falls) in enumerate(keys):
@@ -1045,6 +1134,27 @@ class _Cut(_Run):
         self.run = run
         self.positions = places
         self.missing = missing
+        self.known_mask: torch.Tensor | None = None
+
+    def mask(self, real: torch.Tensor) -> torch.Tensor:
+        """`real` (N, length) as numbers: 1 for a particle, 0 for padding."""
+        if self.known_mask is None:
+            self.known_mask = real.float()
+        return self.known_mask
+
+    def together(self, values: Sequence[Value]) -> torch.Tensor:
+        """Values of particles side by side, (N, k * length) in float32.
+
+        A function of one argument that all have, such as the logarithm, is one node of the graph.
+        """
+        first = values[0]
+        same = all(
+            (one.op, one.dtype, len(one.args)) == (first.op, np.float32, 1) for one in values
+        )
+        if same and first.op in OPERATIONS:
+            arguments = [self.argument(one.args[0], one) for one in values]
+            return OPERATIONS[first.op](_side_by_side(arguments, dim=1)).float()
+        return _side_by_side([self(one).float() for one in values], dim=1)
 
     def compute(self, value: Value) -> torch.Tensor:
         if value.counts is None:
@@ -1105,18 +1215,16 @@ def _resize_places(x: torch.Tensor, missing: torch.Tensor, fill: int) -> torch.T
 
 
 def _positions(
-    key: torch.Tensor, length: int | None = None, is_sorted: bool = True
+    key: torch.Tensor, length: torch.Tensor | None = None, is_sorted: bool = True
 ) -> torch.Tensor:
-    """Positions that sort each row (N, P) in falling order, stably; at most `length` of them.
+    """Positions that sort each row (N, P) in falling order, stably; the first `length`, at most P.
 
     ONNX's TopK is stable by its definition; torch's topk is not. Unless `is_sorted`, the same
     positions may come in any order.
     """
     if torch.onnx.is_in_onnx_export():
         # a tensor of the graph; a Python number would become a constant
-        places: Any = torch._shape_as_tensor(key)[1]
-        if length is not None:
-            places = torch.minimum(places, torch.tensor(length))
+        places: Any = torch._shape_as_tensor(key)[1] if length is None else length
         return key.topk(places, dim=1, largest=True, sorted=is_sorted)[1]
     return torch.sort(key, dim=1, descending=True, stable=True)[1][:, :length]
 

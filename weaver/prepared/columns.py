@@ -523,13 +523,15 @@ def _damage_of(path: Path, entry: ColumnEntry) -> str:
 
 
 @contextlib.contextmanager
-def building(target: Path, final: Callable[[], Path] | None = None) -> Iterator[Path]:
+def building(
+    target: Path, final: Callable[[], Path] | None = None, *, needed: int | None = None
+) -> Iterator[Path]:
     """Yield a temporary folder, which is renamed to `target` if the block ends without an error.
 
     After an error it is removed. If another process has made `target` meanwhile, that folder stays,
     because both have the same content. final: called after the block, returns the final target in
-    the same parent folder, if its name depends on the content. Raises StorageError if the disk
-    cannot be written to.
+    the same parent folder, if its name depends on the content. needed: bytes that the folder may
+    take, for the error of a full disk. Raises StorageError if the disk cannot be written to.
     """
     folder = None
     try:
@@ -549,8 +551,8 @@ def building(target: Path, final: Callable[[], Path] | None = None) -> Iterator[
             if not is_prepared(str(target)):  # else another process made it a moment before
                 raise
     except OSError as error:
-        if error.errno in space.FULL:
-            raise StorageError(space.sentence(error, target)) from error
+        if full := space.full_error(error, target, needed):
+            raise full from error
         raise StorageError(
             f"cannot write prepared data to {target}: {error.strerror or error}"
         ) from error
@@ -592,7 +594,7 @@ def local_copy(uri: str, cache: Path | None = None, *, always: bool = False) -> 
         if not is_prepared(str(target)):
             size = sum(entry.size for entry in storage.entries(uri))
             space.require(cache, size, f"a copy of {uri}")
-            with building(target) as folder:
+            with building(target, needed=size) as folder:
                 storage.download(uri, folder)
                 if problem := damage(folder):
                     raise StorageError(

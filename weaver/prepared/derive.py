@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from common import scratch
 from common.errors import InputError
 from common.progress import Progress
 from weaver.config.data_config import DataConfig
@@ -42,9 +42,9 @@ def derive_params(files: list[DataFile], config: DataConfig, steps: Steps) -> di
     """
     names = [name for name in config.missing_preprocess_params if not name.endswith("_mask")]
     params = {name: values.copy() for name, values in config.preprocess_params.items()}
-    with tempfile.TemporaryDirectory(prefix="jec-standardise-") as folder:
+    with scratch.folder("jec-standardise-") as folder:
         # One file for each variable, because the values of all variables may not fit in memory.
-        paths = {name: Path(folder) / str(index) for index, name in enumerate(names)}
+        paths = {name: folder / str(index) for index, name in enumerate(names)}
         types = _collect(files, config, paths, steps)
         for name in config.missing_preprocess_params:
             if name.endswith("_mask"):

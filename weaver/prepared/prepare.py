@@ -142,8 +142,8 @@ def prepare(
         """The local folder: the prepared folder itself, or this node's copy of it."""
         return Path(uri) if storage.is_local(uri) else node_cache() / storage.name(uri)
 
-    warn_of_space(target(), check_result.files, report)
-    with building(target(), target) as folder:
+    needed = warn_of_space(target(), check_result.files, report)
+    with building(target(), target, needed=needed) as folder:
         try:
             with _rare_collections():
                 description = decoding.run(folder)
@@ -178,10 +178,10 @@ def _usable(uri: str, report: Report) -> dict[str, Any] | None:
     return description
 
 
-def warn_of_space(target: Path, files: Iterable[data_files.DataFile], report: Report) -> None:
+def warn_of_space(target: Path, files: Iterable[data_files.DataFile], report: Report) -> int:
     """Warn if the uncompressed branches are larger than the free space on the disk.
 
-    It is not an error, because the selection may leave out most jets.
+    Returns their bytes. It is not an error, because the selection may leave out most jets.
     """
     size = int(sum(file.bytes_per_entry * file.num_used for file in files))
     free = space.free_bytes(target)
@@ -190,6 +190,7 @@ def warn_of_space(target: Path, files: Iterable[data_files.DataFile], report: Re
             f"warning: the prepared data may need up to {space.shown(size)}, but only"
             f" {space.shown(free)} are free for {target}"
         )
+    return size
 
 
 def check_unchanged(entries: Iterable[Entry]) -> None:

@@ -12,11 +12,13 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from clusters.processes import host_command
 from common.errors import ClusterError, InputError
 from tests.watching import listening
 from tests.weaver.trials import ROOT, command, finish, history, start, wait_for, weights
+from weaver.fit import torchrun
 from weaver.fit.distributed import World, is_loopback, ranks, select_device
 
 # 539 jets in batches of 100: the last one holds 39, so that one rank gets 20 of them, and the other
@@ -81,7 +83,12 @@ def test_ranks_of_one_machine_listen_where_no_other_machine_reaches_them(prepare
 @pytest.mark.slow
 @pytest.mark.faults
 def test_torchrun_of_one_machine_listens_there_too(prepared, tmp_path):
-    """A replica with several GPUs: torchrun keeps the store, and starts a rank for each."""
+    """A replica with several GPUs: torchrun keeps the store, and starts a rank for each.
+
+    Nothing of them stays among the temporary files.
+    """
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
     words = command(prepared, tmp_path, **{**WORDS, "num_epochs": 1000})
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -98,6 +105,7 @@ def test_torchrun_of_one_machine_listens_there_too(prepared, tmp_path):
             "PET_NODE_RANK": "0",
             "PET_NNODES": "1",
             "PET_NPROC_PER_NODE": "2",
+            "TMPDIR": str(temporary),
         },
         stderr=subprocess.PIPE,
         text=True,
@@ -114,6 +122,7 @@ def test_torchrun_of_one_machine_listens_there_too(prepared, tmp_path):
     assert addresses[0] <= {"127.0.0.1", "::1"}
     assert addresses[0]
     assert set().union(*addresses) <= {"127.0.0.1", "::1"}
+    assert list(temporary.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -198,3 +207,24 @@ def test_ranks_that_never_come_are_not_waited_for_for_ever(monkeypatch):
 def test_without_a_gpu_auto_is_the_cpu_without_a_word(capsys):
     assert select_device("auto") == select_device("") == torch.device("cpu")
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("code", "raised"), [(74, SystemExit), (75, SystemExit), (1, ChildFailedError)]
+)
+def test_torchrun_ends_with_a_ranks_exit_code_that_may_pass(monkeypatch, tmp_path, code, raised):
+    failure = ProcessFailure(local_rank=1, pid=1, exitcode=code, error_file="none")
+
+    def fail():
+        raise ChildFailedError("train", {1: failure})
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("PET_LOG_DIR", "")
+    monkeypatch.setattr(torchrun.static_tcp_rendezvous, "TCPStore", None)
+    monkeypatch.setattr(torchrun.run, "main", fail)
+    with pytest.raises((SystemExit, ChildFailedError)) as error:
+        torchrun.main()
+    assert isinstance(error.value, raised)
+    if raised is SystemExit:
+        assert error.value.code == code
+    assert list(tmp_path.iterdir()) == []

@@ -10,17 +10,19 @@ import os
 import re
 import signal
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 import weaver.network.precision
 from common.errors import InputError
 from tests.weaver.trials import ROOT, SMALL, command, history, same, weights
 from weaver.config.data_config import DataConfig
 from weaver.feed.dataset import Batch, Dataset
-from weaver.fit import fit, lr_finder
+from weaver.fit import compiler_cache, fit, lr_finder
 from weaver.fit.average import Average
 from weaver.network.network_file import load_network
 from weaver.network.objective import Objective
@@ -460,6 +462,22 @@ def test_auto_on_another_machine_goes_on_as_the_trial_began(
     messages = capsys.readouterr().err
     assert "precision: bf16 autocast (auto: this CPU has amx_bf16)" in messages
     assert "precision: bf16 autocast (as in the checkpoint)" in messages
+
+
+@pytest.mark.faults
+def test_compiled_code_goes_with_the_command(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/elsewhere")
+    with compiler_cache.of_command():
+        assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "/elsewhere"
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    with compiler_cache.of_command():
+        inductor = Path(cache_dir())
+        assert inductor.is_relative_to(tmp_path)
+        assert Path(os.environ["TRITON_CACHE_DIR"]).is_relative_to(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
 
 
 def test_compiled_it_trains_to_the_same_loss(trained_trial, prepared, tmp_path, capsys):

@@ -6,6 +6,8 @@ import hashlib
 import itertools
 import os
 import shutil
+import threading
+import time
 
 import awkward as ak
 import numpy as np
@@ -116,6 +118,39 @@ def test_ranges_are_put_together_from_the_pieces_of_their_requests(places):
     assert contents == [CONTENT[start:stop] for start, stop in ranges]
     assert source.read_ranges(ranges) == contents
     assert vectors.cut([(0, 250), (300, 300)], 100) == [(0, 100), (100, 200), (200, 250)]
+
+
+def test_the_threads_of_requests_are_kept():
+    ranges = [(0, 10), (20, 30), (40, 50)]
+    source = Bytes(CONTENT)
+    used = set()
+
+    def read(pieces):
+        used.add(threading.current_thread())
+        return [source.read(*piece) for piece in pieces]
+
+    for _ in range(20):
+        contents = vectors.read_in_pieces(ranges, vectors.one_each, read)
+        assert contents == [CONTENT[start:stop] for start, stop in ranges]
+    assert len(used) <= vectors.REQUESTS + 1  # and the caller's
+
+
+def test_a_failed_read_ends_once_no_request_of_it_is_under_way():
+    under_way = threading.Event()
+    ended = []
+
+    def read(pieces):
+        if pieces[0][0] == 0:
+            assert under_way.wait(10)
+            raise StorageError("lost")
+        under_way.set()
+        time.sleep(0.05)
+        ended.append(pieces)
+        return [b"x" * 10]
+
+    with pytest.raises(StorageError, match="lost"):
+        vectors.read_in_pieces([(0, 10), (20, 30)], vectors.one_each, read)
+    assert ended == [[(20, 30)]]
 
 
 def test_looking_ahead_ends_at_a_weight_and_at_what_was_not_begun():

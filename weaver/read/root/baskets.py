@@ -5,13 +5,13 @@ several can be decoded at once.
 
 This decoder must make the preparation at least 1.5 times as fast as uproot, over S3 and over
 XRootD, at 20 ms for a request and its response; else we would use uproot. Measured by
-benchmarks/remote.py on 2026-11-29 (320,000 jets, two cores of an AMD EPYC; median of two pairs,
-least - most):
+benchmarks/remote.py on 2026-11-30 (320,000 jets, the client on one core of an AMD EPYC; median of
+three pairs, least - most):
 
               jets/s, ours / uproot's    CPU of the client, us a jet, ours and uproot's
-    S3        1.72 (1.70 - 1.74)         11.3 and 21.7
-    XRootD    1.87 (1.79 - 1.95)         10.1 and 19.2
-    disk      2.24 (2.20 - 2.29)         9.1 and 18.8
+    S3        1.59 (1.55 - 1.71)         11.8 and 21.2
+    XRootD    1.70 (1.65 - 1.74)         11.0 and 19.9
+    disk      1.79 (1.71 - 1.82)         10.6 and 20.1
 """
 
 from __future__ import annotations
