@@ -47,6 +47,7 @@ LONGEST_TAG = 2000
 RUN_ID, KIND, TRIAL, STATUS = "jec.run_id", "jec.kind", "jec.trial", "jec.status"
 """Tags: the run's id; run or trial; the trial's name; how it ended, in our words."""
 INSTALL = "pip install 'mlflow-skinny>=3.1' pandas"
+INSTALL_WHOLE = "pip install 'mlflow>=3.1'"
 
 Say = Callable[[str], None]
 Epoch = Mapping[str, Any]
@@ -282,12 +283,19 @@ def _client(address: str) -> Any:
     # Else it prints two lines for each run that ends.
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     try:
+        from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
     except ImportError as error:
         raise InputError(
             f"--mlflow {address}: the package mlflow cannot be imported ({error}); type {INSTALL}"
         ) from None
-    return MlflowClient(tracking_uri=address, registry_uri=address)
+    try:
+        return MlflowClient(tracking_uri=address, registry_uri=address)
+    except MlflowException:  # the only one seen: mlflow-skinny alone opens no SQLite file
+        raise InputError(
+            f"--mlflow {address}: the installed package of MLflow cannot open this address; type"
+            f" {INSTALL_WHOLE}, or give the URL of a server"
+        ) from None
 
 
 def _milliseconds(moment: str) -> int:

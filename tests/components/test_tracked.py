@@ -279,3 +279,17 @@ def test_pods_get_the_login_by_reference_alone():
         reference = entries[name]["valueFrom"]["secretKeyRef"]
         assert (reference["name"], reference["key"]) == ("mlflow-login", name)
     assert entries[tracking.RUN]["value"] == "pfn-0a1b2c3d"
+
+
+def test_a_package_of_mlflow_that_cannot_open_the_address_says_what_to_install(monkeypatch):
+    """mlflow-skinny 3.17 has no store for SQLite, and fails when the client is made."""
+    import mlflow.exceptions
+    import mlflow.tracking
+
+    def refuse(**_):
+        raise mlflow.exceptions.MlflowException("unsupported URI")
+
+    monkeypatch.setattr(mlflow.tracking, "MlflowClient", refuse)
+    with pytest.raises(InputError) as caught:
+        tracking.connect("sqlite:////tmp/mlflow.db", experiment="jec", run_id="r")
+    assert tracking.INSTALL_WHOLE in str(caught.value)
