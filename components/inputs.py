@@ -235,8 +235,8 @@ def check_files(inputs: Inputs, split: str) -> Result:
     size = sum(entry.size for entry in entries)
     jets = sum(file.num_entries for file in file_check.files)
     return Result(
-        text=f"{len(entries)} file{'s' * (len(entries) != 1)}, {size / 1e9:.2f} GB, {jets:,} jets, fingerprint"
-        f" {storage.fingerprint(entries)[:12]}",
+        text=f"{len(entries)} file{'' if len(entries) == 1 else 's'}, {size / 1e9:.2f} GB,"
+        f" {jets:,} jets, fingerprint {storage.fingerprint(entries)[:12]}",
         warning="; ".join(f"--data-{split}: {text}" for text in warnings),
     )
 

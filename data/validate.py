@@ -142,7 +142,7 @@ def _run(options: Namespace) -> int:
     errors = sum(one.level == ERROR for one in findings)
     near = sum(one.within for one in measured)
     print(
-        f"errors: {errors}, warnings: {len(findings) - errors}; {near} of {len(measured)} numbers as"
+        f"{errors} errors, {len(findings) - errors} warnings, {near} of {len(measured)} numbers as"
         " in CMS simulation"
     )
     if options.page != NONE:
