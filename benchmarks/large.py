@@ -312,7 +312,7 @@ def _check_use(use: Use, log: Path) -> Use:
     if use.exit_code != 0:
         raise JecError(
             f"exit code {use.exit_code}, {use.kills} processes ended by the kernel at the limit,"
-            f" {space.shown(use.anonymous)} of anonymous memory; the last lines:\n"
+            f" {space.size_text(use.anonymous)} of anonymous memory; the last lines:\n"
             + "\n".join(log.read_text().splitlines()[-10:])
         )
     return use

@@ -43,7 +43,7 @@ REQUEST_SECONDS = (10.0, 60.0)  # connect, read: a request over a dead connectio
 class NoCluster(InputError):
     """No cluster is configured on this machine."""
 
-    short = "no Kubernetes cluster is configured (no KUBECONFIG, and not a pod)"
+    short = "no Kubernetes cluster is configured (no kubeconfig, and not a pod)"
 
 
 @dataclasses.dataclass(frozen=True)

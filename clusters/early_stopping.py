@@ -67,7 +67,7 @@ def settings(manifest: Manifest) -> dict[str, int] | None:
         require(
             str(value).isdigit() and int(value) >= 1,
             f"spec.earlyStopping.algorithmSettings.{name}: '{value}' is not a whole number"
-            " from 1 up",
+            f" from 1 up; write one, such as {DEFAULTS.get(name)}",
         )
         values[name] = int(value)
     return values

@@ -123,7 +123,9 @@ def check_experiment(manifest: Manifest) -> None:
     spec = manifest["spec"]
     name = manifest["metadata"]["name"]
     require(
-        len(name) <= 40, f"Experiment {name}: its name has {len(name)} characters, Katib allows 40"
+        len(name) <= 40,
+        f"Experiment {name}: its name has {len(name)} characters, Katib allows 40; shorten"
+        " metadata.name",
     )
     kinds = ("minimize", "maximize")
     kind = spec["objective"].get("type")
@@ -138,12 +140,14 @@ def check_experiment(manifest: Manifest) -> None:
     max_trials = spec.get("maxTrialCount", math.inf)
     require(
         parallel <= max_trials,
-        f"spec.parallelTrialCount: {parallel} is more than maxTrialCount {max_trials}",
+        f"spec.parallelTrialCount: {parallel} is more than maxTrialCount {max_trials}; write at"
+        f" most {max_trials}, or raise maxTrialCount",
     )
     failures = spec.get("maxFailedTrialCount", 0)
     require(
         failures <= max_trials,
-        f"spec.maxFailedTrialCount: {failures} is more than maxTrialCount {max_trials}",
+        f"spec.maxFailedTrialCount: {failures} is more than maxTrialCount {max_trials}; write at"
+        f" most {max_trials}, or raise maxTrialCount",
     )
     early_stopping.settings(manifest)
     template = spec["trialTemplate"]
@@ -151,9 +155,11 @@ def check_experiment(manifest: Manifest) -> None:
         bool(template.get("primaryContainerName")),
         "spec.trialTemplate.primaryContainerName is missing; name the container that trains",
     )
+    trial_metadata = template["trialSpec"].get("metadata", {})
     require(
-        "name" not in template["trialSpec"].get("metadata", {}),
-        "spec.trialTemplate.trialSpec.metadata.name: Katib names the trials; remove it",
+        "name" not in trial_metadata,
+        f"spec.trialTemplate.trialSpec.metadata.name is '{trial_metadata.get('name')}', but Katib"
+        " names the trials; remove the field",
     )
     _check_references(spec)
 

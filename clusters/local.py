@@ -99,7 +99,7 @@ class LocalCluster:
     ) -> ExperimentResult:
         """See clusters.protocol.Cluster. An interrupted search resumes from its study."""
         folder = self._folder(manifest, "search")
-        with space.explained(folder):  # SQLite does not say which file it cannot write
+        with space.catch_full_disk(folder):  # SQLite does not say which file it cannot write
             search = LocalSearch(manifest, folder=folder, root=self.root, report=report)
             try:
                 return search.run(deadline)

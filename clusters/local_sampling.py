@@ -38,7 +38,7 @@ class Sampling:
                 step.
         """
         try:
-            self.algorithm = algorithms.offered(spec["algorithm"]["algorithmName"])
+            self.algorithm = algorithms.find_offered(spec["algorithm"]["algorithmName"])
         except InputError as error:
             raise InputError(f"on one machine: {error}") from None
         settings = {

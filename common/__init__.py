@@ -1,4 +1,4 @@
-"""What every room stands on: errors, storage, progress, the run's configuration.
+"""What all other packages use: errors, storage, records, progress, a run's configuration.
 
 Imports no torch, kfp or kubernetes.
 """

@@ -23,7 +23,7 @@ grid.
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Algorithm:
-    """A search algorithm: what Katib takes for it, what it can search, how one machine runs it."""
+    """A search algorithm: its settings in Katib, what it can search, how one machine runs it."""
 
     name: str
     """Katib's name."""
@@ -35,9 +35,9 @@ class Algorithm:
     goptuna takes 0; hyperopt and Optuna take entropy of the system.
     """
     learns: bool = False
-    """Whether results of finished trials decide where it draws the next ones."""
+    """Whether the results of finished trials determine the next trials."""
     min_ranges: int = 0
-    """It needs so many parameters of type int or double; lists do not count."""
+    """Least number of parameters of type int or double that it needs; lists do not count."""
     log_integers: bool = True
     """Whether it can draw whole numbers logarithmically."""
     step_caution: str = ""
@@ -63,7 +63,7 @@ class Algorithm:
     """Where the points of all trials are known beforehand, which points these are."""
 
     @property
-    def offered(self) -> bool:
+    def is_offered(self) -> bool:
         """Whether this project offers it. Whatever a cluster runs, one machine runs, too."""
         return bool(self.sampler)
 
@@ -143,7 +143,7 @@ TABLE: dict[str, Algorithm] = {
 
 def offered_names() -> tuple[str, ...]:
     """The algorithms that this project offers."""
-    return tuple(name for name, algorithm in TABLE.items() if algorithm.offered)
+    return tuple(name for name, algorithm in TABLE.items() if algorithm.is_offered)
 
 
 def katib_names() -> tuple[str, ...]:
@@ -151,8 +151,8 @@ def katib_names() -> tuple[str, ...]:
     return tuple(TABLE)
 
 
-def offered(name: str) -> Algorithm:
-    """The algorithm of that name. Raises InputError where this project does not offer it."""
+def find_offered(name: str) -> Algorithm:
+    """Return the algorithm of that name. Raises InputError where this project does not offer it."""
     if name not in offered_names():
         raise InputError(unknown("algorithm", name, offered_names()))
     return TABLE[name]

@@ -1,10 +1,10 @@
-"""The user's file of what a model card is to say of the model (`--card FILE`).
+"""Read the user's own entries for the model card (`--card FILE`), and copy the file into the run.
 
-    facts, notes = read("card.yaml")     # {"era": "2018", "campaign": "UL", ...}, ""
-    keep("card.md", "runs/<id>/config")  # a copy beside the run's other configurations
-    facts, notes = kept("runs/<id>/config")
+    facts, notes = read("card.yaml")        # {"era": "2018", "campaign": "UL", ...}, ""
+    copy_to("card.md", "runs/<id>/config")  # beside the run's other configurations
+    facts, notes = read_copy("runs/<id>/config")
 
-YAML and JSON hold names with values; Markdown is taken as it is.
+A YAML or JSON file gives facts: names with values. A Markdown file gives notes: its unchanged text.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ Facts = dict[str, str]
 
 
 def read(path: str) -> tuple[Facts, str]:
-    """Names and values of a file, or its text where it is Markdown.
+    """Return (facts, notes) of a file; one of them is empty.
 
-    Raises InputError for a file that is missing, ends otherwise, or holds no names with values.
+    Raises InputError if the file is missing, has another suffix, or has no names with values.
     """
     place = here(path)
     ending = _ending(path)
@@ -46,8 +46,11 @@ def read(path: str) -> tuple[Facts, str]:
     return facts, ""
 
 
-def keep(path: str, folder: str) -> None:
-    """Copy the file into a run's folder of configurations, in place of an earlier one."""
+def copy_to(path: str, folder: str) -> None:
+    """Check the file and copy it into a run's config folder; it replaces an earlier copy there.
+
+    `path` is the value of --card; 'none' copies nothing.
+    """
     if path == NONE:
         return
     read(path)
@@ -57,8 +60,8 @@ def keep(path: str, folder: str) -> None:
     storage.write_bytes(storage.join(folder, f"card{_ending(path)}"), content)
 
 
-def kept(folder: str) -> tuple[Facts, str]:
-    """What the file in a run's folder of configurations says; nothing where there is none."""
+def read_copy(folder: str) -> tuple[Facts, str]:
+    """Return (facts, notes) of the copy in a run's config folder; both are empty without one."""
     for ending in ENDINGS:
         place = storage.join(folder, f"card{ending}")
         if storage.exists(place):

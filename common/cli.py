@@ -26,6 +26,7 @@ from common.errors import (
     nearest,
     without_secrets,
 )
+from common.project import ROOT
 from common.storage import space
 from common.storage.addresses import check_text, check_url
 from common.storage.local import check_writable_file, check_writable_folder
@@ -67,8 +68,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         # An address may hold a secret, and this may be the log of a pod.
         """End with one sentence and the nearest flag or value, exit code 2."""
-        shown = re.sub(r"\b\w+://\S+", "(an address)", message)
-        self.exit(2, f"error: {shown}{self._hint(shown)}\nsee: {self.prog} --help\n")
+        text = re.sub(r"\b\w+://\S+", "(an address)", message)
+        self.exit(2, f"error: {text}{self._hint(text)}\nsee: {self.prog} --help\n")
 
     def _hint(self, message: str) -> str:
         flags = re.findall(r"--[\w-]+", message) if message.startswith("unrecognized") else []
@@ -82,7 +83,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def local_path(text: str) -> Path:
-    """A path on this machine's disks.
+    """Check that an argument is a path on this machine's disks. Raises ArgumentTypeError.
 
     argparse reports an address, which would otherwise become a folder of that name.
     """
@@ -154,14 +155,14 @@ def _quantity(text: str, units: dict[str, float], examples: str) -> float:
 
 
 def port_number(text: str) -> int:
-    """A TCP port."""
+    """Read a TCP port. Raises ArgumentTypeError for another text."""
     if not re.fullmatch(r"[0-9]{1,5}", text) or not 1 <= int(text) <= 65535:
         raise argparse.ArgumentTypeError(f"'{text}' is no port; write a number from 1 to 65535")
     return int(text)
 
 
 def seconds(text: str) -> float:
-    """A finite time above 0."""
+    """Read a finite number of seconds above 0. Raises ArgumentTypeError for another text."""
     try:
         number = float(text)
     except ValueError:
@@ -197,7 +198,7 @@ def run_main(body: Callable[[], int | None]) -> int:
     # which matplotlib refuses where the notebook's packages are not installed.
     os.environ["MPLBACKEND"] = "agg"
     try:
-        with space.explained():
+        with space.catch_full_disk():
             code = body() or 0
             sys.stdout.flush()  # here a full disk below it is an error like others
             return code
@@ -211,6 +212,8 @@ def run_main(body: Callable[[], int | None]) -> int:
         # The interpreter would report the same once more when it flushes stdout at its end.
         _discard(sys.stdout)
         return BROKEN_PIPE
+    except ModuleNotFoundError as error:
+        return report_missing_package(error)
     except Exception as error:
         return report_unexpected(error)
 
@@ -224,7 +227,7 @@ def run_job(body: Callable[[], int | None]) -> int:
 
     def with_exit_code() -> int | None:
         try:
-            with space.explained():
+            with space.catch_full_disk():
                 return body()
         except JecError as error:
             if isinstance(error, FullDiskError):
@@ -257,6 +260,21 @@ def _discard(stream: Any) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
+
+
+def report_missing_package(error: ModuleNotFoundError) -> int:
+    """Say which Python lacks a package, and how to use the project's own; return the exit code.
+
+    A missing module of ours is a fault of the program, and in a pod the image is at fault.
+    """
+    package = (error.name or "").partition(".")[0]
+    if in_pod() or not package or (ROOT / package).is_dir():
+        return report_unexpected(error)
+    _complain(
+        f"error: {sys.executable} has no package '{package}'; type: . .venv/bin/activate (in the"
+        " checkout; make setup creates it)"
+    )
+    return InputError.exit_code
 
 
 def report_unexpected(error: Exception) -> int:

@@ -2,10 +2,10 @@
 
 The flags of pipeline.py, the parameters of the KFP pipeline and run.json come from it.
 
-A field is one flag (`--num-gpus`) and one key of run.json (`num_gpus`). In Kubeflow's form it has a
-name that says its group (`pods_num_gpus`): common.form, by what the field says here. There are no
-optional and no empty values, because Kubeflow's UI loses them when a run is cloned: the words
-`auto` and `none` stand for them.
+Each field is one flag (`--num-gpus`) and one key of run.json (`num_gpus`). Its name in Kubeflow's
+form begins with a prefix for its group (`pods_num_gpus`); common.form makes that name from the
+field's metadata (see `option`). No field is optional or empty, because Kubeflow's UI loses such
+values when it clones a run; the words `auto` and `none` take their place.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from common.storage.addresses import (
     scheme_of,
     split_s3,
 )
-from common.storage.patterns import parse_one, separated
+from common.storage.patterns import parse_one, split_patterns
 
 AUTO, NONE = "auto", "none"
 SERVED = "served"  # as --baseline: the run that was deployed last
@@ -58,7 +58,7 @@ RETIRED = ("webhook",)
 TAINT_EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 
 
-OF_THE_GROUP = "the group's prefix and the field's name"
+PREFIXED_NAME = "the group's prefix and the field's name"
 
 
 def option(
@@ -68,15 +68,17 @@ def option(
     group: str,
     choices: tuple[str, ...] = (),
     metavar: str = "",
-    form: str = OF_THE_GROUP,
+    form: str = PREFIXED_NAME,
     own_input: bool = False,
     of_site: bool = False,
 ) -> Any:
-    """A field with its default, its help text and the group that `--help` shows it in.
+    """Define a field of RunConfig: its default, its help text and its group in `--help`.
 
-    `form` is its name in Kubeflow's form, empty where a form cannot change it. With `own_input` it
-    has an input of its own there, otherwise it is one of the settings (common.form). `of_site`
-    marks what is the same for all runs of a site: submit makes it the form's default.
+    form: the field's name in Kubeflow's form; empty if the form does not have it.
+    own_input: the form has a text field for it; otherwise it is an entry of the JSON object
+    `settings` (common.form).
+    of_site: the value is the same for all runs of a site, so that submit makes the current one the
+    default of the form.
     """
     return dataclasses.field(
         default=default,
@@ -589,8 +591,8 @@ class RunConfig:
             )
             require(
                 value != "",
-                f"--{flag(name)} is empty; leave it out, or write auto or none where its help"
-                " says so",
+                f"--{flag(name)} is empty; leave it out, or write a value such as"
+                f" {getattr(type(self), name)}",
             )
         self._check_texts()
         self._check_addresses()
@@ -603,7 +605,8 @@ class RunConfig:
             require(value <= high, f"--{flag(name)} {value}: must be at most {high:,}")
         require(
             self.min_replicas <= self.max_replicas,
-            f"--min-replicas {self.min_replicas} is larger than --max-replicas {self.max_replicas}",
+            f"--min-replicas {self.min_replicas} is larger than --max-replicas"
+            f" {self.max_replicas}; lower --min-replicas, or raise --max-replicas",
         )
         require(
             0 < self.data_fraction <= 1,
@@ -620,7 +623,7 @@ class RunConfig:
         require(
             self.parallel_trials <= self.max_trials,
             f"--parallel-trials {self.parallel_trials} is larger than --max-trials"
-            f" {self.max_trials}",
+            f" {self.max_trials}; lower --parallel-trials, or raise --max-trials",
         )
         require(
             self.precision in PRECISIONS,
@@ -706,7 +709,7 @@ class RunConfig:
             self._check_address(name, scheme_of, [getattr(self, name)])
         for name in ("data_train", "data_val", "data_test"):
             self._check_address(name, refuse_secrets, [getattr(self, name)])
-            texts = separated(getattr(self, name))
+            texts = split_patterns(getattr(self, name))
             require(
                 bool(texts),
                 f"--{flag(name)} '{getattr(self, name)}' names no file; give paths or patterns,"
@@ -812,12 +815,12 @@ class RunConfig:
         What earlier versions had and no later one has (RETIRED) is left out.
         """
         values = {name: value for name, value in values.items() if name not in RETIRED}
-        values = of_earlier_run(values)
+        values = with_former_defaults(values)
         names = [field.name for field in dataclasses.fields(cls)]
         for key in values:
             if key not in names:
                 raise InputError(unknown("parameter", key, names))
-        return cls(**typed(values))
+        return cls(**with_types(values))
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> RunConfig:
@@ -831,22 +834,22 @@ SEVERAL_LINES = ("search_space", "data_train", "data_val", "data_test")
 LARGEST_SEED = 2**31 - 1  # every library of the chain, here and in Katib, takes an int32
 
 
-def typed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of parameters in the types of today.
+def with_types(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert numbers to text for parameters that are text; return all parameters.
 
-    JSON and Kubeflow know no whole numbers: 2.0 means 2. A number for a parameter that is text is
-    of an earlier version, where the seed was one.
+    Earlier versions stored such numbers: the seed was an integer, and is text now. JSON and
+    Kubeflow do not distinguish 2.0 from 2, so that both become '2'.
     """
     defaults = {field.name: field.default for field in dataclasses.fields(RunConfig)}
-    converted = {}
+    parameters_with_types = {}
     for name, value in values.items():
         default = defaults.get(name)
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if isinstance(default, str) and is_number:
-            converted[name] = str(int(value)) if value == int(value) else str(value)
+            parameters_with_types[name] = str(int(value)) if value == int(value) else str(value)
         else:
-            converted[name] = value
-    return converted
+            parameters_with_types[name] = value
+    return parameters_with_types
 
 
 LEAST = {
@@ -895,15 +898,15 @@ def is_whole(text: str) -> bool:
 
 
 def bucket_of(uri: str) -> str:
-    """The bucket of an s3:// address; empty for others. Raises InputError for none, or no name."""
+    """Return the bucket of an s3:// address, which must name one; empty for other addresses."""
     return split_s3(uri)[0] if scheme_of(uri) == S3 else ""
 
 
-def of_earlier_run(values: dict[str, Any]) -> dict[str, Any]:
-    """The parameters of a run with those that it had without naming them.
+def with_former_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """Add parameters that an earlier version did not have, with the values it used implicitly.
 
-    Before there was serving_gpus a run that trained with GPUs served with one, and its exported
-    model says so.
+    Before `serving_gpus` existed, a run that trained with GPUs served its model on one GPU, and the
+    configuration of its exported model still asks for it.
     """
     if "serving_gpus" in values or not values.get("num_gpus", 0):
         return values
@@ -1022,7 +1025,7 @@ def tolerations(text: str) -> list[dict[str, str]]:
     An entry is key=value:Effect, key:Effect (any value) or key (any value and effect). Raises
     InputError for an effect that does not exist.
     """
-    found = []
+    entries = []
     for part in _parts(text):
         taint, _, effect = part.partition(":")
         key, equals, value = taint.partition("=")
@@ -1033,8 +1036,8 @@ def tolerations(text: str) -> list[dict[str, str]]:
                 " key, or none"
             )
         operator = {"operator": "Equal", "value": value} if equals else {"operator": "Exists"}
-        found.append({"key": key, **operator, **({"effect": effect} if effect else {})})
-    return found
+        entries.append({"key": key, **operator, **({"effect": effect} if effect else {})})
+    return entries
 
 
 def _parts(text: str) -> list[str]:

@@ -18,34 +18,34 @@ from typing import Any
 
 from common import yaml_text
 from common.cli import Parser
-from common.config import RETIRED, RunConfig, flag, of_earlier_run, typed
+from common.config import RETIRED, RunConfig, flag, with_former_defaults, with_types
 from common.errors import InputError, unknown
 
 VARIABLE = "JEC_CONFIG"
 LARGEST_BYTES = 1_000_000
-"""Far above any file of flags: it holds a search space at most."""
+"""Largest size of a file of flags, far above any real one."""
 OF_ONE_RUN = ("run_id", "user")
-"""Parameters in run.json that a new run has of its own."""
+"""Parameters that a new run does not take over from another run's run.json."""
 _NOT_TYPED = object()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """Values of flags, by field, and where they come from in the words of an error."""
+    """Values of flags, by field, and their origin as errors name it."""
 
     where: str
     values: Mapping[str, Any]
 
 
 class Flags:
-    """The flags of a command line on top of sources, of which a later one wins.
+    """Combine the flags of a command line with values from files.
 
-    `keys` are the flags that a file may have; `words` the command line, None for that of this
-    process.
+    A flag on the command line overrides all `sources`, and a later source overrides earlier ones.
+    keys: the flags that a file may set. words: the command line; None for that of this process.
     """
 
     def __init__(self, parser: Parser, keys: Iterable[str], words: list[str] | None) -> None:
-        """Parse the words once, to know which flags were typed."""
+        """Parse the command line once, to know which flags it has."""
         self.parser, self.words = parser, words
         self.keys = tuple(keys)
         self.sources: list[Source] = []
@@ -55,16 +55,16 @@ class Flags:
         self._typed = {name for name, value in values.items() if value is not _NOT_TYPED}
 
     def parse(self) -> argparse.Namespace:
-        """The flags that were typed; all others by the sources, or at their defaults."""
+        """Return all flags: from the command line, else from the sources, else the defaults."""
         for source in self.sources:
             self.parser.set_defaults(**source.values)
         return self.parser.parse_args(self.words)
 
     def read(self, path: str, name: str) -> Source:
-        """Read a file that `name`, a flag or a variable, names.
+        """Read the file `path`, the value of `name` (--config or JEC_CONFIG).
 
-        Raises InputError for what is no file of flags, for a key that is none, and for a value of
-        another type.
+        Raises InputError if it is not a YAML mapping, or has an unknown key or a value of another
+        type than its flag.
         """
         where = f"{name} {path}"
         content = yaml_text.load(_text(path, where), where)
@@ -79,11 +79,11 @@ class Flags:
         for key, value in content.items():
             if key not in self.keys:
                 raise InputError(f"{where}: {unknown('key', str(key), self.keys)}")
-            values[key] = self._converted(where, key, value)
+            values[key] = self._convert(where, key, value)
         return Source(where=where, values=values)
 
     def explain(self, error: InputError) -> None:
-        """Add to an error where the values of the flags that it names come from."""
+        """Append to the error's text which file set the flags that the text names."""
         origins = {}
         for name in self.keys:
             if name in self._typed or not re.search(rf"--{flag(name)}(?![\w-])", str(error)):
@@ -96,7 +96,7 @@ class Flags:
             error.args = (f"{error} ({places})",)
 
     def as_yaml(self, args: argparse.Namespace) -> str:
-        """The values of all keys as a file for --config, in the groups of --help."""
+        """Return the values of all keys as a file for --config, in the groups of --help."""
         import yaml
 
         lines = []
@@ -112,7 +112,7 @@ class Flags:
                 lines.append(text.rstrip("\n"))
         return "\n".join(lines) + "\n"
 
-    def _converted(self, where: str, key: str, value: Any) -> Any:
+    def _convert(self, where: str, key: str, value: Any) -> Any:
         """A value in the type of its flag. Raises InputError for one of another type.
 
         The value is not shown, as it may be an address with a secret in it.
@@ -120,18 +120,18 @@ class Flags:
         action = next(action for action in self.parser._actions if action.dest == key)
         default = RunConfig().parameters().get(key, action.default)
         kind = str if isinstance(default, Path) else type(default)
-        converted = _as(kind, value)
-        if converted is None:
+        result = _as(kind, value)
+        if result is None:
             hint = "; write it in quotes" if kind is str and isinstance(value, bool) else ""
             raise InputError(f"{where}: {key} is {_NAMES[kind]}, not {_name(value)}{hint}")
-        if action.choices and converted not in action.choices:
-            raise InputError(f"{where}: {key}: {unknown('value', converted, action.choices)}")
+        if action.choices and result not in action.choices:
+            raise InputError(f"{where}: {key}: {unknown('value', result, action.choices)}")
         if kind is str and callable(action.type):
             try:
-                return action.type(converted)
+                return action.type(result)
             except argparse.ArgumentTypeError as error:
                 raise InputError(f"{where}: {key}: {error}") from None
-        return converted
+        return result
 
 
 def keys(how_to_run: Iterable[str]) -> list[str]:
@@ -147,8 +147,8 @@ def site(flags: Flags) -> list[Source]:
 
 
 def _of_run(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters in a run.json that another run may have."""
-    values = of_earlier_run(typed(parameters))
+    """Return the parameters of a run.json without those that belong to that run alone."""
+    values = with_former_defaults(with_types(parameters))
     return {name: values[name] for name in values if name not in (*RETIRED, *OF_ONE_RUN)}
 
 

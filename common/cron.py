@@ -1,8 +1,10 @@
-"""Cron expressions: read as crontab has them, written as Kubeflow Pipelines wants them.
+"""Check cron expressions of users, and convert them to the six fields of Kubeflow Pipelines.
 
-Kubeflow reads six fields, the seconds first, and takes five as well, but without the weekday in
-place of the seconds: '0 3 * * 1' would be each hour of January, 3 minutes past (robfig/cron 1.2.0
-parser.go, `Parse`; kfp 2.15.0 backend/src/apiserver/server/api_converter.go:1974).
+crontab has five fields: minute, hour, day, month, weekday. Kubeflow Pipelines has the second in
+front of them. It also accepts five fields, but takes the first as the second and assumes that the
+weekday is missing: '0 3 * * 1', Mondays at 3:00 in crontab, would run at 3 minutes past every hour
+in January (robfig/cron 1.2.0 parser.go, `Parse`; kfp 2.15.0
+backend/src/apiserver/server/api_converter.go:1974).
 """
 
 from __future__ import annotations
@@ -38,10 +40,10 @@ FIELDS = (
 
 
 def six_fields(text: str) -> str:
-    """A cron expression of five or six fields as Kubeflow Pipelines wants it.
+    """Convert a cron expression of five or six fields to Kubeflow's six.
 
-    Sunday may be 0 or 7. Raises InputError for what is no such expression, and for a date that
-    never comes.
+    Sunday may be 0 or 7. Raises InputError for an invalid expression, and for one whose date does
+    not exist in any year, such as 30 February.
 
     >>> six_fields("0 3 * * 1")
     '0 0 3 * * 1'
@@ -64,13 +66,13 @@ def six_fields(text: str) -> str:
 
 
 def five_fields(text: str) -> str:
-    """A cron expression for crontab, which knows no seconds. Raises InputError as `six_fields`."""
+    """Return the expression without seconds, for crontab. Raises InputError as `six_fields`."""
     six_fields(text)
     return " ".join(text.split()[-len(FIELDS) :])
 
 
 def _numbers(field: Field, word: str, text: str) -> set[int]:
-    """The numbers that a field's word stands for: a list of ranges, each perhaps with a step."""
+    """Return the numbers that a field selects: comma-separated ranges, with optional steps."""
     numbers: set[int] = set()
     for part in word.split(","):
         span, slash, step_text = part.partition("/")

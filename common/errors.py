@@ -1,4 +1,4 @@
-"""The one exception tree, and the words of an error.
+"""The exception tree of the project.
 
     JecError                     reported as one clear sentence, without a traceback (exit code 1)
     ├── InputError               refused before work starts: the input cannot be used (exit code 2)
@@ -8,7 +8,7 @@
     │   ├── WebPage              a web page came in place of data     (common.storage.http)
     │   ├── AuthError            no valid login for Kubeflow                (operations.auth)
     │   └── NoCluster            no Kubernetes cluster is configured        (clusters.api)
-    ├── StorageError             the storage did not do as asked
+    ├── StorageError             a read or write in the storage failed
     │   ├── AccessError          ... because it refuses access
     │   ├── FullDiskError        ... because a disk is full, or a quota used up
     │   └── PassingError         ... for a reason that may pass       (common.storage.retries)
@@ -22,17 +22,17 @@
     │   ├── PortInUse            another process has the port that was asked for (serving.triton)
     │   └── ModelError           a model server or its model failed         (serving.client)
     ├── TrainingError            training cannot go on and would fail again in the same way
-    ├── ServerError              the client's own: of these, its subclasses Unreachable, NotServing
-    │                            and Refused, this project sees those of serving.client above
+    ├── ServerError              of jec_client, with Unreachable, NotServing and Refused; here
+    │                            serving.client raises its own classes above, or InputError
     ├── GateError                a finished model did not pass a gate
     ├── StepError                a step of a local run ended with an error  (components.host_runner)
     └── InterruptedRun           stopped by the user or by the system (exit code 130)
 
-Its base and the words stand in the client's package (jec_client/errors.py), which is installed
-without this project; what the client raises of its own is in that tree as well.
+JecError, InputError, ServerError and the functions that word errors are defined in
+jec_client/errors.py, because the client is also installed without this project.
 
 Exceptions outside the tree never reach a user: UnsupportedFile (weaver.read.root.root_tree: uproot
-reads this file instead), _PortTakenError (serving.triton: another port is tried) and _FileError
+reads this file instead), _PortInUseError (serving.triton: another port is tried) and _FileError
 (serving.calibration.work: it carries a file's JecError to the loop over files).
 """
 
@@ -88,7 +88,7 @@ class FullDiskError(StorageError):
 class ClusterError(JecError):
     """A job, an experiment or a service failed.
 
-    The text gives the reason that its pods or processes gave.
+    The text gives the reason, from its pods or processes.
     """
 
 
@@ -97,15 +97,15 @@ class DeadlineError(ClusterError):
 
 
 class UnreachableError(ClusterError):
-    """Nobody answers at that address (yet)."""
+    """No server answers at that address (yet)."""
 
     retryable = True
 
 
 class TrainingError(JecError):
-    """Training failed for a reason that will repeat.
+    """Training failed for a reason that would recur.
 
-    Such as a non-finite loss, or an option that the network refuses.
+    Examples are a non-finite loss, and an option that the network refuses.
     """
 
 
@@ -114,6 +114,6 @@ class GateError(JecError):
 
 
 class InterruptedRun(JecError):
-    """The run was told to stop."""
+    """The run was stopped by the user or the system."""
 
     exit_code = 130

@@ -28,10 +28,9 @@ def check_model(uri: str, content: bytes) -> None:
     if expected is None or actual == expected:
         return
     again = ""
-    run_uri = repository.rpartition("/")[0]
-    if storage.exists(RunFolder(run_uri).run):
-        run_id = storage.name(run_uri)
-        again = f", or export it again: python pipeline.py --resume {run_id} --start-at export"
+    run = RunFolder(repository.rpartition("/")[0])
+    if storage.exists(run.run):
+        again = f", or export it again: {run.resume_command} --start-at export"
     raise InputError(
         f"{uri} is damaged or was replaced: its SHA-256 is {actual[:SHOWN]}..., and"
         f" {record} says {expected[:SHOWN]}...; copy the file again from where it is whole{again}"

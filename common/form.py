@@ -14,10 +14,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.cli import truth
-from common.config import OF_THE_GROUP, RunConfig, flag
+from common.config import PREFIXED_NAME, RunConfig, flag
 from common.errors import InputError, unknown
 
 SETTINGS = "settings"
+SHOWN = 60
+"""Characters of a refused text that its error shows."""
 SEARCH_SPACE = "search_space"
 """The only parameter that is JSON in the form and text in RunConfig."""
 PREFIXES = {
@@ -53,7 +55,7 @@ def _entries() -> tuple[Entry, ...]:
     for field in dataclasses.fields(RunConfig):
         metadata = field.metadata
         name = metadata["form"]
-        if name == OF_THE_GROUP:
+        if name == PREFIXED_NAME:
             prefix = PREFIXES[metadata["group"]]
             name = field.name if field.name.startswith(prefix) else f"{prefix}_{field.name}"
         if name:
@@ -124,15 +126,21 @@ def fields_of_settings(text: str) -> dict[str, Any]:
         settings = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(
-            f'{SETTINGS} is no JSON: {error}; write {{"pods_memory": "12Gi"}}'
+            f'{SETTINGS} is not JSON: {error}; write an object such as {{"pods_memory": "12Gi"}}'
         ) from None
     if not isinstance(settings, dict):
-        raise InputError(f'{SETTINGS} is no JSON object; write {{"pods_memory": "12Gi"}}')
+        raise InputError(
+            f"{SETTINGS} is {text.strip()[:SHOWN]}, which is not a JSON object; write one, such as"
+            ' {"pods_memory": "12Gi"}'
+        )
     entries = {entry.name: entry for entry in IN_SETTINGS}
     values = {}
     for name, value in settings.items():
         if name in TYPES:
-            raise InputError(f"{SETTINGS}: {name} is a parameter of its own; write it there")
+            raise InputError(
+                f"{SETTINGS}: {name} is a parameter of its own; remove it here, and set the"
+                f" parameter {name}"
+            )
         if name not in entries:
             raise InputError(f"{SETTINGS}: {unknown('setting', name, list(entries))}")
         values[entries[name].field] = _typed(entries[name], value)

@@ -1,7 +1,7 @@
-"""HTTP requests to other people's servers: Kubeflow's gateway, image registries, webhooks.
+"""HTTP requests to other services: Kubeflow's gateway, image registries, webhooks.
 
-One place for the timeouts, the retries, the proxies and the words of an error. Model servers have a
-client of their own (jec_client), because there every tenth of a millisecond counts.
+Timeouts, retries, proxies and error texts are set here, for all of them. Model servers have their
+own client (jec_client), which is faster.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import requests
 
 SECONDS = 15.0
-"""For an answer, unless the caller knows better."""
+"""Time limit for an answer, unless the caller sets one."""
 CONNECT_SECONDS = 6.0
 """For a connection: time for TCP's first packet and its repetitions after 1 s and 3 s."""
 RETRIES = 1
@@ -44,14 +44,14 @@ def session() -> requests.Session:
         # a server may ask for an hour
         respect_retry_after_header=False,
     )
-    made = requests.Session()
+    new_session = requests.Session()
     for scheme in ("https://", "http://"):
-        made.mount(scheme, HTTPAdapter(max_retries=retry))
-    made.headers["User-Agent"] = "jec-pipeline"
+        new_session.mount(scheme, HTTPAdapter(max_retries=retry))
+    new_session.headers["User-Agent"] = "jec-pipeline"
     # Without an `auth`, requests replaces our Authorization header by a login of ~/.netrc
     # (psf/requests#3929).
-    made.auth = lambda request: request
-    return made
+    new_session.auth = lambda request: request
+    return new_session
 
 
 def send(

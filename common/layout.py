@@ -1,13 +1,16 @@
-"""Where everything of a run lies: the one place that knows the files in a run's folder."""
+"""Addresses of the files in a run's folder; no other module has their names."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
+import shlex
 
 from common import storage
+from common.storage.addresses import local_path
 
 LAST_SUCCESS = "last_success"
-"""Folder beside the runs: the last run of each set of parameters that came to its end."""
+"""Folder beside the runs: the last completed run for each set of parameters."""
 RAW_SUFFIX = "-raw"  # of the model that takes the files' own columns
 
 
@@ -25,6 +28,20 @@ class RunFolder:
         """An address below the folder."""
         return storage.join(self.uri, *parts)
 
+    @property
+    def resume_command(self) -> str:
+        """The command that resumes the run, with the folder or address that holds it.
+
+        >>> RunFolder("s3://bucket/runs/pfn-0a1b2c3d").resume_command
+        'python pipeline.py --s3-bucket s3://bucket/runs --resume pfn-0a1b2c3d'
+        """
+        flag, uri = "--s3-bucket", self.uri.rstrip("/")
+        if storage.is_local(uri):
+            # `latest` is a link to a run, and not a run id.
+            flag, uri = "--output", os.path.realpath(local_path(uri))
+        place, _, run_id = uri.rpartition("/")
+        return f"python pipeline.py {shlex.join([flag, place or '/', '--resume', run_id])}"
+
     # Records (common.records; run.json: common.run.Run)
 
     @property
@@ -39,7 +56,7 @@ class RunFolder:
 
     @property
     def start(self) -> str:
-        """start_at.json: the step that --start-at asked the last job to start at."""
+        """start_at.json: the step at which --start-at let the last job start."""
         return self.path("start_at.json")
 
     @property

@@ -5,8 +5,7 @@ network), `standard` (jetPt as it is in the file), `trees` (boosted trees, where
 `baseline` (an earlier model, where one is named) and `uncorrected` (jetRawPt, where it is among the
 observers).
 
-OMIT_DEFAULTS of a class says that parts which are None by default are left out of the file where
-there are none.
+A class with OMIT_DEFAULTS leaves fields that have their default value out of the file.
 """
 
 from __future__ import annotations
@@ -127,7 +126,7 @@ class ResponseBin(Calibrated[Response], PtBin):
 class Weighted:
     """The summary with each jet counted eventWeight times.
 
-    A bin whose gain is too uncertain to tell anything is in MetricsRecord.unmeasured.
+    A bin whose gain is too uncertain is in MetricsRecord.unmeasured instead.
     """
 
     gain: Interval | None
@@ -192,7 +191,7 @@ class Pileup:
     """Response and resolution against pile-up."""
 
     column: str
-    """Of the file."""
+    """Name of the column in the file."""
     slices: list[PileupSlice]
     """Those with enough jets."""
 
@@ -231,7 +230,7 @@ class ResidualBin(PtBin):
     with_residual: Interval
     without: Interval
     measured: bool
-    """False where the interval is too wide to tell."""
+    """False where the interval is too wide (ResidualEffect.measured_to)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -245,13 +244,13 @@ class ResidualGain:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResidualEffect:
-    """What the model's residual correction does on the test jets."""
+    """Effect of the model's residual correction on the test jets."""
 
     bins: list[ResidualBin]
     gain: ResidualGain | None
     """None with too few jets."""
     measured_to: float
-    """A bin counts as measured if its interval reaches no farther than so to either side."""
+    """Largest half-width of an interval with which a bin counts as measured."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -285,8 +284,9 @@ class FlavourBin(Calibrated[Interval], PtBin):
 class FlavourSpread:
     """Standard deviation of the median response between the flavours of one region.
 
-    That of the medians' noise is taken off (physics.response.spread_squared); 0 where the noise
-    explains all of it. Runs of earlier versions have the largest minus the smallest median.
+    The statistical noise of the medians is subtracted (physics.response.spread_squared); the spread
+    is 0 if noise explains all of it. In runs of earlier versions it is the largest minus the
+    smallest median.
     """
 
     OMIT_DEFAULTS: ClassVar[bool] = True
@@ -295,8 +295,8 @@ class FlavourSpread:
     """Those with enough jets; the others are in MetricsRecord.unmeasured."""
     spread: Calibrated[Interval]
     reduction: Interval | None
-    """What the model takes off the standard JEC's spread (per cent, paired); None where that spread
-    may be zero.
+    """Share of the standard JEC's spread that the model removes (per cent, paired); None where that
+    spread may be zero.
     """
     uds_minus_g: Calibrated[Interval] | None = None
 
@@ -320,7 +320,7 @@ class Band:
     low: str
     high: str
     nominal: float
-    """The share of jets that ought to lie between them."""
+    """The share of jets that should lie between them."""
     coverage: Interval
     num_crossed: int
     """Jets whose lower quantile lies above the higher one."""
@@ -390,7 +390,7 @@ class SamePt:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Uncertainty:
-    """What the quantiles of a network are worth (physics.uncertainty)."""
+    """How well the quantiles of a network describe the jets (physics.uncertainty)."""
 
     columns: list[str]
     num_jets: int
@@ -418,20 +418,20 @@ class Trees:
     reason: str = ""
     """Why there are none, as a sentence without its full stop; empty where there are."""
     columns: list[str] = dataclasses.field(default_factory=list)
-    """What they take."""
+    """Columns that they take."""
     missing: list[str] = dataclasses.field(default_factory=list)
-    """What they would take, and the files do not have."""
+    """Columns that they would take, but that the files lack."""
     num_training_jets: int = 0
     num_trees: int = 0
     seconds: float = 0.0
-    """Of the training."""
+    """Duration of the training."""
     scikit_learn: str = ""
     """Its version."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InputImportance:
-    """What a group of inputs is worth: the gain that is lost when it is shuffled among the jets."""
+    """Importance of a group of inputs: the gain that is lost when it is shuffled among the jets."""
 
     name: str
     inputs: list[str]
@@ -453,7 +453,7 @@ class InputImportance:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Importances:
-    """What each group of inputs is worth to the model, most first."""
+    """Importance of each group of inputs, the largest first."""
 
     num_jets: int
     """Test jets above 30 GeV on which it was measured."""
@@ -486,7 +486,7 @@ class Unmeasured:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GateSettings:
-    """What the gate asks for, and the seed of the bootstrap."""
+    """Limits of the gate, and the seed of the bootstrap."""
 
     OMIT_DEFAULTS: ClassVar[bool] = True
 
@@ -511,10 +511,11 @@ class GateSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GateCheck:
-    """A number that the gate judged, in units of `unit`.
+    """One number that the gate judged; value, standard, limit and margin have the unit `unit`.
 
-    The number is better than allowed by `margin`: limit - |value|, with the interval that decides
-    (for the gain: value - limit, and the plain interval).
+    `margin` is how far the value is on the allowed side of the limit: limit - |value|, or
+    value - limit for the gain. The gate decides by its interval, which is corrected for the number
+    of tests, except for the gain.
     """
 
     quantity: str
@@ -554,14 +555,14 @@ class EdgeStep:
     num_outside: int
     model_inside: Interval | None
     standard_inside: Interval | None
-    """Of the same jets."""
+    """Standard JEC for the same jets."""
     standard_outside: Interval | None
     """Of the jets to which the raw model returns the standard correction unchanged."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Inference:
-    """The speed of ONNX Runtime by itself: inputs are prepared and in memory."""
+    """Speed of ONNX Runtime alone, with prepared inputs in memory."""
 
     jets_per_second: float | None
     """None without jets."""

@@ -1,6 +1,6 @@
 """A progress bar with rate and time left.
 
-On a terminal it moves; elsewhere (a pod's log, a file) a line is printed now and then.
+On a terminal the bar moves; elsewhere (a pod's log, a file) a line is printed every ten seconds.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ QUIET_SECONDS = 10.0
 
 
 class Progress:
-    """Counts things done out of `total` and shows it on stderr. Use as a context manager.
+    """Show on stderr how many of `total` items are done. Use as a context manager.
 
     >>> with Progress("decoding", total=3, unit="files") as progress:
     ...     progress.advance(1, note="a.root")
@@ -41,12 +41,12 @@ class Progress:
         self._show(final=kind is None)
 
     def resume(self, done: int) -> None:
-        """Begin with things that an earlier process has done, which take no part in the rate."""
+        """Start with items that an earlier process has done; they do not count for the rate."""
         self.done = done
         self._resumed = done
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        """Count more things done, and show it if the last time is long enough ago."""
+        """Count more items as done; update the display if the last update is long enough ago."""
         self.done += count
         self._note = note or self._note
         now = time.monotonic()
@@ -59,9 +59,9 @@ class Progress:
         seconds = max(time.monotonic() - self._started, 1e-9)
         rate = (self.done - self._resumed) / seconds
         share = min(self.done / self.total, 1.0) if self.total else 1.0
-        left = (self.total - self.done) / rate if rate > 0 else 0.0
+        seconds_left = (self.total - self.done) / rate if rate > 0 else 0.0
         bar = "█" * int(20 * share) + "░" * (20 - int(20 * share))
-        time_part = f"{clock(left)} left" if share < 1 else f"in {clock(seconds)}"
+        time_part = f"{clock(seconds_left)} left" if share < 1 else f"in {clock(seconds)}"
         note = f"  {self._note}" if self._note else ""
         speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
         return (

@@ -35,8 +35,8 @@ def version() -> str:
     path = ROOT / "pyproject.toml"
     if not path.is_file():
         return "unknown"
-    found = re.search(r'^version = "([^"]+)"', path.read_text(), re.MULTILINE)
-    return found[1] if found else "unknown"
+    match = re.search(r'^version = "([^"]+)"', path.read_text(), re.MULTILINE)
+    return match[1] if match else "unknown"
 
 
 def git_commit() -> str:

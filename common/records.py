@@ -47,12 +47,12 @@ from common.measurements import (
 Value = TypeVar("Value")
 
 JsonObject: TypeAlias = dict[str, Any]
-"""An object of JSON whose keys are not known here."""
+"""A JSON object with any keys."""
 
 TrialStatus = Literal[
     "Succeeded", "Failed", "EarlyStopped", "Killed", "MetricsUnavailable", "Running", "Pending"
 ]
-COUNTED: tuple[TrialStatus, ...] = ("Succeeded", "EarlyStopped")
+STATUSES_WITH_OBJECTIVE: tuple[TrialStatus, ...] = ("Succeeded", "EarlyStopped")
 """Status of the trials whose objective counts."""
 
 
@@ -82,7 +82,7 @@ def _converter() -> Any:
     return converter
 
 
-def _structured(content: object, form: type[Value], where: str) -> Value:
+def _parse(content: object, form: type[Value], where: str) -> Value:
     """The content of a JSON file as a value of a type. Raises InputError where it is none."""
     try:
         value: Value = _converter().structure(content, form)
@@ -158,7 +158,7 @@ class Record:
         if not isinstance(content, Mapping):
             raise InputError(f"{where} holds a {type(content).__name__}, not names with values")
         cls._refuse_later_version(content, where)
-        return _structured(content, cls, where)
+        return _parse(content, cls, where)
 
     @classmethod
     def _refuse_later_version(cls, content: Mapping[str, Any], where: str) -> None:
@@ -272,7 +272,7 @@ def find_history(uri: str) -> list[EpochRecord]:
 
     Raises InputError where it is not of this form.
     """
-    return _structured(storage.find_json(uri, []), list[EpochRecord], uri)
+    return _parse(storage.find_json(uri, []), list[EpochRecord], uri)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -321,7 +321,7 @@ class Trial:
     @property
     def counts(self) -> bool:
         """Whether its objective counts."""
-        return self.status in COUNTED
+        return self.status in STATUSES_WITH_OBJECTIVE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -342,7 +342,7 @@ class Objective:
         """The best of some values."""
         return min(values) if self.type == "minimize" else max(values)
 
-    def ranked(self, trials: Sequence[Trial]) -> list[Trial]:
+    def best_first(self, trials: Sequence[Trial]) -> list[Trial]:
         """The trials, best first, the first of equals first, those without a value last."""
         sign = 1 if self.type == "minimize" else -1
 
@@ -363,9 +363,9 @@ class SearchRecord(Record):
     early_stopping: str = "none"
     seed: int | None = None
     asked: int | None = None
-    """How many trials the search was to have in all."""
+    """Total number of trials that were requested."""
     carried: int = 0
-    """So many trials, the first ones, belong to experiments before this one."""
+    """Number of trials, the first ones, that belong to earlier experiments."""
     optimal: str
     trials: list[Trial]
 
@@ -382,7 +382,7 @@ class SearchRecord(Record):
         return value
 
     @property
-    def counted(self) -> list[tuple[Trial, float]]:
+    def trials_with_values(self) -> list[tuple[Trial, float]]:
         """The trials that have an objective that counts, each with it, in their order."""
         # As Katib counts: the values of a trial that failed or was killed say nothing.
         pairs = []
@@ -423,7 +423,7 @@ class ResumedRecord(Record):
     """The parameters of the run that their jobs had, as text."""
     names: list[str]
     failed: list[Trial]
-    """Those that failed. The others are known by what they left in their folders."""
+    """Trials that failed. The state of the others follows from the files in their folders."""
 
 
 # ------------------------------------------------------------------------------------- export.json
@@ -481,7 +481,7 @@ class ModelRecord:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResidualPoint:
-    """What a pT bin of validation jets said about the residual correction."""
+    """The residual correction measured in a pT bin of validation jets."""
 
     region: str
     pt: float
@@ -492,7 +492,7 @@ class ResidualPoint:
     error: float
     """Standard deviation of `needed`."""
     applied: float
-    """The correction at this pT: smoothed, and drawn towards 1 by the errors."""
+    """The correction at this pT, after smoothing."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -596,7 +596,7 @@ class MetricsRecord(Record):
     bins: list[ResponseBin]
     curves: list[ResponseBin]
     weighted: Weighted | None
-    """None where the jets have no weights, or equal ones, or such that mean nothing."""
+    """None where the jets have no weights, equal ones, or invalid ones."""
     core: list[CoreBin]
     residuals: dict[str, list[ResidualSlice]]
     """Column -> its slices."""
@@ -718,12 +718,12 @@ class RecordOfSteps(Record):
         steps = content.get("steps") if isinstance(content, Mapping) else None
         if not isinstance(steps, Mapping):  # there are none, or what follows refuses it
             return super().from_json(content, where)
-        renamed = {}
+        current_steps = {}
         for name, entry in steps.items():
-            renamed[name] = entry
+            current_steps[name] = entry
             if isinstance(entry, Mapping) and "repeats" in entry:
-                renamed[name] = {"retryable": not entry["repeats"], **entry}
-        return super().from_json({**content, "steps": renamed}, where)
+                current_steps[name] = {"retryable": not entry["repeats"], **entry}
+        return super().from_json({**content, "steps": current_steps}, where)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -757,11 +757,11 @@ class SummaryRecord(RecordOfSteps):
     gain_percent: Interval | None = None
     gate: bool | None = None
     gate_settings: GateSettings | None = None
-    """What the gate asked for."""
+    """Limits of the gate."""
     service: str | None = None
     report: str | None = None
     resume: str = ""
-    """The command that goes on with a run that did not end well; empty for any other.
+    """The command that resumes a run that did not end well; empty for any other.
 
-    A comment of the shell at its end says what a pod cannot know of it: Kubeflow's address.
+    Where a pod wrote it, a shell comment at its end names the missing part, Kubeflow's address.
     """

@@ -1,4 +1,4 @@
-"""One run: its names and the places of its files, all made of the run id.
+"""One run: its names and the addresses of its files, which follow from the run id.
 
 run.json is its record.
 """
@@ -23,7 +23,7 @@ SLUG = 20
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """A run whose id and storage are settled.
+    """A run with its id and storage.
 
     `record` holds what run.json says beyond the configuration.
     """
@@ -106,8 +106,8 @@ def read_run(place: str) -> dict[str, Any]:
             f"{place} is damaged: it holds no run_id and config; copy it from the run's results"
             " again, or start a new run"
         )
-    known: dict[str, Any] = content
-    return known
+    run_content: dict[str, Any] = content
+    return run_content
 
 
 def slug(network_config: str) -> str:

@@ -1,8 +1,8 @@
-"""Temporary folders that end with their process, also where that is killed.
+"""Temporary folders that are removed after their process has ended, even if it was killed.
 
 A process holds a lock in its folder as long as it lives; the next command that makes a folder with
-the same prefix removes those without a holder. So it works wherever the temporary folder is seen
-from, such as another container.
+the same prefix removes those without a lock. This also works for processes in other containers
+that share the temporary folder.
 """
 
 from __future__ import annotations
@@ -19,36 +19,38 @@ from common.storage import space
 
 LOCK = ".lock"
 YOUNG_SECONDS = 60.0
-"""A folder without a lock may be just being made."""
+"""Age from which a folder without a lock is removed; a younger one may get it still."""
 
 
 @contextlib.contextmanager
 def folder(prefix: str) -> Iterator[Path]:
-    """A folder below the temporary one, which goes with the block; those of killed commands go now.
+    """Make a temporary folder for the block, and remove those of killed commands.
 
-    prefix: of its name, which other programs do not use. Raises FullDiskError where a disk is full
-    that it, or what the block writes without a name, lies on.
+    prefix: of the folder's name, which no other program uses. Raises FullDiskError where the disk
+    of the folder, or of temporary files that the block writes, is full.
     """
     parent = space.temporary_folder()
-    remove_left(prefix)
+    remove_abandoned(prefix)
     with (
-        space.explained(parent),
+        space.catch_full_disk(parent),
         # another process may remove what it holds while it is removed itself
         tempfile.TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True) as path,
-        # before the folder goes, and the room that it took is free again
-        space.explained(parent),
+        # handles errors before the folder is removed, which frees its space
+        space.catch_full_disk(parent),
         open(Path(path) / LOCK, "wb") as lock,
     ):
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield Path(path)
 
 
-def remove_left(prefix: str) -> None:
+def remove_abandoned(prefix: str) -> None:
     """Remove folders with this prefix whose process has ended."""
-    for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
-        with contextlib.suppress(OSError):  # another's, gone, or locked by a living command
-            if left.is_symlink() or time.time() - left.stat().st_mtime <= YOUNG_SECONDS:
+    for path in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        with contextlib.suppress(
+            OSError
+        ):  # of another user, removed meanwhile, or locked by a running command
+            if path.is_symlink() or time.time() - path.stat().st_mtime <= YOUNG_SECONDS:
                 continue
-            with open(left / LOCK, "rb") as lock:
+            with open(path / LOCK, "rb") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(left)
+                shutil.rmtree(path)

@@ -6,10 +6,10 @@
     tracker.log_epochs(trial, history)
 
 MLflow's runs are known by their tags, so that a run that is resumed, a pod that is started again
-and a second look at a trial all go on in the same MLflow run, and nothing is logged twice.
+and a trial that is logged again all use the same MLflow run, and nothing is logged twice.
 
-No result rests on the server: whoever logs while a run goes on does so within `tolerated`. The
-package mlflow (or mlflow-skinny) is imported where it is used: it takes seconds.
+No result depends on the server: code that logs during a run does so within `tolerate_failures`. The
+package mlflow (or mlflow-skinny) is imported where it is used, because importing it takes seconds.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ Epoch = Mapping[str, Any]
 
 
 def address_of(config: RunConfig) -> str:
-    """The server's address by the configuration, or by the environment; empty for no tracking."""
+    """Return the server's address from the configuration or environment; empty for no tracking."""
     if config.mlflow == NONE:
         return ""
     if config.mlflow != AUTO:
@@ -63,8 +63,8 @@ def address_of(config: RunConfig) -> str:
     return os.environ.get(ADDRESS, "").strip()
 
 
-def settled(config: RunConfig, *, on_this_machine: bool) -> RunConfig:
-    """The configuration with the server's address in place of 'auto', where the environment has it.
+def with_server_address(config: RunConfig, *, on_this_machine: bool) -> RunConfig:
+    """Replace 'auto' by the server's address where the environment has one.
 
     An address that comes from a Secret stays there. Raises InputError for one that holds a login.
     """
@@ -121,8 +121,8 @@ class Tracker:
     def trial(self, name: str) -> str:
         """MLflow's id of a trial's run; made where the server has none."""
         tags = {RUN_ID: self.run_id, TRIAL: name}
-        nested = {KIND: "trial", "mlflow.parentRunId": self.parent}
-        return self._id_of(tags) or self._create(name, {**tags, **nested})
+        trial_tags = {KIND: "trial", "mlflow.parentRunId": self.parent}
+        return self._id_of(tags) or self._create(name, {**tags, **trial_tags})
 
     def log_parameters(self, mlflow_run: str, parameters: Mapping[str, object]) -> None:
         """Log those that are not logged yet: MLflow lets no parameter change."""
@@ -143,10 +143,10 @@ class Tracker:
         if mlflow_run not in self._logged:
             entries = self.client.get_metric_history(mlflow_run, "train_loss")
             self._logged[mlflow_run] = {entry.step for entry in entries}
-        logged = self._logged[mlflow_run]
+        logged_epochs = self._logged[mlflow_run]
         metrics = []
         for record in history:
-            if record["epoch"] in logged:
+            if record["epoch"] in logged_epochs:
                 continue
             values = {"train_loss": record.get("train_loss"), **record.get("metrics", {})}
             moment = _milliseconds(record.get("time", ""))
@@ -155,7 +155,7 @@ class Tracker:
                     metrics.append(Metric(name, value, moment, record["epoch"]))
         for first in range(0, len(metrics), MOST_METRICS):
             self.client.log_batch(mlflow_run, metrics=metrics[first : first + MOST_METRICS])
-        logged |= {record["epoch"] for record in history}
+        logged_epochs |= {record["epoch"] for record in history}
 
     def log_metrics(self, mlflow_run: str, metrics: Mapping[str, float]) -> None:
         """Log metrics without a step; those that are not finite are left out."""
@@ -198,12 +198,18 @@ def connect(address: str, *, experiment: str, run_id: str) -> Tracker:
     with _one_sentence(f"--mlflow {address}"):
         experiment_id = os.environ.get("MLFLOW_EXPERIMENT_ID", "")
         if not experiment_id or "MLFLOW_RUN_ID" not in os.environ:
-            known = client.get_experiment_by_name(experiment)
+            existing = client.get_experiment_by_name(experiment)
             folder = None
             if address.startswith(SQLITE):  # by itself it would be below the working directory
                 folder = str(Path(address.removeprefix(SQLITE)).parent / "mlartifacts")
-            made = known or client.create_experiment(experiment, artifact_location=folder)
-            experiment_id = made if isinstance(made, str) else made.experiment_id
+            mlflow_experiment = existing or client.create_experiment(
+                experiment, artifact_location=folder
+            )
+            experiment_id = (
+                mlflow_experiment
+                if isinstance(mlflow_experiment, str)
+                else mlflow_experiment.experiment_id
+            )
     return Tracker(client, experiment_id, run_id)
 
 
@@ -240,8 +246,8 @@ def verdict(*, passed: bool, reasons: Sequence[str]) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def tolerated(say: Say, consequence: str) -> Iterator[None]:
-    """Turn whatever fails in tracking into a warning with its consequence."""
+def tolerate_failures(say: Say, consequence: str) -> Iterator[None]:
+    """Report any failure of tracking in the block as a warning, with its consequence."""
     try:
         yield
     except InterruptedRun:

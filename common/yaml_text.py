@@ -20,6 +20,7 @@ def load(text: str, where: str) -> Any:
     """
     import yaml
 
+    node = None
     try:
         loader = yaml.SafeLoader(text)
         try:
@@ -33,10 +34,41 @@ def load(text: str, where: str) -> Any:
     except yaml.YAMLError as error:
         raise InputError(f"{where} is neither YAML nor JSON: {_problem(error)}") from None
     except RecursionError:
-        raise InputError(f"{where} is nested too deeply to be read") from None
-    except (ValueError, TypeError, AttributeError) as error:
-        # of a date such as 2001-99-99, a number of 5,000 digits, a list as a key
-        raise InputError(f"{where} has a value that cannot be read: {error}") from None
+        raise InputError(
+            f"{where}: lists and mappings are nested more than {DEEPEST} deep; flatten them"
+        ) from None
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        # of a date such as 2001-99-99, a number of 5,000 digits, the escape \UFFFFFFFF
+        line = _line_of_fault(node) if node else loader.line + 1
+        place = f"{where}, line {line}" if line else where
+        raise InputError(
+            f"{place}: a value cannot be read: {error}; correct it, or put it in quotes to make it"
+            " text"
+        ) from None
+
+
+def _line_of_fault(root: Any) -> int:
+    """The line of the first scalar that cannot become a value; 0 if there is none."""
+    import yaml
+
+    loader = yaml.SafeLoader("")
+    waiting: list[Any] = [root]
+    known: set[int] = set()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in known:
+            continue
+        known.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            waiting += [part for pair in reversed(node.value) for part in reversed(pair)]
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += reversed(node.value)
+        else:
+            try:
+                loader.construct_object(node)
+            except (ValueError, TypeError, AttributeError, OverflowError, yaml.YAMLError):
+                return int(node.start_mark.line) + 1
+    return 0
 
 
 def _problem(error: Exception) -> str:
@@ -63,7 +95,7 @@ def _size(node: Any, where: str, depth: int, sizes: dict[int, int], above: set[i
     line = node.start_mark.line + 1
     if id(node) in above:
         raise InputError(
-            f"{where}, line {line}: a list or mapping contains itself; take the alias out"
+            f"{where}, line {line}: a list or mapping contains itself; remove the alias (*name)"
         )
     if depth > DEEPEST:
         raise InputError(
@@ -83,7 +115,8 @@ def _size(node: Any, where: str, depth: int, sizes: dict[int, int], above: set[i
     above.discard(id(node))
     if size > MOST_NODES:
         raise InputError(
-            f"{where}, line {line}: aliases make more than {MOST_NODES:,} values of it"
+            f"{where}, line {line}: with its aliases (*name) this list or mapping has more than"
+            f" {MOST_NODES:,} values; remove some of them"
         )
     sizes[id(node)] = size
     return size

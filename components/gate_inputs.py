@@ -20,7 +20,7 @@ from common.errors import InputError
 from common.measurements import GateSettings
 from evaluating.requirements import check_observers, label_reason
 from physics.gate import reasons_of_jets
-from physics.metrics import NEEDED
+from physics.metrics import REQUIRED_COLUMNS
 from weaver.config.data_config import DataConfig
 from weaver.config.reference import no_residual_because
 
@@ -91,8 +91,8 @@ def random_columns(data_config: DataConfig) -> dict[str, NDArray[np.float64]]:
 
 def missing_of_jets(test_set: str, config: RunConfig) -> list[str]:
     """Return why the gate will refuse every model on the decoded test jets in `test_set`."""
-    columns = stored_columns(test_set, (*NEEDED, *FLAVOURS))
-    if not set(NEEDED) <= set(columns):
+    columns = stored_columns(test_set, (*REQUIRED_COLUMNS, *FLAVOURS))
+    if not set(REQUIRED_COLUMNS) <= set(columns):
         return []
     return reasons_of_jets(columns, settings_of(config))
 

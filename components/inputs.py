@@ -35,6 +35,11 @@ if TYPE_CHECKING:
 
 COPIES = frozenset({"data.yaml", "network.py", "search_space.json"})
 """Files in a run's folder `config`; the files that a network file imports are copied there too."""
+PROJECT_NETWORKS = (
+    "networks/pfn_regressor_open.py",
+    "networks/particle_net_regressor_open.py",
+)
+"""Networks whose input groups are known (INPUTS), so that one can be named in place of another."""
 SAMPLE = "sample"
 """Value of --data-train, --data-val and --data-test for jets that prepare generates."""
 
@@ -178,8 +183,10 @@ def check_network(inputs: Inputs) -> Result:
     try:
         inputs.parameters = check_builds(inputs.space, inputs.network, inputs.known_data_config)
     except InputError as error:
+        chosen = inputs.config.network_config
         other = network_for(inputs.known_data_config)
-        if other is None or other == inputs.config.network_config:
+        # Whoever gives a network of their own wants that one.
+        if chosen not in PROJECT_NETWORKS or other in (None, chosen):
             raise
         raise InputError(
             f"{error}; the network for these inputs is --network-config {other}"
@@ -202,10 +209,10 @@ def network_for(data_config: DataConfig) -> str | None:
     It needs torch.
     """
     groups = set(data_config.input_names)
-    for name in ("pfn_regressor_open", "particle_net_regressor_open"):
-        network = importlib.import_module(f"networks.{name}")
+    for path in PROJECT_NETWORKS:
+        network = importlib.import_module(path.removesuffix(".py").replace("/", "."))
         if set(network.INPUTS) <= groups <= {*network.INPUTS, *network.OPTIONAL_INPUTS}:
-            return f"networks/{name}.py"
+            return path
     return None
 
 
@@ -256,6 +263,17 @@ def check_sets_apart(inputs: Inputs) -> Result:
                 " file in common"
             )
         split_of |= dict.fromkeys(uris, split)
+    unread = [
+        split
+        for split, pattern in inputs.patterns.items()
+        if pattern != SAMPLE and split not in inputs.files
+    ]
+    if unread:
+        return Result(
+            text=f"not compared: the {' and '.join(unread)} files could not be read",
+            is_checked=False,
+            cure=f"correct --data-{unread[0]}",
+        )
     return Result(text="no file is in two of them")
 
 
@@ -270,8 +288,14 @@ def check_raw_model(inputs: Inputs) -> Result:
 
     if inputs.config.raw_model == NONE:
         return Result(text="--raw-model none: it is not exported")
-    if "val" not in inputs.file_checks:
+    if inputs.patterns["val"] == SAMPLE:
         return Result(text="checked when the validation jets have been generated")
+    if "val" not in inputs.file_checks:
+        return Result(
+            text="not checked: the validation files could not be read",
+            is_checked=False,
+            cure="correct --data-val",
+        )
     entry = inputs.file_checks["val"].files[0].entry
     config = inputs.known_data_config
     try:
@@ -307,7 +331,7 @@ def check_baseline(inputs: Inputs) -> Result:
     if not storage.exists(storage.join(storage.absolute(baseline), "metrics.json")):
         raise InputError(
             f"--baseline {baseline} has no metrics.json; give the folder of a run that was"
-            " evaluated"
+            " evaluated (python pipeline.py --list shows the gain of those)"
         )
     warning = ""
     record = RunRecord.find(RunFolder(storage.absolute(baseline)).run)

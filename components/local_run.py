@@ -66,7 +66,9 @@ class LocalRun:
         self.output, self.serve, self.started = output.resolve(), serve, time.monotonic()
         self.quiet = quiet
         place = str(self.output) if config.s3_bucket == AUTO else storage.absolute(config.s3_bucket)
-        self.config = tracking.settled(config.replace(s3_bucket=place), on_this_machine=True)
+        self.config = tracking.with_server_address(
+            config.replace(s3_bucket=place), on_this_machine=True
+        )
         self.run: Run | None = None
         # set if --if-data-changed ended the run after prepare
         self.unchanged: UnchangedRecord | None = None
@@ -113,7 +115,7 @@ class LocalRun:
 
         Raises JecError.
         """
-        with space.explained(self.output):
+        with space.catch_full_disk(self.output):
             if self.config.run_id != AUTO:
                 self._take_lock(self.config.run_id)
             chain.compile_to(ir, self.config)

@@ -115,7 +115,7 @@ def prepare(
         namespace=namespace(config),
         baseline=baseline_folder(config),
     )
-    config = tracking.settled(config, on_this_machine=step.LOCAL_DIR in os.environ)
+    config = tracking.with_server_address(config, on_this_machine=step.LOCAL_DIR in os.environ)
 
     # Refuse what cannot be used.
     run = Run(config=config)
@@ -223,7 +223,7 @@ def baseline_folder(config: RunConfig) -> str:
     if not storage.exists(storage.join(uri, "metrics.json")):
         raise InputError(
             f"--baseline {config.baseline} has no metrics.json; give the folder of a run that was"
-            " evaluated"
+            " evaluated (python pipeline.py --list shows the gain of those)"
         )
     return uri
 
@@ -379,7 +379,7 @@ def fill(run: Run, inputs: Inputs, job_id: str = "") -> None:
     storage.write_text(run.path("config", "network.py"), inputs.network.source)
     write_siblings(inputs.network.siblings, run.path("config"))
     storage.write_text(run.path("config", "search_space.json"), run.config.search_space + "\n")
-    card.keep(run.config.card, run.path("config"))
+    card.copy_to(run.config.card, run.path("config"))
     record = RunRecord(
         data=sets,
         data_fingerprint=unchanged.data_fingerprint(inputs),
@@ -417,9 +417,9 @@ def say_disk_need(run: Run, inputs: Inputs) -> None:
     folder = local_path(run.config.s3_bucket)
     need, free = int(data + trials + models), space.free_bytes(folder)
     line = (
-        f"the run may take {space.shown(need)} in {folder} (jets {space.shown(int(data))},"
-        f" {run.config.max_trials} trials {space.shown(trials)}, models and reports"
-        f" {space.shown(models)}); {space.shown(free)} are free"
+        f"the run may take {space.size_text(need)} in {folder} (jets {space.size_text(int(data))},"
+        f" {run.config.max_trials} trials {space.size_text(trials)}, models and reports"
+        f" {space.size_text(models)}); {space.size_text(free)} are free"
     )
     step.say(line if need <= free else f"warning: {line}")
 

@@ -193,7 +193,7 @@ def _say_cautions(run: Run) -> None:
 
 def _say_what_follows(run: Run, trials: Sequence[Trial]) -> None:
     """Print that earlier trials count, and whether the algorithm uses them."""
-    algorithm = algorithms.offered(run.config.algorithm)
+    algorithm = algorithms.find_offered(run.config.algorithm)
     note = ""  # random needs no earlier trials
     if algorithm.learns:
         note = f"; {algorithm.name} learns from trials, but starts without these"
@@ -240,7 +240,7 @@ def as_record(
     run: Run, manifest: Manifest, result: ExperimentResult, num_earlier: int
 ) -> SearchRecord:
     """Return the content of search.json; `num_earlier` trials come from earlier experiments."""
-    setting = algorithms.offered(run.config.algorithm).seed_setting
+    setting = algorithms.find_offered(run.config.algorithm).seed_setting
     names = [one["name"] for one in manifest["spec"]["algorithm"]["algorithmSettings"]]
     return SearchRecord(
         experiment=result.name,

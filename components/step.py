@@ -183,7 +183,7 @@ def with_status(name: str, run: Run, body: Callable[[], None], *, job_id: str = 
     """
     folder = local_path(run.uri) if storage.is_local(run.uri) else None
     try:
-        with reserved(folder), space.explained(*([folder] if folder else [])):
+        with reserved(folder), space.catch_full_disk(*([folder] if folder else [])):
             write_status(run, name, "running", job_id=job_id)
             body()
             write_status(run, name, "done", job_id=job_id)

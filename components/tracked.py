@@ -40,7 +40,7 @@ def connect(config: RunConfig, *, is_resumed: bool) -> tracking.Tracker | None:
     """
     if not is_resumed:
         return tracking.of_run(config)
-    with tracking.tolerated(step.say, GOES_ON):
+    with tracking.tolerate_failures(step.say, GOES_ON):
         return tracking.of_run(config)
     return None
 
@@ -60,7 +60,7 @@ def begin(tracker: tracking.Tracker | None, run: Run) -> None:
         "mlflow.source.name": "pipeline.py",
         "mlflow.user": run.config.user,
     }
-    with tracking.tolerated(step.say, GOES_ON):
+    with tracking.tolerate_failures(step.say, GOES_ON):
         tracker.start(parameters, tags)
         _log_file(tracker, run.folder.run)
         step.say(f"MLflow: experiment {run.config.experiment_name}, run {tracker.parent}")
@@ -68,7 +68,7 @@ def begin(tracker: tracking.Tracker | None, run: Run) -> None:
 
 def log_search(run: Run, search: SearchRecord) -> None:
     """Log each trial's final status, and what an interrupted trial could not log itself."""
-    with tracking.tolerated(step.say, GOES_ON):
+    with tracking.tolerate_failures(step.say, GOES_ON):
         tracker = tracking.of_run(run.config)
         if tracker is None:
             return
@@ -101,7 +101,7 @@ def _log_trial(tracker: tracking.Tracker, run: Run, trial: Trial, *, is_best: bo
 def end(uri: str, summary: SummaryRecord) -> None:
     """Log a run's final state, report and metrics."""
     folder = RunFolder(uri)
-    with tracking.tolerated(step.say, GOES_ON):
+    with tracking.tolerate_failures(step.say, GOES_ON):
         if summary.state not in STATUS_OF_RUN or not storage.exists(folder.run):
             return
         tracker = tracking.of_run(Run.load(uri).config)

@@ -1,7 +1,4 @@
-"""What must hold for a file of the JetNtuple, whoever made it.
-
-Its schema, its values, and that no jet is in two sets.
-"""
+"""Checks of JetNtuple files: their schema, their values, and that no jet is in two sets."""
 
 from __future__ import annotations
 
@@ -67,9 +64,8 @@ MASSES = {
 }
 """Mass -> pT and pseudorapidity of the same jet."""
 ROUNDED_MASS = 2**-11
-"""A massless jet's mass by its energy, at most: in float32 E^2 - p^2 of it is off by 2^-22 E^2.
-
-Of a negative square the root is stored with a minus.
+"""Largest |mass| / energy that rounding gives a massless jet: float32 has E^2 - p^2 wrong by up to
+2^-22 E^2. Where that is negative, the file has minus the root of its absolute value.
 """
 
 CANDIDATE_IDS = (1, 2, 11, 13, 22, 130, 211)
@@ -78,16 +74,16 @@ CANDIDATE_IDS = (1, 2, 11, 13, 22, 130, 211)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Finding:
-    """Something that is not as it should be: how bad, where, what, and what to do about it."""
+    """A problem in a file: its level (ERROR or WARNING), place, description and remedy."""
 
     level: str
     where: str
-    found: str
-    cure: str
+    problem: str
+    remedy: str
 
 
 def schema(where: str, present: Mapping[str, str]) -> list[Finding]:
-    """Branches that are missing or not of their type.
+    """Find branches that are missing or have another type than the schema.
 
     present: branch -> type by NumPy's name ('float32').
     """
@@ -101,8 +97,8 @@ def schema(where: str, present: Mapping[str, str]) -> list[Finding]:
                 Finding(
                     level=ERROR,
                     where=where,
-                    found=f"branch {branch.name} is missing (there is {near})",
-                    cure="rename it, or leave what uses it out of the data config",
+                    problem=f"branch {branch.name} is missing (there is {near})",
+                    remedy="rename it, or leave what uses it out of the data config",
                 )
             )
         elif branch.dtype.name != present[branch.name]:
@@ -110,20 +106,20 @@ def schema(where: str, present: Mapping[str, str]) -> list[Finding]:
                 Finding(
                     level=WARNING,
                     where=where,
-                    found=(
+                    problem=(
                         f"branch {branch.name} is {present[branch.name]}, the schema has"
                         f" {branch.dtype.name}"
                     ),
-                    cure="harmless if the values fit",
+                    remedy="harmless if the values fit",
                 )
             )
     return findings
 
 
 def values(where: str, columns: Columns) -> list[Finding]:
-    """Values that cannot be: not finite, out of range, or at odds with each other."""
+    """Find values that are not finite, out of range, contradictory, or unusable."""
     findings: list[Finding] = []
-    for check in (not_finite, out_of_range, at_odds, unusable):
+    for check in (not_finite, out_of_range, contradictory, unusable):
         findings += check(where, columns)
     return findings
 
@@ -137,8 +133,10 @@ def not_finite(where: str, columns: Columns) -> Iterable[Finding]:
             yield Finding(
                 level=ERROR,
                 where=where,
-                found=f"{name}: {bad:,} of {len(column):,} values are NaN or infinite",
-                cure="leave these jets out by the data config's selection, or make the file again",
+                problem=f"{name}: {bad:,} of {len(column):,} values are NaN or infinite",
+                remedy=(
+                    "leave these jets out by the data config's selection, or make the file again"
+                ),
             )
 
 
@@ -149,7 +147,7 @@ def out_of_range(where: str, columns: Columns) -> Iterable[Finding]:
         lowest: float | np.ndarray = low
         if name in MASSES:
             pt, eta = (columns[branch] for branch in MASSES[name])
-            # a jet without a true one has the pT 0; NaN is reported by itself
+            # genJetPt is 0 without a generator jet; NaN is reported by not_finite
             energy = np.nan_to_num(np.abs(pt) * np.cosh(np.clip(eta, -6, 6)))
             lowest = low - ROUNDED_MASS * energy
         bad = column[np.isfinite(column) & ((column < lowest) | (column > high))]
@@ -157,25 +155,25 @@ def out_of_range(where: str, columns: Columns) -> Iterable[Finding]:
             yield Finding(
                 level=ERROR,
                 where=where,
-                found=(
+                problem=(
                     f"{name}: {len(bad):,} of {len(column):,} values lie outside {low:g} to"
                     f" {high:g} (as {bad[0]:g})"
                 ),
-                cure="look at the units (GeV, radians) and at who filled the branch",
+                remedy="look at the units (GeV, radians) and at who filled the branch",
             )
 
 
-def at_odds(where: str, columns: Columns) -> Iterable[Finding]:
-    """Values of one jet or candidate that contradict each other."""
-    matched = columns["genJetPt"] > 0
+def contradictory(where: str, columns: Columns) -> Iterable[Finding]:
+    """Find values of one jet or candidate that contradict each other."""
+    has_gen_jet = columns["genJetPt"] > 0
     distance = np.hypot(columns["PF_dEta"], columns["PF_dPhi"])
     yield from _if_any(
         np.abs(distance - columns["PF_dR"]) > 1e-3,
         Finding(
             level=ERROR,
             where=where,
-            found="PF_dR is not the length of (PF_dEta, PF_dPhi)",
-            cure="fill it anew",
+            problem="PF_dR is not the length of (PF_dEta, PF_dPhi)",
+            remedy="fill it anew",
         ),
     )
     yield from _if_any(
@@ -183,30 +181,30 @@ def at_odds(where: str, columns: Columns) -> Iterable[Finding]:
         Finding(
             level=WARNING,
             where=where,
-            found="PF_id is none of the particle-flow types",
-            cure="the network's one-hot types leave them out",
+            problem="PF_id is none of the particle-flow types",
+            remedy="the network's one-hot types leave them out",
         ),
     )
     yield from _if_any(
-        (columns["jetGenMatch"] == 1) != matched,
+        (columns["jetGenMatch"] == 1) != has_gen_jet,
         Finding(
             level=ERROR,
             where=where,
-            found="jetGenMatch disagrees with genJetPt > 0",
-            cure="fill one of them anew",
+            problem="jetGenMatch disagrees with genJetPt > 0",
+            remedy="fill one of them anew",
         ),
     )
 
 
 def unusable(where: str, columns: Columns) -> Iterable[Finding]:
-    """Jets that leave nothing to learn, or numbers that a logarithm or a weight does not take."""
+    """Find jets without candidates or generator jet, and values without a logarithm or weight."""
     yield from _if_any(
         columns["nPF"] == 0,
         Finding(
             level=WARNING,
             where=where,
-            found="jets have no candidates (nPF = 0)",
-            cure="a network can only guess there; leave them out of training",
+            problem="jets have no candidates (nPF = 0)",
+            remedy="a network can only guess there; leave them out of training",
         ),
     )
     yield from _if_any(
@@ -214,8 +212,8 @@ def unusable(where: str, columns: Columns) -> Iterable[Finding]:
         Finding(
             level=WARNING,
             where=where,
-            found="jets have no generator jet",
-            cure="the configs' selection genJetPt > 20 leaves them out",
+            problem="jets have no generator jet",
+            remedy="the configs' selection genJetPt > 20 leaves them out",
         ),
     )
     yield from _if_any(
@@ -223,8 +221,8 @@ def unusable(where: str, columns: Columns) -> Iterable[Finding]:
         Finding(
             level=ERROR,
             where=where,
-            found="jetRawPt is not positive",
-            cure="log(jetPt / jetRawPt) is then not finite",
+            problem="jetRawPt is not positive",
+            remedy="log(jetPt / jetRawPt) is then not finite",
         ),
     )
     yield from _if_any(
@@ -232,80 +230,80 @@ def unusable(where: str, columns: Columns) -> Iterable[Finding]:
         Finding(
             level=WARNING,
             where=where,
-            found="eventWeight is not positive",
-            cure="weighted training and evaluation need it",
+            problem="eventWeight is not positive",
+            remedy="weighted training and evaluation need it",
         ),
     )
 
 
 def _if_any(wrong: np.ndarray, finding: Finding) -> Iterable[Finding]:
-    """The finding with the number of jets or candidates it holds for, where there are any."""
+    """Yield the finding with the number of jets or candidates concerned, if there are any."""
     if wrong.any():
         count = f"{np.count_nonzero(wrong):,} of {len(wrong):,}"
-        yield dataclasses.replace(finding, found=f"{finding.found}: {count}")
+        yield dataclasses.replace(finding, problem=f"{finding.problem}: {count}")
 
 
 # ---------------------------------------------------------------------------------------- leakage
 
 
 def duplicates(sets: Mapping[str, Columns]) -> list[Finding]:
-    """Jets that are twice in a set or in two sets, and events whose jets are in two sets.
+    """Find jets that occur twice in a set or in two sets, and events whose jets are in two sets.
 
     sets: name -> data.summary columns.
     """
     findings = []
     for name, jets in sets.items():
-        repeated = len(jets["key"]) - len(np.unique(jets["key"]))
-        if repeated:
+        num_copies = len(jets["key"]) - len(np.unique(jets["key"]))
+        if num_copies:
             findings.append(
                 Finding(
                     level=ERROR,
                     where=name,
-                    found=f"{repeated:,} of {len(jets['key']):,} jets are there more than once",
-                    cure="a file was given or merged twice: intervals would come out too narrow",
+                    problem=f"{num_copies:,} of {len(jets['key']):,} jets are there more than once",
+                    remedy="a file was given or merged twice: intervals would come out too narrow",
                 )
             )
     for left, right in itertools.combinations(sets, 2):
-        findings += shared(left, right, sets[left], sets[right])
+        findings += overlap(left, right, sets[left], sets[right])
     return findings
 
 
-def shared(left: str, right: str, a: Columns, b: Columns) -> Iterable[Finding]:
-    """Jets, and events, that the sets `left` and `right` have in common."""
+def overlap(left: str, right: str, a: Columns, b: Columns) -> Iterable[Finding]:
+    """Find jets and events that are in both sets, `left` and `right`."""
     common = np.isin(a["key"], b["key"])
     where = f"{left} and {right}"
     if common.any():
         yield Finding(
             level=ERROR,
             where=where,
-            found=f"{np.count_nonzero(common):,} jets are in both",
-            cure="give each set files of its own: what was seen in training measures nothing",
+            problem=f"{np.count_nonzero(common):,} jets are in both",
+            remedy="give each set files of its own: what was seen in training measures nothing",
         )
     events = np.isin(summary.event_keys(a), summary.event_keys(b)) & ~common
     if events.any():
         yield Finding(
             level=WARNING,
             where=where,
-            found=(
+            problem=(
                 f"{np.count_nonzero(events):,} other jets share run, lumi and event number with a"
                 " jet of the other set"
             ),
-            cure=(
+            remedy=(
                 "split by event, not by jet; harmless if the sets come from different productions"
                 " that count alike"
             ),
         )
 
 
-def summarised(findings: Iterable[Finding]) -> list[Finding]:
-    """Errors first; what is alike in many files once, with the number of files."""
+def summarise(findings: Iterable[Finding]) -> list[Finding]:
+    """Put errors first, and join equal findings of several files into one."""
     groups: dict[tuple[str, str, str], list[Finding]] = {}
     for one in findings:
         # The numbers after the colon differ from file to file.
-        what = one.found.split(":")[0]
-        groups.setdefault((one.level, what, one.cure), []).append(one)
-    merged = []
+        what = one.problem.split(":")[0]
+        groups.setdefault((one.level, what, one.remedy), []).append(one)
+    summary_findings = []
     for first, *others in groups.values():
         where = f"{first.where} and {len(others)} other files" if others else first.where
-        merged.append(dataclasses.replace(first, where=where))
-    return sorted(merged, key=lambda one: one.level != ERROR)
+        summary_findings.append(dataclasses.replace(first, where=where))
+    return sorted(summary_findings, key=lambda one: one.level != ERROR)

@@ -3,7 +3,7 @@
     python -m data.from_nanoaod 'pfnano/*.root' --output DIR [--all-events] [--events-per-file 5000]
 
 What a network needs is taken over or computed from the candidates with the generator's own
-formulas. What NanoAOD has not is said after the conversion, branch by branch:
+formulas. Branches without a source in NanoAOD are listed after the conversion:
 
 * PF_fromPV: PFNano has the quality of the association and dz to the leading vertex, not the vertex
   that a track was assigned to. A track is taken for the leading vertex's if |dz| < 0.1 cm; then 3
@@ -14,7 +14,7 @@ formulas. What NanoAOD has not is said after the conversion, branch by branch:
   Jet_genJetIdx allows 0.4.
 * Jets are those of NanoAOD's `Jet` collection: charged hadron subtraction in Run 2, PUPPI in Run 3.
 * Plain NanoAOD has no candidates: nPF, multiplicities by type, shapes and girth are then 0, which
-  serves to measure the standard calibration and nothing else.
+  suffices to measure the standard calibration only.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ JETS = (
 # fmt: on
 """Branches without which there are no jets."""
 
-NEEDED = (*JETS, "GenJet_pt", "GenJet_eta", "GenJet_phi", "GenJet_mass")
+REQUIRED_BRANCHES = (*JETS, "GenJet_pt", "GenJet_eta", "GenJet_phi", "GenJet_mass")
 """Branches without which there is no response to measure."""
 
 LINKS = ("JetPFCands_jetIdx", "JetPFCands_pFCandsIdx")
@@ -136,8 +136,8 @@ Arrays = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Converted:
-    """What became of one NanoAOD file."""
+class ConvertedFile:
+    """The result of converting one NanoAOD file."""
 
     files: list[Path]
     jets: int
@@ -146,10 +146,11 @@ class Converted:
 
 
 def output_names(uris: Sequence[str]) -> dict[str, str]:
-    """Input file -> name of its outputs.
+    """Return a unique name for the outputs of each input file: input -> name.
 
-    That is the file's own name; of files with equal names, as jobs for several samples write them,
-    with as many of the folders above in front as tell them apart.
+    It is the file's name without its suffix. If several inputs have the same name, which is usual
+    for jobs on several samples, it begins with the names of enough parent folders to be unique:
+    qcd_nano_1 and top_nano_1 for qcd/nano_1.root and top/nano_1.root.
     """
     parts = {}
     for uri in uris:
@@ -199,18 +200,18 @@ def convert(
     name: str | None = None,
     all_events: bool = False,
     events_per_file: int = EVENTS_PER_FILE,
-) -> Converted:
+) -> ConvertedFile:
     """Write the jets of one NanoAOD file into `folder`, as <name>_<number>.root.
 
     Only complete files have that name. name: by default the file's own. all_events: keep every jet
     above 30 GeV and within |eta| < 2.5; otherwise, as the JetNtuple does, only those of events
     whose two leading jets both pass. Raises InputError for a file that cannot be read or lacks one
-    of NEEDED.
+    of REQUIRED_BRANCHES.
     """
     folder.mkdir(parents=True, exist_ok=True)
     label = storage.name(uri)
     name = name or Path(label).stem
-    written: list[Path] = []
+    paths: list[Path] = []
     jets = events = 0
     with open_tree(uri, TREE, "as NanoAOD has it") as tree:
         names, lacking = check_branches(uri, set(tree.keys()))
@@ -222,23 +223,23 @@ def convert(
                 if jetntuple.length(columns):
                     path = folder / f"{name}_{number:03d}.root"
                     _write(path, columns, uri)
-                    written.append(path)
+                    paths.append(path)
                 jets += jetntuple.length(columns)
                 events += len(arrays["run"])
                 progress.advance(len(arrays["run"]))
     # of an earlier conversion of the same file into more outputs
     for path in folder.glob(f"{glob.escape(name)}_[0-9][0-9][0-9]*.root"):
-        if path not in written and jetntuple.source(path) == uri:
+        if path not in paths and jetntuple.source(path) == uri:
             path.unlink()
-    return Converted(files=written, jets=jets, events=events, lacking=lacking)
+    return ConvertedFile(files=paths, jets=jets, events=events, lacking=lacking)
 
 
 def check_branches(uri: str, present: set[str]) -> tuple[list[str], list[str]]:
     """(branches to read, what is lacking in words).
 
-    Raises InputError if one of NEEDED is not there.
+    Raises InputError if one of REQUIRED_BRANCHES is not there.
     """
-    missing = [name for name in NEEDED if name not in present]
+    missing = [name for name in REQUIRED_BRANCHES if name not in present]
     if missing:
         is_collisions = "GenJet_pt" in missing
         why = "; collisions data has no generator jets, so no response can be learned"
@@ -246,7 +247,7 @@ def check_branches(uri: str, present: set[str]) -> tuple[list[str], list[str]]:
             f"{uri}: tree {TREE} lacks {', '.join(missing)}{why if is_collisions else ''}; give"
             " simulated NanoAOD"
         )
-    branches = list(NEEDED)
+    branches = list(REQUIRED_BRANCHES)
     lacking = []
     for group, result in GROUPS.items():
         absent = [name for name in group if name not in present]
@@ -305,7 +306,7 @@ def columns_of_all(arrays: Arrays) -> tuple[Columns, np.ndarray]:
     """The columns of SOURCES and DENSITIES for every jet, and the number of jets of each event.
 
     Jets are in the order of the file, none is left out, and nothing of a generator is needed.
-    Columns that were not asked for when the branches were chosen (`branches_for`) mean nothing.
+    Columns whose branches were not read (`branches_for` says which to read) have no meaning.
     """
     jets = _Jets.every(arrays)
     members, candidate_columns = _candidates(arrays, jets)
@@ -315,10 +316,10 @@ def columns_of_all(arrays: Arrays) -> tuple[Columns, np.ndarray]:
         **_identification(arrays, jets, members),
         **_event(arrays, jets),
     }
-    chosen = {}
+    columns_of_schema = {}
     for name in (*SOURCES, *DENSITIES):
-        chosen[name] = columns[name].astype(jetntuple.BY_NAME[name].dtype)
-    return chosen, _number(arrays["Jet_pt"])
+        columns_of_schema[name] = columns[name].astype(jetntuple.BY_NAME[name].dtype)
+    return columns_of_schema, _number(arrays["Jet_pt"])
 
 
 # ---------------------------------------------------------------------------------------- reading
@@ -405,8 +406,10 @@ class _Jets:
         passes = jet_columns.passing(
             every.event, every.pt, every.eta, every.order, every.events, all_events=all_events
         )
-        chosen = np.flatnonzero(passes)
-        return every.select(chosen[np.lexsort((every.order[chosen], every.event[chosen]))])
+        passing_jets = np.flatnonzero(passes)
+        return every.select(
+            passing_jets[np.lexsort((every.order[passing_jets], every.event[passing_jets]))]
+        )
 
     @classmethod
     def every(cls, arrays: Arrays) -> _Jets:
@@ -435,8 +438,8 @@ class _Jets:
     def select(self, jets: np.ndarray) -> _Jets:
         """Those at these places."""
         of_jets = ("event", "source", "pt", "eta", "phi", "mass", "raw", "area", "order")
-        chosen = {name: getattr(self, name)[jets] for name in of_jets}
-        return dataclasses.replace(self, **chosen)
+        values = {name: getattr(self, name)[jets] for name in of_jets}
+        return dataclasses.replace(self, **values)
 
     def columns(self) -> Columns:
         return {
@@ -526,17 +529,17 @@ def from_pv(arrays: Arrays, charge: np.ndarray) -> np.ndarray:
 
 
 def _links(
-    arrays: Arrays, names: tuple[str, str], ends: tuple[str, str], chosen: np.ndarray
+    arrays: Arrays, names: tuple[str, str], ends: tuple[str, str], selected_jets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A table of (jet, candidate) links, for the `chosen` of all jets.
+    """A table of (jet, candidate) links, for the `selected_jets` among all jets.
 
     names: the branches with the jet's and the candidate's index. ends: a branch of all jets and one
-    of all candidates. Returns (place in chosen, candidate), (links,) each, sorted by place.
+    of all candidates. Returns (place in selected_jets, candidate), (links,) each, sorted by place.
     """
     all_jets, all_members = (arrays[name] for name in ends)
     # The last entry stands for links that point nowhere: their index is -1.
     place = np.full(int(_number(all_jets).sum()) + 1, -1)
-    place[chosen] = np.arange(len(chosen))
+    place[selected_jets] = np.arange(len(selected_jets))
     jet = place[_global(arrays[names[0]], all_jets)]
     member = _global(arrays[names[1]], all_members)
     good = np.flatnonzero((jet >= 0) & (member >= 0))
@@ -708,17 +711,17 @@ def _convert_all(options: Namespace) -> None:
     names = output_names(find_files(options.files, TREE))
     check_output(options.output, names)
     for uri, name in names.items():
-        converted = convert(
+        result = convert(
             uri,
             options.output,
             name=name,
             all_events=options.all_events,
             events_per_file=options.events_per_file,
         )
-        lacking.update(converted.lacking)
-        jets += converted.jets
-        events += converted.events
-        files += len(converted.files)
+        lacking.update(result.lacking)
+        jets += result.jets
+        events += result.events
+        files += len(result.files)
     for line in sorted(lacking):
         print(f"not in the file: {line}")
     require(

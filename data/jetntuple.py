@@ -91,8 +91,8 @@ def length(columns: Columns) -> int:
     return len(columns["jetPt"])
 
 
-def typed(columns: Columns) -> Columns:
-    """The columns in the schema's order and types.
+def in_schema(columns: Columns) -> Columns:
+    """Return the columns in the schema's order and types.
 
     Raises KeyError for one that is missing, ValueError for one too many.
     """
@@ -115,26 +115,27 @@ def concatenate(parts: list[Columns]) -> Columns:
 def slice_jets(columns: Columns, first: int, last: int) -> Columns:
     """Jets first, ..., last - 1 with the values that belong to them."""
     jets = length(columns)
-    chosen = {}
+    part = {}
     for name, values in columns.items():
         counter = BY_NAME[name].counter
         if counter is None:
-            chosen[name] = values[first:last]
+            part[name] = values[first:last]
         else:
             # Jet j has the values edges[j] to edges[j + 1].
             edges = np.append(0, np.cumsum(columns[counter], dtype=np.int64))
-            chosen[name] = values[edges[min(first, jets)] : edges[min(last, jets)]]
-    return chosen
+            part[name] = values[edges[min(first, jets)] : edges[min(last, jets)]]
+    return part
 
 
 def write(path: str | os.PathLike, columns: Columns, *, source: str = "") -> None:
-    """Write one ROOT file. source: the file that the jets come from, which `source` gives back.
+    """Write one ROOT file. source: the file that the jets come from, which `source` returns.
 
-    Give it a name that nobody reads and rename it afterwards: a killed process leaves a part of it.
+    Write under a temporary name and rename the file afterwards, as a killed process leaves an
+    incomplete file.
     """
     import uproot
 
-    data = _records(typed(columns))
+    data = _records(in_schema(columns))
     types = {}
     for name, values in data.items():
         types[name] = values.type if name in COUNTERS.values() else values.dtype
@@ -155,7 +156,7 @@ def write(path: str | os.PathLike, columns: Columns, *, source: str = "") -> Non
 
 
 def source(path: str | os.PathLike) -> str:
-    """The file that the jets of a file were made of; empty where it does not say."""
+    """Return the file that the jets of a file were made of; empty where that is not stored."""
     import uproot
 
     try:
@@ -166,7 +167,7 @@ def source(path: str | os.PathLike) -> str:
 
 
 def read(path: str | os.PathLike) -> Columns:
-    """All columns of one ROOT file in this schema, as they were given to `write`."""
+    """All columns of one ROOT file in this schema, as `write` received them."""
     import awkward as ak
     import uproot
 

@@ -54,23 +54,23 @@ def first_in_group(group: np.ndarray, order: np.ndarray, groups: int) -> np.ndar
     >>> first_in_group(np.array([0, 0, 2]), np.array([3.0, 1.0, 7.0]), 3).tolist()
     [1, -1, 2]
     """
-    ranked = np.lexsort((order, group))
-    with_members, position = np.unique(group[ranked], return_index=True)
+    by_group = np.lexsort((order, group))
+    with_members, position = np.unique(group[by_group], return_index=True)
     best = np.full(groups, -1, dtype=np.int64)
-    best[with_members] = ranked[position]
+    best[with_members] = by_group[position]
     return best
 
 
 def rank_in_group(group: np.ndarray, order: np.ndarray) -> np.ndarray:
     """Place (0 = smallest `order`) of each member within its group: (N,) int64."""
-    ranked = np.lexsort((order, group))
-    ordered = group[ranked]
-    is_first = np.ones(len(ordered), dtype=bool)
-    is_first[1:] = ordered[1:] != ordered[:-1]
+    by_group = np.lexsort((order, group))
+    sorted_group = group[by_group]
+    is_first = np.ones(len(sorted_group), dtype=bool)
+    is_first[1:] = sorted_group[1:] != sorted_group[:-1]
     # The place of each group's first member, carried on to the others.
-    first = np.maximum.accumulate(np.where(is_first, np.arange(len(ordered)), 0))
+    first = np.maximum.accumulate(np.where(is_first, np.arange(len(sorted_group)), 0))
     rank = np.empty(len(group), dtype=np.int64)
-    rank[ranked] = np.arange(len(ordered)) - first
+    rank[by_group] = np.arange(len(sorted_group)) - first
     return rank
 
 
@@ -85,7 +85,7 @@ def take(values: np.ndarray, index: np.ndarray, otherwise: np.ndarray | float) -
     >>> take(np.array([7, 8]), np.array([1, -1]), 0).tolist()
     [8, 0]
     """
-    chosen = index >= 0
+    has_index = index >= 0
     result = np.full(len(index), otherwise, dtype=np.result_type(values, otherwise))
-    result[chosen] = values[index[chosen]]
+    result[has_index] = values[index[has_index]]
     return result

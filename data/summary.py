@@ -1,6 +1,6 @@
-"""One number a jet of everything that is checked or compared.
+"""A summary of each jet, for the checks and comparisons of data.validate.
 
-Small enough to keep for millions of jets (256 bytes each).
+It has one number a jet in each column, 256 bytes a jet, so that millions of jets fit in memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CHARGED_HADRON, NEUTRAL_HADRONS, PHOTONS = 211, (130, 1), (22, 2)
 
 
 def summarise(columns: Columns) -> Columns:
-    """The scalar branches of a chunk of jets, and what its candidates come to, (N,) each.
+    """Return the scalar branches of a chunk of jets, and sums over their candidates, (N,) each.
 
     Added: nPF, nInCone (candidates within dR < 0.4), chargedFraction, photonFraction,
     neutralFraction (shares of the pT of the candidates that the jet is made of; NaN for a jet
@@ -52,27 +52,27 @@ def summarise(columns: Columns) -> Columns:
 
 
 def keys(columns: Columns) -> np.ndarray:
-    """A number for each jet, made of its kinematics to the last bit: (N,) uint64.
+    """Hash the kinematics of each jet, to the last bit: (N,) uint64.
 
     The event's number is left out, as files are renumbered when they are copied; two different jets
     share a key about once in 2^64 pairs.
     """
-    mixed = np.zeros(length(columns), dtype=np.uint64)
+    hashes = np.zeros(length(columns), dtype=np.uint64)
     for name in ("jetPt", "jetEta", "jetPhi", "jetMass", "genJetPt", "rhoAll"):
         bits = columns[name].astype(np.float32).view(np.uint32).astype(np.uint64)
-        mixed = _scrambled(mixed ^ bits)
-    return mixed
+        hashes = _scramble(hashes ^ bits)
+    return hashes
 
 
 def event_keys(columns: Columns) -> np.ndarray:
-    """A number for each jet's event: (N,) uint64."""
-    mixed = np.zeros(length(columns), dtype=np.uint64)
+    """Hash run, lumi and event number of each jet: (N,) uint64."""
+    hashes = np.zeros(length(columns), dtype=np.uint64)
     for name in ("run", "lumi", "event"):
-        mixed = _scrambled(mixed ^ columns[name].astype(np.uint64))
-    return mixed
+        hashes = _scramble(hashes ^ columns[name].astype(np.uint64))
+    return hashes
 
 
-def _scrambled(values: np.ndarray) -> np.ndarray:
+def _scramble(values: np.ndarray) -> np.ndarray:
     """A bijection of 64-bit numbers in which a bit of the input moves about half of the output's.
 
     The constants are those of splitmix64 (G. L. Steele, D. Lea, C. H. Flood, OOPSLA 2014).

@@ -1,6 +1,6 @@
-"""What jets of CMS simulation look like, and how near a sample comes.
+"""Compare jets of a sample with those of CMS simulation.
 
-Each measured number stands beside its target. Targets were measured on the CMS open data JetNtuple
+Each number is compared with a target range. Targets were measured on the CMS open data JetNtuple
 (record 12100). The functions take columns of data.summary and return plain numbers. Momenta in GeV;
 pT and eta are the generator jet's.
 """
@@ -40,8 +40,8 @@ MIN_JETS = 100  # the median of fewer is not known to 2 %
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Measured:
-    """One number beside its target.
+class Comparison:
+    """A number measured on a sample, and the range of its target, `low` to `high`.
 
     `error` is the statistical uncertainty (one standard deviation) of `value`.
     """
@@ -60,17 +60,17 @@ class Measured:
         return self.low - 2 * self.error <= self.value <= self.high + 2 * self.error
 
 
-def compare(jets: Columns) -> list[Measured]:
-    """All numbers for which there are at least MIN_JETS jets."""
-    matched = {name: values[jets["genJetPt"] > 0] for name, values in jets.items()}
-    measured: list[Measured] = []
+def compare(jets: Columns) -> list[Comparison]:
+    """Compare all quantities for which there are at least MIN_JETS jets."""
+    matched_jets = {name: values[jets["genJetPt"] > 0] for name, values in jets.items()}
+    comparisons: list[Comparison] = []
     for measure in (resolution, quark_gluon_gap, closure, fractions, likelihood):
-        measured += measure(matched)
-    measured += multiplicity(jets)
-    return [one for one in measured if one.jets >= MIN_JETS]
+        comparisons += measure(matched_jets)
+    comparisons += multiplicity(jets)
+    return [one for one in comparisons if one.jets >= MIN_JETS]
 
 
-def resolution(jets: Columns) -> Iterable[Measured]:
+def resolution(jets: Columns) -> Iterable[Comparison]:
     """IQR / median of the response about each pT of RESOLUTION."""
     for pt, target in RESOLUTION.items():
         values = _response(jets, pt / WINDOW, pt * WINDOW, "barrel")
@@ -80,7 +80,7 @@ def resolution(jets: Columns) -> Iterable[Measured]:
         high = target * (1 + RESOLUTION_TOLERANCE)
         # The interquartile range of n normal values is known to about 1.17 / sqrt(n), relative.
         error = 1.17 * width / max(len(values), 1) ** 0.5
-        yield Measured(
+        yield Comparison(
             topic="resolution, barrel",
             where=f"{pt:g} GeV",
             value=width,
@@ -91,14 +91,14 @@ def resolution(jets: Columns) -> Iterable[Measured]:
         )
 
 
-def quark_gluon_gap(jets: Columns) -> Iterable[Measured]:
+def quark_gluon_gap(jets: Columns) -> Iterable[Comparison]:
     """Median response of u quark jets minus that of gluon jets by pT."""
     flavour = np.abs(jets["partonFlav"])
     for low, high in itertools.pairwise(GAP_EDGES):
         quark, gluon = (_response(jets, low, high, "barrel", flavour == kind) for kind in (2, 21))
         error = float(np.hypot(_median_error(quark), _median_error(gluon)))
         value = float(r.median(r.quantiles(quark)) - r.median(r.quantiles(gluon)))
-        yield Measured(
+        yield Comparison(
             topic="u minus gluon response, barrel",
             where=f"{low:g}-{high:g} GeV",
             value=value,
@@ -109,12 +109,12 @@ def quark_gluon_gap(jets: Columns) -> Iterable[Measured]:
         )
 
 
-def closure(jets: Columns) -> Iterable[Measured]:
+def closure(jets: Columns) -> Iterable[Comparison]:
     """Median response of the standard JEC - 1 by pT in each region."""
     for region in r.REGIONS:
         for low, high in itertools.pairwise(CLOSURE_EDGES):
             values = _response(jets, low, high, region)
-            yield Measured(
+            yield Comparison(
                 topic=f"closure of the standard JEC, {region}",
                 where=f"{low:g}-{high:g} GeV",
                 value=float(r.bias(r.quantiles(values))),
@@ -125,7 +125,7 @@ def closure(jets: Columns) -> Iterable[Measured]:
             )
 
 
-def fractions(jets: Columns) -> Iterable[Measured]:
+def fractions(jets: Columns) -> Iterable[Comparison]:
     """Mean share of the jet's pT by kind of candidate."""
     barrel = r.in_region(jets["genJetEta"], "barrel")
     for name, (column, target) in FRACTIONS.items():
@@ -140,23 +140,23 @@ def fractions(jets: Columns) -> Iterable[Measured]:
         )
 
 
-def multiplicity(jets: Columns) -> Iterable[Measured]:
+def multiplicity(jets: Columns) -> Iterable[Comparison]:
     """Mean number of candidates stored with a jet, and of those in its cone."""
     yield _mean(jets["nPF"], "candidates a jet", "stored", 110, 150)
     yield _mean(jets["nInCone"], "candidates a jet", "within dR < 0.4", 31, 41)
 
 
-def likelihood(jets: Columns) -> Iterable[Measured]:
-    """How often jetQGl of a light-quark jet exceeds that of a gluon jet of the same sample.
+def likelihood(jets: Columns) -> Iterable[Comparison]:
+    """Compute the area under the ROC curve of jetQGl, light quarks against gluons.
 
-    This is the area under the ROC curve.
+    It is the probability that a light-quark jet has the larger jetQGl.
     """
     flavour = np.abs(jets["partonFlav"])
-    known = jets["jetQGl"] >= 0  # -1 where the file has no likelihood
-    quark = jets["jetQGl"][known & np.isin(flavour, (1, 2, 3))]
-    gluon = jets["jetQGl"][known & (flavour == 21)]
+    has_likelihood = jets["jetQGl"] >= 0  # -1 where the file has no likelihood
+    quark = jets["jetQGl"][has_likelihood & np.isin(flavour, (1, 2, 3))]
+    gluon = jets["jetQGl"][has_likelihood & (flavour == 21)]
     number = min(len(quark), len(gluon))
-    yield Measured(
+    yield Comparison(
         topic="jetQGl, light quarks over gluons",
         where="area under ROC",
         value=area_under_roc(quark, gluon),
@@ -175,9 +175,9 @@ def area_under_roc(signal: np.ndarray, background: np.ndarray) -> float:
     """
     if not len(signal) or not len(background):
         return float("nan")
-    ordered = np.sort(background)
-    below = np.searchsorted(ordered, signal, side="left")
-    not_above = np.searchsorted(ordered, signal, side="right")
+    sorted_background = np.sort(background)
+    below = np.searchsorted(sorted_background, signal, side="left")
+    not_above = np.searchsorted(sorted_background, signal, side="right")
     # Values below count twice here, equal ones once.
     return float((below + not_above).mean() / 2 / len(background))
 
@@ -187,10 +187,10 @@ def _response(
 ) -> np.ndarray:
     """The response of the jets in a pT bin (GeV) of a region, of those `which` (N,) where given."""
     one = r.Bin(region=region, low=low, high=high)
-    chosen = one.contains(jets["genJetPt"], jets["genJetEta"])
+    mask = one.contains(jets["genJetPt"], jets["genJetEta"])
     if which is not None:
-        chosen = chosen & which
-    return r.response(jets["jetPt"][chosen], jets["genJetPt"][chosen])
+        mask = mask & which
+    return r.response(jets["jetPt"][mask], jets["genJetPt"][mask])
 
 
 def _median_error(values: np.ndarray) -> float:
@@ -202,12 +202,12 @@ def _median_error(values: np.ndarray) -> float:
     return float(1.253 * (q[3] - q[1]) / 1.349 / max(len(values), 1) ** 0.5)
 
 
-def _mean(values: np.ndarray, topic: str, where: str, low: float, high: float) -> Measured:
-    """The mean of values (N,) beside its target; NaN for none."""
+def _mean(values: np.ndarray, topic: str, where: str, low: float, high: float) -> Comparison:
+    """Compare the mean of values (N,) with its target; NaN for none."""
     value, error = float("nan"), 0.0
     if len(values):
         value = float(np.mean(values))
         error = float(np.std(values)) / len(values) ** 0.5
-    return Measured(
+    return Comparison(
         topic=topic, where=where, value=value, error=error, low=low, high=high, jets=len(values)
     )

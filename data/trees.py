@@ -1,4 +1,4 @@
-"""Opening a tree of a ROOT file, with one sentence where there is none."""
+"""Find files with a tree, and open the tree; errors say what the file holds instead."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from weaver.read.opening import DamagedFile, choose_tree, open_file
 
 
 def find_files(patterns: str | Iterable[str], tree: str) -> list[str]:
-    """Addresses of the files that match, for a command that reads one tree of each.
+    """Return the addresses of the files that match, for a command that reads one tree of each.
 
     Raises InputError where a pattern names another tree (`file.root:other`).
     """
@@ -30,8 +30,8 @@ def find_files(patterns: str | Iterable[str], tree: str) -> list[str]:
 def open_tree(uri: str, tree: str, hint: str) -> Iterator[Any]:
     """The newest cycle of `tree` in the file at `uri`, closed at the end.
 
-    Raises InputError for what is no ROOT file, and for one without the tree: it names what the file
-    holds, and adds the hint.
+    Raises InputError for a file that is not a ROOT file, or that lacks the tree; the error names
+    the trees in the file, and ends with the hint.
     """
     with contextlib.ExitStack() as stack:
         try:

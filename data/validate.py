@@ -1,14 +1,14 @@
-"""Checks JetNtuple files and draws what is in them beside what CMS simulation looks like.
+"""Check JetNtuple files, and compare their jets with those of CMS simulation.
 
     python -m data.validate 'jets/*.root'
     python -m data.validate 'train:train/*.root' 'validation:val/*.root' 'test:test/*.root' --page
         validation.html
 
-Checked: the schema, values that are not finite or out of range, candidates and generator jets that
-are at odds with themselves, and, where several sets are named as `name:pattern`, jets that are in
-two of them. Compared with the real sample: resolution, closure of the standard JEC, response of
+Checks: the schema, values that are not finite or out of range, candidates and generator jets whose
+values contradict each other, and, where several sets are named as `name:pattern`, jets that are in
+two of them. Comparisons with the real sample: resolution, closure of the standard JEC, response of
 quarks and gluons, composition, multiplicity (data.targets). The exit code is 1 if a check failed; a
-number beside its target is shown and fails nothing: your jets may be of another kind.
+comparison does not change it, because your jets may be of another kind.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from common.storage.addresses import is_foreign_scheme
 from data import checks, summary
 from data.checks import ERROR, Finding
 from data.jetntuple import BY_NAME, TREE, TREE_NAME, Columns, concatenate
-from data.targets import Measured, compare
+from data.targets import Comparison, compare
 from data.trees import find_files, open_tree
 
 SET = re.compile(r"(?P<name>[A-Za-z_]\w*):(?!//)(?P<pattern>.+)")
@@ -36,7 +36,7 @@ NONE = "none"
 
 
 def validate(sets: Mapping[str, list[str]]) -> tuple[dict[str, Columns], list[Finding]]:
-    """What is in the files of each set (data.summary columns), and what is wrong with them.
+    """Read and check the files of each set; return data.summary columns by set, and the findings.
 
     sets: name -> URIs. Files with an error in their schema are not read further. Raises InputError
     for a file that is no ROOT file or has no such tree.
@@ -50,11 +50,11 @@ def validate(sets: Mapping[str, list[str]]) -> tuple[dict[str, Columns], list[Fi
         if chunks:
             jets[name] = concatenate(chunks)
     findings += checks.duplicates(jets)
-    return jets, checks.summarised(findings)
+    return jets, checks.summarise(findings)
 
 
 def _summaries(uri: str, findings: list[Finding]) -> Iterator[Columns]:
-    """The jets of a file, a chunk at a time; what is wrong goes to `findings`."""
+    """Read a file's jets, a chunk at a time; append what is wrong to `findings`."""
     with open_tree(uri, TREE, "python -m data.from_nanoaod makes one of NanoAOD") as tree:
         present = {branch.name: type_name(branch.interpretation) for branch in tree.branches}
         schema = checks.schema(uri, present)
@@ -72,7 +72,7 @@ def _summaries(uri: str, findings: list[Finding]) -> Iterator[Columns]:
 
 
 def type_name(interpretation: Any) -> str:
-    """A branch's type by NumPy's name ('float32'); of the values, where it holds several a jet.
+    """Return the NumPy name of a branch's type ('float32'); of its values where it holds lists.
 
     interpretation: uproot's, of the branch. A type that NumPy does not have is named as uproot
     writes it.
@@ -100,14 +100,14 @@ def _columns(tree: Any, start: int, stop: int) -> Columns:
 
 
 def lines(
-    sets: Mapping[str, Columns], findings: Iterable[Finding], measured: Iterable[Measured]
+    sets: Mapping[str, Columns], findings: Iterable[Finding], comparisons: Iterable[Comparison]
 ) -> Iterator[str]:
-    """The outcome for the console."""
+    """Write the results as lines for the console."""
     for name, jets in sets.items():
         yield f"{name}: {len(jets['jetPt']):,} jets"
     for one in findings:
-        yield f"{one.level}: {one.where}: {one.found}; {one.cure}"
-    for number in measured:
+        yield f"{one.level}: {one.where}: {one.problem}; {one.remedy}"
+    for number in comparisons:
         mark = "as in CMS simulation" if number.within else "unlike CMS simulation"
         yield (
             f"{number.topic}, {number.where}: {number.value:.4g} ± {number.error:.2g}"
@@ -137,18 +137,18 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(options: Namespace) -> int:
     sets, findings = validate(named_sets(options.files))
-    measured = compare(concatenate(list(sets.values()))) if sets else []
-    print("\n".join(lines(sets, findings, measured)))
+    comparisons = compare(concatenate(list(sets.values()))) if sets else []
+    print("\n".join(lines(sets, findings, comparisons)))
     errors = sum(one.level == ERROR for one in findings)
-    near = sum(one.within for one in measured)
+    near = sum(one.within for one in comparisons)
     print(
-        f"{errors} errors, {len(findings) - errors} warnings, {near} of {len(measured)} numbers as"
-        " in CMS simulation"
+        f"{errors} errors, {len(findings) - errors} warnings, {near} of {len(comparisons)} numbers"
+        " as in CMS simulation"
     )
     if options.page != NONE:
         from reporting.validation_page import render
 
-        storage.write_text(options.page, render(sets, findings, measured, num_errors=errors))
+        storage.write_text(options.page, render(sets, findings, comparisons, num_errors=errors))
         print(f"next: look at {options.page}")
     return 1 if errors else 0
 

@@ -23,7 +23,7 @@ from common.measurements import Inference
 from common.progress import Progress
 from common.records import MetricsRecord
 from evaluating import inputs
-from physics.metrics import NEEDED
+from physics.metrics import REQUIRED_COLUMNS
 from physics.residual import from_json
 from weaver.onnx.residual_features import FEATURES, residual_features
 
@@ -243,11 +243,12 @@ def predict_baseline(
     if metrics is None:
         raise InputError(
             f"--baseline {uri} has no metrics.json; give the folder of a run that was evaluated"
+            " (python pipeline.py --list shows the gain of those)"
         )
     # The inputs are those of its own data config, which may differ from that of this run.
     test = inputs.open_test_set(uri)
     baseline_columns = test.observers()
-    for name in NEEDED:
+    for name in REQUIRED_COLUMNS:
         if name not in baseline_columns or not np.array_equal(
             baseline_columns[name], columns[name]
         ):

@@ -19,7 +19,7 @@ from evaluating.trees import TreesComparison
 from physics import range_edges, uncertainty
 from physics.bootstrap import LEVEL
 from physics.gate import judge
-from physics.metrics import NEEDED, Record, record_of, sample_of
+from physics.metrics import REQUIRED_COLUMNS, Record, record_of, sample_of
 from physics.pileup import against_pileup
 from physics.residual_effect import residual_effect
 from physics.response import Floats
@@ -144,7 +144,7 @@ def fingerprint(columns: Columns) -> str:
     The momenta (N,) are rounded, because files may store them in other types.
     """
     parts = []
-    for name in NEEDED:
+    for name in REQUIRED_COLUMNS:
         parts.append(np.round(np.asarray(columns[name], dtype=np.float64), 3).tobytes())
     return storage.digest(b"".join(parts))
 

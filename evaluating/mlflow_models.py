@@ -29,7 +29,7 @@ def log_models(uri: str, metrics: MetricsRecord) -> None:
     A model that is registered already gets the tags of this evaluation. Errors of MLflow become
     warnings.
     """
-    with tracking.tolerated(_say, CONSEQUENCE):
+    with tracking.tolerate_failures(_say, CONSEQUENCE):
         tracker = tracking.of_environment()
         if tracker is None:
             return

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import InputError
-from physics.metrics import NEEDED
+from physics.metrics import REQUIRED_COLUMNS
 from physics.response import Floats
 
 
@@ -26,7 +26,7 @@ def check_observers(observers: Collection[str], where: str) -> None:
     Raises:
         InputError: If an observer is missing.
     """
-    for name in NEEDED:
+    for name in REQUIRED_COLUMNS:
         if name not in observers:
             raise InputError(
                 f"{where}: the evaluation needs the observer {name}, and 'observers' lists only"

@@ -20,7 +20,7 @@ def card_of(
     request: Export, record: ExportRecord, metadata: Mapping[str, object], dataset: Dataset
 ) -> ModelCard:
     """Return the card of the exported models; `dataset` has the validation jets."""
-    facts, notes = card.kept(request.folder.config)
+    facts, notes = card.read_copy(request.folder.config)
     selection = dataset.data_config.selections["train"]
     models = [record.model]
     limits = []

@@ -174,7 +174,7 @@ def provenance(request: Export, data_config: DataConfig, info: ModelInfo) -> Map
             metrics = epoch
             break
 
-    facts, _ = card.kept(request.folder.config)
+    facts, _ = card.read_copy(request.folder.config)
     labels = {}
     for name in data_config.label_names:
         if name in data_config.functions:
@@ -224,10 +224,10 @@ def staging(run: str) -> Iterator[Path]:
         return
     for left in Path(run).glob(".export-*"):
         shutil.rmtree(left, ignore_errors=True)  # of an export that was killed
-    with space.explained(run):
+    with space.catch_full_disk(run):
         folder = Path(tempfile.mkdtemp(prefix=".export-", dir=run))
     try:
-        with space.explained(folder):
+        with space.catch_full_disk(folder):
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -302,7 +302,7 @@ def main(argv: list[str] | None = None) -> int:
         arguments = vars(options).copy()
         own_card = arguments.pop("card")
         request = Export(**arguments | {"run": storage.absolute(options.run)})
-        card.keep(own_card, request.folder.config)
+        card.copy_to(own_card, request.folder.config)
         record = export(request)
         print(f"exported trial {request.trial} as {request.folder.model(request.name)}")
         _print_model(record)

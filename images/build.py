@@ -141,13 +141,17 @@ def record(made_from: Source, references: dict[str, str]) -> None:
 
 def build(args: argparse.Namespace) -> None:
     """Build the images of --only; push and record them, except with --no-push."""
+    locks = sorted((ROOT / "images").glob("torch-*.lock"))
+    torch_builds = [lock.stem.removeprefix("torch-") for lock in locks]
     require(
         bool(args.registry) or args.no_push,
-        "give --registry, as in: make images REGISTRY=registry/project (or --no-push)",
+        "no --registry to push to; type: make images REGISTRY=registry/project, or, to build only:"
+        " python -m images.build --no-push",
     )
     require(
-        (ROOT / "images" / f"torch-{args.torch}.lock").exists(),
-        f"--torch {args.torch}: there is no images/torch-{args.torch}.lock",
+        args.torch in torch_builds,
+        f"--torch {args.torch}: there is no images/torch-{args.torch}.lock; give one of"
+        f" {', '.join(torch_builds)}",
     )
     engine, made_from = find_engine(args.engine), source()
     names = NAMES if args.only == "all" else (args.only,)

@@ -1,9 +1,10 @@
-"""Linear layers and batch normalisation over many rows, on which a CPU spends its time.
+"""Faster linear layers, batch normalisation and sums over edges for training on a CPU.
 
-Both compute what `F.linear` and `F.batch_norm` compute and fall back to them where these are as
-good: on a GPU, under torch.compile (which fuses by itself) and in an exported graph. The figures
-were measured on 2 cores with 409,600 rows (a batch of 256 jets, 100 particles, 16 neighbours) of 50
-features: `python -m benchmarks.networks` measures the networks themselves.
+Their results are those of `F.linear`, `F.batch_norm` and plain indexing. On a GPU, under
+torch.compile (which fuses operations itself) and in an exported graph, PyTorch's own operations
+are used instead. The times below were measured on 2 cores with 409,600 rows (a batch of 256 jets,
+100 particles, 16 neighbours) of 50 features: `python -m benchmarks.networks` measures the networks
+themselves.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-PARTS = 64  # into which rows are divided where a sum over them is wanted
+PARTS = 64  # parts into which rows are divided for a sum over them
 LANES = 32  # values of bfloat16 in a vector register of 512 bits; a multiple for float32 too
 
 
@@ -33,8 +34,8 @@ class TrackingNorm(Protocol):
     num_batches_tracked: torch.Tensor
 
 
-def plain_is_better(x: torch.Tensor) -> bool:
-    """True where the standard operations are the faster ones, or are wanted as they are."""
+def use_torch_operations(x: torch.Tensor) -> bool:
+    """Return whether to use PyTorch's own operations: off the CPU, when compiling or exporting."""
     return x.device.type != "cpu" or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
 
 
@@ -45,7 +46,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     copy: it goes to oneDNN, whose products of a tall and a small matrix, and their gradients, take
     a third of the time of the BLAS behind F.linear in float32.
     """
-    if plain_is_better(x):
+    if use_torch_operations(x):
         return functional.linear(x, weight, bias)
     if torch.is_autocast_enabled("cpu") and x.dtype != torch.float64:  # which autocast leaves alone
         dtype = torch.get_autocast_dtype("cpu")
@@ -71,9 +72,9 @@ def batch_norm(x: torch.Tensor, norm: nn.Module, *, relu: bool) -> torch.Tensor:
 
     `norm`: a BatchNorm1d or 2d, whose running statistics are updated.
     """
-    if _is_ours(norm, x):
+    if _is_computed_here(norm, x):
         y, mean, variance = _BatchNormReLU.apply(x, norm.weight, norm.bias, norm.eps, relu)
-        _follow(norm, mean, variance, x.numel() // x.shape[-1])
+        _update_running_statistics(norm, mean, variance, x.numel() // x.shape[-1])
         return y
     if isinstance(norm, nn.BatchNorm1d):
         y = norm(x.reshape(-1, x.shape[-1])).view(x.shape)  # as (R, C) and back
@@ -83,19 +84,20 @@ def batch_norm(x: torch.Tensor, norm: nn.Module, *, relu: bool) -> torch.Tensor:
 
 
 def affine(norm: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and shift (C,) that a batch normalisation amounts to outside training."""
+    """Return scale and shift (C,) that equal a batch normalisation outside training."""
     tracking = cast(TrackingNorm, norm)
     scale = tracking.weight / torch.sqrt(tracking.running_var + tracking.eps)
     return scale, tracking.bias - tracking.running_mean * scale
 
 
 class Edges:
-    """Edges from each particle of a batch to its k neighbours, by rows.
+    """Edges from each particle of a batch to its k nearest neighbours.
 
-    A row is a particle of any jet: R = N P of them. `to` (R, k) is the neighbour's row, `counts`
-    (R, 1) how often a row is a neighbour, `order` (R k,) the edges sorted by neighbour, where those
-    to row j begin at `starts[j]`: whatever is added up over the edges that meet in a particle is
-    then a plain sum of rows.
+    The particles of all jets are numbered as rows 0 ... R - 1, with R = N P. Edge `i k + n` begins
+    at row i and ends at row `to[i, n]`, with `to` (R, k). `counts` (R, 1) is the number of edges
+    that end at each row. `order` (R k,) lists the edges sorted by the row at which they end; those
+    of row j begin at `starts[j]`. So a sum over all edges that end at a row is a sum over a
+    contiguous part of `order`.
     """
 
     def __init__(self, index: torch.Tensor) -> None:
@@ -106,7 +108,7 @@ class Edges:
 
     @functools.cached_property
     def order(self) -> torch.Tensor:
-        """The edges (R k,) sorted by neighbour; only training needs them."""
+        """Return the indices of the edges sorted by neighbour, (R k,); only training needs them."""
         within = self.index.reshape(len(self.index), -1)  # (N, P k)
         # NumPy sorts numbers of 16 bits by radix, in a third of the time that torch takes.
         short = torch.int16 if self.index.shape[1] <= 2**15 else torch.int32
@@ -130,7 +132,7 @@ def edge_sum(centre: torch.Tensor, x: torch.Tensor, index: torch.Tensor) -> torc
 
     Two (N, P, C) and index (N, P, k) -> (N, P, k, C).
     """
-    if plain_is_better(x):
+    if use_torch_operations(x):
         return _plain_edge_sum(centre, x, rows_of(index, x, x.shape[1]))
     dim = x.shape[-1]
     y = _EdgeSum.apply(centre.reshape(-1, dim), x.reshape(-1, dim), Edges(index))  # (R k, C)
@@ -138,23 +140,23 @@ def edge_sum(centre: torch.Tensor, x: torch.Tensor, index: torch.Tensor) -> torc
 
 
 class Rows(NamedTuple):
-    """Neighbours by their rows among all jets' particles: (N, P, k), and P itself.
+    """The rows of each particle's neighbours (N, P, k), as in `Edges`, and P (`particles`).
 
-    In a traced graph P is a constant if it is given as a plain number, and else counted whenever
-    the graph is run.
+    In a traced graph, P is a constant if `particles` is a Python int. If it is read from a shape,
+    the graph computes it in each run.
     """
 
     neighbours: torch.Tensor
     particles: int
 
 
-def rows_of(index: torch.Tensor, of: torch.Tensor, particles: int) -> Rows:
-    """Rows of the neighbours `index` (N, P, k) among all jets' particles.
+def rows_of(index: torch.Tensor, batch: torch.Tensor, particles: int) -> Rows:
+    """Convert neighbours from positions within their jet, `index` (N, P, k), to rows.
 
-    `of` (N, ...) is any tensor of these jets. Given the same `of` in each block, the rows at which
-    jets begin are computed once in an exported graph.
+    Only the length N of `batch` (N, ...) is used. If all blocks of a network pass the same tensor,
+    an exported graph computes the first row of each jet only once.
     """
-    jet = torch.arange(of.shape[0], device=index.device)[:, None, None]  # (N, 1, 1)
+    jet = torch.arange(batch.shape[0], device=index.device)[:, None, None]  # (N, 1, 1)
     return Rows(index + jet * particles, particles)
 
 
@@ -172,10 +174,10 @@ def edge_sum_norm_relu(
 ) -> torch.Tensor:
     """ReLU(norm(centre_i + x_j)) on the edges: shapes as of edge_sum.
 
-    In training the statistics are those of the edges. Mean and variance of a sum over edges
-    follow from sums over particles, so that `norm` is applied before there are edges.
+    In training, `norm` uses the mean and variance over all edges. Both are computed from sums over
+    particles, so that `norm` is applied to the particles, of which there are k times fewer.
     """
-    if not _is_ours(norm, x):
+    if not _is_computed_here(norm, x):
         return batch_norm(edge_sum(centre, x, index), norm, relu=True)
     edges = Edges(index)
     dim = x.shape[-1]
@@ -183,7 +185,7 @@ def edge_sum_norm_relu(
     x = x.reshape(-1, dim)  # (R, C)
     # in float32 also under autocast, as batch normalisation counts
     mean, variance = _edge_statistics(centre.to(norm.weight.dtype), x.to(norm.weight.dtype), edges)
-    _follow(norm, mean.detach(), variance.detach(), edges.to.numel())
+    _update_running_statistics(norm, mean.detach(), variance.detach(), edges.to.numel())
 
     scale = norm.weight * torch.rsqrt(variance + norm.eps)
     shifted = torch.addcmul(norm.bias - mean * scale, centre, scale).to(x.dtype)
@@ -251,7 +253,7 @@ def linear_with_one(
 
 def mean_of_neighbours(edges: torch.Tensor) -> torch.Tensor:
     """Mean over k: (N, P, k, C) -> (N, P, C)."""
-    if plain_is_better(edges):
+    if use_torch_operations(edges):
         return edges.sum(dim=2) * (1 / int(edges.shape[2]))  # mean() is slower backward
     return _MeanOfNeighbours.apply(edges)
 
@@ -347,17 +349,19 @@ def _rows(image: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     return image.permute(0, 2, 3, 1).reshape(shape)
 
 
-def _is_ours(norm: nn.Module, x: torch.Tensor) -> TypeGuard[TrackingNorm]:
-    """Whether to normalise by the batch here, rather than in PyTorch's own module."""
-    # not SyncBatchNorm, a class beside these two, which asks the other GPUs too
+def _is_computed_here(norm: nn.Module, x: torch.Tensor) -> TypeGuard[TrackingNorm]:
+    """Return whether this module computes the normalisation, and not PyTorch's."""
+    # SyncBatchNorm is another class; it needs the statistics of the other GPUs
     if type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d):
         return False
     tracks = bool(norm.affine and norm.track_running_stats and norm.momentum is not None)
-    return tracks and norm.training and not plain_is_better(x)
+    return tracks and norm.training and not use_torch_operations(x)
 
 
 @torch.no_grad()
-def _follow(norm: TrackingNorm, mean: torch.Tensor, variance: torch.Tensor, rows: int) -> None:
+def _update_running_statistics(
+    norm: TrackingNorm, mean: torch.Tensor, variance: torch.Tensor, rows: int
+) -> None:
     """Update the running statistics as PyTorch does: with the unbiased variance."""
     norm.num_batches_tracked.add_(1)
     norm.running_mean.lerp_(mean, norm.momentum)
@@ -393,11 +397,12 @@ class _LinearBF16(torch.autograd.Function):
 
 
 class _BatchNormReLU(torch.autograd.Function):
-    """Batch normalisation and ReLU, with the statistics in float32 whatever the type of x.
+    """Batch normalisation and ReLU, with the statistics in float32 for every type of x.
 
-    PyTorch's kernels run over the features of a row in whole vector registers and one by one over
-    what is left, so 50 features are slow (in bfloat16 by a factor of 7). Here as many rows are read
-    as one as it takes to fill registers, and their statistics are put together afterwards.
+    PyTorch's kernels process the features of a row in full vector registers, and the remaining ones
+    one by one. This is slow for 50 features (in bfloat16 by a factor of 7). So `_wide` views
+    several rows as one long row that fills registers completely; the statistics of its parts are
+    combined afterwards.
     """
 
     @staticmethod
@@ -435,7 +440,7 @@ class _BatchNormReLU(torch.autograd.Function):
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:
-    """Read `fold` rows of x (..., C) as one, (R / fold, fold C), which fills vector registers."""
+    """View `fold` rows of x (..., C) as one row that fills vector registers: (R / fold, fold C)."""
     dim = x.shape[-1]
     rows = x.numel() // dim
     fold = math.gcd(math.lcm(dim, LANES) // dim, rows)
@@ -447,8 +452,10 @@ def _statistics(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and biased variance (C,) in `dtype`, float32 also where x is bfloat16."""
     # running statistics in float32 make the kernel answer in float32
-    unused = torch.zeros(2, wide.shape[1], dtype=dtype)
-    mean, variance = torch.ops.aten.batch_norm_update_stats(_image(wide), unused[0], unused[1], 0.0)
+    running_statistics = torch.zeros(2, wide.shape[1], dtype=dtype)
+    mean, variance = torch.ops.aten.batch_norm_update_stats(
+        _image(wide), running_statistics[0], running_statistics[1], 0.0
+    )
     mean = mean.view(fold, -1)  # (fold, C)
     variance = variance.view(fold, -1)
     # the variance of all rows: the mean of those within the folds, and that between their means

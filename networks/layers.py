@@ -47,7 +47,7 @@ def input_order(
     """Find where the data config puts each group of inputs, and how many variables each has.
 
     The groups are `groups`, then the `optional` ones that the data config has. Raises InputError
-    where a group is missing or where the config defines one that the network would not look at.
+    where a group is missing or where the config defines one that the network does not use.
     """
     names = list(data_config.input_names)
     for group in groups:
@@ -56,15 +56,15 @@ def input_order(
                 f"the network needs the input group '{group}':"
                 f" {unknown('input group', group, names)}"
             )
-    used = [*groups, *(group for group in optional if group in names)]
-    if unused := sorted(set(names) - set(used)):
+    used_groups = [*groups, *(group for group in optional if group in names)]
+    if unused_groups := sorted(set(names) - set(used_groups)):
         takes = ", ".join((*groups, *(f"{group} (if there)" for group in optional)))
         raise InputError(
-            f"the network does not use the input group '{unused[0]}' of the data config; it takes"
-            f" {takes}"
+            f"the network does not use the input group '{unused_groups[0]}' of the data config; it"
+            f" takes {takes}"
         )
     order, variables = [], []
-    for group in used:
+    for group in used_groups:
         shape = data_config.input_shapes[group]  # (N, C, P), (N, C), or (N,) for one variable
         order.append(names.index(group))
         variables.append(shape[1] if len(shape) > 1 else 1)
@@ -99,7 +99,7 @@ class Norm(nn.Module):
     """Batch normalisation of the last axis: each feature over all jets, particles and edges.
 
     (..., C) -> (..., C). PyTorch's CPU kernel is nearly twice as fast where features lie on the
-    last axis and it is told so (channels last), hence the view as an image of one column. The inner
+    last axis (memory format channels_last), hence the view as an image of one column. The inner
     BatchNorm2d is what SyncBatchNorm replaces on several GPUs.
     """
 
@@ -109,8 +109,8 @@ class Norm(nn.Module):
         self.bn = nn.BatchNorm2d(dim)
 
     def forward(self, x: torch.Tensor, *, relu: bool = False) -> torch.Tensor:
-        # two nodes, where the view as an image would cost ten more
-        """Normalise x (R, dim), optionally with a ReLU behind it; same shape."""
+        """Normalise x (..., dim), optionally followed by a ReLU; same shape."""
+        # two nodes in the exported graph, where the view as an image would cost ten more
         if torch.onnx.is_in_onnx_export():
             scale, shift = affine(self.bn)
             y = x * scale + shift
@@ -119,7 +119,7 @@ class Norm(nn.Module):
 
 
 class LinearNorm(nn.Module):
-    """A linear layer and its normalisation: (..., C) -> (..., D), with ReLU if wanted.
+    """A linear layer and its normalisation: (..., C) -> (..., D), with ReLU on request.
 
     `norm`: "batch" (outside training both are one matrix product), "layer" (each row by itself: no
     dependence on the batch, and the same in training and after it) or "none" (a linear layer with a
@@ -137,10 +137,11 @@ class LinearNorm(nn.Module):
     def forward(
         self, x: torch.Tensor, *, relu: bool = False, with_one: bool = False, keep_one: bool = False
     ) -> torch.Tensor:
-        """Apply the layer to x (..., C).
+        """Apply the layer: x (..., C) -> (..., D).
 
-        `with_one`, outside training: the last feature of x (..., C + 1) is one; `keep_one`: so is
-        that of the answer (..., D + 1).
+        with_one: x is (..., C + 1), and its last feature is the constant 1, which carries the bias
+        (see networks/fast.py); not for training.
+        keep_one: the result is (..., D + 1), with that constant appended for the next layer.
         """
         if with_one:
             y = linear_with_one(x, *self.with_bias(), keep=keep_one)
@@ -155,9 +156,9 @@ class LinearNorm(nn.Module):
         return self.with_bias()
 
     def with_bias(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weight (D, C) and bias (D,) outside training, with batch normalisation in them.
+        """Return weight (D, C) and bias (D,), with the batch normalisation folded into both.
 
-        Not for a layer normalisation, which cannot be part of them.
+        Use it outside training only, and not with layer normalisation, which cannot be folded.
         """
         if not self.by_batch:
             return self.linear.weight, self.linear.bias
@@ -252,15 +253,19 @@ def nearest_neighbours(
     training: bool = False,
     particles: int | None = None,
 ) -> torch.Tensor:
-    """Find the k particles nearest to each one, itself left out: indices (N, P, k), unordered.
+    """Return the indices (N, P, k) of each particle's k nearest others, in any order.
 
-    points (N, P, D), whose padding must be finite, as zeros are; real (N, P); P > k. With
-    `use_counts` padding is never a neighbour: where there are fewer than k others, the rest of the
-    k places hold the particle itself. Without it padding (features zero) fills them, which is the
-    function as published. There padding's own neighbours are padding; they are looked for with
-    `training` alone, as nothing but the statistics of a batch depends on them. Distances are
-    float32 also under autocast, so that bf16 does not shuffle neighbours. `particles`: P, as in
-    `Rows`.
+    points: (N, P, D), with finite values in padding; P > k. real: (N, P), False for padding.
+
+    use_counts decides what fills the k places if a jet has too few other particles. With it, the
+    particle itself does, and padding is never a neighbour. Without it, padding does, as in the
+    published network.
+
+    The neighbours of padding affect nothing but batch statistics in training without `use_counts`.
+    Only in that case are they restricted to padding, as in the published network.
+
+    Distances are computed in float32 also under autocast, because in bf16 other particles would
+    seem nearest. particles: P as in `Rows`; default: from the shape of `points`.
     """
     with torch.no_grad(), torch.autocast(points.device.type, enabled=False):
         if training and not use_counts:
@@ -302,8 +307,8 @@ def fully_connected(
     """Build `num_layers` hidden layers with ReLU and dropout, then a linear one.
 
     (N, in_dim) -> (N, out_dim). The last layer begins at zero, so that an untrained network answers
-    log ratio 0, which is the standard JEC itself: training sets out from there instead of first
-    unlearning random answers.
+    log ratio 0, which is the standard JEC itself: training starts from there and need not first
+    unlearn random answers.
     """
     layers: list[nn.Module] = []
     for index in range(num_layers):

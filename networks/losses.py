@@ -1,8 +1,8 @@
 """Losses of a regression of log(genJetPt / jetPt), and the output layer that quantiles need.
 
-In all of them jets with |target| >= 1 count as zero: a factor e between generated and reconstructed
-pT is a wrong match rather than a calibration. Such a jet stays in the denominator of the mean, as
-in the published loss.
+In all of them the loss of a jet with |target| >= 1 is zero, because a factor e between generated
+and reconstructed pT means a wrong match. Such a jet stays in the denominator of the mean, as in the
+published loss.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from common.errors import InputError
 
-WIDTH = 0.1  # where quantiles begin: about the resolution of a jet's pT
+WIDTH = 0.1  # initial distance of two quantiles, about the resolution of a jet's pT
 
 
 class MaskedLoss(nn.Module):
@@ -31,13 +31,16 @@ class MaskedLoss(nn.Module):
         self.reduction = reduction
 
     def forward(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """(N,), (N, 1) or, for quantiles, (N, Q), and (N,) -> scalar, or (N,) without reduction."""
+        """Compute the loss of predictions (N,), (N, 1) or (N, Q) for targets (N,).
+
+        Returns a scalar, or (N,) with the reduction "none". Q is the number of quantiles.
+        """
         prediction = prediction.float().reshape(len(target), -1)  # (N, Q)
         loss = torch.where(target.abs() < 1, self.of(prediction, target[:, None]).mean(dim=1), 0.0)
         return loss.mean() if self.reduction == "mean" else loss
 
     def of(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Loss of each output: (N, Q) and (N, 1) -> (N, Q)."""
+        """Compute the loss of each output, (N, Q) and (N, 1) -> (N, Q); subclasses define it."""
         raise NotImplementedError
 
 
@@ -84,7 +87,7 @@ class MaskedQuantile(MaskedLoss):
 
 
 class QuantileOutput(nn.Module):
-    """Turns numbers of the last layer (N, Q) into quantiles (N, Q) that cannot cross.
+    """Turn numbers of the last layer (N, Q) into quantiles (N, Q) that cannot cross.
 
     The columns are the median, then the others in rising order of level. The first number
     is the median; each further quantile lies below or above the next nearer one by the softplus of
@@ -131,12 +134,15 @@ def output_columns(loss: str, quantiles: Sequence[float]) -> list[str]:
 
 
 def output_layer(loss: str, quantiles: Sequence[float]) -> list[nn.Module]:
-    """Modules that turn the last layer's numbers into the network's answer, if any do."""
+    """Return the modules that follow the last layer: one for quantiles, else none."""
     return [QuantileOutput(quantile_levels(quantiles)[1:])] if loss == "quantile" else []
 
 
 def regression_loss(loss: str, quantiles: Sequence[float]) -> MaskedLoss:
-    """The loss by its name: l1, log_cosh or quantile."""
+    """Return the loss of this name: l1, log_cosh or quantile.
+
+    Raises InputError for quantiles without a level beside the median.
+    """
     if loss == "quantile":
         return MaskedQuantile(quantile_levels(quantiles))
     return {"l1": MaskedL1, "log_cosh": MaskedLogCosh}[loss]()

@@ -32,22 +32,22 @@ def check(rules: Mapping[str, Rule], values: Mapping[str, object]) -> Options:
     where `least` is one; a rule with "several" is for a list (or a single number) of such numbers
     and gives a tuple.
     """
-    checked: Options = {}
+    options: Options = {}
     for name, value in values.items():
         if name not in rules:
             raise InputError(unknown("network option", name, rules))
         rule = rules[name]
         if "choices" in rule:
-            checked[name] = _chosen(name, value, rule["choices"])
+            options[name] = _choice(name, value, rule["choices"])
         elif rule.get("several"):
             numbers = value if isinstance(value, list | tuple) else [value]
-            checked[name] = tuple(_number(name, number, rule) for number in numbers)
+            options[name] = tuple(_number(name, number, rule) for number in numbers)
         else:
-            checked[name] = _number(name, value, rule)
-    return checked
+            options[name] = _number(name, value, rule)
+    return options
 
 
-def _chosen(name: str, value: object, choices: Sequence[object]) -> object:
+def _choice(name: str, value: object, choices: Sequence[object]) -> object:
     """The choice that the value equals: 1 stands for True, as in a command line."""
     for choice in choices:
         if value == choice:

@@ -36,6 +36,7 @@ KINDS = (EXPERIMENT, PYTORCHJOB, INFERENCE_SERVICE)
 KUBEFLOW = "kubeflow"  # namespace of Kubeflow's own installation
 STEP_NAMESPACE_RIGHTS = (*EVERY_STEP, "workflows.argoproj.io")
 """Rights that a step needs in the namespace of its own pod, not in that of the run's objects."""
+OVERLAY = "deploy/overlays/mine (a copy of deploy/overlays/example)"
 UNCHECKED = (
     "API versions, permissions, Secret, ServiceAccount, serving runtime, Pod Security, quota,"
     " nodes, dry run"
@@ -153,17 +154,26 @@ def check_steps_secret(survey: Survey, name: str) -> Line:
 
 
 def check_our_permissions(survey: Survey) -> Iterator[Line]:
-    """Yield the permissions that we lack; --status, --logs and --down need them."""
+    """Yield the permissions that we lack; --status, --logs and --down need them.
+
+    What only Argo and KFP in a step's pod need is not asked for.
+    """
     namespace = survey.namespace
+    ours = [
+        (permission, verb)
+        for permission, verb in permissions.requests()
+        if permission.name not in STEP_NAMESPACE_RIGHTS
+    ]
     denied = [
-        (one, verb) for one, verb in permissions.requests() if not survey.is_allowed(one, verb)
+        (permission, verb) for permission, verb in ours if not survey.is_allowed(permission, verb)
     ]
     yield from denied_lines(
         f"namespace {namespace}",
         "we",
         denied,
-        f"kubectl apply -k deploy/ in namespace {namespace}, or have its owner bind the Role of"
-        " deploy/",
+        len(ours),
+        f"have the owner of namespace {namespace} apply {OVERLAY} and bind you:"
+        f" kubectl -n {namespace} create rolebinding NAME --role jec-launcher --user YOU",
     )
 
 
@@ -195,21 +205,25 @@ def check_steps_permissions(survey: Survey, account: str, steps: Survey) -> Iter
         what,
         who,
         denied,
-        f"kubectl apply -k deploy/ in namespace {' and '.join(spaces)}, then kubectl -n"
+        sum(1 for _ in permissions.requests()),
+        f"kubectl apply -k {OVERLAY} in namespace {' and '.join(spaces)}, then kubectl -n"
         f" {namespace} create rolebinding {account} --role jec-launcher --serviceaccount"
         f" {home}:{account}",
     )
 
 
 def denied_lines(
-    what: str, who: str, denied: list[tuple[permissions.Permission, str]], cure: str
+    what: str,
+    who: str,
+    denied: list[tuple[permissions.Permission, str]],
+    total: int,
+    cure: str,
 ) -> Iterator[Line]:
-    """Yield a line for each permission with a denied verb, or one line if nothing is denied.
+    """Yield a line for each permission with a denied verb, or one line if none of `total` is.
 
     The cure is the same for all lines and is printed with the first.
     """
     if not denied:
-        total = sum(1 for _ in permissions.requests())
         yield ok(what, f"{who} may do all {total} things that a run does")
     verbs_of: dict[permissions.Permission, list[str]] = {}
     for permission, verb in denied:

@@ -30,7 +30,8 @@ def check_image(image: str) -> Line:
         return error(
             what,
             f"{image} names no registry: nodes would pull it from their default one",
-            "make images REGISTRY=..., then --steps-image and --weaver-image REGISTRY/NAME@DIGEST",
+            "make images REGISTRY=... in this checkout, or --steps-image and --weaver-image"
+            " REGISTRY/NAME@DIGEST",
         )
     try:
         answer = ask_manifest(reference)

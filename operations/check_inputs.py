@@ -25,7 +25,7 @@ def check_inputs(config: RunConfig, *, on_kubeflow: bool = False) -> Iterator[Li
             yield from lines_of(check, inputs)
 
     # random and tpe follow the search space closely: a note about them is no warning.
-    line = ok if algorithms.offered(config.algorithm).step_caution else warning
+    line = ok if algorithms.find_offered(config.algorithm).step_caution else warning
     for caution in cautions(inputs.space, config.algorithm) if on_kubeflow else []:
         yield line("search space", caution)
     for split in SPLITS:

@@ -35,6 +35,8 @@ LOCAL_OBJECTS = (
 def down(target: Target, *, storage_too: bool, yes: bool) -> int:
     """Remove the run; return 0 if all that should go is removed, else 1.
 
+    It is 1 as well if nothing was found, but no place could be asked.
+
     The order matters: first the run on Kubeflow, which would create objects again; then processes;
     then the cluster's objects; the folder last, because what still runs writes to it.
     """
@@ -44,6 +46,9 @@ def down(target: Target, *, storage_too: bool, yes: bool) -> int:
     remark = ""
     if target.folder and not storage_too:
         remark = f"; its results stay in {target.folder} (--storage removes them as well)"
+    if not plan and target.is_unreachable:
+        print(f"nothing was removed: {target.unreachable}")
+        return 1
     if not plan and not (storage_too and target.storage_unseen):
         print(f"nothing of run {target.run_id} is left{remark}")
         return 0
@@ -134,7 +139,10 @@ def removals(target: Target) -> Path:
 def confirm(run_id: str) -> bool:
     """Ask once on the terminal. Raises InputError if there is no terminal."""
     if not sys.stdin.isatty():
-        raise InputError("there is no terminal to ask on: repeat the command with --yes")
+        raise InputError(
+            f"removing run {run_id} needs your answer, and there is no terminal to ask on; to"
+            " remove without asking, repeat the command with --yes"
+        )
     return input(f"remove all of this of run {run_id}? [y/N] ").strip().lower() in ("y", "yes")
 
 

@@ -11,8 +11,7 @@ from typing import Any
 
 from clusters.protocol import Manifest
 from common import form
-from common.config import AUTO, RunConfig
-from common.config import typed as with_types
+from common.config import AUTO, RunConfig, with_types
 from common.errors import ClusterError
 from common.run import make_run_id
 from components import steps as chain_steps

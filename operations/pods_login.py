@@ -12,7 +12,7 @@ from common.config import NONE, RunConfig
 from common.errors import InputError
 from common.storage import xrootd_login
 from common.storage.addresses import XROOTD, scheme_of
-from common.storage.patterns import parse_one, separated
+from common.storage.patterns import parse_one, split_patterns
 from operations.check_storage import credentials, pods_keys, secret_of
 from operations.table import Line, not_seen, ok
 
@@ -51,7 +51,7 @@ def addresses(config: RunConfig) -> Iterator[str]:
     """Yield every address or path that the run reads."""
     yield from (config.data_config, config.network_config, config.search_space)
     for value in (config.data_train, config.data_val, config.data_test):
-        yield from (parse_one(part).text for part in separated(value))
+        yield from (parse_one(part).text for part in split_patterns(value))
 
 
 @contextlib.contextmanager

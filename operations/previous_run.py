@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from common import storage
-from common.config import AUTO, RunConfig, of_earlier_run, typed
+from common.config import AUTO, RunConfig, with_former_defaults, with_types
 from common.config_file import Flags, Source
 from common.errors import InputError, JecError, unknown
 from common.records import SummaryRecord
@@ -162,5 +162,5 @@ def experiment_of(kfp_run: str, args: argparse.Namespace) -> dict[str, object]:
 def known_parameters(values: Mapping[str, object]) -> dict[str, object]:
     """Drop parameters that this version does not have; a run of an older one may have others."""
     defaults = RunConfig().parameters()
-    current = {name: value for name, value in typed(values).items() if name in defaults}
-    return of_earlier_run(current)
+    current = {name: value for name, value in with_types(values).items() if name in defaults}
+    return with_former_defaults(current)

@@ -94,7 +94,8 @@ def places(args: argparse.Namespace) -> list[Path]:
     if not storage.is_local(place):
         raise InputError(
             f"--prune-cache works on folders of this machine, not on {place}; give the storage a"
-            f" lifecycle rule that removes old files below {storage.join(place, 'cache')}"
+            f" lifecycle rule that removes files below {storage.join(place, 'cache')} when they are"
+            " older than the longest run"
         )
     return [Path(local_path(place)) / "cache", node_cache.place()]
 

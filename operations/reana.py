@@ -17,7 +17,7 @@ from common.config import AUTO, NONE, SERVED, RunConfig, flag, quantity
 from common.errors import InputError
 from common.project import here, is_own
 from common.run import slug
-from common.storage.patterns import parse_one, separated
+from common.storage.patterns import parse_one, split_patterns
 from components import graph
 from components.chain import MEMORY_LIMIT
 from components.graph import Task
@@ -85,7 +85,7 @@ def check(config: RunConfig, folder: Path) -> None:
 
 def local_patterns(config: RunConfig, split: str) -> list[str]:
     """Return the local paths among the patterns of a set of jets."""
-    texts = [parse_one(text).text for text in separated(getattr(config, f"data_{split}"))]
+    texts = [parse_one(text).text for text in split_patterns(getattr(config, f"data_{split}"))]
     return [text for text in texts if text != SAMPLE and storage.is_local(text)]
 
 

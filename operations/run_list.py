@@ -322,7 +322,10 @@ def matches(line: RunLine, older_than: float | None, larger_than: float | None) 
 def confirm(number: int, what: str = "runs") -> bool:
     """Ask once on the terminal. Raises InputError if there is no terminal."""
     if not sys.stdin.isatty():
-        raise InputError("there is no terminal to ask on: repeat the command with --yes")
+        raise InputError(
+            f"removing {number} {what} needs your answer, and there is no terminal to ask on; to"
+            " remove without asking, repeat the command with --yes"
+        )
     return input(f"remove these {number} {what}? [y/N] ").strip().lower() in ("y", "yes")
 
 

@@ -37,13 +37,16 @@ REASON_LINES = 8  # lines of a step's reason that are printed; the log's lines f
 
 
 def status(target: Target, *, as_json: bool = False) -> int:
-    """Print a run's status; return 1 if the run failed, else 0."""
+    """Print a run's status; return 1 if the run failed or no place could be asked, else 0."""
     run_status = look(target)
+    found_nothing = target.is_unreachable and not run_status.processes
     if as_json:
         print(json.dumps(dataclasses.asdict(run_status), indent=2))
     else:
         show(run_status)
-    return 1 if run_status.failed else 0
+        if found_nothing:
+            print(target.unreachable)
+    return 1 if run_status.failed or found_nothing else 0
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -54,6 +54,17 @@ class Target:
         return self.operator is not None and bool(self.operator.find(self.run_id))
 
     @property
+    def is_unreachable(self) -> bool:
+        """Whether no place outside this machine could be asked for the run."""
+        asked = self.kubeflow is not None or self.forgotten_by or self.operator is not None
+        return bool(self.storage_unseen) and not asked
+
+    @property
+    def unreachable(self) -> str:
+        """Sentence for a run of which nothing was found because of that."""
+        return f"no place that may have run {self.run_id} could be asked"
+
+    @property
     def kfp_id(self) -> str:
         """Kubeflow's own id of the run; empty if no server has it."""
         return self.kubeflow.id if self.kubeflow is not None else ""

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from physics.response import Floats
 
 LEAST_JETS = 500
-"""With fewer training jets trees learn little but noise, and any network looks good beside them."""
+"""With fewer training jets trees learn mostly noise, and are no fair comparison."""
 
 MOST_JETS = 500_000
-"""These take a minute or two; more training jets would tell trees little more."""
+"""Training on these takes a minute or two; more jets improve the trees little."""
 
 SETTINGS: dict[str, Any] = {
     "loss": "absolute_error",
@@ -34,7 +34,7 @@ SETTINGS: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Jets:
-    """Jets to learn from; those whose target is not finite are left out."""
+    """Jets to learn from."""
 
     features: NDArray[np.float32]
     """(N, C)."""
@@ -45,20 +45,20 @@ class Jets:
 
     def finite(self, most: int | None = None) -> Jets:
         """The jets with a finite target; at most `most` of them, evenly spread."""
-        chosen = np.flatnonzero(np.isfinite(self.target))
-        if most is not None and len(chosen) > most:
-            chosen = chosen[np.arange(most) * len(chosen) // most]
+        jets = np.flatnonzero(np.isfinite(self.target))
+        if most is not None and len(jets) > most:
+            jets = jets[np.arange(most) * len(jets) // most]
         return Jets(
-            features=self.features[chosen],
-            target=self.target[chosen],
-            weights=self.weights[chosen],
+            features=self.features[jets],
+            target=self.target[jets],
+            weights=self.weights[jets],
         )
 
 
 def fit_and_predict(
     train: Jets, val: Jets, features: NDArray[np.float32], *, seed: int
 ) -> tuple[NDArray[np.float32], int]:
-    """What trees that learned from `train` answer to other jets.
+    """Train trees on `train`, and predict the targets of other jets.
 
     features: (M, C) of the jets to answer. Returns log(pT_gen / pT), (M,), and the number of trees.
     The same jets and seed give the same answers.

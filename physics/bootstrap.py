@@ -1,15 +1,14 @@
 """Statistical intervals of quantiles by the bootstrap.
 
 Jets are drawn again, with replacement, and everything is measured again. One draw serves all
-calibrations, bins and flavours at once. So any function of several of them, such as the gain of one
-calibration over another on the same jets, has its interval *paired*: what moves both does not widen
-it.
+calibrations, bins and flavours at once. So a function of several of them, such as the gain of one
+calibration over another on the same jets, has a *paired* interval: a fluctuation that moves both
+calibrations does not widen it.
 
-It is quick because nothing is sorted twice and groups are measured together. Groups without a
-common jet, such as the bins of pT or the slices of eta, make up a family. The jets of a family are
-sorted once, by group and response; a draw is the number of times each jet came up (a histogram of N
-random integers), and all quantiles of all groups of the family are found in one cumulative sum of
-these counts by one bisection.
+Groups without a common jet, such as the bins of pT or the slices of eta, make up a family. The jets
+of a family are sorted only once, by group and response. A draw is the number of times that each jet
+occurs (a histogram of N random integers). One cumulative sum of these counts and one bisection then
+give all quantiles of all groups of the family.
 
 Source: B. Efron, R. Tibshirani, An Introduction to the Bootstrap (1993), chapter 13 (percentile
 interval).
@@ -33,13 +32,13 @@ Wide enough that a gate made of a dozen bins does not fail by chance alone.
 """
 
 REPLICATES = 500
-"""Draws: 2.5 % tails then rest on 12 draws each.
+"""Number of draws. Each 2.5 % tail then has 12 draws.
 
-That moves an interval's end by a tenth of its length.
+Their noise moves an interval's end by about a tenth of the interval's length.
 """
 
 Counts = NDArray[np.int32]
-"""How often each jet came up in a draw: (N,)."""
+"""How often each jet occurs in a draw: (N,)."""
 
 
 def bootstrap_quantiles(
@@ -52,21 +51,31 @@ def bootstrap_quantiles(
     at: Floats = QUANTILES,
     advance: Callable[[], None] | None = None,
 ) -> dict[str, dict[str, Floats]]:
-    """Quantiles of `values` in each group of jets, in the sample and in each draw of it.
+    """Compute quantiles of `values` in each group of jets, for the sample and for each draw.
 
-    values: name of a calibration -> responses (N,), finite. groups: name -> which jets (N,) bool,
-    none of them empty. Returns calibration -> group -> (replicates + 1, len(at)): row 0 is the
-    sample itself, the others are draws; the columns are the quantiles at the shares `at`, those of
-    physics.response by default. Draw r is the same set of jets everywhere. The same seed gives the
-    same numbers. `weights` (N,), positive: a jet counts so many times; jets are drawn without
-    regard to them, so that heavy ones widen the interval. `advance` is called after each draw.
+    Draw r is the same set of jets for all calibrations and groups. The same seed gives the same
+    numbers.
+
+    Args:
+        values: calibration -> responses (N,), finite.
+        groups: name -> which jets (N,) bool, none of them empty.
+        replicates: number of draws.
+        seed: of the random draws.
+        weights: (N,), positive: how many times each jet counts. The draws ignore them, so that
+            heavy jets widen the interval.
+        at: shares at which quantiles are computed, those of physics.response by default.
+        advance: called after each draw.
+
+    Returns:
+        Calibration -> group -> (replicates + 1, len(at)): row 0 is the sample itself, the other
+        rows are draws; the columns are the quantiles at the shares `at`.
     """
     names = list(groups)
-    ordered = {}
+    sorted_families = {}
     rows: dict[str, NDArray[np.float64]] = {}
     families = disjoint_families(groups)
     for name, responses in values.items():
-        ordered[name] = [sorted_family(responses, groups, family) for family in families]
+        sorted_families[name] = [sorted_family(responses, groups, family) for family in families]
         rows[name] = np.empty((len(names), replicates + 1, len(at)))
 
     num_jets = len(next(iter(values.values())))
@@ -75,12 +84,12 @@ def bootstrap_quantiles(
         # Row 0 is the sample: every jet once.
         counts = np.ones(num_jets, dtype=np.int32) if row == 0 else draw(rng, num_jets)
         for name in values:
-            for family in ordered[name]:
-                drawn = counts[family.jets]
+            for family in sorted_families[name]:
+                family_counts = counts[family.jets]
                 if weights is None:
-                    quantiles = counted_quantiles(family, drawn, at)
+                    quantiles = counted_quantiles(family, family_counts, at)
                 else:
-                    quantiles = weighted_quantiles(family, drawn * weights[family.jets], at)
+                    quantiles = weighted_quantiles(family, family_counts * weights[family.jets], at)
                 rows[name][family.numbers, row] = quantiles
         if advance:
             advance()
@@ -89,35 +98,35 @@ def bootstrap_quantiles(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Family:
-    """Groups of jets that share no jet, sorted by group and then by rising response."""
+    """Groups without a common jet; their jets are sorted by group, then by rising response."""
 
     numbers: NDArray[np.int64]
     """Which groups: (G,)."""
     jets: NDArray[np.int64]
     """Numbers of the jets of all groups, (M,), one group after another."""
     responses: Floats
-    """Of these jets: (M,), rising within each group."""
+    """Responses of these jets: (M,), rising within each group."""
     ends: NDArray[np.int64]
     """Where each group ends among the M jets: (G,)."""
 
 
 def disjoint_families(groups: Mapping[str, Mask]) -> list[list[int]]:
-    """Numbers of the groups, put together so that the groups of a family share no jet."""
+    """Divide the groups into families without a common jet; return the groups' numbers."""
     families: list[list[int]] = []
-    taken: list[Mask] = []
+    occupied: list[Mask] = []
     for number, mask in enumerate(groups.values()):
-        free = [place for place, jets in enumerate(taken) if not np.any(jets & mask)]
+        free = [place for place, jets in enumerate(occupied) if not np.any(jets & mask)]
         if free:
             families[free[0]].append(number)
-            taken[free[0]] = taken[free[0]] | mask
+            occupied[free[0]] = occupied[free[0]] | mask
         else:
             families.append([number])
-            taken.append(mask)
+            occupied.append(mask)
     return families
 
 
 def sorted_family(responses: Floats, groups: Mapping[str, Mask], numbers: list[int]) -> Family:
-    """The groups of these numbers with their jets in order; responses: (N,)."""
+    """Build the family of the groups with these numbers; responses: (N,)."""
     masks = list(groups.values())
     jets = []
     for number in numbers:
@@ -134,25 +143,25 @@ def sorted_family(responses: Floats, groups: Mapping[str, Mask], numbers: list[i
 
 
 def draw(rng: np.random.Generator, num_jets: int) -> Counts:
-    """How often each jet comes up when `num_jets` are drawn with replacement: (num_jets,) int32."""
+    """Draw `num_jets` jets with replacement; return how often each occurs: (num_jets,) int32."""
     return np.bincount(rng.integers(0, num_jets, num_jets), minlength=num_jets).astype(np.int32)
 
 
-def one_group(ordered: Floats) -> Family:
-    """The family of a single group, of all jets: ordered (N,), ascending, N > 0."""
-    number = len(ordered)
+def one_group(responses: Floats) -> Family:
+    """Return the family of one group that holds all jets; responses: (N,), ascending, N > 0."""
+    number = len(responses)
     return Family(
         numbers=np.array([0]),
         jets=np.arange(number),
-        responses=ordered,
+        responses=responses,
         ends=np.array([number]),
     )
 
 
 def counted_quantiles(family: Family, counts: Counts, at: Floats = QUANTILES) -> Floats:
-    """Quantiles of each group's sample, in which jet `i` of the family stands `counts[i]` times.
+    """Compute the quantiles of each group where jet `i` of the family occurs `counts[i]` times.
 
-    They are what np.quantile gives for np.repeat(responses, counts) of a group. counts: (M,)
+    They equal np.quantile of np.repeat(responses, counts) of the group. counts: (M,)
     integers >= 0. Returns (G, len(at)); NaN for a group whose counts are all zero.
     """
     cumulative = np.cumsum(counts)
@@ -164,8 +173,8 @@ def counted_quantiles(family: Family, counts: Counts, at: Floats = QUANTILES) ->
     below = np.floor(position).astype(np.int64)
     above = np.minimum(below + 1, last[:, None])
     # One search for both; cumulative[i] is the number of entries up to and including jet i.
-    sought = np.stack([below, above]) + starts[:, None]
-    index = np.searchsorted(cumulative, sought, side="right")
+    places = np.stack([below, above]) + starts[:, None]
+    index = np.searchsorted(cumulative, places, side="right")
     low, high = family.responses[np.minimum(index, len(cumulative) - 1)]
     quantiles: Floats = low + (position - below) * (high - low)
     quantiles[last < 0] = np.nan
@@ -173,9 +182,9 @@ def counted_quantiles(family: Family, counts: Counts, at: Floats = QUANTILES) ->
 
 
 def weighted_quantiles(family: Family, weights: Floats, at: Floats = QUANTILES) -> Floats:
-    """The values at which a group's cumulative weight first reaches each share `at` of its whole.
+    """Find where a group's cumulative weight first reaches each share `at` of the group's total.
 
-    This is the inverse of the weighted distribution. weights: (M,) >= 0. Returns (G, len(at)); NaN
+    This inverts the weighted distribution function. weights: (M,) >= 0. Returns (G, len(at)); NaN
     for a group whose weights are all zero.
     """
     quantiles = np.full((len(family.ends), len(at)), np.nan)
@@ -194,9 +203,9 @@ def weighted_quantiles(family: Family, weights: Floats, at: Floats = QUANTILES) 
 
 
 def interval(rows: Floats, level: float = LEVEL) -> Interval:
-    """{"value", "low", "high"}: row 0, and the central `level` of the other rows.
+    """Return row 0 with the percentile interval that holds the central `level` of the other rows.
 
-    rows: (replicates + 1,), finite. The percentile interval.
+    rows: (replicates + 1,), finite. Returns {"value", "low", "high"}.
     """
     low, high = np.quantile(rows[1:], [(1 - level) / 2, (1 + level) / 2])
     return {"value": float(rows[0]), "low": float(low), "high": float(high)}

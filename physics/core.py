@@ -17,14 +17,17 @@ from physics import response as r
 from physics.response import Floats
 
 DRAWS = 100
-"""An error of 100 draws is known to 7 %."""
+"""With 100 draws the error itself is known to 7 %."""
 
 CHUNKS = 1000
-"""More jets than this are drawn by neighbours: a cut moves by a thousandth of the jets at most."""
+"""Of more jets than this, neighbours are drawn together, so that draws stay quick.
+
+A cut then moves by at most a thousandth of the jets.
+"""
 
 
 def core_errors(values: Floats, rng: np.random.Generator, draws: int = DRAWS) -> Floats:
-    """Standard errors of the mean and the standard deviation of the core of responses: (2,).
+    """Estimate the standard errors of the core's mean and standard deviation: (2,).
 
     values: (N,), finite, N > 0. NaN where a draw has no core (r.gaussian_core).
     """
@@ -36,15 +39,15 @@ def core_errors(values: Floats, rng: np.random.Generator, draws: int = DRAWS) ->
     return errors
 
 
-def counted_cores(ordered: Floats, counts: np.ndarray, steps: int = 50) -> Floats:
-    """Mean and standard deviation of the core of each draw, as r.gaussian_core finds them.
+def counted_cores(responses: Floats, counts: np.ndarray, steps: int = 50) -> Floats:
+    """Compute mean and standard deviation of the core of each draw, as r.gaussian_core does.
 
-    ordered: (M,) ascending; counts: (draws, M), how often each value stands in a draw. Returns
+    responses: (M,) ascending; counts: (draws, M), how often each value occurs in a draw. Returns
     (draws, 2); NaN for a draw whose quartiles coincide.
     """
     # Of values that differ little from each other, differences keep the digits of the squares.
-    origin = np.median(ordered)
-    values = ordered - origin
+    origin = np.median(responses)
+    values = responses - origin
     number = _sums(counts)
     total = _sums(counts * values)
     squares = _sums(counts * values**2)
@@ -52,8 +55,8 @@ def counted_cores(ordered: Floats, counts: np.ndarray, steps: int = 50) -> Float
     with np.errstate(divide="ignore", invalid="ignore"):
         quartiles = []
         for share in (0.25, 0.5, 0.75):
-            reached = number[:, 1:] >= share * number[:, -1:]
-            quartiles.append(values[np.argmax(reached, axis=1)])
+            reaches_share = number[:, 1:] >= share * number[:, -1:]
+            quartiles.append(values[np.argmax(reaches_share, axis=1)])
         mean, sigma = quartiles[1], (quartiles[2] - quartiles[0]) / 1.349
         mean, sigma = np.where(sigma > 0, (mean, sigma), np.nan)
         for _ in range(steps):

@@ -1,7 +1,7 @@
-"""The gate before deployment: is the model not worse than the standard calibration, and closed?
+"""The gate before deployment: compares a model with the standard JEC and tests its closure.
 
-Everything is compared with the standard JEC on the same jets, in bootstrap draws of them, so that
-what moves both does not count. Judged, beside the gain of resolution:
+Model and standard JEC are compared on the same jets, in bootstrap draws of them, so that
+fluctuations which move both do not count. Beside the gain in resolution, the gate tests:
 
   - closure: |median response - 1| is at most `max_closure`, or that of the standard JEC in the same
     bin where that is larger. Bins of pT from 30 GeV up in each region; from 60 GeV up also all
@@ -15,7 +15,8 @@ what moves both does not count. Judged, beside the gain of resolution:
 
 Resolution, tails and flavour spread are at most so many times those of the standard JEC. The
 `default` gate refuses a model that is worse than allowed by more than the interval of the margin,
-so that a small test set makes it milder, never random. The `strict` gate refuses a model that could
+so that a small test set makes the gate milder but does not make it refuse by chance. The `strict`
+gate refuses a model that could
 be worse than allowed within that interval. The intervals are normal, of the standard error of the
 draws, at the level of 95 % for all of them together (Bonferroni: 1 - 0.05 / number of tests). The
 gain has the plain interval that the report shows.
@@ -45,22 +46,22 @@ from physics.response import Floats
 from physics.tails import TAILS
 
 MIN_JETS = 100
-"""Of a bin or slice: with fewer jets the error of a median is itself uncertain by a third, too much
-for one of a hundred tests. A whole region is judged from groups.MIN_JETS jets on.
+"""Jets that a bin or slice must have. With fewer, the error of a median is itself uncertain by a
+third, which is too much for one of a hundred tests. A whole region needs only groups.MIN_JETS jets.
 """
 
 SAME = 1e-6
 """Margins are fractions; beyond this digit two calibrations are the same (float32)."""
 
 REASONS = 4
-"""Sentences for each quantity that fails; the others are counted."""
+"""Failures that are described in a sentence for each quantity; further ones are only counted."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Test:
     """A number with its limit and the error of the margin, all in the quantity's own unit."""
 
-    __test__ = False  # no test of pytest
+    __test__ = False  # pytest must not collect it
 
     quantity: str
     where: str
@@ -78,10 +79,17 @@ class Test:
 def judge(
     sample: Sample, settings: GateSettings, uncertainty: Mapping[str, Any] | None = None
 ) -> tuple[Record, list[str]]:
-    """What the gate judged (common.measurements.Gate), and why it refuses the model.
+    """Judge a model on its test jets.
 
-    Without a reason the model passes. uncertainty: the record of physics.uncertainty.measure for a
-    network that gives an interval for each jet; an empty one if that could not be measured.
+    Args:
+        sample: the test jets (physics.metrics.sample_of).
+        settings: which gate, and its limits.
+        uncertainty: the record of physics.uncertainty.measure, for a network that gives an interval
+            for each jet; empty where that could not be measured.
+
+    Returns:
+        The record of all tests (common.measurements.Gate), and the reasons why the gate refuses the
+        model; the model passes if there are none.
     """
     strict = settings.gate == "strict"
     tests = [
@@ -93,18 +101,18 @@ def judge(
     if uncertainty:
         tests += coverage_tests(uncertainty, settings)
     level = 1 - (1 - LEVEL) / max(len(tests), 1)
-    checks = [checked(test, level, strict) for test in tests]
+    checks = [evaluate(test, level, strict) for test in tests]
     gain = gain_check(sample, settings)
-    unmeasured = unmeasured_of(sample, settings)
+    unmeasured = unmeasured_groups(sample, settings)
 
-    reasons = answer_reasons(sample, uncertainty)
+    reasons = missing_answer_reasons(sample, uncertainty)
     if gain is None:
-        reasons.append(reason_without_gain(sample))
+        reasons.append(missing_gain_reason(sample))
     else:
         checks.insert(0, gain)
         if not gain["passed"]:
-            reasons.append(reason_of_gain(gain, strict))
-    reasons += reasons_of(checks, strict)
+            reasons.append(gain_reason(gain, strict))
+    reasons += failure_reasons(checks, strict)
     reasons += missing_reasons(sample, settings, tests, uncertainty)
     record = {
         "level": level,
@@ -118,8 +126,8 @@ def judge(
 # ----------------------------------------------------------------------------------------- verdicts
 
 
-def checked(test: Test, level: float, strict: bool) -> Record:
-    """The test with the normal interval of its margin, and whether it passes."""
+def evaluate(test: Test, level: float, strict: bool) -> Record:
+    """Return the test as a record, with the normal interval of its margin and its outcome."""
     reach = statistics.NormalDist().inv_cdf((1 + level) / 2) * test.error
     margin = {"value": test.margin, "low": test.margin - reach, "high": test.margin + reach}
     # In per cent and percentage points the last digit is 100 times as large.
@@ -131,7 +139,7 @@ def checked(test: Test, level: float, strict: bool) -> Record:
 
 
 def gain_check(sample: Sample, settings: GateSettings) -> Record | None:
-    """The gain over the standard JEC above 30 GeV; None where it cannot be measured."""
+    """Test the gain over the standard JEC above 30 GeV; None where it cannot be measured."""
     whole = groups.SUMMARY[-1]
     if whole.name not in sample.masks:
         return None
@@ -157,7 +165,7 @@ def gain_check(sample: Sample, settings: GateSettings) -> Record | None:
     }
 
 
-def reason_without_gain(sample: Sample) -> str:
+def missing_gain_reason(sample: Sample) -> str:
     """Say that too few test jets are left to measure the gain."""
     whole = groups.SUMMARY[-1]
     return (
@@ -166,7 +174,7 @@ def reason_without_gain(sample: Sample) -> str:
     )
 
 
-def reason_of_gain(check: Mapping[str, Any], strict: bool) -> str:
+def gain_reason(check: Mapping[str, Any], strict: bool) -> str:
     """Say why the gain does not suffice, with its interval and the limit (%)."""
     limit = check["limit"]
     gain = {end: value + limit for end, value in check["margin"].items()}
@@ -182,32 +190,32 @@ def reason_of_gain(check: Mapping[str, Any], strict: bool) -> str:
     )
 
 
-def reasons_of(checks: list[Record], strict: bool) -> Iterator[str]:
-    """A sentence for each of the worst misses of each quantity, and one that counts the others."""
-    failed: dict[str, list[Record]] = {}
+def failure_reasons(checks: list[Record], strict: bool) -> Iterator[str]:
+    """Describe the worst failures of each quantity in a sentence each, and count the others."""
+    failures: dict[str, list[Record]] = {}
     for check in checks:
         if not check["passed"] and check["quantity"] != "gain":
-            failed.setdefault(check["quantity"], []).append(check)
-    for quantity, misses in failed.items():
-        misses.sort(key=surely)
+            failures.setdefault(check["quantity"], []).append(check)
+    for quantity, misses in failures.items():
+        misses.sort(key=significance)
         for check in misses[:REASONS]:
-            yield reason_of(check, strict)
+            yield failure_reason(check, strict)
         if len(misses) > REASONS:
             yield f"{quantity} fails for {len(misses) - REASONS} more groups of jets"
 
 
-def surely(check: Mapping[str, Any]) -> float:
-    """The margin in units of its interval: the lower, the surer the miss."""
+def significance(check: Mapping[str, Any]) -> float:
+    """Return the margin in units of its interval; the lower it is, the surer is the failure."""
     margin = check["margin"]
     reach = max(margin["high"] - margin["value"], 1e-12)
     return float(margin["value"] / reach)
 
 
-def reason_of(check: Mapping[str, Any], strict: bool) -> str:
-    """The miss of a number in a sentence: quantity, jets, number, limit, and by how much."""
+def failure_reason(check: Mapping[str, Any], strict: bool) -> str:
+    """Describe a failed test: quantity, jets, value, limit, and by how much it misses the limit."""
     unit = f" {check['unit']}" if check["unit"] else ""
     digits = 2 if check["unit"] else 4
-    # Of these the limit is for either direction.
+    # The limits of these quantities hold in both directions.
     either = check["quantity"] in ("closure", "coverage")
     sign = "+" if either else ""
     number = f"{check['value']:{sign}.{digits}f}{unit}"
@@ -225,8 +233,8 @@ def reason_of(check: Mapping[str, Any], strict: bool) -> str:
     return f"{check['quantity']} fails for {check['where']}: {number}, allowed {limit}; {miss}"
 
 
-def answer_reasons(sample: Sample, uncertainty: Mapping[str, Any] | None) -> list[str]:
-    """A sentence where jets got no answer that can be used."""
+def missing_answer_reasons(sample: Sample, uncertainty: Mapping[str, Any] | None) -> list[str]:
+    """Say how many jets have no finite answer, or no finite uncertainty, from the model."""
     reasons = []
     if sample.num_without_answer:
         reasons.append(
@@ -252,13 +260,13 @@ def judged_regions(settings: GateSettings) -> list[str]:
 
 
 def judged_groups(sample: Sample) -> set[str]:
-    """The groups with enough jets to be judged."""
+    """Return the names of the groups with enough jets to be judged."""
     whole = {one.name for one in (*groups.WHOLE_REGIONS, *groups.CLOSURE_REGIONS)}
     return {name for name in sample.masks if name in whole or sample.sizes[name] >= MIN_JETS}
 
 
 def closure_places(sample: Sample, settings: GateSettings) -> dict[str, str]:
-    """Group -> where that is, for each group in which closure is judged."""
+    """Return group -> its description, for each group in which closure is judged."""
     regions = judged_regions(settings)
     places = {}
     for one in (groups.CLOSURE_ALL, *groups.CLOSURE_REGIONS, *groups.CURVES):
@@ -325,8 +333,8 @@ def _test(
 def tail_tests(sample: Sample, settings: GateSettings) -> Iterator[Test]:
     """The shares of jets in the tails above 30 GeV, all jets and in each region.
 
-    The error of the margin, a mean over the jets, is the standard deviation over sqrt(N): what
-    endless draws would give.
+    The margin is a mean over the jets, so its error is the standard deviation over sqrt(N), the
+    limit of infinitely many draws.
     """
     regions = judged_regions(settings)
     for one in groups.SUMMARY[::-1]:
@@ -389,7 +397,7 @@ def flavour_tests(sample: Sample, settings: GateSettings) -> Iterator[Test]:
 
 
 def coverage_tests(uncertainty: Mapping[str, Any], settings: GateSettings) -> Iterator[Test]:
-    """How far the coverage of the jets' own intervals is from what it should be.
+    """Compare the coverage of the jets' own intervals with its nominal value.
 
     Over all jets, in each region, and in its bins of the pT of the file.
     """
@@ -424,11 +432,12 @@ def coverage_tests(uncertainty: Mapping[str, Any], settings: GateSettings) -> It
 
 
 def reasons_of_jets(columns: Mapping[str, np.ndarray], settings: GateSettings) -> list[str]:
-    """Why the gate will refuse every model that is tested on these jets: known without a model.
+    """Say why the gate would refuse every model on these test jets, before a model exists.
 
-    columns: name -> (N,), at least physics.metrics.NEEDED.
+    columns: name -> (N,), at least physics.metrics.REQUIRED_COLUMNS.
     """
-    # A model that changes nothing, whose tests stand for those of any; their results do not count.
+    # Which tests are possible depends on the jets alone, so that a model which changes nothing
+    # shows it; the results of its tests are not used.
     sample = metrics.sample_of(columns, np.zeros(len(columns["jetPt"])), replicates=2)
     tests = [
         *closure_tests(sample, settings),
@@ -437,7 +446,7 @@ def reasons_of_jets(columns: Mapping[str, np.ndarray], settings: GateSettings) -
     ]
     reasons = []
     if gain_check(sample, settings) is None:
-        reasons.append(reason_without_gain(sample))
+        reasons.append(missing_gain_reason(sample))
     return [*reasons, *missing_reasons(sample, settings, tests, None)]
 
 
@@ -447,11 +456,10 @@ def missing_reasons(
     tests: Iterable[Test],
     uncertainty: Mapping[str, Any] | None,
 ) -> Iterator[str]:
-    """A sentence for each quantity without which the gate does not open.
+    """Name each quantity that the gate requires but that cannot be measured.
 
-    That is closure, any jets in each region, and the coverage of a network that gives intervals.
-    The strict gate needs resolution, closure and flavour spread of each region. A small test set
-    makes the default gate milder.
+    Both gates require closure, jets in each region, and the coverage of a network that gives
+    intervals. The strict gate also requires resolution, closure and flavour spread of each region.
     """
     judged = {(test.quantity, test.where) for test in tests}
     if not any(test.quantity == "closure" for test in tests):
@@ -459,10 +467,10 @@ def missing_reasons(
             f"closure cannot be measured: too few test jets with pT above {r.CLOSURE_FROM:g} GeV"
         )
     strict = settings.gate == "strict"
-    needed = [("resolution", one) for one in groups.WHOLE_REGIONS]
+    required_groups = [("resolution", one) for one in groups.WHOLE_REGIONS]
     if strict:
-        needed += [("closure", one) for one in groups.CLOSURE_REGIONS]
-    for quantity, one in needed:
+        required_groups += [("closure", one) for one in groups.CLOSURE_REGIONS]
+    for quantity, one in required_groups:
         if one.region not in judged_regions(settings) or (quantity, one.text) in judged:
             continue
         if strict or not sample.sizes[one.name]:
@@ -486,10 +494,10 @@ def missing_reasons(
                 )
 
 
-def unmeasured_of(sample: Sample, settings: GateSettings) -> list[Record]:
-    """The bins and slices that have too few jets to be judged, and what is not known of the jets.
+def unmeasured_groups(sample: Sample, settings: GateSettings) -> list[Record]:
+    """List the bins and slices with too few jets to be judged.
 
-    The many narrow slices of eta are one entry.
+    The many narrow slices are one entry.
     """
     judged = judged_groups(sample)
     bins = {one.name: one for one in (*groups.CLOSURE_REGIONS, *groups.CURVES)}

@@ -1,7 +1,7 @@
 """The groups of jets in which everything is measured: pT bins, flavours in them, slices of columns.
 
-A group is a name and a mask (N,) of jets. A group with fewer than MIN_JETS jets is not measured:
-its quantiles would say nothing. pT (GeV) and eta are those of the generator jet.
+A group is a name and a mask (N,) of jets. A group with fewer than MIN_JETS jets is not measured,
+because its quantiles are too uncertain. pT (GeV) and eta are those of the generator jet.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from physics import response as r
 from physics.response import Bin, Floats, Mask
 
 MIN_JETS = 50
-"""The median of 50 jets is known to about 0.18 of a jet's resolution.
+"""The error of a median of 50 jets is about 0.18 of a jet's resolution.
 
-With fewer jets even the interval misleads.
+With fewer jets even the interval is unreliable.
 """
 
 MIN_FLAVOUR_JETS = 100
 """With fewer jets of a flavour, the noise of its median (1 %) would exceed what is measured."""
 
 RESIDUALS = ("rhoAll", "PV_npvsGood", "jetMult", "QG_mult", "jetPhi")
-"""Columns against which the bias that is left is measured, where they are among the observers."""
-SLICES = 8  # of each of these, with equally many jets
+"""Columns against which the remaining bias is measured, where they are among the observers."""
+SLICES = 8  # of each of these columns, with equally many jets
 
 ETA_SLICES = tuple(itertools.pairwise(np.linspace(-2.5, 2.5, 11).round(2).tolist()))
 """(low, high) of eta, upper edge excluded, from CLOSURE_FROM up."""
 
 FINE_ETA_SLICES = tuple(itertools.pairwise(np.linspace(-2.5, 2.5, 51).round(1).tolist()))
-"""Slices for the gate alone: a calibration that fails in a ring of a detector is not diluted."""
+"""Narrow slices for the gate alone, so that a failure in one ring of the detector shows."""
 
 # fmt: off
 JERC_ETA_EDGES = (
@@ -50,7 +50,7 @@ JERC_ETA_SLICES = tuple(
 """Both sides of the detector, from CLOSURE_FROM up."""
 
 PILEUP = "pile-up"
-"""Name under which the pile-up of the jets' events stands among the columns, whatever its own."""
+"""Name of the column with the pile-up of the jets' events, whatever the file calls it."""
 
 PILEUP_BINS = r.bins((r.CLOSURE_FROM, 110.0, math.inf), ("all",))
 """Bins of pT in which the response is shown against pile-up: where it matters most, and above."""
@@ -76,9 +76,9 @@ CLOSURE_ALL = Bin(region="all", low=r.CLOSURE_FROM, high=math.inf)
 """Both regions from CLOSURE_FROM up."""
 
 CLOSURE = [*CLOSURE_REGIONS, *(one for one in CURVES if one.low >= r.CLOSURE_FROM)]
-"""Where closure must hold: each region as a whole (known best), then in its pT bins.
+"""Where closure must hold: each region as a whole (the most precise), then in its pT bins.
 
-A trend may cancel in the whole.
+The bins are needed because a trend may cancel in the whole region.
 """
 
 FLAVOUR_BINS = [*r.bins(r.PT_EDGES), *CLOSURE_REGIONS, CLOSURE_ALL]
@@ -86,10 +86,11 @@ FLAVOUR_BINS = [*r.bins(r.PT_EDGES), *CLOSURE_REGIONS, CLOSURE_ALL]
 
 
 def masks(columns: Mapping[str, np.ndarray]) -> dict[str, Mask]:
-    """Name -> which jets (N,), for every group, those without any jet as well.
+    """Return name -> which jets (N,), for every group, also for empty ones.
 
-    columns: name -> (N,), at least genJetPt (GeV) and genJetEta. Flavours are there with partonFlav
-    and hadronFlav, slices with PILEUP and the columns of RESIDUALS.
+    columns: name -> (N,), at least genJetPt (GeV) and genJetEta. There are groups of flavours
+    where columns has partonFlav and hadronFlav, and slices of PILEUP and of RESIDUALS where it has
+    these.
     """
     gen_pt, gen_eta = columns["genJetPt"], columns["genJetEta"]
     groups: dict[str, Mask] = {}
@@ -120,17 +121,17 @@ def masks(columns: Mapping[str, np.ndarray]) -> dict[str, Mask]:
 
 
 def has_flavours(columns: Mapping[str, np.ndarray]) -> bool:
-    """Whether the jets' flavours are among the observers."""
+    """Return whether the jets' flavours are among the observers."""
     return "partonFlav" in columns and "hadronFlav" in columns
 
 
 def closing_jets(columns: Mapping[str, np.ndarray]) -> Mask:
-    """The jets for which closure means something, from CLOSURE_FROM up: (N,) bool."""
+    """Return which jets closure is measured on, those from CLOSURE_FROM up: (N,) bool."""
     return CLOSURE_ALL.contains(columns["genJetPt"], columns["genJetEta"])
 
 
 def slice_edges(columns: Mapping[str, np.ndarray]) -> dict[str, Floats]:
-    """Column of RESIDUALS -> edges between which equally many jets lie.
+    """Return column of RESIDUALS -> edges of slices with equally many jets.
 
     A column that is missing, not finite or nearly constant has no entry.
     """
@@ -146,7 +147,7 @@ def slice_edges(columns: Mapping[str, np.ndarray]) -> dict[str, Floats]:
 
 
 def equal_slices(values: Floats, number: int) -> Floats:
-    """Edges of `number` slices with equally many values, as far as equal values allow.
+    """Return edges of `number` slices with equally many values, as far as equal values allow.
 
     values: (N,), N > 0. Returns ascending edges, the last just above the largest value, as upper
     edges are excluded; none for fewer than two slices.

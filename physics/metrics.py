@@ -29,7 +29,7 @@ from physics.core import core_errors
 from physics.interval import Interval
 from physics.response import Bin, Floats, Mask
 
-NEEDED = ("jetPt", "genJetPt", "genJetEta")
+REQUIRED_COLUMNS = ("jetPt", "genJetPt", "genJetEta")
 """Columns (GeV, GeV, none) without which nothing can be measured.
 
 partonFlav and hadronFlav add flavours, jetRawPt adds `uncorrected`.
@@ -38,12 +38,12 @@ partonFlav and hadronFlav add flavours, jetRawPt adds `uncorrected`.
 WEIGHT = "eventWeight"
 
 MAX_GAIN_WIDTH = 10.0
-"""Points of per cent from end to end. Gains are a few per cent, so a wider interval that holds zero
-tells nothing.
+"""Largest width of a gain's interval, in percentage points. Gains are a few per cent, so that a
+wider interval which contains zero is not shown.
 """
 
 LARGEST = float(np.finfo(np.float32).max)
-"""GeV; what a served model can answer."""
+"""GeV; the largest pT that a served model can return, as it answers in float32."""
 
 DISTRIBUTION_EDGES = np.linspace(0.5, 1.5, 51)
 
@@ -60,8 +60,8 @@ class Sample:
 
     columns: Mapping[str, np.ndarray]
     """Observers of the N jets that are measured."""
-    kept: Mask
-    """Which jets of the test set these are: (num_jets,)."""
+    measurable: Mask
+    """Which jets of the test set can be measured: (num_jets,) bool, N of them True."""
     responses: Mapping[str, Floats]
     """Calibration -> response (N,), finite and positive."""
     masks: Mapping[str, Mask]
@@ -70,11 +70,11 @@ class Sample:
     """Group -> number of jets, of every group."""
     quantiles: Quantiles
     num_jets: int
-    """Of the test set."""
+    """Number of jets in the test set."""
     num_without_answer: int
     """Jets with a generator jet, but no finite and positive answer of the model."""
     left_out: Mapping[str, int]
-    """Cause -> jets that are not measured."""
+    """Cause -> number of jets that are not measured."""
     unmeasured: list[Record]
     """What could not be measured, and why (common.measurements.Unmeasured)."""
     replicates: int
@@ -90,7 +90,7 @@ def measure(
     seed: int = 0,
     advance: Callable[[], None] | None = None,
 ) -> Record:
-    """All metrics of a model's answers: `record_of` the `sample_of` these arguments."""
+    """Compute all metrics of a model's answers; arguments as for `sample_of`."""
     sample = sample_of(
         columns, output, baseline=baseline, replicates=replicates, seed=seed, advance=advance
     )
@@ -108,12 +108,19 @@ def sample_of(
     seed: int = 0,
     advance: Callable[[], None] | None = None,
 ) -> Sample:
-    """The jets that can be measured, and the bootstrap draws of them.
+    """Select the jets that can be measured, and draw their bootstrap samples.
 
-    columns: name -> (N,), at least NEEDED. output: (N,), log(pT_gen / jetPt) as the model sees it;
-    baseline, trees: the same of an earlier model and of boosted trees. pileup: of the jets' events,
-    (N,), in any measure. Jets with no finite answer, or without generator jet, are counted and left
-    out. `advance` is called after each draw of the bootstrap.
+    Jets without a finite answer of a model, or without generator jet, are counted and left out.
+
+    Args:
+        columns: name -> (N,), at least REQUIRED_COLUMNS.
+        output: the model's answers (N,), log(pT_gen / jetPt).
+        baseline: the same of an earlier model.
+        trees: the same of boosted trees.
+        pileup: a measure of the pile-up of each jet's event, (N,).
+        replicates: number of bootstrap draws.
+        seed: of the draws.
+        advance: called after each draw.
     """
     responses = calibrated_responses(columns, output, baseline, trees)
     if pileup is not None:
@@ -126,9 +133,9 @@ def sample_of(
         reason = "jetRawPt has values that are not finite and positive"
         unmeasured.append(not_measured("uncorrected response", "all jets", len(raw), reason))
 
-    kept, left_out, num_without_answer = _measurable(columns, responses)
-    columns = {name: np.asarray(values)[kept] for name, values in columns.items()}
-    responses = {name: values[kept] for name, values in responses.items()}
+    measurable, left_out, num_without_answer = _measurable(columns, responses)
+    columns = {name: np.asarray(values)[measurable] for name, values in columns.items()}
+    responses = {name: values[measurable] for name, values in responses.items()}
 
     masks = groups.masks(columns)
     sizes = {name: int(np.count_nonzero(mask)) for name, mask in masks.items()}
@@ -140,7 +147,7 @@ def sample_of(
         )
     return Sample(
         columns=columns,
-        kept=kept,
+        measurable=measurable,
         responses=responses,
         masks=masks,
         sizes=sizes,
@@ -155,7 +162,7 @@ def sample_of(
 
 
 def usable(response: Floats) -> Mask:
-    """Where a response can be measured: finite and positive. Both (N,)."""
+    """Return where a response (N,) can be measured, that is finite and positive: (N,) bool."""
     return np.isfinite(response) & (response > 0)
 
 
@@ -176,27 +183,31 @@ def _measurable(
     }
     if "baseline" in responses:
         causes["the baseline has no finite answer"] = ~usable(responses["baseline"])
-    kept = np.ones(len(gen_pt), dtype=bool)
+    measurable = np.ones(len(gen_pt), dtype=bool)
     left_out = {}
     for cause, holds in causes.items():
-        left_out[cause] = int(np.count_nonzero(kept & holds))
-        kept &= ~holds
+        left_out[cause] = int(np.count_nonzero(measurable & holds))
+        measurable &= ~holds
     without_answer = left_out["the model has no finite answer"]
-    return kept, {cause: number for cause, number in left_out.items() if number}, without_answer
+    return (
+        measurable,
+        {cause: number for cause, number in left_out.items() if number},
+        without_answer,
+    )
 
 
 def record_of(sample: Sample) -> Record:
-    """All metrics of a sample, as JSON can hold them: no NaN or infinity is among them."""
+    """Compute all metrics of a sample, for JSON: none of them is NaN or infinite."""
     columns, responses, quantiles = sample.columns, sample.responses, sample.quantiles
     unmeasured = [*sample.unmeasured, *_too_few(sample)]
-    summary, lost = _bins(groups.SUMMARY, quantiles, sample)
-    unmeasured += lost
-    curves, lost = _bins(groups.CURVES, quantiles, sample)
-    unmeasured += lost
-    weighted, lost = _weighted(sample)
-    unmeasured += lost
-    flavour, lost = _flavour(sample)
-    unmeasured += lost
+    summary, missing = _bins(groups.SUMMARY, quantiles, sample)
+    unmeasured += missing
+    curves, missing = _bins(groups.CURVES, quantiles, sample)
+    unmeasured += missing
+    weighted, missing = _weighted(sample)
+    unmeasured += missing
+    flavour, missing = _flavour(sample)
+    unmeasured += missing
     return {
         **_headline(summary),
         "closure": _closure(sample),
@@ -226,7 +237,7 @@ def calibrated_responses(
     baseline: Floats | None,
     trees: Floats | None = None,
 ) -> dict[str, Floats]:
-    """Calibration -> response (N,), the model first; NaN where there is none.
+    """Return calibration -> response (N,), the model first; NaN where there is none.
 
     columns: jetPt and genJetPt (GeV), perhaps jetRawPt. output, baseline, trees:
     log(pT_gen / jetPt).
@@ -240,18 +251,18 @@ def calibrated_responses(
         momenta["uncorrected"] = columns["jetRawPt"]
     responses = {}
     for name, pt in momenta.items():
-        # A served model answers with float32: beyond that there is no momentum.
-        served = np.where(np.abs(pt) <= LARGEST, pt, np.nan)
-        response = r.response(served, columns["genJetPt"])
+        # A served model answers in float32, which holds no larger momentum.
+        finite_pt = np.where(np.abs(pt) <= LARGEST, pt, np.nan)
+        response = r.response(finite_pt, columns["genJetPt"])
         responses[name] = np.where(np.abs(response) <= LARGEST, response, np.nan)
     return responses
 
 
-# -------------------------------------------------------------------------------- what is not known
+# ----------------------------------------------------------------------------- what is not measured
 
 
 def not_measured(quantity: str, where: str, num_jets: int, reason: str) -> Record:
-    """A number that is not measured (common.measurements.Unmeasured)."""
+    """Return the record of a number that is not measured (common.measurements.Unmeasured)."""
     return {"quantity": quantity, "where": where, "num_jets": num_jets, "reason": reason}
 
 
@@ -301,7 +312,7 @@ def _intervals(
 
 
 def _place(one: Bin, num_jets: int) -> Record:
-    """Which bin this is, as JSON can hold it: an open end is null."""
+    """Return the edges of a bin for JSON; an open end is None."""
     return {
         "region": one.region,
         "pt_range": one.range,
@@ -380,15 +391,15 @@ def _headline(summary: list[Record]) -> Record:
 def _weighted(sample: Sample) -> tuple[Record | None, list[Record]]:
     """The summary's bins with each jet counted eventWeight times, and what is not measured.
 
-    None where jets have no weights, or weights that mean nothing. A bin is left out if it has fewer
-    than MIN_JETS effective jets, or if the interval of its gain is wider than MAX_GAIN_WIDTH and
-    holds zero.
+    None where jets have no weights, or weights that cannot be used. A bin is left out if it has
+    fewer than MIN_JETS effective jets, or if the interval of its gain is wider than MAX_GAIN_WIDTH
+    and contains zero.
     """
     if WEIGHT not in sample.columns:
         return None, []
     weights = np.asarray(sample.columns[WEIGHT], dtype=np.float64)
     whole = groups.SUMMARY[-1]
-    if reason := weights_mean_nothing(weights):
+    if reason := weights_problem(weights):
         return None, [not_measured("weighted gain", whole.text, len(weights), reason)]
     bins: list[Bin] = []
     unmeasured: list[Record] = []
@@ -413,10 +424,10 @@ def _weighted(sample: Sample) -> tuple[Record | None, list[Record]]:
         # Weights are relative: the largest is 1, so that no sum of them overflows.
         weights=weights / weights.max(),
     )
-    measured, lost = _bins(bins, quantiles, sample)
-    unmeasured += lost
+    records, missing = _bins(bins, quantiles, sample)
+    unmeasured += missing
     summary = []
-    for record in measured:
+    for record in records:
         one = Bin(region=record["region"], low=record["pt_low"], high=record["pt_high"] or math.inf)
         record["effective_jets"] = effective[one.name]
         gain = record["gain"]
@@ -431,8 +442,8 @@ def _weighted(sample: Sample) -> tuple[Record | None, list[Record]]:
     return {**_headline(summary), "bins": summary, "effective_jets": above_30}, unmeasured
 
 
-def weights_mean_nothing(weights: Floats) -> str:
-    """Why weights (N,) cannot be used; empty if they can."""
+def weights_problem(weights: Floats) -> str:
+    """Say why weights (N,) cannot be used; empty if they can."""
     if not len(weights):
         return "there are no jets"
     if number := int(np.count_nonzero(~np.isfinite(weights))):
@@ -445,7 +456,7 @@ def weights_mean_nothing(weights: Floats) -> str:
 
 
 def effective_jets(weights: Floats) -> float:
-    """So many jets of equal weight would have the same error; weights (N,), positive.
+    """Return how many jets of equal weight would have the same error; weights (N,), positive.
 
     Source: L. Kish, Survey Sampling (1965).
     """
@@ -467,9 +478,10 @@ def _core(sample: Sample) -> list[Record]:
 
 
 def moments(values: Floats, rng: np.random.Generator) -> dict[str, float | None]:
-    """Mean, and mean and width of the normal core of responses (N,), N > 0, with their errors.
+    """Compute the mean of responses (N,), N > 0, and mean and width of their normal core.
 
-    Errors are one standard deviation (physics.core). Without a core its numbers are None.
+    Errors are one standard deviation (physics.core). The core's numbers are None where there is
+    no core.
     """
     mean, sigma = r.gaussian_core(values)
     mean_error, sigma_error = map(float, core_errors(values, rng))
@@ -504,9 +516,9 @@ def _closure(sample: Sample) -> Record:
 
 
 def distance(bias: Mapping[str, float]) -> float:
-    """How far from zero a bias surely is: the end of its interval that is nearer to zero.
+    """Return the distance from zero to the nearer end of a bias's interval.
 
-    Negative if zero lies inside.
+    It is negative if the interval contains zero.
     """
     return max(bias["low"], -bias["high"])
 
@@ -529,8 +541,8 @@ def _flavour(sample: Sample) -> tuple[Record, list[Record]]:
                     medians = _intervals(r.median, sample.quantiles, group)
                     bins.append({**place, "flavour": flavour, **medians})
         for one in groups.CLOSURE_REGIONS:
-            entry, lost = flavour_spread(one, sample)
-            unmeasured += lost
+            entry, missing = flavour_spread(one, sample)
+            unmeasured += missing
             if entry:
                 regions[one.region] = entry
     else:
@@ -542,7 +554,7 @@ def _flavour(sample: Sample) -> tuple[Record, list[Record]]:
 
 
 def flavours_in(one: Bin, sample: Sample) -> list[str]:
-    """The flavours with at least MIN_FLAVOUR_JETS jets in a bin of FLAVOUR_BINS."""
+    """List the flavours with at least MIN_FLAVOUR_JETS jets in a bin of FLAVOUR_BINS."""
     flavours = []
     for name in r.FLAVOURS:
         if sample.sizes.get(groups.flavour_name(one, name), 0) >= groups.MIN_FLAVOUR_JETS:
@@ -551,7 +563,7 @@ def flavours_in(one: Bin, sample: Sample) -> list[str]:
 
 
 def flavour_medians(one: Bin, flavours: Iterable[str], of_group: Mapping[str, Floats]) -> Floats:
-    """Median response of flavours in a bin: (replicates + 1, flavours).
+    """Return the median response of flavours in a bin: (replicates + 1, flavours).
 
     of_group: group -> quantiles of one calibration.
     """
@@ -560,11 +572,11 @@ def flavour_medians(one: Bin, flavours: Iterable[str], of_group: Mapping[str, Fl
 
 
 def flavour_spread(one: Bin, sample: Sample) -> tuple[Record | None, list[Record]]:
-    """Spread of the median response between the flavours that have enough jets in a bin.
+    """Measure how much the median response differs between flavours with enough jets in a bin.
 
-    `reduction` is what the model takes off it (per cent, paired), `uds_minus_g` the difference
-    between light quarks and gluons. None with fewer than two flavours. Also returns what is not
-    measured.
+    `reduction` is the share of the standard JEC's spread that the model removes (per cent, paired),
+    `uds_minus_g` the difference between light quarks and gluons. None with fewer than two flavours.
+    Also returns what is not measured.
     """
     unmeasured: list[Record] = []
     flavours = flavours_in(one, sample)

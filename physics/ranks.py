@@ -1,4 +1,4 @@
-"""Ranks of values, and what follows from them."""
+"""Ranks of values, and the area under the ROC curve."""
 
 from __future__ import annotations
 

@@ -9,12 +9,12 @@ calibrated pT before it:
 
 In each pT_gen bin of the closure the median response R of the jets is measured, and so is the
 median calibrated pT p. A median commutes with the rising function p r(p); so log r = -log R at
-p makes the median response of the bin 1, although r does not know pT_gen.
+p makes the median response of the bin 1, although r does not depend on pT_gen.
 
 The curve rests on -log R of the bins, smoothed and drawn towards r = 1 by each bin's own error
 (Gaussian process regression: C. E. Rasmussen, C. K. I. Williams, Gaussian Processes for Machine
-Learning (2006), equation 2.23, with a prior of mean zero). How wide that prior is, the bins say
-themselves: the curve is the mean over all widths, each weighted by the probability of the bins
+Learning (2006), equation 2.23, with a prior of mean zero). The width of that prior follows from
+the bins: the curve is the mean over all widths, each weighted by the probability of the bins
 under it (the same book, equation 2.30) times a half-Cauchy prior of the width (A. Gelman, Bayesian
 Analysis 1 (2006) 515). So bins whose deviations look like their errors give r = 1, however many or
 few jets they hold, and a network that is plainly off is corrected in full. A monotone cubic
@@ -38,10 +38,10 @@ from physics.groups import MIN_JETS
 from physics.response import Floats
 
 MAX_CORRECTION = 0.1
-"""Largest |r - 1|: a network that is further off needs another training, no residual."""
+"""Largest |r - 1|. A network that is further off needs another training, not a correction."""
 
 WIDTHS = np.geomspace(2e-4, MAX_CORRECTION, 28)
-"""Standard deviations of log r, before the jets are looked at, over which the curve is a mean."""
+"""Widths of the prior of log r; the curve is the weighted mean over them."""
 
 WIDTH_SCALE = 0.001
 """Median of the half-Cauchy prior of the width.
@@ -59,7 +59,7 @@ jets the largest bias was then 0.7 % in place of 0.5 %.
 """
 
 MIN_STEP = 0.05
-"""Least distance in log pT between two points. Closer ones would make a curve of any slope."""
+"""Least distance in log pT between two points, so that their errors cause no steep slope."""
 
 MIN_SLOPE = 0.2
 """Least d log(p r) / d log p; 1 without a correction. Above 0 the corrected pT rises."""
@@ -67,7 +67,7 @@ MIN_SLOPE = 0.2
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Point:
-    """What a bin of validation jets says about r."""
+    """The measurement of r in one bin of validation jets."""
 
     region: str
     log_pt: float
@@ -241,7 +241,7 @@ def fit(calibrated_pt: Floats, gen_pt: Floats, eta: Floats) -> Residual | None:
     curves = dict.fromkeys(r.REGIONS, IDENTITY)
     all_points: list[Point] = []
     for region, points in by_region.items():
-        curves[region] = through(points, shares)
+        curves[region] = curve_through(points, shares)
         all_points += points
     return Residual(curves=curves, points=tuple(all_points), num_jets=len(log_pt))
 
@@ -256,16 +256,16 @@ def measure(region: str, log_pt: Floats, gen_pt: Floats) -> list[Point]:
     log_response = log_pt - np.log(gen_pt)
     low = r.CLOSURE_FROM
     for one in r.bins(r.FINE_PT_EDGES, (region,)):
-        chosen = (gen_pt >= low) & (gen_pt < one.high)
-        number = int(np.count_nonzero(chosen))
+        in_bin = (gen_pt >= low) & (gen_pt < one.high)
+        number = int(np.count_nonzero(in_bin))
         if one.low < r.CLOSURE_FROM or number < MIN_JETS:
             continue
         low = one.high
-        lower, median, upper = np.quantile(log_response[chosen], (0.25, 0.5, 0.75))
+        lower, median, upper = np.quantile(log_response[in_bin], (0.25, 0.5, 0.75))
         # The median of n values of a nearly normal distribution has the standard deviation
         # 1.253 sigma / sqrt(n), and its quartiles are 1.349 sigma apart.
         error = 1.253 * (upper - lower) / 1.349 / math.sqrt(number)
-        place = float(np.median(log_pt[chosen]))
+        place = float(np.median(log_pt[in_bin]))
         if points and place < points[-1].log_pt + MIN_STEP:
             continue
         points.append(
@@ -281,8 +281,8 @@ def measure(region: str, log_pt: Floats, gen_pt: Floats) -> list[Point]:
     return points
 
 
-def through(points: Sequence[Point], shares: Floats) -> Curve:
-    """The curve of a region through two points or more: smoothed, bounded, rising.
+def curve_through(points: Sequence[Point], shares: Floats) -> Curve:
+    """Build the curve of a region from two or more points: smooth, bounded, rising.
 
     shares: of WIDTHS, as `width_shares` gives them.
     """
@@ -299,15 +299,15 @@ def through(points: Sequence[Point], shares: Floats) -> Curve:
 
 
 def width_shares(regions: Sequence[Sequence[Point]]) -> Floats:
-    """How probable each of WIDTHS is, by the points of all regions: (W,), of sum 1."""
+    """Compute the probability of each of WIDTHS given the points of all regions: (W,), of sum 1."""
     # The widths are evenly spaced in their logarithm: a density per width, times the width.
     log_share = np.log(WIDTHS) - np.log1p((WIDTHS / WIDTH_SCALE) ** 2)
     for points in regions:
-        measured, prior, noise = _matrices(points)
+        log_r, prior, noise = _matrices(points)
         for index, width in enumerate(WIDTHS):
             covariance = width**2 * prior + noise
             # Rasmussen and Williams, equation 2.30, without its constant
-            log_share[index] -= measured @ np.linalg.solve(covariance, measured) / 2
+            log_share[index] -= log_r @ np.linalg.solve(covariance, log_r) / 2
             log_share[index] -= np.linalg.slogdet(covariance)[1] / 2
     share = np.exp(log_share - log_share.max())
     shares: Floats = share / share.sum()
@@ -315,26 +315,26 @@ def width_shares(regions: Sequence[Sequence[Point]]) -> Floats:
 
 
 def smooth(points: Sequence[Point], shares: Floats) -> Floats:
-    """Log r at the points (K,), smoothed and drawn towards zero by the points' errors.
+    """Compute log r at the points, (K,), smoothed and drawn towards zero according to their errors.
 
     shares: of WIDTHS, (W,).
     """
-    measured, prior, noise = _matrices(points)
-    smoothed: Floats = np.zeros(len(points))
+    log_r, prior, noise = _matrices(points)
+    smooth_log_r: Floats = np.zeros(len(points))
     for width, share in zip(WIDTHS, shares, strict=True):
         signal = width**2 * prior
         # Rasmussen and Williams, equation 2.23
-        smoothed += share * (signal @ np.linalg.solve(signal + noise, measured))
-    return smoothed
+        smooth_log_r += share * (signal @ np.linalg.solve(signal + noise, log_r))
+    return smooth_log_r
 
 
 def _matrices(points: Sequence[Point]) -> tuple[Floats, Floats, Floats]:
     """Measured log r (K,), and the covariances (K, K) of a prior of width 1 and of the errors."""
     x = np.array([point.log_pt for point in points])
-    measured = np.array([point.log_r for point in points])
+    log_r = np.array([point.log_r for point in points])
     distance = (x[:, None] - x[None, :]) / PRIOR_LENGTH
     noise = np.diag([point.error**2 for point in points])
-    return measured, np.exp(-(distance**2) / 2), noise
+    return log_r, np.exp(-(distance**2) / 2), noise
 
 
 def _curve(knots: Floats, pieces: Floats) -> Curve:

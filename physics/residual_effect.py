@@ -1,4 +1,4 @@
-"""What a residual correction (physics.residual) does on the test jets: closure and gain without it.
+"""Compare closure and gain on the test jets with a residual correction and without it.
 
 Both are measured on the same draws of the same jets, so that their differences are paired.
 """
@@ -18,7 +18,7 @@ from physics.metrics import Sample, usable
 from physics.response import Floats
 
 MEASURED_TO = 0.01
-"""A bin's bias counts as measured if its interval reaches no farther than so to either side."""
+"""Largest half-width of a bias's interval for which the bias counts as measured."""
 
 
 def residual_effect(
@@ -33,7 +33,7 @@ def residual_effect(
     bootstrap.
     """
     jets = sample.columns
-    pt = r.calibrated_pt(jets["jetPt"], np.asarray(without)[sample.kept])
+    pt = r.calibrated_pt(jets["jetPt"], np.asarray(without)[sample.measurable])
     response = r.response(pt, jets["genJetPt"])
     whole = groups.SUMMARY[-1]
     masks = {}
@@ -42,23 +42,23 @@ def residual_effect(
             masks[one.name] = sample.masks[one.name]
     if not masks or not usable(response).all():
         return None
-    drawn = bootstrap_quantiles(
+    quantiles_without = bootstrap_quantiles(
         {"without": response},
         masks,
         replicates=sample.replicates,
         seed=sample.seed,
         advance=advance,
     )
-    # The draws of a sample depend on nothing but its number of jets and its seed.
-    quantiles = {**sample.quantiles, "with": sample.quantiles["model"], **drawn}
+    # These are the draws of the sample: they depend only on the number of jets and the seed.
+    quantiles = {**sample.quantiles, "with": sample.quantiles["model"], **quantiles_without}
 
     bins = []
     for one in groups.CLOSURE:
         if one.name in masks:
             biases = {n: r.bias(quantiles[n][one.name]) for n in ("with", "without")}
-            corrected = interval(biases["with"])
+            bias_with = interval(biases["with"])
             reach = max(
-                corrected["high"] - corrected["value"], corrected["value"] - corrected["low"]
+                bias_with["high"] - bias_with["value"], bias_with["value"] - bias_with["low"]
             )
             bins.append(
                 {
@@ -67,7 +67,7 @@ def residual_effect(
                     "pt_low": one.low,
                     "pt_high": None if math.isinf(one.high) else one.high,
                     "num_jets": int(np.count_nonzero(masks[one.name])),
-                    "with_residual": corrected,
+                    "with_residual": bias_with,
                     "without": interval(biases["without"]),
                     "measured": reach <= MEASURED_TO,
                 }

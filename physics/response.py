@@ -5,7 +5,7 @@ generator jet it was matched to. A good calibration has a median response of 1 e
 and a narrow distribution of R (resolution).
 
 Medians and widths are functions of five quantiles of R, taken at QUANTILES. They take arrays whose
-*last* axis holds these five, so that one line serves for a single sample, for all bins, and for all
+*last* axis holds these five, so that they work for a single sample, for all bins, and for all
 resamplings of a bootstrap (physics.bootstrap). All momenta are in GeV. pT and eta in the names of
 bins are those of the generator jet.
 """
@@ -38,7 +38,7 @@ tracker.
 """
 
 PT_EDGES = (30.0, 100.0, 300.0, 1000.0, math.inf)
-"""pT bins of the summary table (GeV): those of the published results that it is set beside."""
+"""pT bins of the summary table (GeV): those of the published results with which it is compared."""
 
 # fmt: off
 FINE_PT_EDGES = (
@@ -53,7 +53,7 @@ Fine enough to show a trend, coarse enough for a few thousand jets.
 
 CLOSURE_FROM = 60.0
 """GeV. Below, the cut on the reconstructed pT (30 GeV) keeps jets that fluctuated upwards, so the
-median response is not 1 for any calibration, and closure says nothing about it."""
+median response is not 1 for any calibration, and closure cannot be judged."""
 
 FLAVOURS = ("uds", "c", "b", "g")
 
@@ -117,8 +117,8 @@ def calibrated_pt(jet_pt: Floats, output: Floats) -> Floats:
     """
     with np.errstate(over="ignore", invalid="ignore"):
         factor = np.exp(np.asarray(output, dtype=np.float64))
-        calibrated = np.asarray(jet_pt, dtype=np.float64) * factor
-    return np.where(np.isfinite(calibrated), calibrated, np.nan)
+        pt = np.asarray(jet_pt, dtype=np.float64) * factor
+    return np.where(np.isfinite(pt), pt, np.nan)
 
 
 def response(pt: Floats, gen_pt: Floats) -> Floats:
@@ -175,8 +175,8 @@ def gaussian_core(values: Floats, steps: int = 50) -> tuple[float, float]:
     standard deviations of its mean are those of the sample there. It is found by iteration from the
     median and the quartiles, without bins; the standard deviation is corrected for the cut (a
     normal distribution cut at 2 sigma has 0.880 of its width). values: (N,) finite. NaN for fewer
-    than 20 values and for values whose quartiles coincide. After `steps` rounds the iteration ends,
-    settled or not.
+    than 20 values and for values whose quartiles coincide. The iteration ends after `steps` rounds,
+    even if it has not converged.
     """
     q = quantiles(values)
     mean, sigma = q[2], (q[3] - q[1]) / 1.349
@@ -196,7 +196,7 @@ def gaussian_core(values: Floats, steps: int = 50) -> tuple[float, float]:
 
 
 def gain(q: Floats, reference: Floats, width: Callable[[Floats], Floats] = resolution) -> Floats:
-    """How much narrower the response is than that of a reference calibration, in per cent.
+    """Return by how many per cent the response is narrower than that of a reference calibration.
 
     100 (1 - width / width_reference). q, reference: (..., 5) quantiles of the *same* jets (of the
     same resampling, in a bootstrap: then its interval is paired). Returns (...).
@@ -213,29 +213,31 @@ def bias(q: Floats) -> Floats:
 
 
 def spread_squared(medians: Floats) -> Floats:
-    """Variance of the median response between flavours, without that of the medians' own noise.
+    """Return the variance of the median response between flavours without noise: (draws + 1,).
 
-    medians: (draws + 1, flavours), row 0 the sample, the others bootstrap draws of it; at least two
-    flavours. Returns (draws + 1,). The variance of noisy medians is that of the true ones plus the
-    mean variance of the noise, which the draws show; it is taken off once from the sample, and
-    twice from a draw, which has the noise of the sample and its own. So the result is unbiased
-    where a largest minus a smallest median is too large, and negative for as many samples as it is
-    positive where the flavours do not differ. Every flavour counts alike.
+    medians: (draws + 1, flavours), row 0 for the sample, the others for its bootstrap draws; at
+    least two flavours, which have equal weights.
+
+    The variance of measured medians is that of the true ones plus the mean variance of their
+    statistical noise. The noise is estimated from the draws and subtracted: once from the sample,
+    and twice from a draw, which has the sample's noise and its own. The result is an unbiased
+    estimate, unlike the largest minus the smallest median, which noise always increases. If the
+    flavours do not differ, it is as often negative as positive.
 
     Source: the moment estimator of the variance between groups of R. DerSimonian, N. Laird,
     Controlled Clinical Trials 7 (1986) 177, with equal weights as in R. DerSimonian, R. Kacker,
     Contemp. Clin. Trials 28 (2007) 105, equation 6.
     """
     noise = np.mean(np.var(medians[1:], axis=0))
-    squared: Floats = np.var(medians, axis=1, ddof=1)
-    squared[0] -= noise
-    squared[1:] -= 2 * noise
-    return squared
+    values: Floats = np.var(medians, axis=1, ddof=1)
+    values[0] -= noise
+    values[1:] -= 2 * noise
+    return values
 
 
-def signed_root(squared: Floats) -> Floats:
-    """The square root, with the sign of the number."""
-    return np.sign(squared) * np.sqrt(np.abs(squared))
+def signed_root(values: Floats) -> Floats:
+    """Return sign(x) sqrt(|x|) of each number."""
+    return np.sign(values) * np.sqrt(np.abs(values))
 
 
 def flavour(parton: np.ndarray, hadron: np.ndarray) -> NDArray[np.str_]:
@@ -254,7 +256,7 @@ def flavour(parton: np.ndarray, hadron: np.ndarray) -> NDArray[np.str_]:
 
 
 def num_far(values: Floats, limit: float = 1.0) -> int:
-    """How many responses (N,) have |log R| >= limit: mismatched jets, or a calibration that failed.
+    """Count responses (N,) with |log R| >= limit: mismatched jets, or a calibration that failed.
 
     The default, 1, is a factor e. Jets without a finite, positive response count as far.
     """

@@ -1,4 +1,4 @@
-"""Tails of the response: the shares of jets that are far off, beside those of the standard JEC."""
+"""Tails of the response: the shares of jets that are far off, for each calibration."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from physics.response import Floats, Mask
 from physics.uncertainty import share
 
 DEVIATIONS = statistics.NormalDist().inv_cdf((1 + LEVEL) / 2)
-"""Standard deviations to either side of an interval of the level LEVEL."""
+"""Half-width of a normal interval at LEVEL, in standard deviations."""
 
 
 def off_by_30_percent(response: Floats) -> Mask:
@@ -40,7 +40,7 @@ TAILS: dict[str, Callable[[Floats], Mask]] = {
 
 
 def tails(sample: Sample) -> list[dict[str, Any]]:
-    """Each tail in the bins of the summary that hold enough jets, by calibration.
+    """Measure each tail in the bins of the summary with enough jets, by calibration.
 
     The shares are fractions with binomial intervals; `difference` is that of the model and the
     standard JEC, on the same jets.

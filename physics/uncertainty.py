@@ -1,16 +1,16 @@
 """How good a network's uncertainty of each jet is: pure functions of arrays.
 
-A quantile network answers, beside the median of t = log(pT_gen / pT), with further quantiles of t
-for the very jet, such as q16 and q84. Half of what lies between these two is its uncertainty of the
-jet: the relative 68 % half-width of pT. It is good if
+A quantile network returns for each jet the median of t = log(pT_gen / pT) and further quantiles of
+t, such as q16 and q84. Half of the distance between these two is the jet's uncertainty: the
+relative 68 % half-width of pT. It is tested in two ways:
 
-  - it covers: t lies between q16 and q84 for 68 % of the jets, in every range of pT;
-  - it tells jets apart: where a larger width is predicted, the calibrated response is found to be
-      wider, by as much.
+  - coverage: t lies between q16 and q84 for 68 % of the jets, in every range of pT;
+  - sharpness: jets with a larger predicted width have a wider calibrated response, by the same
+      factor.
 
-Jets are binned in what is known of them without their generator jet: the pT of the file, the
-predicted width. Among the jets of one pT_gen even the true quantiles would not cover 68 %, as
-pT_gen is what the interval is for.
+Jets are binned in quantities that do not need the generator jet: the pT of the file, the predicted
+width. In a bin of pT_gen even the true quantiles would not cover 68 % of the jets, because the
+interval is one for pT_gen.
 
 Sources: coverage and sharpness, T. Gneiting, F. Balabdaoui, A. Raftery, J. R. Statist. Soc. B 69
 (2007) 243; interval of a share, E. B. Wilson, J. Am. Stat. Assoc. 22 (1927) 209.
@@ -42,10 +42,7 @@ SLICES = 8  # of the predicted width, with equally many jets
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Band:
-    """Two columns of a quantile network whose levels lie as far below and above one half.
-
-    Such as q16 and q84.
-    """
+    """Two output columns of a quantile network with opposite levels, such as q16 and q84."""
 
     low: str
     high: str
@@ -54,7 +51,7 @@ class Band:
 
     @property
     def nominal(self) -> float:
-        """The share of jets that ought to lie between the columns."""
+        """The share of jets that should lie between the columns."""
         return round(self.high_level - self.low_level, 9)
 
     def contains(self, true: Floats, quantiles: Mapping[str, Floats]) -> Mask:
@@ -67,9 +64,9 @@ class Band:
 
 
 def level_of(column: str) -> float | None:
-    """The level of an output column by its name: 0.5 of 'median', 0.16 of 'q16'.
+    """Return the level of an output column by its name: 0.5 for 'median', 0.16 for 'q16'.
 
-    None for what is no quantile.
+    None for a column that is not a quantile.
     """
     if column == MEDIAN:
         return 0.5
@@ -123,7 +120,7 @@ def measure(
     seed: int = 0,
     advance: Callable[[], None] | None = None,
 ) -> Record | None:
-    """What the quantiles of a network are worth on jets.
+    """Measure how well the quantiles of a network describe jets.
 
     columns: name -> (N,) as in physics.metrics; answers: (N, C), its output columns, called
     `names`. None for a network that has no two opposite quantiles beside the median, or with fewer
@@ -141,16 +138,16 @@ def measure(
     measurable = np.isfinite(gen_pt) & (gen_pt > 0) & np.isfinite(pt) & (pt > 0)
     # A served model answers with float32: a larger number is no answer.
     finite = (np.abs(answers) <= LARGEST).all(axis=1)
-    kept = measurable & finite & r.in_region(columns["genJetEta"], "all")
-    if np.count_nonzero(kept) < MIN_JETS:
+    usable = measurable & finite & r.in_region(columns["genJetEta"], "all")
+    if np.count_nonzero(usable) < MIN_JETS:
         return None
 
     jets = {}
     for name in ("jetPt", "genJetPt", "genJetEta"):
-        jets[name] = np.asarray(columns[name], dtype=np.float64)[kept]
-    # (N, C) -> C columns of the jets that are kept
-    kept_answers = np.asarray(answers, dtype=np.float64)[kept].T
-    quantiles = dict(zip(names, kept_answers, strict=True))
+        jets[name] = np.asarray(columns[name], dtype=np.float64)[usable]
+    # (N, C) -> C columns of the usable jets
+    usable_answers = np.asarray(answers, dtype=np.float64)[usable].T
+    quantiles = dict(zip(names, usable_answers, strict=True))
     true = np.log(jets["genJetPt"] / jets["jetPt"])
     groups = width_groups(main.half(quantiles), jets)
     at = np.array([main.low_level, 0.5, main.high_level])
@@ -201,18 +198,18 @@ def coverage_in_pt(
     half = band.half(quantiles)
     records: list[Record] = []
     for one in r.bins(r.FINE_PT_EDGES):
-        chosen = one.contains(jets["jetPt"], jets["genJetEta"])
-        num_jets = int(np.count_nonzero(chosen))
+        in_bin = one.contains(jets["jetPt"], jets["genJetEta"])
+        num_jets = int(np.count_nonzero(in_bin))
         if num_jets >= MIN_JETS:
             record = {
                 "region": one.region,
                 "pt_range": one.range,
                 "pt_low": one.low,
                 "pt_high": None if math.isinf(one.high) else one.high,
-                "pt": float(np.median(jets["jetPt"][chosen])),
+                "pt": float(np.median(jets["jetPt"][in_bin])),
                 "num_jets": num_jets,
-                "coverage": share(inside[chosen]),
-                "half_width": float(np.mean(half[chosen])),
+                "coverage": share(inside[in_bin]),
+                "half_width": float(np.mean(half[in_bin])),
             }
             records.append(record)
     return records
@@ -226,13 +223,13 @@ def coverage_in_regions(
     Groups with too few jets are left out.
     """
     inside = band.contains(true, quantiles)
-    chosen: dict[tuple[str, str], Mask] = {}
+    masks: dict[tuple[str, str], Mask] = {}
     for region in ("all", *r.REGIONS):
-        chosen[region, ""] = r.in_region(jets["genJetEta"], region)
+        masks[region, ""] = r.in_region(jets["genJetEta"], region)
     for one in r.bins(r.PT_EDGES):
-        chosen[one.region, one.range] = one.contains(jets["jetPt"], jets["genJetEta"])
+        masks[one.region, one.range] = one.contains(jets["jetPt"], jets["genJetEta"])
     records: list[Record] = []
-    for (region, pt_range), mask in chosen.items():
+    for (region, pt_range), mask in masks.items():
         num_jets = int(np.count_nonzero(mask))
         if num_jets >= MIN_JETS:
             coverage = share(inside[mask])
@@ -289,18 +286,18 @@ def half_width(q: Floats) -> Floats:
 
 
 def wider_half(half: Floats, jets: Mapping[str, Floats]) -> NDArray[np.int8]:
-    """The half of its fine pT bin and region that each jet's predicted width puts it in: (N,).
+    """Divide the jets of each fine pT bin and region by predicted width: (N,).
 
     1 for jets predicted wider than the middle one of their bin, -1 for narrower ones, 0 for the
-    middle one and for jets in no bin. So the two halves have the same spectrum, and what
-    they differ by is not merely that soft jets are measured worse.
+    middle one and for jets in no bin. So the two halves have the same spectrum, and
+    their difference is not an effect of pT.
     """
     side = np.zeros(len(half), dtype=np.int8)
     for one in r.bins(r.FINE_PT_EDGES):
-        chosen = np.flatnonzero(one.contains(jets["jetPt"], jets["genJetEta"]))
-        ranked = chosen[np.argsort(half[chosen], kind="stable")]
-        side[ranked[: len(ranked) // 2]] = -1
-        side[ranked[(len(ranked) + 1) // 2 :]] = 1
+        in_bin = np.flatnonzero(one.contains(jets["jetPt"], jets["genJetEta"]))
+        by_width = in_bin[np.argsort(half[in_bin], kind="stable")]
+        side[by_width[: len(by_width) // 2]] = -1
+        side[by_width[(len(by_width) + 1) // 2 :]] = 1
     return side
 
 

@@ -56,7 +56,7 @@ def search(record: SearchRecord) -> Search:
         algorithm=record.algorithm,
         objective=f"{record.objective.type} {record.objective.name}",
         seed="" if record.seed is None else str(record.seed),
-        num_counted=len(record.counted),
+        num_counted=len(record.trials_with_values),
         trials=trials_table(record),
         common_parameters=common_parameters(record),
         unsuccessful=unsuccessful(record),

@@ -70,7 +70,7 @@ def drawings(search: SearchRecord) -> Iterator[Drawing]:
 
 def history(search: SearchRecord) -> Drawing | None:
     """Draw the objective of each trial in order of creation, and the best value so far."""
-    values = [value for _, value in search.counted]
+    values = [value for _, value in search.trials_with_values]
     if not values:
         return None
     trials, name, best = search.trials, search.objective.name, search.best
@@ -147,13 +147,13 @@ def parallel(search: SearchRecord) -> Drawing | None:
     however many parameters there are.
     """
     columns = varying_parameters(search)
-    if not columns or not search.counted:
+    if not columns or not search.trials_with_values:
         return None
     trials, objective, best = search.trials, search.objective, search.best
     names = [*columns, objective.name]
     # The objective is the last axis; a parameter of the same name keeps its own.
     scales = [axis_scale(texts) for texts in columns.values()]
-    scales.append(axis_scale([repr(value) for _, value in search.counted]))
+    scales.append(axis_scale([repr(value) for _, value in search.trials_with_values]))
     figure, (axes,) = panels(size=(10, 1.5 + 1.3 * len(names)))
     titles = {}
     for number, trial in enumerate(trials, 1):
@@ -317,7 +317,7 @@ def importance(search: SearchRecord) -> Drawing | None:
 
 def importances_of(search: SearchRecord) -> list[Importance]:
     """Return the importance of each parameter that all trials with a value have."""
-    pairs = search.counted
+    pairs = search.trials_with_values
     columns = {}
     for name in search.parameter_names:
         texts = [trial.parameters[name] for trial, _ in pairs if name in trial.parameters]

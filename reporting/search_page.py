@@ -37,7 +37,7 @@ def search_page(search: SearchRecord) -> str:
         seed=search.seed,
         early_stopping=search.early_stopping,
         figures={drawing.name: drawing for drawing in search_figures.drawings(search)},
-        num_counted=len(search.counted),
+        num_counted=len(search.trials_with_values),
         least_trials=MIN_TRIALS,
         trials=trials_table(search),
         common_parameters=common_parameters(search),
@@ -49,7 +49,7 @@ def trials_table(search: SearchRecord) -> page.Table:
     """Return all trials, best first, without parameters that are the same in all of them."""
     names, best = differing_parameters(search), search.best
     rows, highlighted = [], []
-    for place, trial in enumerate(search.objective.ranked(search.trials)):
+    for place, trial in enumerate(search.objective.best_first(search.trials)):
         value = search.objective.value(trial)
         row = [trial.name, status_words(trial.status)]
         if trial is best:
@@ -72,7 +72,7 @@ def trials_table(search: SearchRecord) -> page.Table:
 def unsuccessful(search: SearchRecord) -> list[str]:
     """Return a line on each trial that did not succeed: name, status and reason."""
     lines = []
-    for trial in search.objective.ranked(search.trials):
+    for trial in search.objective.best_first(search.trials):
         if trial.status != "Succeeded":
             # A reason may be a traceback, whose last line says what happened.
             reason = "".join(trial.reason.splitlines()[-1:]) or "no reason is recorded"
@@ -122,7 +122,7 @@ def as_markdown(search: SearchRecord) -> str:
     """
     differing = differing_parameters(search)
     rows, others = [], []
-    for rank, trial in enumerate(search.objective.ranked(search.trials), 1):
+    for rank, trial in enumerate(search.objective.best_first(search.trials), 1):
         loss = search.objective.value(trial)
         # The UI leaves two pixels between columns: without the bracket "1 0.02" looks like one
         # number.

@@ -43,11 +43,11 @@ class Finding(Protocol):
         """The file or set with the problem."""
 
     @property
-    def found(self) -> str:
-        """What the check found."""
+    def problem(self) -> str:
+        """Description of the problem."""
 
     @property
-    def cure(self) -> str:
+    def remedy(self) -> str:
         """How to fix the problem."""
 
 
@@ -107,7 +107,7 @@ def render(
         jets.append(f"{name} {len(columns['jetPt']):,}")
     rows = []
     for one in findings:
-        rows.append([one.level, one.where, one.found, one.cure])
+        rows.append([one.level, one.where, one.problem, one.remedy])
     head = ["Level", "Where", "Found", "What to do"]
     return page.render(
         "validation.html",

@@ -242,8 +242,8 @@ def plan(options: Namespace, model: Model) -> Plan:
         examples = "; ".join(refusals[:MAX_LISTED])
         more = f"; and {len(refusals) - MAX_LISTED} more" if len(refusals) > MAX_LISTED else ""
         raise InputError(
-            f"the model {description.name} is not for these jets: {examples}{more}; --force"
-            " calibrates them all the same"
+            f"the model {description.name} is not for these jets: {examples}{more}; give a model"
+            " that was trained on such jets, or --force to calibrate these in spite of it"
         )
     return Plan(
         outputs=outputs,

@@ -88,8 +88,7 @@ def models_at(place: str) -> list[Model]:
         folders = triton.models_of(run.models) if storage.exists(run.models) else {}
         if not folders:
             raise InputError(
-                f"{place} has no exported model yet; resume the run: python pipeline.py"
-                f" --resume {storage.name(place)}"
+                f"{place} has no exported model yet; resume the run: {run.resume_command}"
             )
         return _models(folders, run, _refusal(run))
     if storage.exists(storage.join(place, "config.pbtxt")):

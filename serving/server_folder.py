@@ -104,7 +104,7 @@ def create() -> ServerFolder:
     Raises FullDiskError.
     """
     remove_abandoned()
-    with space.explained(space.temporary_folder()):
+    with space.catch_full_disk(space.temporary_folder()):
         path = Path(tempfile.mkdtemp(prefix=_prefix(), dir=_parent()))
         lock = os.open(path / "new-lock", os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -142,7 +142,7 @@ def start_models(
         raise InputError(unknown("kind of server", kind, KINDS))
     folder = server_folder.create()
     try:
-        with space.explained(folder.path, Path(log).absolute().parent):
+        with space.catch_full_disk(folder.path, Path(log).absolute().parent):
             folder.add_models(models)
             reason = ""
             if kind == "auto":

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from common import storage
-from common.config import RunConfig, typed
+from common.config import RunConfig, with_types
 from serving.client import golden_check
 from tests.test_local_run import ROOT, pipeline, processes_of
 
@@ -121,7 +121,7 @@ def test_an_ended_run_runs_again(runs):
     assert newest not in (ENDED, STOPPED)
     assert status(runs / newest) == "done", answer.stdout
     now, then = (
-        typed(json.loads((runs / name / "run.json").read_text())["config"])
+        with_types(json.loads((runs / name / "run.json").read_text())["config"])
         for name in (newest, ENDED)
     )
     assert then.pop("webhook") == "none"  # no parameter any more

@@ -376,7 +376,7 @@ def test_a_run_on_the_same_data_ends_before_its_training(finished):
         line.split()[0] == new_run.name and "unchanged" in line for line in table.splitlines()
     )
     status = pipeline("--status", new_run.name, "--output", output)
-    assert f"unchanged: the data are those of {latest.name}" in status.stdout
+    assert f"unchanged: run {latest.name} " in status.stdout
     pipeline("--down", new_run.name, "--storage", "--yes", "--output", output)
     assert not new_run.exists()
 

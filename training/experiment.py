@@ -80,11 +80,11 @@ def experiment(
             trials are too short for early stopping.
     """
     config = run.config
-    algorithm = algorithms.offered(config.algorithm)
+    algorithm = algorithms.find_offered(config.algorithm)
     if carried and algorithm.plan == "sequence":
         # Katib always draws the same sequence, so that it would repeat the points of the carried
         # trials.
-        algorithm = algorithms.offered("random")
+        algorithm = algorithms.find_offered("random")
     parameters = for_network(load(config.search_space), config.network_config)
     max_trials = max(1, config.max_trials - carried)  # Katib refuses 0
     if algorithm.is_grid:

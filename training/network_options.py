@@ -50,7 +50,8 @@ def check_options(space: list[Parameter], network_config: str, source: str) -> N
             valid_names = [*TRAIN_FLAGS, *(name.replace("_", "-") for name in options)]
             raise InputError(
                 f"search space: {unknown('parameter', parameter.name, valid_names)}"
-                f" ({network_config} has no such option)"
+                f" ({network_config} has no such option); give --search-space FILE with parameters"
+                " of this network"
             )
         for value in parameter.extremes:
             try:

@@ -130,17 +130,28 @@ class Parameter:
 
     def _check_range(self, where: str) -> None:
         if self.min is None or self.max is None:
-            raise InputError(f"{where}: type {self.type} needs min and max")
+            raise InputError(
+                f"{where}: type {self.type} needs min and max; write both, as 'min: 1, max: 9'"
+            )
         if not self.min < self.max:
-            raise InputError(f"{where}: min {text(self.min)} is not below max {text(self.max)}")
+            raise InputError(
+                f"{where}: min {text(self.min)} is not below max {text(self.max)}; lower min, or"
+                " raise max"
+            )
         if self.type == "int":
             for number in (self.min, self.max, self.step):
                 if number is not None and number != int(number):
-                    raise InputError(f"{where}: type int needs whole numbers")
+                    raise InputError(
+                        f"{where}: {text(number)} is not a whole number, and type int needs whole"
+                        " numbers; write one, or 'type: double'"
+                    )
         if self.distribution == "logUniform" and self.min <= 0:
-            raise InputError(f"{where}: logUniform needs min above 0")
+            raise InputError(
+                f"{where}: min is {text(self.min)}, and logUniform needs min above 0; raise min, or"
+                " leave the distribution out"
+            )
         if self.step is not None and self.step <= 0:
-            raise InputError(f"{where}: step must be above 0")
+            raise InputError(f"{where}: step is {text(self.step)}; it must be above 0")
         if self.step is not None and self.distribution == "logUniform":
             raise InputError(f"{where}: a step and logUniform exclude each other; remove one")
 
@@ -293,12 +304,12 @@ def check_algorithm(parameters: list[Parameter], name: str) -> None:
     Raises:
         InputError: If it cannot.
     """
-    algorithm = algorithms.offered(name)
+    algorithm = algorithms.find_offered(name)
     ranges = [parameter for parameter in parameters if not parameter.list]
     if len(ranges) < algorithm.min_ranges:
         raise InputError(
             f"algorithm {name} needs {algorithm.min_ranges} parameters of type int or double; the"
-            f" search space has {len(ranges)}"
+            f" search space has {len(ranges)}; add some, or choose another algorithm"
         )
     for parameter in ranges:
         where = f"search space, parameter '{parameter.name}'"
@@ -324,7 +335,7 @@ def grid_size(parameters: list[Parameter]) -> int:
 
 def cautions(parameters: list[Parameter], name: str) -> list[str]:
     """Return sentences on differences between the space and what Katib's algorithm really draws."""
-    algorithm = algorithms.offered(name)
+    algorithm = algorithms.find_offered(name)
     logarithmic = [parameter.name for parameter in parameters if parameter.is_logarithmic]
     with_step = []
     for parameter in parameters:
@@ -371,9 +382,14 @@ def _number(where: str, key: str, value: Any) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
-        raise InputError(f"{where}: {key} {value!r} is not a number") from None
+        remedy = "; write one, such as 0.001"
+        if key == "list":
+            remedy += ", or 'type: categorical' for a list of texts"
+        raise InputError(f"{where}: {key} {value!r} is not a number{remedy}") from None
     except OverflowError:
-        raise InputError(f"{where}: {key} is too large for a floating-point number") from None
+        raise InputError(
+            f"{where}: {key} is too large for a floating-point number; write one below 1e308"
+        ) from None
     if not math.isfinite(number):
-        raise InputError(f"{where}: {key} {value!r} is not finite")
+        raise InputError(f"{where}: {key} {value!r} is not finite; write a number such as 0.001")
     return number

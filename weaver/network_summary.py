@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from weaver.config.data_config import DataConfig
 from weaver.fit.distributed import select_device
 from weaver.fit.options import TrainOptions
+from weaver.network.forward_check import PROBE_JETS, forward
 from weaver.network.network_file import load_network, num_parameters
 from weaver.onnx.onnx_export import input_shapes
 
@@ -58,12 +59,16 @@ def profile(options: TrainOptions) -> None:
 
 
 def _network(options: TrainOptions) -> tuple[nn.Module, list[tuple[int, ...]]]:
-    """Build the network; returns (network, shapes of its inputs without the axis of jets)."""
+    """Build the network; returns (network, shapes of its inputs without the axis of jets).
+
+    Raises InputError if it does not take the inputs of the data config.
+    """
     data_config = DataConfig.load(options.data_config)
-    model, info = load_network(options.network_config).build(
-        data_config, options.network_option, options.weaver_options
-    )
-    return model, list(input_shapes(info, data_config).values())
+    network = load_network(options.network_config)
+    model, info = network.build(data_config, options.network_option, options.weaver_options)
+    shapes = list(input_shapes(info, data_config).values())
+    forward(model, [torch.ones(PROBE_JETS, *shape) for shape in shapes], data_config, network)
+    return model, shapes
 
 
 def operations(model: nn.Module, shapes: list[tuple[int, ...]], jets: int = 8) -> float:

@@ -177,7 +177,7 @@ def entries(uri: str) -> list[Entry]:
     Empty where nothing is there.
     """
     backend, uri = _backend(uri)
-    return _sorted(backend.entries(uri))
+    return _sort(backend.entries(uri))
 
 
 def glob(pattern: str) -> list[Entry]:
@@ -193,16 +193,16 @@ def glob(pattern: str) -> list[Entry]:
         # Its glob expands `~`: the home may be called [x].
         if os.path.exists(address):
             return entries(absolute(pattern))
-        return _sorted(local.glob(local_path(pattern)))
+        return _sort(local.glob(local_path(pattern)))
     # perhaps the name of a file, as `a[1].root`; web servers have a[1] as a%5B1%5D
     has_brackets = "[" in pattern and backend is not http
-    if has_brackets and (named := backend.entries(absolute(pattern))):
-        return _sorted(named)
-    return _sorted(backend.glob(address))
+    if has_brackets and (files_of_that_name := backend.entries(absolute(pattern))):
+        return _sort(files_of_that_name)
+    return _sort(backend.glob(address))
 
 
-def _sorted(unsorted: Sequence[Entry]) -> list[Entry]:
-    return sorted(unsorted, key=lambda entry: entry.uri)
+def _sort(files: Sequence[Entry]) -> list[Entry]:
+    return sorted(files, key=lambda entry: entry.uri)
 
 
 def upload(path: str | os.PathLike[str], uri: str) -> None:

@@ -27,7 +27,7 @@ SCHEMES = {
     "file": "file:///path",
 }
 """Scheme -> how an address is written."""
-EXTRA = "pip install 'jec-pipeline[xrootd]'"
+EXTRA = "pip install 'xrootd>=6'"
 FOREIGN = (
     *("abfs", "az", "dav", "davs", "ftp", "gcs", "gs", "gsiftp", "hdfs", "minio", "s3a", "s3n"),
     *("sftp", "srm", "webdav", "xroot", "xroots"),
@@ -49,6 +49,7 @@ HOST = re.compile(r"[\w.-]+|[0-9A-Fa-f:.]+(%\w+)?")
 """A name, an IPv4 address, or an IPv6 address without its brackets."""
 BUCKET = re.compile(r"[\w.:-]{1,255}", re.ASCII)
 """As boto3 takes it, with the tenant that Ceph writes in front (tenant:bucket)."""
+BUCKET_NAME = "the name of a bucket (letters, digits, '.', '-' and '_')"
 
 
 def scheme_of(uri: str) -> str:
@@ -166,8 +167,8 @@ def check_url(text: str) -> None:
     except ValueError as error:  # a port that is no number, an address in brackets that is none
         problem = f"is no URL: {error}"
     if problem:
-        shown = re.sub(r"//[^/@]*@", "//", text)  # without a login
-        raise InputError(f"{shown!r} {problem}; write https://HOST or https://HOST:PORT")
+        without_login = re.sub(r"//[^/@]*@", "//", text)  # without a login
+        raise InputError(f"{without_login!r} {problem}; write https://HOST or https://HOST:PORT")
 
 
 def check_endpoints() -> None:
@@ -249,7 +250,7 @@ def split_s3(uri: str) -> tuple[str, str]:
     if not bucket:
         raise InputError(f"'{uri}' names no bucket; write s3://bucket/prefix")
     if not BUCKET.fullmatch(bucket):
-        raise InputError(f"'{uri}': {bucket!r} is no name of a bucket; write s3://bucket/prefix")
+        raise InputError(f"'{uri}': {bucket!r} is not {BUCKET_NAME}; write s3://bucket/prefix")
     return bucket, key
 
 

@@ -27,14 +27,14 @@ from common.http import CONNECT_SECONDS, reason_of, status_line
 from common.storage import space
 from common.storage.entry import Entry
 from common.storage.levels import Child, matching_files
-from common.storage.retries import PassingError, retried
+from common.storage.retries import PassingError, retry
 from common.storage.source import REQUESTS, Source
 
 SECONDS = 60.0  # without a byte of an answer
 CHUNK = 2**20
 USER_AGENT = "jec-pipeline"
 OVERLOADED = (408, 425, 429, 500, 502, 503, 504)
-REFUSED = (401, 403, 407)
+ACCESS_DENIED = (401, 403, 407)
 MISSING = (404, 410)
 WILDCARDS = "*["  # a question mark begins the query
 BEGIN = 64  # bytes that tell a page from data
@@ -66,12 +66,12 @@ class HttpSource(Source):
         if entry is not None and uri in _known_by_ranges:
             self.size, self._version = entry.size, entry.tag
             return
-        size, self._version = retried(lambda: _probe(uri))
+        size, self._version = retry(lambda: _probe(uri))
         if size is None:
             # closed in `close`
-            with space.explained(space.temporary_folder()):
+            with space.catch_full_disk(space.temporary_folder()):
                 whole = tempfile.TemporaryFile()  # noqa: SIM115
-                size = retried(lambda: _fetch(uri, whole))
+                size = retry(lambda: _fetch(uri, whole))
             self._whole = whole
         self.size = size
 
@@ -86,13 +86,13 @@ class HttpSource(Source):
         if self._is_direct:
             direct = range_of(self.uri, start, stop, {}, version=self._version)
             self._is_direct = direct is not None
-        content = retried(lambda: self._request(start, stop)) if direct is None else direct
+        content = retry(lambda: self._request(start, stop)) if direct is None else direct
         return self.check(content, start, stop)
 
     def _request(self, start: int, stop: int) -> bytes:
         with _answer(self.uri, f"bytes={start}-{stop - 1}") as answer:
             if answer.status_code != 206 or _version(answer) != self._version:
-                raise _changed(self.uri)
+                raise _change_error(self.uri)
             return _body(answer)
 
     def close(self) -> None:
@@ -111,13 +111,13 @@ def range_of(
 ) -> bytes | None:
     """The bytes start:stop at an address, which may be signed; None where they do not come whole.
 
-    It is asked once, and nothing is said of a failure. version: that of the file, of which another
-    one is a failure, too.
+    There is one attempt, and a failure is not reported. version: that of the file; an answer with
+    another version is a failure, too.
     """
     import requests
     import urllib3
 
-    asked = {
+    request_headers = {
         "User-Agent": USER_AGENT,
         "Accept-Encoding": "identity",
         "Range": f"bytes={start}-{stop - 1}",
@@ -128,7 +128,7 @@ def range_of(
         if server is None:
             through_proxy = _session(os.getpid()).get(
                 url,
-                headers=asked,
+                headers=request_headers,
                 stream=True,
                 timeout=(CONNECT_SECONDS, SECONDS),
                 allow_redirects=False,
@@ -140,7 +140,7 @@ def range_of(
             answer = connections.urlopen(
                 "GET",
                 target,
-                headers=asked,
+                headers=request_headers,
                 redirect=False,
                 retries=False,
                 timeout=urllib3.Timeout(connect=CONNECT_SECONDS, read=SECONDS),
@@ -204,7 +204,7 @@ def open_source(uri: str, entry: Entry | None = None) -> Source:
 def exists(uri: str) -> bool:
     """True for a file, and for a folder that the server lists."""
     try:
-        retried(lambda: _probe(uri))
+        retry(lambda: _probe(uri))
     except MissingFile:
         return False
     except WebPage:
@@ -221,7 +221,7 @@ def read_bytes(uri: str) -> bytes:
             _check_content(uri, answer, content)
             return content
 
-    return retried(request)
+    return retry(request)
 
 
 def entries(uri: str) -> list[Entry]:
@@ -255,7 +255,7 @@ def download(uri: str, target: str) -> None:
         with open(target, "wb") as file:
             _fetch(uri, file)
 
-    retried(request)
+    retry(request)
 
 
 def write_bytes(uri: str, content: bytes) -> NoReturn:
@@ -277,7 +277,7 @@ def _read_only(uri: str) -> InputError:
     return InputError(f"{uri}: web servers are read only; write to s3://, root:// or a folder")
 
 
-def _changed(uri: str) -> PassingError:
+def _change_error(uri: str) -> PassingError:
     return PassingError(
         f"{uri} has changed while it was read, or its server no longer knows ranges"
     )
@@ -285,7 +285,7 @@ def _changed(uri: str) -> PassingError:
 
 def _entry(uri: str) -> Entry:
     """One file's size and version. Raises MissingFile or WebPage where there is none."""
-    size, version = retried(lambda: _probe(uri))
+    size, version = retry(lambda: _probe(uri))
     if size is None:
         with HttpSource(uri) as source:
             size = source.size
@@ -348,7 +348,10 @@ def _answer(uri: str, byte_range: str = "", page: bool = False) -> Iterator[Any]
                 raise _web_page(uri, answer)
             yield answer
     except requests.exceptions.SSLError as error:
-        raise InputError(f"{uri}: no TLS connection: {reason_of(error)}") from None
+        raise InputError(
+            f"{uri}: no TLS connection: {reason_of(error)}; correct the host's name, or name the"
+            " PEM file of the authority that signed its certificate in REQUESTS_CA_BUNDLE"
+        ) from None
     except requests.exceptions.InvalidURL:
         raise InputError(f"'{uri}' is no address; write https://server/path") from None
     except requests.RequestException as error:
@@ -359,10 +362,10 @@ def _check_status(uri: str, answer: Any) -> None:
     status = answer.status_code
     if status in (200, 206) or (status == 416 and "Range" in answer.request.headers):
         return
-    words = f"{status_line(answer)}{_redirected(uri, answer.url)}"
+    words = f"{status_line(answer)}{_redirect_text(uri, answer.url)}"
     if status in MISSING:
         raise MissingFile(f"there is no file {uri} ({words})")
-    if status in REFUSED:
+    if status in ACCESS_DENIED:
         raise AccessError(
             f"the server refused access to {uri} ({words}); renew an address with a signature or"
             " token in it; files behind a login are read by root:// with a proxy, a ticket or a"
@@ -387,15 +390,15 @@ def _check_content(uri: str, answer: Any, content: bytes) -> None:
 
 def _web_page(uri: str, answer: Any) -> WebPage:
     return WebPage(
-        f"{uri} is a web page, no data{_redirected(uri, answer.url)}: the server asks for a login,"
-        " or shows an error or a folder as a page"
+        f"{uri} is a web page, no data{_redirect_text(uri, answer.url)}: the server asks for a"
+        " login, or shows an error or a folder as a page"
     )
 
 
-def _redirected(uri: str, url: str | None) -> str:
+def _redirect_text(uri: str, url: str | None) -> str:
     """The server that was reached, if it is another one than the user named."""
-    host, reached = (urllib.parse.urlsplit(text or "").netloc for text in (uri, url))
-    return f" after a redirect to {reached}" if reached and reached != host else ""
+    host, final_host = (urllib.parse.urlsplit(text or "").netloc for text in (uri, url))
+    return f" after a redirect to {final_host}" if final_host and final_host != host else ""
 
 
 def _unreachable(uri: str, error: Any) -> InputError | PassingError:
@@ -403,10 +406,14 @@ def _unreachable(uri: str, error: Any) -> InputError | PassingError:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME:
-            return InputError(f"{uri}: there is no server {urllib.parse.urlsplit(uri).netloc}")
+            server = urllib.parse.urlsplit(uri).netloc
+            return InputError(
+                f"{uri}: there is no server {server}; correct its name, or check this machine's"
+                " network"
+            )
         cause = cause.__cause__ or cause.__context__
     url = getattr(error.request, "url", None)
-    return PassingError(f"cannot read {uri}{_redirected(uri, url)}: {reason_of(error)}")
+    return PassingError(f"cannot read {uri}{_redirect_text(uri, url)}: {reason_of(error)}")
 
 
 @functools.lru_cache(maxsize=1)
@@ -437,13 +444,13 @@ def _session(process: int) -> Any:
             if conn.proxy is None:  # a proxy may have a certificate of its own
                 conn.ca_certs = conn.ca_cert_dir = None
 
-    made = requests.Session()
+    new_session = requests.Session()
     for scheme in ("https://", "http://"):
-        made.mount(scheme, SharedTrust(pool_maxsize=2 * REQUESTS, max_retries=0))
-    made.headers["User-Agent"] = USER_AGENT
+        new_session.mount(scheme, SharedTrust(pool_maxsize=2 * REQUESTS, max_retries=0))
+    new_session.headers["User-Agent"] = USER_AGENT
     # Without an `auth`, requests sends a login of ~/.netrc (psf/requests#3929).
-    made.auth = lambda request: request
-    return made
+    new_session.auth = lambda request: request
+    return new_session
 
 
 @functools.lru_cache
@@ -474,14 +481,14 @@ def _children(folder: str) -> list[Child]:
     def request() -> list[Child]:
         try:
             with _answer(folder.rstrip("/") + "/", page=True) as answer:
-                return _linked(folder.rstrip("/"), answer)
+                return _links_in(folder.rstrip("/"), answer)
         except MissingFile:
             return []
 
-    return retried(request)
+    return retry(request)
 
 
-def _linked(folder: str, answer: Any) -> list[Child]:
+def _links_in(folder: str, answer: Any) -> list[Child]:
     links = _Links()
     links.feed(answer.text)
     base = urllib.parse.urlsplit(answer.url)

@@ -20,24 +20,27 @@ from common.storage.source import Source
 
 PARTIAL = ".partial-"  # begins the name of a file that is being written
 MISSING = (errno.ENOENT, errno.ENOTDIR)
-REFUSED = (
+USER_ERRORS = (
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
     errno.ELOOP,
 )
-"""What another path, or other rights, would help against."""
+"""Errors that another path or other rights would avoid."""
 NO_RIGHTS = (errno.EACCES, errno.EPERM)
-"""What other rights alone would help against: a token of a network disk may have expired."""
+"""Errors that other rights would avoid; a token of a network disk may have expired."""
 
 
-def explain(error: OSError, path: str, verb: str = "read", needed: int | None = None) -> JecError:
-    """Our error for what the system says of a path; needed: bytes to write, where they are known.
+def explain(
+    error: OSError, path: str, verb: str = "read", num_bytes: int | None = None
+) -> JecError:
+    """Return our error for an error of the system at a path.
 
-    It is an InputError for the user's part, an AccessError for a file that may not be read, a
-    StorageError where the disk fails.
+    It is an InputError where another path helps, an AccessError for a file that may not be read,
+    FullDiskError for a full disk, and a StorageError otherwise. num_bytes: the size to be written,
+    if known.
     """
     if error.errno in MISSING and verb == "read":
         return InputError(f"there is no file {path}")
-    if full := space.full_error(error, path, needed):
+    if full := space.full_error(error, path, num_bytes):
         return full
     problem = f"cannot {verb} {path}: {error.strerror or error}"
     if error.errno in NO_RIGHTS and verb == "read":
@@ -45,11 +48,13 @@ def explain(error: OSError, path: str, verb: str = "read", needed: int | None = 
             f"{problem}; correct its rights, or renew the ticket or token of the disk (kinit, on"
             " AFS aklog), and repeat the command"
         )
-    return (InputError if error.errno in MISSING + REFUSED else StorageError)(problem)
+    return (InputError if error.errno in MISSING + USER_ERRORS else StorageError)(problem)
 
 
 @contextlib.contextmanager
-def _explained(path: str, verb: str = "read", needed: int | None = None) -> Iterator[None]:
+def _translate_errors(
+    path: str, verb: str = "read", num_bytes: int | None = None
+) -> Iterator[None]:
     """Turn the system's errors into ours."""
     if "\0" in path:
         raise InputError(f"{path!r} is no path: it holds a null byte")
@@ -58,7 +63,7 @@ def _explained(path: str, verb: str = "read", needed: int | None = None) -> Iter
     except OSError as error:
         if error.errno in space.FULL and verb == "read":
             raise  # it is about the file that a copy goes to, which whoever writes it names
-        raise explain(error, path, verb, needed) from error
+        raise explain(error, path, verb, num_bytes) from error
 
 
 class LocalSource(Source):
@@ -67,7 +72,7 @@ class LocalSource(Source):
     def __init__(self, path: str) -> None:
         """Open the file. Raises InputError for a folder, a pipe or a device."""
         self.uri = path
-        with _explained(path):
+        with _translate_errors(path):
             _refuse_special(path, os.stat(path).st_mode)
             self._file = os.open(path, os.O_RDONLY)
         status = os.fstat(self._file)
@@ -78,7 +83,7 @@ class LocalSource(Source):
 
     def read(self, start: int, stop: int) -> bytes:
         """Return the bytes from start to stop."""
-        with _explained(self.uri):
+        with _translate_errors(self.uri):
             content = os.pread(self._file, stop - start, start)
         return self.check(content, start, stop)
 
@@ -96,13 +101,13 @@ def open_source(path: str, _entry: Entry | None = None) -> Source:
 
 def exists(path: str) -> bool:
     """Whether there is a file or folder of this path."""
-    with _explained(path):
+    with _translate_errors(path):
         return os.path.exists(path)
 
 
 def read_bytes(path: str) -> bytes:
     """The content of one file. Raises InputError where there is none, or it is a pipe or device."""
-    with _explained(path):
+    with _translate_errors(path):
         _refuse_special(path, os.stat(path).st_mode)
         return Path(path).read_bytes()
 
@@ -127,7 +132,7 @@ def kind_of(mode: int) -> str:
 def check_writable_folder(path: str) -> None:
     """Raise InputError where a folder could not be made, or not written to; nothing stays there."""
     path = os.path.abspath(path)
-    with _explained(path, "write"):
+    with _translate_errors(path, "write"):
         folder = _nearest(path)
         mode = os.stat(folder).st_mode
         if not stat.S_ISDIR(mode):
@@ -141,7 +146,7 @@ def check_writable_folder(path: str) -> None:
 def check_writable_file(path: str) -> None:
     """Raise InputError where a file could not be written; nothing is written."""
     path = os.path.abspath(path)
-    with _explained(path, "write"):
+    with _translate_errors(path, "write"):
         exists = os.path.exists(path)
         if not exists or stat.S_ISREG(os.stat(path).st_mode):
             check_writable_folder(os.path.dirname(path))
@@ -180,7 +185,7 @@ def write_bytes(path: str, content: bytes) -> None:
 
 def create(path: str, content: bytes) -> bool:
     """Write a file unless it exists, whole or not at all."""
-    with _explained(path, "write"):
+    with _translate_errors(path, "write"):
         folder = os.path.dirname(os.path.abspath(path))
         os.makedirs(folder, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=folder, prefix=PARTIAL)
@@ -200,18 +205,18 @@ def entries(path: str) -> list[Entry]:
 
     Links to folders are followed, a loop of them once; a link without a target is no file.
     """
-    with _explained(path):
+    with _translate_errors(path):
         is_folder = os.path.isdir(path)
     if not is_folder:
         return _entries_of([path], refuse_special=True)
     files: list[str] = []
-    seen = set()
+    visited = set()
     for folder, folders, names in os.walk(path, followlinks=True):
         status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
+        if (status.st_dev, status.st_ino) in visited:
             folders.clear()
             continue
-        seen.add((status.st_dev, status.st_ino))
+        visited.add((status.st_dev, status.st_ino))
         folders.sort()
         files += [os.path.join(folder, name) for name in names]
     return _entries_of(files)
@@ -260,7 +265,7 @@ def upload(source: str, path: str) -> None:
 
 def download(path: str, target: str) -> None:
     """Copy one file to a local path that exists already."""
-    with _explained(path):
+    with _translate_errors(path):
         shutil.copyfile(path, target)
 
 
@@ -269,7 +274,7 @@ def delete(path: str) -> int:
 
     Of a link the link goes, and what it leads to stays.
     """
-    with _explained(path, "delete"):
+    with _translate_errors(path, "delete"):
         if os.path.isdir(path) and not os.path.islink(path):
             count = sum(len(names) for _, _, names in os.walk(path))
             shutil.rmtree(path)
@@ -281,12 +286,12 @@ def delete(path: str) -> int:
 
 
 @contextlib.contextmanager
-def replacing(path: str, needed: int | None = None) -> Iterator[str]:
+def replacing(path: str, num_bytes: int | None = None) -> Iterator[str]:
     """A temporary name beside `path`, which becomes `path` if the block ends well.
 
-    If it does not, the temporary file is removed. needed: bytes to write, where they are known.
+    If it does not, the temporary file is removed. num_bytes: the size to be written, if known.
     """
-    with _explained(path, "write", needed), _replacing(path) as temporary:
+    with _translate_errors(path, "write", num_bytes), _replacing(path) as temporary:
         yield temporary
 
 

@@ -43,16 +43,16 @@ def parse(patterns: str | Iterable[str]) -> list[Pattern]:
     What is the path of an existing file, or matches one, is one pattern, blanks and all. Raises
     InputError for an address of an unknown scheme.
     """
-    parsed = []
+    result = []
     for text in [patterns] if isinstance(patterns, str) else patterns:
-        parts = separated(text)
+        parts = split_patterns(text)
         if len(parts) > 1 and any(iglob(text)):
             parts = [text]
-        parsed += [parse_one(part) for part in parts]
-    return parsed
+        result += [parse_one(part) for part in parts]
+    return result
 
 
-def separated(text: str) -> list[str]:
+def split_patterns(text: str) -> list[str]:
     """The patterns of a text, apart at blanks and commas; the path of a file stays whole.
 
     Raises InputError for an address with a secret in it.

@@ -19,10 +19,10 @@ class PassingError(StorageError):
     """A failure that may pass: a lost connection, an overloaded server."""
 
 
-def retried(request: Callable[[], Result]) -> Result:
-    """The request's result, after at most len(PAUSES) repetitions where it raises PassingError.
+def retry(request: Callable[[], Result]) -> Result:
+    """Return the request's result; repeat it up to len(PAUSES) times if it raises PassingError.
 
-    The pauses are random, so that many readers do not come back at the same moment.
+    The pauses are random, so that many readers do not repeat their requests at the same moment.
     """
     for longest in PAUSES:
         try:

@@ -10,9 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import AccessError, InputError, StorageError
 from common.storage import http, space
-from common.storage.addresses import check_endpoints, matches, split_s3, wildcard_at
+from common.storage.addresses import (
+    BUCKET_NAME,
+    check_endpoints,
+    matches,
+    split_s3,
+    wildcard_at,
+)
 from common.storage.entry import Entry
-from common.storage.retries import PassingError, retried
+from common.storage.retries import PassingError, retry
 from common.storage.source import REQUESTS, Source
 
 if TYPE_CHECKING:
@@ -20,20 +26,20 @@ if TYPE_CHECKING:
 
 # bytes a part of a multipart transfer: large enough that the part count stays far below S3's 10,000
 PART = 16 * 2**20
-REFUSED = (
+ACCESS_DENIED = (
     *("AccessDenied", "403", "401", "InvalidAccessKeyId", "SignatureDoesNotMatch"),
     *("ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired"),
     "RequestExpired",
 )
-"""Codes of S3's answers to keys, tokens and rights that do not open an object (any more)."""
+"""S3's error codes for keys, tokens and rights that give no access, or no longer."""
 
 
 class S3Source(Source):
     """An object of S3.
 
     Its ranges are asked for at an address that boto3 has signed once, because a request by boto3
-    takes 2 ms of CPU time. Where that does not work, boto3 reads the rest: it repeats, renews its
-    keys, finds a bucket's region, and its answers say what is wrong.
+    takes 2 ms of CPU time. Where that does not work, boto3 reads the rest: it retries, renews its
+    keys, finds a bucket's region, and its errors give the reason.
     """
 
     def __init__(self, uri: str, entry: Entry | None = None) -> None:
@@ -45,7 +51,7 @@ class S3Source(Source):
         if entry is not None:
             self.size, self._tag = entry.size, f'"{entry.tag}"'
             return
-        with explained(uri):
+        with translate_errors(uri):
             head = client().head_object(Bucket=self._bucket, Key=self._key)
         self.size = head["ContentLength"]
         # Its bytes are of one version of the object: another is refused (PreconditionFailed).
@@ -57,7 +63,7 @@ class S3Source(Source):
             return b""
         content = self._read_signed(start, stop)
         if content is None:
-            content = retried(
+            content = retry(
                 lambda: _get(self.uri, Range=f"bytes={start}-{stop - 1}", IfMatch=self._tag)
             )
         return self.check(content, start, stop)
@@ -84,9 +90,9 @@ class S3Source(Source):
 def _get(uri: str, **options: str) -> bytes:
     """The body of one GET. Raises PassingError where the connection is cut while it is read."""
     bucket, key = split_s3(uri)
-    with explained(uri):
+    with translate_errors(uri):
         body = client().get_object(Bucket=bucket, Key=key, **options)["Body"]
-    with explained(uri, PassingError), contextlib.closing(body):
+    with translate_errors(uri, PassingError), contextlib.closing(body):
         content: bytes = body.read()
     return content
 
@@ -99,21 +105,21 @@ def open_source(uri: str, entry: Entry | None = None) -> Source:
 def exists(uri: str) -> bool:
     """Whether there is an object of this key, or one below it."""
     bucket, key = split_s3(uri)
-    with explained(uri):
+    with translate_errors(uri):
         answer = client().list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=10)
     keys = [item["Key"] for item in answer.get("Contents", [])]
-    return any(_is_below(found, key) for found in keys)
+    return any(_is_below(each_key, key) for each_key in keys)
 
 
 def read_bytes(uri: str) -> bytes:
     """Return a whole object. Raises StorageError, InputError."""
-    return retried(lambda: _get(uri))
+    return retry(lambda: _get(uri))
 
 
 def write_bytes(uri: str, content: bytes) -> None:
     """Write an object."""
     bucket, key = split_s3(uri)
-    with explained(uri):
+    with translate_errors(uri):
         client().put_object(Bucket=bucket, Key=key, Body=content)
 
 
@@ -122,7 +128,7 @@ def create(uri: str, content: bytes) -> bool | None:
     import botocore.exceptions as aws
 
     bucket, key = split_s3(uri)
-    with explained(uri):
+    with translate_errors(uri):
         try:
             client().put_object(Bucket=bucket, Key=key, Body=content, IfNoneMatch="*")
         except aws.ParamValidationError:  # a boto3 that is older than the condition
@@ -146,7 +152,7 @@ def entries(uri: str) -> list[Entry]:
 def listing(prefix: str) -> Iterator[Entry]:
     """The objects whose addresses begin with `prefix`."""
     bucket, key = split_s3(prefix)
-    with explained(prefix):
+    with translate_errors(prefix):
         pages = client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key)
         for page in pages:
             for item in page.get("Contents", []):
@@ -172,7 +178,7 @@ def _is_below(key: str, folder: str) -> bool:
 def upload(path: str, uri: str) -> None:
     """Copy one local file to S3: it appears when it is whole."""
     bucket, key = split_s3(uri)
-    with explained(uri):
+    with translate_errors(uri):
         from boto3.exceptions import S3UploadFailedError
 
         try:
@@ -187,16 +193,16 @@ def download(uri: str, target: str) -> None:
     bucket, key = split_s3(uri)
 
     def fetch() -> None:
-        with explained(uri, PassingError):
+        with translate_errors(uri, PassingError):
             client().download_file(bucket, key, target, Config=_transfer())
 
-    retried(fetch)
+    retry(fetch)
 
 
 def delete(uri: str) -> int:
     """Remove an object, or everything below a folder; returns how many went."""
     objects = entries(uri)
-    with explained(uri):
+    with translate_errors(uri):
         for entry in objects:
             bucket, key = split_s3(entry.uri)
             client().delete_object(Bucket=bucket, Key=key)
@@ -257,11 +263,13 @@ def _transfer() -> TransferConfig:
 
 
 @contextlib.contextmanager
-def explained(uri: str, broken: type[StorageError] = StorageError) -> Iterator[None]:
-    """Turn botocore's errors into ours.
+def translate_errors(
+    uri: str, connection_error: type[StorageError] = StorageError
+) -> Iterator[None]:
+    """Turn botocore's errors in the block into ours.
 
-    What is missing or misspelt is an InputError, a refusal an AccessError, a lost connection
-    `broken`, anything else a StorageError.
+    Raises InputError for what is missing or misspelt, AccessError for a refusal, `connection_error`
+    for a lost connection, and StorageError otherwise.
     """
     try:
         import boto3.exceptions
@@ -277,10 +285,12 @@ def explained(uri: str, broken: type[StorageError] = StorageError) -> Iterator[N
             f"no S3 credentials for {uri}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         ) from None
     except aws.ProfileNotFound as error:
-        raise InputError(f"AWS_PROFILE: {error}") from None
+        raise InputError(
+            f"AWS_PROFILE: {error}; name a profile of ~/.aws/config, or unset AWS_PROFILE"
+        ) from None
     except aws.ParamValidationError:
         bucket, key = split_s3(uri)
-        problem = f"'{bucket}' is no name of a bucket" if key else "it names no object"
+        problem = f"'{bucket}' is not {BUCKET_NAME}" if key else "it has no path after the bucket"
         raise InputError(f"'{uri}': {problem}; write s3://bucket/path") from None
     except aws.ClientError as error:
         code = error.response.get("Error", {}).get("Code", "")
@@ -290,9 +300,12 @@ def explained(uri: str, broken: type[StorageError] = StorageError) -> Iterator[N
             raise StorageError(f"{uri} has changed while it was read; start again") from None
         if code == "NoSuchBucket":
             bucket = split_s3(uri)[0]
-            raise InputError(f"there is no bucket '{bucket}' at {endpoint}") from None
+            raise InputError(
+                f"there is no bucket '{bucket}' at {endpoint}; create it, or correct its name or"
+                " the endpoint (AWS_ENDPOINT_URL)"
+            ) from None
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        if code in REFUSED or status in (401, 403):
+        if code in ACCESS_DENIED or status in (401, 403):
             raise AccessError(
                 f"{endpoint} refused access to {uri} ({code}); renew the keys or the token"
                 " (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN), or have the rights"
@@ -302,4 +315,4 @@ def explained(uri: str, broken: type[StorageError] = StorageError) -> Iterator[N
     except (aws.BotoCoreError, OSError, boto3.exceptions.RetriesExceededError) as error:
         if isinstance(error, OSError) and error.errno in space.FULL:
             raise  # it is about the file that a copy goes to, which whoever writes it names
-        raise broken(f"cannot reach {uri} at {endpoint}: {error}") from None
+        raise connection_error(f"cannot reach {uri} at {endpoint}: {error}") from None

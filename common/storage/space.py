@@ -1,4 +1,4 @@
-"""Room on a disk: how much there is, and one sentence where it does not suffice."""
+"""Free space on disks, and errors in one sentence where it does not suffice."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from common.errors import FullDiskError, JecError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-"""What the system says of a full disk, and of a user's share of it that is used up."""
+"""The system's errors for a full disk, and for a quota that is used up."""
 FULL_TEXTS = tuple(os.strerror(number) for number in FULL)
 """The same in the texts of libraries that raise errors of their own, such as torch."""
 WRITE_TEXTS = (
@@ -22,19 +22,20 @@ WRITE_TEXTS = (
     *("unexpected pos ", "iostream error"),  # torch.save
     *(" requested and ",),  # numpy's tofile: 400000 requested and 131072 written
 )
-"""What libraries say of a write that failed for any reason."""
+"""Texts of libraries for a write that failed for any reason."""
 NO_TEMPORARY = "No usable temporary directory"
 """Python's words where none of its folders for temporary files takes a file."""
 NEARLY_FULL = 64 * 2**10
 """Bytes that SQLite adds to its files at a time, at most; where less is free, the disk is full."""
 SQLITE_VAGUE = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
-"""What SQLite also says where its journal finds no room: "attempt to write a readonly database"."""
+"""Errors that SQLite also raises where its journal does not fit on the disk, such as "attempt to
+write a readonly database"."""
 SHARED_MEMORY = "/dev/shm"  # noqa: S108  # named in errors; nothing is written there
 UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
 
 def free_bytes(path: str | os.PathLike[str]) -> int:
-    """What this user may still write on the disk where a path is, or is to be.
+    """Return how many bytes this user may still write on the disk of a path, which need not exist.
 
     A user's share of the disk (quota) is not known here. Raises OSError.
     """
@@ -42,15 +43,15 @@ def free_bytes(path: str | os.PathLike[str]) -> int:
 
 
 def is_full(path: str | os.PathLike[str]) -> bool:
-    """Whether hardly a byte, or no further file, fits on the disk where a path is, or is to be."""
+    """Return whether the disk of a path takes no further bytes, or no further file."""
     return free_bytes(path) < NEARLY_FULL or _has_no_inodes(path)
 
 
 def full_folder(*folders: str | os.PathLike[str]) -> str:
     """The first folder whose disk is full; empty if none is.
 
-    After `folders` those are looked at in which this process and its libraries write unasked: for
-    temporary files, shared memory, and standard output that goes to a file.
+    After `folders`, the folders are checked into which this process and its libraries write by
+    themselves: those of temporary files, shared memory, and standard output that goes to a file.
     """
     for folder in (*folders, *_temporary_folders(), SHARED_MEMORY, *_output_folders()):
         with contextlib.suppress(OSError):  # a folder that cannot be looked at
@@ -59,25 +60,25 @@ def full_folder(*folders: str | os.PathLike[str]) -> str:
     return ""
 
 
-def require(path: str | os.PathLike[str], needed: int, what: str) -> None:
+def require(path: str | os.PathLike[str], num_bytes: int, what: str) -> None:
     """Raise FullDiskError, before anything is written, where there is less room than needed."""
     free = free_bytes(path)
-    if free < needed:
+    if free < num_bytes:
         raise FullDiskError(
-            f"{what} needs {shown(needed)} in {_folder_of(path)}, where {shown(free)} are free;"
-            " free some space there, or name another folder, and repeat the command"
+            f"{what} needs {size_text(num_bytes)} in {_folder_of(path)}, where {size_text(free)}"
+            " are free; free some space there, or name another folder, and repeat the command"
         )
 
 
-def sentence(error: OSError, path: str | os.PathLike[str], needed: int | None = None) -> str:
+def sentence(error: OSError, path: str | os.PathLike[str], num_bytes: int | None = None) -> str:
     """The error of a full disk: the folder, what is free in it, and what was needed if known."""
     folder = _folder_of(path)
-    cause, free = "the disk is full", f"{shown(free_bytes(folder))} free"
+    cause, free = "the disk is full", f"{size_text(free_bytes(folder))} free"
     if error.errno == errno.EDQUOT:
         cause, free = "your quota is used up", f"{free} for others"
     elif _has_no_inodes(folder):
         cause, free = "the disk is full of files", f"no file can be added (inodes), {free}"
-    need = "" if needed is None else f", {shown(needed)} needed"
+    need = "" if num_bytes is None else f", {size_text(num_bytes)} needed"
     return (
         f"cannot write {path}: {cause} ({error.strerror}): {free} in {folder}{need};"
         f" {_advice(folder)}, then repeat the command (a run goes on with --resume)"
@@ -85,22 +86,22 @@ def sentence(error: OSError, path: str | os.PathLike[str], needed: int | None = 
 
 
 def full_error(
-    error: OSError, path: str | os.PathLike[str], needed: int | None = None
+    error: OSError, path: str | os.PathLike[str], num_bytes: int | None = None
 ) -> FullDiskError | None:
     """The error of a full disk in one sentence; None for any other error of the system."""
     if error.errno not in FULL:
         return None
-    return FullDiskError(sentence(error, path, needed))
+    return FullDiskError(sentence(error, path, num_bytes))
 
 
-def error_of_folder(folder: str | os.PathLike[str], needed: int | None = None) -> FullDiskError:
+def error_of_folder(folder: str | os.PathLike[str], num_bytes: int | None = None) -> FullDiskError:
     """The error for a folder whose disk is full, where no error of the system is at hand."""
     error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    return FullDiskError(sentence(error, folder, needed))
+    return FullDiskError(sentence(error, folder, num_bytes))
 
 
 def error_of_program(text: str, *folders: str | os.PathLike[str]) -> FullDiskError | None:
-    """The error of a full disk that a program tells of in its output; None where it does not.
+    """Return the error for a full disk that a program's output reports; None where it does not.
 
     folders: where it writes, the likeliest first; it may also mean temporary files and shared
     memory.
@@ -108,20 +109,20 @@ def error_of_program(text: str, *folders: str | os.PathLike[str]) -> FullDiskErr
     if not any(words in text for words in FULL_TEXTS):
         return None
     sizes = re.findall(r"size \((\d+) bytes\)", text)  # that Triton asked for
-    needed = int(sizes[0]) if sizes else None
+    num_bytes = int(sizes[0]) if sizes else None
     if "shared memory" in text:
-        return error_of_folder(SHARED_MEMORY, needed)
-    return error_of_folder(full_folder(*folders) or folders[0], needed)
+        return error_of_folder(SHARED_MEMORY, num_bytes)
+    return error_of_folder(full_folder(*folders) or folders[0], num_bytes)
 
 
 @contextlib.contextmanager
-def explained(*folders: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn a full disk, wherever it shows in the block, into a FullDiskError of one sentence.
+def catch_full_disk(*folders: str | os.PathLike[str]) -> Iterator[None]:
+    """Raise FullDiskError where anything in the block fails because a disk is full.
 
     folders: where the block writes, the likeliest first, for errors that do not say which file they
-    are about (default: the working folder). Libraries hide the error of the system behind others,
-    SQLite has one of its own, and some say nothing but that a write failed; all count. The sentence
-    names the first of the folders whose disk is full, or another one that `full_folder` looks at.
+    are about (default: the working folder). Errors of libraries count as well: some wrap the error
+    of the system, SQLite has its own, and some say only that a write failed. The text names the
+    first of the folders whose disk is full, or another one that `full_folder` checks.
     """
     try:
         yield
@@ -178,7 +179,7 @@ def _has_no_inodes(path: str | os.PathLike[str]) -> bool:
 
 def temporary_folder() -> str:
     """The folder for temporary files. Raises FullDiskError where no disk takes one."""
-    with explained():
+    with catch_full_disk():
         return tempfile.gettempdir()
 
 
@@ -202,7 +203,7 @@ def _output_folders() -> list[str]:
 
 
 def _advice(folder: str) -> str:
-    """What to do about a full disk."""
+    """Say what to do about a full disk."""
     advice = "free some space there"
     if folder.startswith(SHARED_MEMORY):
         advice += ", or give the container more (docker --shm-size, on a cluster --shared-memory)"
@@ -211,8 +212,8 @@ def _advice(folder: str) -> str:
     return advice
 
 
-def shown(size: int) -> str:
-    """Bytes in words: '3.2 MB'."""
+def size_text(size: int) -> str:
+    """Format a number of bytes: '3.2 MB'."""
     number, unit = float(size), 0
     while number >= 1000 and unit < len(UNITS) - 1:
         number, unit = number / 1000, unit + 1

@@ -1,7 +1,7 @@
-"""Many ranges of one file at a time, in several requests in flight.
+"""Read many ranges of one file with several requests in flight.
 
-XRootD takes many small ranges in one request. Large ranges are cut, because one connection of a
-long line carries less than the line does.
+XRootD takes many small ranges in one request. Large ranges are cut, because a
+single connection over a long distance does not use the whole bandwidth.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ VECTOR_BYTES = 4 * 2**20  # of one request, so that there are several
 VECTOR_ITEMS = 1024
 
 
-def cut(ranges: Iterable[Range], most: int = PIECE) -> list[Range]:
-    """The ranges in pieces of at most so many bytes."""
+def split_ranges(ranges: Iterable[Range], most: int = PIECE) -> list[Range]:
+    """Split the ranges into pieces of at most `most` bytes."""
     pieces = []
     for start, stop in ranges:
         for begin in range(start, stop, most):
@@ -66,14 +66,14 @@ def _threads(process: int) -> ThreadPoolExecutor:
 
 def one_each(ranges: list[Range]) -> list[list[Range]]:
     """A request for each piece."""
-    return [[piece] for piece in cut(ranges)]
+    return [[piece] for piece in split_ranges(ranges)]
 
 
 def in_vectors(ranges: list[Range]) -> list[list[Range]]:
     """A request for each large piece, and one for many small ones that follow each other."""
     groups: list[list[Range]] = []
     room = 0  # bytes that the last group still takes
-    for start, stop in cut(ranges):
+    for start, stop in split_ranges(ranges):
         size = stop - start
         if size > VECTOR_ITEM:
             groups.append([])

@@ -26,7 +26,7 @@ from common.storage.addresses import EXTRA, WILDCARDS, split_xrootd
 from common.storage.entry import Entry
 from common.storage.levels import Child, matching_files
 from common.storage.local import PARTIAL
-from common.storage.retries import PassingError, retried
+from common.storage.retries import PassingError, retry
 from common.storage.source import Source
 from common.storage.vectors import Range
 
@@ -44,11 +44,11 @@ CHUNK = 8 * 2**20  # bytes of one request that copies a file
 
 # XrdCl's codes (XrdClStatus.hh)
 INVALID_ADDRESS, NOT_SUPPORTED = 101, 13
-LOST = frozenset((16, *range(102, 110), 206, 207, 301, 302, 303, 306))
+CONNECTION_LOST = frozenset((16, *range(102, 110), 206, 207, 301, 302, 303, 306))
 """Sockets, timeouts and redirects: the way to the data, which may be better next time."""
 LOGIN_FAILED = frozenset((110, 202, 203, 204))
 # the server's own numbers (XProtocol.hh), beside XrdCl's code 400
-ANSWERED = 400
+SERVER_ERROR = 400
 NOT_FOUND, NOT_AUTHORIZED, NOT_A_FILE = 3011, (3010, 3030), (3015, 3016)
 NOT_A_FOLDER = "not a directory"  # the server has no number of its own for it
 FAILED_THERE = frozenset((3007, 3012, 3014, 3024, 3029, 3034, 3035))
@@ -62,17 +62,18 @@ def _library() -> Any:
         client: Any = importlib.import_module("XRootD.client")
     except ImportError:
         raise InputError(f"root:// takes the XRootD client; type: {EXTRA}") from None
-    _end_quietly()
+    _suppress_warnings_at_exit()
     for name, value in DEFAULTS.items():
         if f"XRD_{name.upper()}" not in os.environ:
             client.EnvPutInt(name, value)
     return client
 
 
-def _end_quietly() -> None:
-    """Have the client look for its open files at the end of Python without any warning.
+def _suppress_warnings_at_exit() -> None:
+    """Suppress warnings while the client closes its open files at the exit of Python.
 
-    It looks at all objects there are, and torch warns of some that are looked at.
+    To find them, its exit handler inspects every object of the process, and some objects of torch
+    emit a deprecation warning when they are inspected.
     """
     finalize: Any = importlib.import_module("XRootD.client.finalize").finalize
 
@@ -106,23 +107,30 @@ def check(status: Any, uri: str, file: Any = None) -> None:
     if status.ok:
         return
     server, path = split_xrootd(uri)
-    reached = file.get_property("DataServer") if file is not None else ""
-    redirected = "" if not reached or server.endswith(reached) else f" (redirected to {reached})"
+    data_server = file.get_property("DataServer") if file is not None else ""
+    redirect_text = (
+        "" if not data_server or server.endswith(data_server) else f" (redirected to {data_server})"
+    )
     reason = status.message.strip().removeprefix("[ERROR] ").removeprefix("[FATAL] ")
     reason = reason.removeprefix("Server responded with an error: ")
-    if status.code == ANSWERED and status.errno == NOT_FOUND:
+    if status.code == SERVER_ERROR and status.errno == NOT_FOUND:
         raise InputError(f"there is no file {uri}")
-    if status.code == ANSWERED and NOT_A_FOLDER in status.message:
+    if status.code == SERVER_ERROR and NOT_A_FOLDER in status.message:
         raise InputError(f"{uri}: what is above it on {server} is a file")
-    if status.code == ANSWERED and status.errno in NOT_A_FILE:
+    if status.code == SERVER_ERROR and status.errno in NOT_A_FILE:
         raise InputError(f"{uri} is a folder; name a file in it")
-    refused = status.code == ANSWERED and status.errno in NOT_AUTHORIZED
-    if refused or status.code in LOGIN_FAILED:
+    is_refused = status.code == SERVER_ERROR and status.errno in NOT_AUTHORIZED
+    if is_refused or status.code in LOGIN_FAILED:
         raise AccessError(f"{server} refused access to {path} ({reason}). {xrootd_login.state()}")
     if status.code == INVALID_ADDRESS:
-        raise InputError(f"there is no server {server} ({reason})")
-    if status.code in LOST or (status.code == ANSWERED and status.errno in FAILED_THERE):
-        raise PassingError(f"cannot reach {uri}{redirected}: {reason}")
+        raise InputError(
+            f"there is no server {server} ({reason}); correct its name, or check this machine's"
+            " network"
+        )
+    if status.code in CONNECTION_LOST or (
+        status.code == SERVER_ERROR and status.errno in FAILED_THERE
+    ):
+        raise PassingError(f"cannot reach {uri}{redirect_text}: {reason}")
     raise StorageError(f"{server} failed for {path}: {reason}")
 
 
@@ -134,8 +142,8 @@ class XRootDSource(Source):
         self.uri = uri
         self._lock = threading.Lock()
         self._file: Any = None
-        self._changed: int | None = None
-        retried(self.file)
+        self._modification_time: int | None = None
+        retry(self.file)
         # Not the date: that of a data server may differ from that of the server that lists.
         if entry is not None and entry.size != self.size:
             self.close()
@@ -145,20 +153,20 @@ class XRootDSource(Source):
         """The open file of the client. Raises PassingError where it cannot be opened now."""
         with self._lock:
             if self._file is None:
-                self._file = self._opened()
+                self._file = self._open()
             return self._file
 
-    def _opened(self) -> Any:
+    def _open(self) -> Any:
         xrootd_login.prepare()
         file = _library().File()
         status, _ = file.open(self.uri, _flags().OpenFlags.READ, timeout=SECONDS)
         check(status, self.uri, file)
         status, info = file.stat(timeout=SECONDS)
         check(status, self.uri, file)
-        if self._changed is None:
+        if self._modification_time is None:
             self.size = int(info.size)
-            self._changed = info.modtime
-        elif (info.size, info.modtime) != (self.size, self._changed):
+            self._modification_time = info.modtime
+        elif (info.size, info.modtime) != (self.size, self._modification_time):
             raise self._other()
         return file
 
@@ -178,7 +186,7 @@ class XRootDSource(Source):
         """Return the bytes from start to stop. Raises StorageError, InputError."""
         if stop <= start:  # a size of 0 would be the whole file
             return b""
-        content = self._requested(lambda file: file.read(start, stop - start, timeout=SECONDS))
+        content = self._request(lambda file: file.read(start, stop - start, timeout=SECONDS))
         return self.check(bytes(content), start, stop)
 
     def read_ranges(self, ranges: Sequence[Range]) -> list[bytes]:
@@ -191,7 +199,7 @@ class XRootDSource(Source):
             return [self.read(*pieces[0])]
         chunks = [(start, stop - start) for start, stop in pieces]
         try:
-            answer = self._requested(lambda file: file.vector_read(chunks, timeout=SECONDS))
+            answer = self._request(lambda file: file.vector_read(chunks, timeout=SECONDS))
         except PassingError:
             raise
         except StorageError:  # a server that takes no vectors, or only smaller ones
@@ -201,7 +209,7 @@ class XRootDSource(Source):
             for chunk, piece in zip(answer.chunks, pieces, strict=True)
         ]
 
-    def _requested(self, request: Callable[[Any], Any]) -> Any:
+    def _request(self, request: Callable[[Any], Any]) -> Any:
         """The answer to one request (an open file -> status, answer), which is repeated."""
 
         def attempt() -> Any:
@@ -214,7 +222,7 @@ class XRootDSource(Source):
                 raise
             return answer
 
-        return retried(attempt)
+        return retry(attempt)
 
     def close(self) -> None:
         """Close the file; a second time does nothing."""
@@ -268,12 +276,12 @@ def _children(folder: str) -> list[Child]:
 
     def request() -> list[Child]:
         client, path = _file_system(folder)
-        status, listed = client.dirlist(path, _flags().DirListFlags.STAT, timeout=SECONDS)
-        if status.code == ANSWERED and status.errno == NOT_FOUND:
+        status, items = client.dirlist(path, _flags().DirListFlags.STAT, timeout=SECONDS)
+        if status.code == SERVER_ERROR and status.errno == NOT_FOUND:
             return []
         check(status, folder)
         children = []
-        for item in listed:
+        for item in items:
             uri = f"{folder}/{item.name}"
             # Servers give a name without a status where the file is gone meanwhile.
             info = item.statinfo or _stat(uri)
@@ -288,7 +296,7 @@ def _children(folder: str) -> list[Child]:
                 )
         return children
 
-    return retried(request)
+    return retry(request)
 
 
 def _stat(uri: str) -> Any:
@@ -299,12 +307,12 @@ def _stat(uri: str) -> Any:
         status, info = client.stat(path, timeout=SECONDS)
         # NOT_A_FOLDER: something below what is a file
         is_missing = status.errno == NOT_FOUND or NOT_A_FOLDER in status.message
-        if status.code == ANSWERED and is_missing:
+        if status.code == SERVER_ERROR and is_missing:
             return None
         check(status, uri)
         return info
 
-    return retried(request)
+    return retry(request)
 
 
 def _is_folder(info: Any) -> bool:
@@ -317,13 +325,13 @@ def _entry(uri: str, info: Any) -> Entry:
 
 def write_bytes(uri: str, content: bytes) -> None:
     """Write a file, whole or not at all."""
-    retried(lambda: _write(uri, io.BytesIO(content)))
+    retry(lambda: _write(uri, io.BytesIO(content)))
 
 
 def upload(path: str, uri: str) -> None:
     """Copy one local file; it has its name on the server once it is whole."""
     with open(path, "rb") as file:
-        retried(lambda: _write(uri, file))
+        retry(lambda: _write(uri, file))
 
 
 def _write(uri: str, source: BinaryIO) -> None:
@@ -353,11 +361,13 @@ def _replacing(uri: str) -> Iterator[Any]:
 
     file = _library().File()
     status, _ = file.open(address, flags.OpenFlags.NEW, readable, timeout=SECONDS)
-    if status.code == ANSWERED and status.errno == NOT_FOUND:
+    if status.code == SERVER_ERROR and status.errno == NOT_FOUND:
         # Left to the server (MAKEPATH of open), folders get a file's mode: none may enter.
         enterable = readable | mode.UX | mode.GX | mode.OX
-        made, _ = client.mkdir(folder, flags.MkDirFlags.MAKEPATH, enterable, timeout=SECONDS)
-        check(made, uri)
+        mkdir_status, _ = client.mkdir(
+            folder, flags.MkDirFlags.MAKEPATH, enterable, timeout=SECONDS
+        )
+        check(mkdir_status, uri)
         status, _ = file.open(address, flags.OpenFlags.NEW, readable, timeout=SECONDS)
     check(status, uri, file)
 
@@ -397,8 +407,8 @@ def delete(uri: str) -> int:
     def request() -> None:
         status, _ = remove(path, timeout=SECONDS)
         # after a lost answer it is gone already
-        if not (status.code == ANSWERED and status.errno == NOT_FOUND):
+        if not (status.code == SERVER_ERROR and status.errno == NOT_FOUND):
             check(status, uri)
 
-    retried(request)
+    retry(request)
     return count

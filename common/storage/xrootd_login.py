@@ -118,11 +118,11 @@ def _ticket() -> str:
     valid = subprocess.run([klist, "-s"], check=False, capture_output=True, timeout=10)
     if valid.returncode == 0:
         return "There is a valid Kerberos ticket."
-    listed = subprocess.run([klist], check=False, capture_output=True, text=True, timeout=10)
-    if listed.returncode:  # klist lists expired ones, too
+    klist_result = subprocess.run([klist], check=False, capture_output=True, text=True, timeout=10)
+    if klist_result.returncode:  # klist lists expired ones, too
         return f"There is no Kerberos ticket ({renew})."
-    named = re.search(r"cache: (?:FILE:)?(\S+)", listed.stdout)
-    place = f" {named[1]}" if named else ""
+    match = re.search(r"cache: (?:FILE:)?(\S+)", klist_result.stdout)
+    place = f" {match[1]}" if match else ""
     return f"The Kerberos ticket{place} expired; renew it: {renew}."
 
 
@@ -130,19 +130,19 @@ def _token() -> str:
     """As the WLCG's rules say where a bearer token is looked for, in their order."""
     renew = "oidc-token or htgettoken makes one"
     user = os.getuid()
-    named = os.environ.get("BEARER_TOKEN_FILE")
+    token_file = os.environ.get("BEARER_TOKEN_FILE")
     folder = os.environ.get("XDG_RUNTIME_DIR") or "/tmp"  # noqa: S108
     if token := os.environ.get("BEARER_TOKEN"):
         place = "in BEARER_TOKEN"
     else:
-        path = Path(named or f"{folder}/bt_u{user}")
+        path = Path(token_file or f"{folder}/bt_u{user}")
         place = str(path)
         try:
             token = path.read_text().strip()
         except OSError:
             missing = "BEARER_TOKEN is not set"
-            if named:
-                missing = f"BEARER_TOKEN_FILE={named} is not readable"
+            if token_file:
+                missing = f"BEARER_TOKEN_FILE={token_file} is not readable"
             return f"There is no token: {missing} ({renew})."
     end = _token_end(token)
     if end is not None and end < _now():

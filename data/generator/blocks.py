@@ -12,8 +12,8 @@ import numpy as np
 
 from data.generator import events, jec, jet_columns, pileup, quark_gluon
 from data.generator.detector import Detector
-from data.generator.reconstruction import Reconstructed, reconstruct
-from data.jetntuple import Columns, typed
+from data.generator.reconstruction import ReconstructedBlock, reconstruct
+from data.jetntuple import Columns, in_schema
 
 # about a second: small enough for a lively progress bar, large enough that NumPy's overhead
 # vanishes
@@ -43,7 +43,7 @@ class BlockMaker:
         self._collider = events.Collider(events.HARD_QCD)
         self._library = pileup.library(pythia_seed(recipe.seed, LIBRARY))
 
-    def reconstructed(self, number: int) -> Reconstructed:
+    def reconstructed(self, number: int) -> ReconstructedBlock:
         """Block `number` (from 0), simulated and reconstructed."""
         recipe = self.recipe
         hard = events.hard_events(
@@ -71,7 +71,7 @@ class JetMaker:
         columns = jet_columns.columns(
             block, self._jec, self._likelihood, first_event=first, lumi=number + 1
         )
-        return typed(columns)
+        return in_schema(columns)
 
 
 def random_generator(seed: int, number: int) -> np.random.Generator:

@@ -103,13 +103,13 @@ def cluster(inputs: Inputs, events: int, min_pt: float) -> Jets:
         member_jet=member_jet,
         member=member,
     )
-    return ordered(jets, np.lexsort((-jets.pt, jets.event)))
+    return select(jets, np.lexsort((-jets.pt, jets.event)))
 
 
-def ordered(jets: Jets, order: np.ndarray) -> Jets:
-    """The jets of an index array (perhaps of a part of them) in its order, with their contents."""
+def select(jets: Jets, order: np.ndarray) -> Jets:
+    """Return the jets at these indices, in this order, with their members."""
     size = ragged.counts_of(jets.member_jet, len(jets))
-    taken = ragged.ranges(ragged.starts(size)[order], size[order])
+    places = ragged.ranges(ragged.starts(size)[order], size[order])
     return Jets(
         event=jets.event[order],
         pt=jets.pt[order],
@@ -117,7 +117,7 @@ def ordered(jets: Jets, order: np.ndarray) -> Jets:
         phi=jets.phi[order],
         mass=jets.mass[order],
         member_jet=np.repeat(np.arange(len(order)), size[order]),
-        member=jets.member[taken],
+        member=jets.member[places],
     )
 
 
@@ -136,7 +136,7 @@ def ghosts(events: int, rng: np.random.Generator) -> Inputs:
 
 
 def ghost_cell() -> float:
-    """Area that one ghost stands for."""
+    """Return the area that one ghost represents."""
     _, _, cell_eta, cell_phi = _ghost_grid()
     return cell_eta * cell_phi
 
@@ -183,20 +183,17 @@ def density(
 
 @functools.cache
 def quiet_banner() -> None:
-    """Let FastJet print its banner now, into nothing.
-
-    On stdout it would end up among what a program prints.
-    """
+    """Make FastJet print its banner now, and discard it, so that it never reaches stdout."""
     import os
 
     import fastjet
 
-    kept = os.dup(1)
+    stdout_copy = os.dup(1)
     nothing = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nothing, 1)
         fastjet.ClusterSequence([fastjet.PseudoJet(1.0, 0.0, 0.0, 1.0)], _definition())
     finally:
-        os.dup2(kept, 1)
-        os.close(kept)
+        os.dup2(stdout_copy, 1)
+        os.close(stdout_copy)
         os.close(nothing)

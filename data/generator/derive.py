@@ -64,12 +64,12 @@ class OffsetMaker:
         rng = random_generator(self.recipe.seed, number)
         overlay = pileup.overlay(self._library, events, self.recipe.pileup, rng)
         candidates = detector.simulate(overlay.particles, self.recipe.detector, rng)
-        kept = candidates[reconstruction.charged_hadron_subtraction(candidates)]
+        jet_candidates = candidates[reconstruction.charged_hadron_subtraction(candidates)]
         bins = len(ETA_EDGES) - 1
-        eta_bin = np.searchsorted(ETA_EDGES, np.abs(kept.eta), side="right") - 1
+        eta_bin = np.searchsorted(ETA_EDGES, np.abs(jet_candidates.eta), side="right") - 1
         inside = eta_bin < bins
-        cell = (kept.event * bins + eta_bin)[inside]
-        sums = ragged.total(cell, kept.pt[inside], events * bins)
+        cell = (jet_candidates.event * bins + eta_bin)[inside]
+        sums = ragged.total(cell, jet_candidates.pt[inside], events * bins)
         sums = sums.reshape(events, bins)  # (events * B,) -> (events, B)
         # A bin holds both signs of eta, each 2 pi × its width.
         density = sums / (4 * np.pi * np.diff(ETA_EDGES))
@@ -127,9 +127,11 @@ def derive(
 
     # The likelihood has bins for jets that the JetNtuple stores.
     pt = jets.pt * corrections.l2l3(jets.pt, jets.eta)
-    used = (pt > quark_gluon.PT_EDGES[0]) & (np.abs(jets.eta) < quark_gluon.ETA_EDGES[-1])
-    stored = jets[used]
-    likelihood = quark_gluon.derive(pt[used], stored.eta, stored.shape, stored.flavour)
+    has_bin = (pt > quark_gluon.PT_EDGES[0]) & (np.abs(jets.eta) < quark_gluon.ETA_EDGES[-1])
+    jets_in_bins = jets[has_bin]
+    likelihood = quark_gluon.derive(
+        pt[has_bin], jets_in_bins.eta, jets_in_bins.shape, jets_in_bins.flavour
+    )
     return corrections, likelihood, jets
 
 

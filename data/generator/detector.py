@@ -1,10 +1,10 @@
 """A CMS-like detector in a few formulas: particles in, particle-flow candidates out.
 
-Many events are simulated at once. What matters for the energy of a jet is here: tracks are lost
+Many events are simulated at once. The effects that change the energy of a jet are: tracks are lost
 (more often when soft, and in the cores of hard jets), photons are merged in the electromagnetic
 calorimeter (ECAL), hadrons deposit a fluctuating, non-linear energy in the hadronic one (HCAL), and
-particle flow subtracts what the tracks explain and calls the rest a neutral hadron. Pile-up passes
-through the same detector.
+particle flow subtracts the energy of the tracks and takes the rest for a neutral hadron. Pile-up
+passes through the same detector.
 
 Sources: CMS, "Particle-flow reconstruction and global event description", JINST 12 (2017) P10003,
 arXiv:1706.04965 (PF); CMS, "Description and performance of track and primary-vertex
@@ -54,20 +54,20 @@ class Detector:
     Tuned to the share of charged hadrons.
     """
     endcap_track_loss: float = 0.05
-    """Less efficiency beyond |eta| = 1.5 (TRK fig. 8)."""
+    """Loss of efficiency beyond |eta| = 1.5 (TRK fig. 8)."""
     dense_track_loss: float = 0.001
     """Efficiency lost per further track (pT > 1 GeV) in the same 0.03 × 0.03 cell: hits of a hard
     jet's core merge. Tuned to the resolution above 500 GeV."""
     muon_efficiency: float = 0.98
     outermost_seed: float = 600.0
-    """mm: a track that starts this far from the beam is lost for certain; in between the efficiency
-    falls linearly (TRK fig. 12).
+    """mm: the efficiency falls linearly with the distance from the beam where a track starts (TRK
+    fig. 12), and is zero from here on.
     """
 
     bend: float = 0.735
     """GeV rad: a track of this pT turns by one radian before the ECAL, 0.3 × 3.8 T × 1.29 m / 2."""
     calorimeter_pt: float = 0.7
-    """GeV: charged particles below curl in the field and do not reach the calorimeters."""
+    """GeV: charged particles below this pT curl in the field and do not reach the calorimeters."""
 
     ecal_cell: float = 0.03
     """Photons closer than this (about two crystals of 0.0174) are one cluster."""
@@ -139,11 +139,11 @@ class Candidates(Table):
 def simulate(particles: Particles, detector: Detector, rng: np.random.Generator) -> Candidates:
     """The candidates that particles (hard collision and pile-up together) leave in the detector."""
     kind = _Kind(particles, detector)
-    tracked, track_pt = track(particles, kind, detector, rng)
+    has_track, track_pt = track(particles, kind, detector, rng)
     parts = [
-        track_candidates(particles, kind, tracked, track_pt, rng),
-        photon_candidates(particles, kind, tracked, detector, rng),
-        hadron_candidates(particles, kind, tracked, track_pt, detector, rng),
+        track_candidates(particles, kind, has_track, track_pt, rng),
+        photon_candidates(particles, kind, has_track, detector, rng),
+        hadron_candidates(particles, kind, has_track, track_pt, detector, rng),
     ]
     together = Candidates.join(parts)
     return together[miniaod_order(together)]
@@ -172,11 +172,11 @@ def track(
     """Which particles have a track (N,) bool, and the pT it measures (N,) GeV."""
     in_tracker = kind.charged & (np.abs(particles.eta) < detector.tracker_eta)
     efficiency = track_efficiency(particles, kind, in_tracker, detector)
-    tracked = in_tracker & (rng.random(len(particles)) < efficiency)
+    has_track = in_tracker & (rng.random(len(particles)) < efficiency)
     resolution = track_resolution(particles.pt, kind.endcap)
     smear = 1 + resolution * rng.standard_normal(len(particles))
     # The clip keeps the few that fluctuate most positive and of the right size.
-    return tracked, particles.pt * np.clip(smear, 0.2, 2.0)
+    return has_track, particles.pt * np.clip(smear, 0.2, 2.0)
 
 
 def track_efficiency(
@@ -193,8 +193,8 @@ def track_efficiency(
     )
     efficiency = efficiency - detector.endcap_track_loss * kind.endcap
     efficiency = efficiency - detector.dense_track_loss * np.clip(neighbours, 0, 14)
-    displaced = np.clip(1 - particles.radius / detector.outermost_seed, 0.0, 1.0)
-    return np.where(kind.muon, detector.muon_efficiency, efficiency) * displaced
+    displacement_efficiency = np.clip(1 - particles.radius / detector.outermost_seed, 0.0, 1.0)
+    return np.where(kind.muon, detector.muon_efficiency, efficiency) * displacement_efficiency
 
 
 def track_resolution(pt: np.ndarray, endcap: np.ndarray) -> np.ndarray:
@@ -208,12 +208,12 @@ def track_resolution(pt: np.ndarray, endcap: np.ndarray) -> np.ndarray:
 def track_candidates(
     particles: Particles,
     kind: _Kind,
-    tracked: np.ndarray,
+    has_track: np.ndarray,
     track_pt: np.ndarray,
     rng: np.random.Generator,
 ) -> Candidates:
     """Charged hadrons, electrons and muons."""
-    which = np.flatnonzero(tracked)
+    which = np.flatnonzero(has_track)
     electron = kind.electron[which]
     muon = kind.muon[which]
     number = np.where(electron, ELECTRON, np.where(muon, MUON, CHARGED_HADRON))
@@ -234,18 +234,18 @@ def track_candidates(
 def vertex_association(vertex: np.ndarray, pt: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """PF_fromPV of tracks (N,) of a true vertex (0 = hard collision) and pT (GeV).
 
-    Soft tracks are poor at pointing back: some of the hard collision's go to other vertices. The
-    tracks of pile-up that no other vertex has used stay in the jets (PU section 3). The shares are
+    Soft tracks point back badly, so that some tracks of the hard collision are assigned to other
+    vertices. Pile-up tracks that no vertex uses stay in the jets (PU section 3). The shares are
     round numbers, larger below 1 GeV.
     """
     draw = rng.random(len(vertex))
     soft = pt < 1.0
-    lost = np.where(soft, 0.05, 0.01)
-    fitted = np.where(soft, 0.75, 0.92)
-    kept = np.where(draw < lost + fitted, USED_IN_VERTEX, TIGHT)
-    from_hard = np.where(draw < lost, NOT_FROM_VERTEX, kept)
-    unused = np.where(soft, 0.25, 0.15)
-    from_pileup = np.where(draw < unused, LOOSE, NOT_FROM_VERTEX)
+    lost_share = np.where(soft, 0.05, 0.01)
+    fit_share = np.where(soft, 0.75, 0.92)
+    associated = np.where(draw < lost_share + fit_share, USED_IN_VERTEX, TIGHT)
+    from_hard = np.where(draw < lost_share, NOT_FROM_VERTEX, associated)
+    loose_share = np.where(soft, 0.25, 0.15)
+    from_pileup = np.where(draw < loose_share, LOOSE, NOT_FROM_VERTEX)
     return np.where(vertex == 0, from_hard, from_pileup)
 
 
@@ -255,7 +255,7 @@ def vertex_association(vertex: np.ndarray, pt: np.ndarray, rng: np.random.Genera
 def photon_candidates(
     particles: Particles,
     kind: _Kind,
-    tracked: np.ndarray,
+    has_track: np.ndarray,
     detector: Detector,
     rng: np.random.Generator,
 ) -> Candidates:
@@ -263,14 +263,18 @@ def photon_candidates(
 
     Those too close to be told apart are merged.
     """
-    seen = particles[np.flatnonzero(kind.electromagnetic & ~tracked)]
-    cell, cells = cell_index(seen.event, seen.eta, seen.phi, detector.ecal_cell)
-    event, eta, phi, energy = _centres(seen.event, seen.eta, seen.phi, seen.energy, cell, cells)
+    showers = particles[np.flatnonzero(kind.electromagnetic & ~has_track)]
+    cell, cells = cell_index(showers.event, showers.eta, showers.phi, detector.ecal_cell)
+    event, eta, phi, energy = _centres(
+        showers.event, showers.eta, showers.phi, showers.energy, cell, cells
+    )
     smear = 1 + ecal_resolution(np.maximum(energy, 0.1), eta) * rng.standard_normal(cells)
     energy = energy * np.maximum(smear, 0.0) * ecal_response(eta)
-    kept = (energy > detector.ecal_threshold) & (energy / np.cosh(eta) > detector.ecal_threshold)
+    above_threshold = (energy > detector.ecal_threshold) & (
+        energy / np.cosh(eta) > detector.ecal_threshold
+    )
     number = np.where(np.abs(eta) > detector.forward_eta, FORWARD_PHOTON, PHOTON)
-    return _neutral(event, number, energy, eta, phi, kept)
+    return _neutral(event, number, energy, eta, phi, above_threshold)
 
 
 def ecal_resolution(energy: np.ndarray, eta: np.ndarray) -> np.ndarray:
@@ -295,40 +299,40 @@ def ecal_response(eta: np.ndarray) -> np.ndarray:
 def hadron_candidates(
     particles: Particles,
     kind: _Kind,
-    tracked: np.ndarray,
+    has_track: np.ndarray,
     track_pt: np.ndarray,
     detector: Detector,
     rng: np.random.Generator,
 ) -> Candidates:
-    """HCAL energy that the tracks of the same tower do not explain, as neutral hadrons."""
+    """HCAL energy above that expected from the tracks in the same tower, as neutral hadrons."""
     which = np.flatnonzero(kind.hadron & kind.reaches_calorimeter)
     event = particles.event[which]
     eta = particles.eta[which]
     energy = particles.energy[which]
-    # Charged hadrons meet the calorimeter where the field has turned them to.
+    # Charged hadrons reach the calorimeter after a turn in the field.
     sign = np.sign(particles.id[which])
     turn = sign * detector.bend / np.maximum(particles.pt[which], 0.5)
     phi = delta_phi(particles.phi[which] - np.where(kind.charged[which], turn, 0.0))
-    expected = hadron_response(energy, detector)
-    deposit = energy * expected * hadron_fluctuation(energy, eta, detector, rng)
+    response = hadron_response(energy, detector)
+    deposit = energy * response * hadron_fluctuation(energy, eta, detector, rng)
 
-    # What the tracks of a tower explain: the response expected of their momenta.
+    # The energy expected from the tracks of a tower: the mean response to their momenta.
     cell, cells = cell_index(event, eta, phi, detector.tower)
-    momentum = np.where(tracked[which], track_pt[which] * np.cosh(eta), 0.0)
-    explained = np.bincount(cell, weights=momentum * expected, minlength=cells)
+    momentum = np.where(has_track[which], track_pt[which] * np.cosh(eta), 0.0)
+    track_energy = np.bincount(cell, weights=momentum * response, minlength=cells)
 
     # From here on one entry a tower, (cells,), no longer one a hadron.
     event, eta, phi, total = _centres(event, eta, phi, deposit, cell, cells)
-    excess = total - explained
-    uncertainty = hadron_resolution(np.maximum(explained, 1.0), eta, detector) * explained
-    seen = np.where(
-        explained > 0,
+    excess = total - track_energy
+    uncertainty = hadron_resolution(np.maximum(track_energy, 1.0), eta, detector) * track_energy
+    is_cluster = np.where(
+        track_energy > 0,
         excess > detector.excess_significance * uncertainty + 0.5,
         excess > detector.hcal_threshold,
     )
-    kept = seen & (excess > detector.hcal_threshold * np.cosh(eta))
+    above_threshold = is_cluster & (excess > detector.hcal_threshold * np.cosh(eta))
     number = np.where(np.abs(eta) > detector.forward_eta, FORWARD_HADRON, NEUTRAL_HADRON)
-    return _neutral(event, number, excess, eta, phi, kept)
+    return _neutral(event, number, excess, eta, phi, above_threshold)
 
 
 def hadron_response(energy: np.ndarray, detector: Detector) -> np.ndarray:
@@ -405,16 +409,16 @@ def _neutral(
     energy: np.ndarray,
     eta: np.ndarray,
     phi: np.ndarray,
-    kept: np.ndarray,
+    above_threshold: np.ndarray,
 ) -> Candidates:
     """The clusters (cells,) of the mask `kept` as massless candidates without vertex."""
-    count = int(np.count_nonzero(kept))
+    count = int(np.count_nonzero(above_threshold))
     return Candidates(
-        event=event[kept],
-        id=number[kept],
-        pt=(energy / np.cosh(eta))[kept],
-        eta=eta[kept],
-        phi=phi[kept],
+        event=event[above_threshold],
+        id=number[above_threshold],
+        pt=(energy / np.cosh(eta))[above_threshold],
+        eta=eta[above_threshold],
+        phi=phi[above_threshold],
         mass=np.zeros(count),
         from_pv=np.full(count, LOOSE),
         vertex=np.full(count, -1),

@@ -53,17 +53,17 @@ def generate(
     """
     check_installed()
     check_numbers(jets=jets, recipe=recipe, workers=workers, jets_per_file=jets_per_file)
-    folder = _prepared(Path(output))
+    folder = _prepare(Path(output))
     try:
         processes = workers or available_cores()
         hidden = _write_hidden(folder, jets, recipe, processes, jets_per_file, label)
-        return [_uncovered(path) for path in hidden]
+        return [_make_visible(path) for path in hidden]
     finally:
         _remove_hidden(folder)
 
 
-def _uncovered(path: Path) -> Path:
-    """Give a hidden file its own name; returns the new path."""
+def _make_visible(path: Path) -> Path:
+    """Rename a hidden file to its final name; return the new path."""
     target = path.with_name(path.name.removeprefix(PARTIAL))
     durable.rename(path, target)
     return target
@@ -73,13 +73,13 @@ def _write_hidden(
     folder: Path, jets: int, recipe: Recipe, workers: int, jets_per_file: int, label: str
 ) -> list[Path]:
     """Write all files under hidden names; returns them in order."""
-    written = []
+    paths = []
     with contextlib.closing(_files(jets, recipe, workers, jets_per_file, label)) as files:
         for number, columns in enumerate(files):
-            written.append(folder / f"{PARTIAL}jets_{number:04d}.root")
+            paths.append(folder / f"{PARTIAL}jets_{number:04d}.root")
             with _explained(folder):
-                jetntuple.write(written[-1], columns)
-    return written
+                jetntuple.write(paths[-1], columns)
+    return paths
 
 
 def _files(
@@ -90,20 +90,22 @@ def _files(
     Blocks in order, cut at `jets_per_file` and, at the end, at `jets`.
     """
     waiting: list[Columns] = []
-    made = written = 0
+    num_made = num_written = 0
     source = workers.blocks(
         JetMaker, recipe, workers=count, events_per_block=recipe.events_per_block
     )
     with contextlib.closing(source), Progress(label, total=jets, unit="jets") as progress:
-        while written < jets:
+        while num_written < jets:
             waiting.append(next(source))
-            made += jetntuple.length(waiting[-1])
-            progress.advance(min(made, jets) - progress.done)
-            while written < jets and made - written >= (size := min(jets_per_file, jets - written)):
+            num_made += jetntuple.length(waiting[-1])
+            progress.advance(min(num_made, jets) - progress.done)
+            while num_written < jets and num_made - num_written >= (
+                size := min(jets_per_file, jets - num_written)
+            ):
                 together = jetntuple.concatenate(waiting)
                 yield jetntuple.slice_jets(together, 0, size)
-                waiting = [jetntuple.slice_jets(together, size, made - written)]
-                written += size
+                waiting = [jetntuple.slice_jets(together, size, num_made - num_written)]
+                num_written += size
 
 
 # ----------------------------------------------------------------------------------------- checks
@@ -121,8 +123,8 @@ def check_installed() -> None:
 
 
 def check_numbers(*, jets: int, recipe: Recipe, workers: int | None, jets_per_file: int) -> None:
-    """Raise InputError for a number that makes no sense."""
-    require(jets >= 1, f"--jets is {jets}; ask for at least 1")
+    """Raise InputError for a number out of range; the error names the flag."""
+    require(jets >= 1, f"--jets is {jets}; give at least 1")
     require(
         0 <= recipe.seed <= MAX_SEED,
         f"--seed is {recipe.seed}; it must be between 0 and {MAX_SEED}",
@@ -143,8 +145,8 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _prepared(folder: Path) -> Path:
-    """The output folder, made if need be, writable, and without ROOT files or leftovers."""
+def _prepare(folder: Path) -> Path:
+    """Create the output folder; check that it is writable and has no ROOT files; return it."""
     with _explained(folder):
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f"{PARTIAL}probe"
@@ -202,13 +204,10 @@ def main(argv: list[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def terminated_as_interrupt() -> Iterator[None]:
-    """SIGTERM inside the block raises InterruptedRun.
-
-    So processes end and hidden files go as with Ctrl-C.
-    """
+    """Raise InterruptedRun on SIGTERM inside the block, so that it cleans up as on Ctrl-C."""
 
     def stop(*_: object) -> None:
-        raise InterruptedRun("told to stop (SIGTERM); nothing was kept")
+        raise InterruptedRun("stopped by SIGTERM; no jets were written")
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
@@ -225,14 +224,14 @@ def _parser() -> Parser:
         required=True,
         type=output_folder,
         metavar="DIR",
-        help="folder for the ROOT files; made if need be",
+        help="folder for the ROOT files; it is created if missing",
     )
     parser.add_argument(
         "--seed",
         type=int,
         default=1,
         metavar="S",
-        help="0 or larger; another seed, other jets (default: %(default)s)",
+        help="0 or larger; each seed gives other jets (default: %(default)s)",
     )
     parser.add_argument("--workers", type=int, metavar="W", help="processes (default: one a core)")
     parser.add_argument(
@@ -242,7 +241,7 @@ def _parser() -> Parser:
         metavar="MU",
         help="mean pile-up (default: %(default)g)",
     )
-    block_help = "events made at once; another number, other jets (default: %(default)s)"
+    block_help = "events generated at once; the jets depend on it (default: %(default)s)"
     parser.add_argument(
         "--events-per-block", type=int, default=EVENTS_PER_BLOCK, metavar="N", help=block_help
     )

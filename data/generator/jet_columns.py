@@ -11,7 +11,7 @@ from data.generator import clustering, detector, quark_gluon, reconstruction
 from data.generator.detector import Candidates
 from data.generator.jec import StandardJEC
 from data.generator.quark_gluon import Likelihood
-from data.generator.reconstruction import Reconstructed
+from data.generator.reconstruction import ReconstructedBlock
 from data.jetntuple import Columns
 
 MIN_PT, MAX_ETA = 30.0, 2.5
@@ -23,7 +23,7 @@ BOX = 1.0  # half the side in (eta, phi) of the square of candidates stored with
 
 
 @dataclasses.dataclass(frozen=True)
-class Selected:
+class JetSelection:
     """The stored jets, (J,), sorted by event, then by falling corrected pT."""
 
     jets: clustering.Jets
@@ -39,14 +39,19 @@ class Selected:
 
 
 def columns(
-    block: Reconstructed, jec: StandardJEC, likelihood: Likelihood, *, first_event: int, lumi: int
+    block: ReconstructedBlock,
+    jec: StandardJEC,
+    likelihood: Likelihood,
+    *,
+    first_event: int,
+    lumi: int,
 ) -> Columns:
     """All 66 columns.
 
     `first_event` numbers the block's first event; `lumi` is the block's own number, from 1.
     """
-    kept = select(block, jec)
-    jets = kept.jets
+    selection = select(block, jec)
+    jets = selection.jets
 
     hadron = reconstruction.hadron_flavour(block.hard, block.heavy, len(block.jets))
     parton = reconstruction.parton_flavour(block.hard, block.parton, hadron)
@@ -58,29 +63,29 @@ def columns(
         jets.event, jets.eta, jets.phi, block.candidates, owner, len(block.hard)
     )
     return {
-        **_jet_columns(block, kept, likelihood),
-        **_identification_columns(block, kept),
-        **flavour_columns(parton[kept.source], hadron[kept.source], physics),
+        **_jet_columns(block, selection, likelihood),
+        **_identification_columns(block, selection),
+        **flavour_columns(parton[selection.source], hadron[selection.source], physics),
         **around,
-        **_generator_columns(block, kept),
-        **_event_columns(block, kept, first_event, lumi),
+        **_generator_columns(block, selection),
+        **_event_columns(block, selection, first_event, lumi),
     }
 
 
-def select(block: Reconstructed, jec: StandardJEC) -> Selected:
+def select(block: ReconstructedBlock, jec: StandardJEC) -> JetSelection:
     """Correct all jets; keep the events whose two leading jets pass, and of them all that pass."""
     jets, events = block.jets, len(block.hard)
     factor = jec.correction(jets.pt, jets.eta, block.area, block.densities.all[jets.event])
     pt = jets.pt * factor
     rank = ragged.rank_in_group(jets.event, -pt)
     passes = passing(jets.event, pt, jets.eta, rank, events)
-    chosen = np.flatnonzero(passes)
-    chosen = chosen[np.lexsort((-pt[chosen], jets.event[chosen]))]
-    return Selected(
-        jets=clustering.ordered(jets, chosen),
-        source=chosen,
-        pt=pt[chosen],
-        factor=factor[chosen],
+    passing_jets = np.flatnonzero(passes)
+    passing_jets = passing_jets[np.lexsort((-pt[passing_jets], jets.event[passing_jets]))]
+    return JetSelection(
+        jets=clustering.select(jets, passing_jets),
+        source=passing_jets,
+        pt=pt[passing_jets],
+        factor=factor[passing_jets],
         per_event=leading_jets(jets.event, pt, jets.eta, jets.phi, rank, events),
     )
 
@@ -135,20 +140,22 @@ def leading_jets(
 # ---------------------------------------------------------------------------------------- one jet
 
 
-def _jet_columns(block: Reconstructed, kept: Selected, likelihood: Likelihood) -> Columns:
-    jets = kept.jets
+def _jet_columns(
+    block: ReconstructedBlock, selection: JetSelection, likelihood: Likelihood
+) -> Columns:
+    jets = selection.jets
     members = block.candidates[jets.member]
     shape = quark_gluon.shape(jets.member_jet, members, jets.eta, jets.phi)
     return {
-        "jetPt": kept.pt,
+        "jetPt": selection.pt,
         "jetEta": jets.eta,
         "jetPhi": jets.phi,
-        "jetMass": jets.mass * kept.factor,
+        "jetMass": jets.mass * selection.factor,
         "jetGirth": girth(jets.member_jet, members, jets.pt, jets.eta, jets.phi),
-        "jetArea": block.area[kept.source],
+        "jetArea": block.area[selection.source],
         "jetRawPt": jets.pt,
         "jetRawMass": jets.mass,
-        "jetQGl": likelihood(kept.pt, jets.eta, shape),
+        "jetQGl": likelihood(selection.pt, jets.eta, shape),
         "QG_ptD": shape.pt_d,
         "QG_axis2": shape.axis2,
         "QG_mult": shape.multiplicity,
@@ -171,12 +178,12 @@ def girth(
     return ragged.total(jet, members.pt * distance, len(eta)) / raw_pt
 
 
-def _identification_columns(block: Reconstructed, kept: Selected) -> Columns:
+def _identification_columns(block: ReconstructedBlock, selection: JetSelection) -> Columns:
     """Multiplicities by type, and the jet identification of 2016.
 
     It asks for energy fractions that real jets have and noise has not.
     """
-    jets = kept.jets
+    jets = selection.jets
     members = block.candidates[jets.member]
     kind = np.abs(members.id)
     energy = members.pt * np.cosh(members.eta)
@@ -263,11 +270,11 @@ def candidates_around(
     }
 
 
-def _generator_columns(block: Reconstructed, kept: Selected) -> Columns:
+def _generator_columns(block: ReconstructedBlock, selection: JetSelection) -> Columns:
     """The matched generator jets, zero for jets without one, and their particles by falling pT."""
-    match = block.gen_match[kept.source]
+    match = block.gen_match[selection.source]
     matched = match >= 0
-    gen_jets = clustering.ordered(block.gen_jets, match[matched])
+    gen_jets = clustering.select(block.gen_jets, match[matched])
     order = np.lexsort((-block.hard.final.pt[gen_jets.member], gen_jets.member_jet))
     gen_jet = gen_jets.member_jet[order]
     particles = block.hard.final[gen_jets.member[order]]
@@ -309,12 +316,14 @@ def generator_angles(
 # -------------------------------------------------------------------------------------- the event
 
 
-def _event_columns(block: Reconstructed, kept: Selected, first_event: int, lumi: int) -> Columns:
+def _event_columns(
+    block: ReconstructedBlock, selection: JetSelection, first_event: int, lumi: int
+) -> Columns:
     """Per-event values, repeated for each jet of the event."""
-    event = kept.jets.event
+    event = selection.jets.event
     events = len(block.hard)
     per_event = {
-        **kept.per_event,
+        **selection.per_event,
         "eventJetMult": ragged.counts_of(event, events),
         "event": np.uint64(first_event) + np.arange(events, dtype=np.uint64),
         "run": np.ones(events),  # as in simulation
@@ -330,6 +339,6 @@ def _event_columns(block: Reconstructed, kept: Selected, first_event: int, lumi:
         "Pileup_nTrueInt": block.pileup.mean,
     }
     return {
-        "jetPtOrder": ragged.rank_in_group(event, -kept.pt),
+        "jetPtOrder": ragged.rank_in_group(event, -selection.pt),
         **{name: values[event] for name, values in per_event.items()},
     }

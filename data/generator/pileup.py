@@ -64,27 +64,29 @@ def visible(particles: Particles) -> np.ndarray:
 def overlay(source: Library, events: int, mean: float, rng: np.random.Generator) -> Overlay:
     """Draw the pile-up of `events` bunch crossings with `mean` collisions on average, 0 for none.
 
-    Each collision that is drawn is turned in phi and perhaps mirrored in eta.
+    Each collision is rotated in phi at random, and mirrored in eta in half of the cases.
     """
-    expected = np.clip(rng.normal(mean, SPREAD * mean, events), 0.0, 3 * mean)
-    collisions = rng.poisson(expected)
+    mean_collisions = np.clip(rng.normal(mean, SPREAD * mean, events), 0.0, 3 * mean)
+    collisions = rng.poisson(mean_collisions)
     total = int(collisions.sum())
-    drawn = rng.integers(0, source.size, total)
+    indices = rng.integers(0, source.size, total)
     turn = rng.uniform(-np.pi, np.pi, total)
     mirror = rng.choice([-1.0, 1.0], total)
 
     per_collision = source.particles.counts(source.size)
-    number = per_collision[drawn]
-    picked = source.particles[ragged.ranges(ragged.starts(per_collision)[drawn], number)]
+    number = per_collision[indices]
+    particles_of_collisions = source.particles[
+        ragged.ranges(ragged.starts(per_collision)[indices], number)
+    ]
     # One entry a collision, (total,); `number` repeats each for its particles.
     event = np.repeat(np.arange(events), collisions)
     vertex = 1 + ragged.ranges(np.zeros(events, dtype=np.int64), collisions)
     particles = dataclasses.replace(
-        picked,
+        particles_of_collisions,
         event=np.repeat(event, number),
-        eta=picked.eta * np.repeat(mirror, number),
-        phi=ragged.delta_phi(picked.phi, np.repeat(turn, number)),
+        eta=particles_of_collisions.eta * np.repeat(mirror, number),
+        phi=ragged.delta_phi(particles_of_collisions.phi, np.repeat(turn, number)),
         vertex=np.repeat(vertex, number),
     )
     vertices = 1 + rng.binomial(collisions, VERTEX_EFFICIENCY)
-    return Overlay(particles, collisions, expected, vertices)
+    return Overlay(particles, collisions, mean_collisions, vertices)

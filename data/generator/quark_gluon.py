@@ -29,8 +29,7 @@ EDGES = (np.linspace(0, 100, 21), np.linspace(0, 1, 21), np.linspace(0, 8, 21))
 
 Values outside go to the first or the last bin.
 """
-# jets of the rarer kind, added to each bin as a density: an empty bin says nothing instead of
-# everything
+# jets of the rarer kind that are added to each bin, so that the likelihood of an empty bin is even
 SMOOTHING = 1.0
 
 
@@ -66,9 +65,9 @@ def shape(jet: np.ndarray, candidates: Candidates, eta: np.ndarray, phi: np.ndar
     b = mean(d_phi**2) - mean_phi**2
     c = mean(d_eta * d_phi) - mean_eta * mean_phi
     minor = (a + b - np.sqrt((a - b) ** 2 + 4 * c**2)) / 2
-    counted = ~candidates.is_neutral | (candidates.pt > 1.0)
+    counts_in_multiplicity = ~candidates.is_neutral | (candidates.pt > 1.0)
     return Shape(
-        multiplicity=ragged.counts_of(jet[counted], jets),
+        multiplicity=ragged.counts_of(jet[counts_in_multiplicity], jets),
         pt_d=np.sqrt(norm) / np.maximum(ragged.total(jet, candidates.pt, jets), 1e-12),
         axis2=np.sqrt(np.maximum(minor, 0.0)),
     )

@@ -56,8 +56,8 @@ class Densities:
 
 
 @dataclasses.dataclass(frozen=True)
-class Reconstructed:
-    """What is known of a block after reconstruction. Momenta in GeV; the pT of jets is raw."""
+class ReconstructedBlock:
+    """A block of events after reconstruction. Momenta in GeV; the pT of jets is raw."""
 
     hard: HardEvents
     pileup: Overlay
@@ -79,16 +79,16 @@ class Reconstructed:
 
 def reconstruct(
     hard: HardEvents, overlay: Overlay, setup: Detector, rng: np.random.Generator
-) -> Reconstructed:
+) -> ReconstructedBlock:
     """Simulate and reconstruct a block of events."""
     events = len(hard)
-    seen = hard.detected[pileup.visible(hard.detected)]
-    candidates = detector.simulate(merge([seen, overlay.particles]), setup, rng)
+    visible = hard.detected[pileup.visible(hard.detected)]
+    candidates = detector.simulate(merge([visible, overlay.particles]), setup, rng)
     everything, area, parton, heavy = cluster_candidates(candidates, hard, rng)
     final = hard.final
     gen_inputs = Inputs.of(final.event, final.pt, final.eta, final.phi, final.mass)
     gen_jets = clustering.cluster(gen_inputs, events, MIN_GEN_PT)
-    return Reconstructed(
+    return ReconstructedBlock(
         hard=hard,
         pileup=overlay,
         candidates=candidates,
@@ -103,27 +103,36 @@ def reconstruct(
 
 
 def charged_hadron_subtraction(candidates: Candidates) -> np.ndarray:
-    """Index of the candidates that jets are made of: all but the tracks of other vertices."""
+    """Return the indices of the candidates that jets use: all but the tracks of other vertices."""
     return np.flatnonzero(candidates.from_pv > detector.NOT_FROM_VERTEX)
 
 
 def cluster_candidates(
     candidates: Candidates, hard: HardEvents, rng: np.random.Generator
 ) -> tuple[Jets, np.ndarray, Pairs, Pairs]:
-    """Jets of the candidates after charged hadron subtraction, their areas and their ghosts.
+    """Cluster jets after charged hadron subtraction, with their areas and ghosts.
 
-    Ghosts measure the areas and find the flavour: partons and heavy hadrons join as ghosts too
+    Ghosts measure the areas and give the flavour: partons and heavy hadrons join as ghosts too
     (M. Cacciari, G. P. Salam, PLB 659 (2008) 119), as CMS does for its flavours. Returns jets,
     areas (J,), and the pairs of partons and of heavy hadrons.
     """
     events = len(hard)
-    kept = charged_hadron_subtraction(candidates)
-    seen = candidates[kept]
+    indices = charged_hadron_subtraction(candidates)
+    inputs_of_jets = candidates[indices]
     partons = np.flatnonzero(np.abs(hard.partons.eta) < clustering.GHOST_ETA)
     heavy = np.flatnonzero(np.abs(hard.heavy.eta) < clustering.GHOST_ETA)
     grid = clustering.ghosts(events, rng)
     sources = {
-        CANDIDATE: (kept, Inputs.of(seen.event, seen.pt, seen.eta, seen.phi, seen.mass)),
+        CANDIDATE: (
+            indices,
+            Inputs.of(
+                inputs_of_jets.event,
+                inputs_of_jets.pt,
+                inputs_of_jets.eta,
+                inputs_of_jets.phi,
+                inputs_of_jets.mass,
+            ),
+        ),
         PARTON: (partons, _as_ghosts(hard.partons[partons])),
         HEAVY: (heavy, _as_ghosts(hard.heavy[heavy])),
         AREA: (np.arange(len(grid.event)), grid),
@@ -188,7 +197,7 @@ def nearest(jets: Directions, others: Directions, *, events: int, radius: float)
 
 
 def parton_flavour(hard: HardEvents, parton: Pairs, hadron_flavour: np.ndarray) -> np.ndarray:
-    """Signed PDG number of the parton that names each jet (J,), 0 for none.
+    """Return the signed PDG number of the parton that gives each jet its flavour: (J,), 0 for none.
 
     The hardest parton among those allowed: in a jet with a heavy hadron its quark, if it is there;
     in others a light one.
@@ -197,10 +206,10 @@ def parton_flavour(hard: HardEvents, parton: Pairs, hadron_flavour: np.ndarray) 
     number = hard.partons.id[index]
     kind = np.abs(number)
     heavy_jet = hadron_flavour[jet]
-    allowed = np.where(heavy_jet > 0, kind == heavy_jet, (kind != 4) & (kind != 5))
-    rank = -hard.partons.pt[index[allowed]]
-    best = ragged.first_in_group(jet[allowed], rank, len(hadron_flavour))
-    return ragged.take(number[allowed], best, hadron_flavour)
+    is_candidate = np.where(heavy_jet > 0, kind == heavy_jet, (kind != 4) & (kind != 5))
+    rank = -hard.partons.pt[index[is_candidate]]
+    best = ragged.first_in_group(jet[is_candidate], rank, len(hadron_flavour))
+    return ragged.take(number[is_candidate], best, hadron_flavour)
 
 
 def hadron_flavour(hard: HardEvents, heavy: Pairs, jets: int) -> np.ndarray:

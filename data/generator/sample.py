@@ -59,7 +59,7 @@ def ensure_sample(
 
 
 def name(jets: tuple[int, int, int], seed: int) -> str:
-    """The sample's folder: equal only for samples with equal jets."""
+    """Return the name of the sample's folder; two samples share it only if their jets are equal."""
     constants = [json.loads(path.read_text()) for path in (jec.STANDARD, quark_gluon.STANDARD)]
     meaning = json.dumps([REVISION, dataclasses.asdict(recipe(seed, 0)), constants], sort_keys=True)
     digest = hashlib.sha256(meaning.encode()).hexdigest()[:8]
@@ -67,17 +67,17 @@ def name(jets: tuple[int, int, int], seed: int) -> str:
 
 
 def recipe(seed: int, part: int) -> Recipe:
-    """How part 0 (train), 1 (val) or 2 (test) of the sample with this seed is made."""
+    """Return the recipe for part 0 (train), 1 (val) or 2 (test) of the sample with this seed."""
     return Recipe(seed=len(SPLITS) * seed + part)
 
 
 def is_whole(root: str) -> bool:
-    """Whether the marker lists exactly the ROOT files that are there, with their sizes."""
+    """Return whether the marker lists exactly the ROOT files in the folder, with their sizes."""
     try:
-        listed = storage.read_json(storage.join(root, MARKER))["files"]
+        files_of_marker = storage.read_json(storage.join(root, MARKER))["files"]
     except (InputError, KeyError, TypeError):
         return False
-    return listed == _files(root)
+    return files_of_marker == _files(root)
 
 
 def _files(root: str) -> dict[str, int]:
@@ -91,7 +91,7 @@ def _files(root: str) -> dict[str, int]:
 
 def _make(root: str, jets: tuple[int, int, int], seed: int, workers: int | None) -> None:
     """Generate into a temporary folder, then bring it to its place with the marker last."""
-    with _workshop(root) as folder:
+    with _temporary_folder(root) as folder:
         for number, (part, count) in enumerate(zip(SPLITS, jets, strict=True)):
             label = f"generating {part} jets"
             generate.generate(
@@ -112,7 +112,7 @@ def _make(root: str, jets: tuple[int, int, int], seed: int, workers: int | None)
 
 
 def _move_into_place(folder: Path, root: Path) -> None:
-    """One rename; if another process was faster, its sample stays, as it holds the same jets."""
+    """Rename the folder; keep the sample of a faster process, which has the same jets."""
     if root.exists() and not is_whole(str(root)):
         shutil.rmtree(root)
     with contextlib.suppress(OSError):
@@ -121,10 +121,10 @@ def _move_into_place(folder: Path, root: Path) -> None:
 
 
 @contextlib.contextmanager
-def _workshop(root: str) -> Iterator[Path]:
-    """A temporary folder, on the storage's own disk where that is a directory.
+def _temporary_folder(root: str) -> Iterator[Path]:
+    """Yield a temporary folder, on the disk of the storage if that is a directory.
 
-    It goes in any case.
+    It is removed at the end of the block, also after an error.
     """
     if not storage.is_local(root):
         with scratch.folder("jec-sample-") as temporary:
@@ -134,34 +134,32 @@ def _workshop(root: str) -> Iterator[Path]:
     try:
         parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(parent)
-        folder = parent / f"{_mine()}{os.getpid()}-{last}"
+        folder = parent / f"{_folder_prefix()}{os.getpid()}-{last}"
         folder.mkdir()
     except OSError as error:
         if full := space.full_error(error, parent):
             raise full from error
         raise InputError(f"cannot write into {parent}: {error.strerror or error}") from None
     try:
-        with space.explained(folder):
+        with space.catch_full_disk(folder):
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _mine() -> str:
-    """Start of the names of this machine's temporary folders.
+def _folder_prefix() -> str:
+    """Return the prefix of this machine's temporary folders; the process id follows it.
 
-    On a shared disk other machines have theirs.
+    It has the host name, because machines may share the disk, and a process id means something on
+    its own machine only.
     """
     return f"{generate.PARTIAL}{socket.gethostname()}-"
 
 
 def _remove_abandoned(parent: Path) -> None:
-    """Remove temporary folders of processes of this machine that are gone.
-
-    They were killed, or the machine went down.
-    """
-    for folder in parent.glob(f"{_mine()}*"):
-        number = folder.name.removeprefix(_mine()).split("-")[0]
+    """Remove temporary folders of this machine's processes that no longer exist."""
+    for folder in parent.glob(f"{_folder_prefix()}*"):
+        number = folder.name.removeprefix(_folder_prefix()).split("-")[0]
         if number.isdigit() and not _alive(int(number)):
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -1,7 +1,7 @@
 """Processes that make blocks, and the blocks in order.
 
 Each worker is a process of its own with a pipe to this one. A worker ends when its pipe closes, and
-at once when this process is gone, however that happened. Workers ignore Ctrl-C: this process gets
+at once when this process ends, also by SIGKILL. Workers ignore Ctrl-C: this process gets
 it too, and ends them.
 """
 
@@ -38,7 +38,7 @@ def blocks(
     workers: int,
     events_per_block: int,
 ) -> Generator[Result, None, None]:
-    """The results for block 0, 1, 2, ... for ever, made by `workers` processes.
+    """Yield the results for block 0, 1, 2, ... without end, made by `workers` processes.
 
     `maker(recipe)` is called once in each process and returns the function that makes block
     `number`; both must be importable by name. Close the generator to end the processes. Raises
@@ -54,13 +54,13 @@ def blocks(
 
 def _in_order(pool: list[_Worker], patience: float) -> Generator[Any, None, None]:
     """The blocks in order; `patience` is the time (s) within which some worker has to answer."""
-    done: dict[int, Any] = {}
+    results: dict[int, Any] = {}
     oldest = 0  # the oldest block still missing
     following = 0  # the next block to make
     idle = list(pool)
     while True:
         while idle and following < oldest + AHEAD * len(pool):
-            idle.pop().ask(following)
+            idle.pop().send(following)
             following += 1
         busy = [worker for worker in pool if worker not in idle]
         pipes = [worker.pipe for worker in busy]
@@ -72,11 +72,11 @@ def _in_order(pool: list[_Worker], patience: float) -> Generator[Any, None, None
             )
         for worker in busy:
             if worker.pipe in ready:
-                number, result = worker.answer()
-                done[number] = result
+                number, result = worker.receive()
+                results[number] = result
                 idle.append(worker)
-        while oldest in done:
-            yield done.pop(oldest)
+        while oldest in results:
+            yield results.pop(oldest)
             oldest += 1
 
 
@@ -91,18 +91,18 @@ class _Worker:
         self.process.start()
         theirs.close()
 
-    def ask(self, number: int) -> None:
+    def send(self, number: int) -> None:
         try:
             self.pipe.send(number)
         except OSError:
-            raise self._died() from None
+            raise self._death() from None
 
-    def answer(self) -> tuple[int, Any]:
-        """The number of the block and what was made of it."""
+    def receive(self) -> tuple[int, Any]:
+        """Return the number of the next finished block, and its result."""
         try:
             number, result, failure = self.pipe.recv()
         except (EOFError, OSError):
-            raise self._died() from None
+            raise self._death() from None
         if failure is None:
             return number, result
         if isinstance(failure, JecError):
@@ -115,7 +115,7 @@ class _Worker:
         self.process.kill()
         self.process.join(timeout=10)
 
-    def _died(self) -> JecError:
+    def _death(self) -> JecError:
         self.process.join(timeout=5)
         code = self.process.exitcode
         how = (
@@ -128,7 +128,7 @@ class _Worker:
 
 
 def _work(pipe: Connection, maker: Callable[[Any], Callable[[int], Any]], recipe: Any) -> None:
-    """A worker's life: make the blocks that are asked for until nobody asks any more."""
+    """Run in a worker: make each requested block until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.dup2(2, 1)  # whatever Pythia and FastJet print is not this program's output
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -142,7 +142,7 @@ def _work(pipe: Connection, maker: Callable[[Any], Callable[[int], Any]], recipe
         return
     except JecError as error:
         pipe.send((number, None, error))
-    except Exception:  # told to the parent, with the traceback, which raises JecError
+    except Exception:  # the parent gets the traceback and raises JecError
         pipe.send((number, None, traceback.format_exc()))
 
 
@@ -150,6 +150,6 @@ def _end_with_parent() -> None:
     """End this process once its parent is gone: a killed parent cannot end its workers."""
     parent = multiprocessing.parent_process()
     if parent is None:
-        return  # the main process, which has nobody to end with
+        return  # this is the main process
     multiprocessing.connection.wait([parent.sentinel])
     os._exit(1)

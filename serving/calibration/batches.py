@@ -74,11 +74,17 @@ def batches(
         where = f"{uri}: '{name}'"
         if not column.counter:
             if not isinstance(values, np.ndarray):
-                raise InputError(f"{where} is {_form(values)}; the model takes one number a jet")
+                raise InputError(
+                    f"{where} is {_form(values)}; the model takes one number a jet: correct the"
+                    " file, or leave it out"
+                )
             numbers[name] = convert(values, column, where)
             continue
         if not isinstance(values, JaggedColumn):
-            raise InputError(f"{where} is {_form(values)}; the model takes a list of numbers a jet")
+            raise InputError(
+                f"{where} is {_form(values)}; the model takes a list of numbers a jet: correct the"
+                " file, or leave it out"
+            )
         if not np.array_equal(counts.setdefault(column.counter, values.counts), values.counts):
             raise InputError(
                 f"{where} does not have as many entries as {column.counter} says;"
@@ -139,7 +145,10 @@ def convert(values: np.ndarray, column: Input, where: str) -> np.ndarray:
     if values.dtype == column.dtype:
         return values
     if values.dtype.kind not in "biuf":
-        raise InputError(f"{where} is {values.dtype}; the model takes numbers ({column.dtype})")
+        raise InputError(
+            f"{where} has the type {values.dtype}, and the model takes numbers; write the column as"
+            f" {column.dtype}, or leave the file out"
+        )
     with np.errstate(over="ignore", invalid="ignore"):
         result = values.astype(column.dtype)
         if values.dtype.kind == "f" and column.dtype.kind == "f":
@@ -148,6 +157,6 @@ def convert(values: np.ndarray, column: Input, where: str) -> np.ndarray:
     if not same.all():
         raise InputError(
             f"{where} is {values.dtype} and holds {values[~same][0]}, which the model's type"
-            f" {column.dtype} cannot hold"
+            f" {column.dtype} cannot hold; correct the column, or leave the file out"
         )
     return result

@@ -36,6 +36,11 @@ PLACES = (
     "places of "  # prefix of the name of an axis of particles, before the name of their counter
 )
 # numpy types by ONNX Runtime's names
+GIVE_A_MODEL = (
+    f"give the folder of a run (it has run.json), or a model.onnx of a model NAME{RAW_SUFFIX}"
+)
+EXPORT_COMMAND = "python -m exporting.export --run RUN --trial TRIAL --name NAME"
+
 TYPES: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
     "tensor(double)": np.dtype(np.float64),
@@ -189,7 +194,7 @@ def onnx_at(place: str) -> str:
     """
     if place.endswith(".onnx"):
         if not storage.exists(place):
-            raise InputError(f"there is no file {place}")
+            raise InputError(f"there is no file {place}; {GIVE_A_MODEL}")
         return place
     run = RunFolder(place)
     if storage.exists(run.run):
@@ -199,10 +204,7 @@ def onnx_at(place: str) -> str:
     if len(raw or files) == 1:
         return (raw or files)[0]
     if not files:
-        raise InputError(
-            f"there is no model at {place}; give the folder of a run (it has run.json), or a"
-            f" model.onnx of a model NAME{RAW_SUFFIX}"
-        )
+        raise InputError(f"there is no model at {place}; {GIVE_A_MODEL}")
     raise InputError(f"{place} has {len(raw or files)} models; give one: {', '.join(raw or files)}")
 
 
@@ -210,8 +212,7 @@ def _onnx_of_run(run: RunFolder) -> str:
     record = ExportRecord.find(run.export)
     if record is None:
         raise InputError(
-            f"{run.uri} has no exported model yet; resume the run: python pipeline.py --resume"
-            f" {storage.name(run.uri)}"
+            f"{run.uri} has no exported model yet; resume the run: {run.resume_command}"
         )
     if record.raw is None:
         raise InputError(
@@ -230,11 +231,15 @@ def _description(uri: str, content: bytes, session: onnxruntime.InferenceSession
     inputs = {}
     for entry in session.get_inputs():
         if entry.type not in TYPES:
-            raise InputError(f"{uri}: the input {entry.name} is of the type {entry.type}")
+            raise InputError(
+                f"{uri}: the input {entry.name} is of the type {entry.type}, and columns of files"
+                f" are one of {', '.join(TYPES)}; give the model.onnx of a model NAME{RAW_SUFFIX}"
+            )
         if len(entry.shape) != 2:
             raise InputError(
-                f"{uri}: the input {entry.name} has the shape {entry.shape}, not (jets, numbers of"
-                f" a jet); give the model.onnx of a model NAME{RAW_SUFFIX}"
+                f"{uri}: the input {entry.name} has the shape {entry.shape}, and columns of files"
+                " have two axes, (jets, numbers of a jet); give the model.onnx of a model"
+                f" NAME{RAW_SUFFIX}"
             )
         axis = str(entry.shape[-1])
         counter = axis.removeprefix(PLACES) if axis.startswith(PLACES) else ""
@@ -275,7 +280,7 @@ def describe(
     if VALID not in outputs:
         raise InputError(
             f"{where} comes from an earlier version, whose models do not say which jets are valid;"
-            " export it again: python -m exporting.export --run RUN --trial TRIAL --name NAME"
+            f" export it again: {EXPORT_COMMAND}"
         )
     counters = {column.counter for column in inputs.values()}
     labels = _texts(where, facts, "label")
@@ -321,7 +326,8 @@ def _texts(where: str, metadata: Mapping[str, str], key: str) -> dict[str, str]:
         content = None
     if not isinstance(content, dict):
         raise InputError(
-            f"{where}: its '{key}' holds {metadata[key][:100]!r}, not names with texts"
+            f"{where}: its metadata '{key}' is {metadata[key][:100]!r}, not a JSON object of names"
+            f" and texts; export it again: {EXPORT_COMMAND}"
         )
     return {name: str(value) for name, value in content.items()}
 

@@ -29,7 +29,7 @@ def test_a_job_waits_for_the_pods_of_one_of_its_name_that_was_deleted(fake):
         owners.append(backend.api.find("pytorchjobs", EXPORT))
         backend.api.delete("pods", old)
 
-    removing = later(remove, lambda: f"{EXPORT}: deleted, but Pod old" in backend.text, backend.api)
+    removing = later(remove, lambda: f"{EXPORT}: deleted, but still there: Pod old" in backend.text, backend.api)
     backend.run_job(job("pass"))
     removing.join()
     assert owners == [None]
@@ -70,7 +70,7 @@ def test_a_failed_job_whose_pods_are_gone_still_ends(fake):
     manifest = job("pass")
     manifest["spec"]["runPolicy"]["cleanPodPolicy"] = "All"
     backend.api.fail("GET", "/pods", times=math.inf, code=403)
-    with pytest.raises(ClusterError, match=r"1 Master replica.*pods are gone"):
+    with pytest.raises(ClusterError, match=r"1 Master replica.*pods and their logs are gone"):
         backend.run_job(manifest)
 
 

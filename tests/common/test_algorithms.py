@@ -93,7 +93,7 @@ def test_an_algorithm_that_is_not_offered_is_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", algorithms.offered_names())
 def test_a_sampler_of_optuna_draws_the_trials_on_one_machine(name: str) -> None:
-    algorithm = algorithms.offered(name)
+    algorithm = algorithms.find_offered(name)
     options = dict(algorithm.sampler_options)
     if algorithm.random_start:
         options["n_startup_trials"] = 5
@@ -106,5 +106,5 @@ def test_a_sampler_of_optuna_draws_the_trials_on_one_machine(name: str) -> None:
     [("random", False), ("sobol", False), ("grid", False), ("tpe", True), ("cmaes", True)],
 )
 def test_only_some_algorithms_learn_from_results(name: str, learns: bool) -> None:
-    assert algorithms.offered(name).learns is learns
-    assert not (learns and algorithms.offered(name).plan != "none"), "a plan stands beforehand"
+    assert algorithms.find_offered(name).learns is learns
+    assert not (learns and algorithms.find_offered(name).plan != "none"), "a plan stands beforehand"

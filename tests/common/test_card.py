@@ -29,14 +29,14 @@ def test_a_run_keeps_the_file(tmp_path, name, text, facts, notes):
     folder.mkdir()
     (folder / "card.yml").write_text("era: another\n")  # of an earlier export
     assert card.read(str(path)) == (facts, notes)
-    card.keep(str(path), str(folder))
-    assert card.kept(str(folder)) == (facts, notes)
-    card.keep(NONE, str(folder))
-    assert card.kept(str(folder)) == (facts, notes)
+    card.copy_to(str(path), str(folder))
+    assert card.read_copy(str(folder)) == (facts, notes)
+    card.copy_to(NONE, str(folder))
+    assert card.read_copy(str(folder)) == (facts, notes)
 
 
 def test_a_run_without_the_file(tmp_path):
-    assert card.kept(str(tmp_path)) == ({}, "")
+    assert card.read_copy(str(tmp_path)) == ({}, "")
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,8 @@ def test_a_run_without_the_file(tmp_path):
         ("card.yaml", "- a\n- b\n", "expected names with values, such as 'era: 2018', found list"),
         ("card.yaml", "a: {b: 1}\n", "'a' is nested"),
         ("card.yaml", "a: [\n", "neither YAML nor JSON"),
+        ("card.yaml", "a: 1\nb: 2001-99-99\n", "line 2: a value cannot be read"),
+        ("card.yaml", 'a: 1\nb: "\\UFFFFFFFF"\n', "line 2: a value cannot be read"),
         ("card.yaml", None, "there is no such file"),
     ],
 )

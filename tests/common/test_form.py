@@ -103,7 +103,7 @@ def test_a_setting_gets_the_type_of_its_field(name, value, field, expected):
     ("text", "facts"),
     [
         ("{", ["settings"]),
-        ("[1]", ["settings", "object"]),
+        ("[1]", ["settings", r"\[1\]", "object"]),
         ('{"pods_memori": "2Gi"}', ["pods_memori", "pods_memory"]),
         ('{"memory": "2Gi"}', ["memory", "pods_memory"]),
         ('{"data_train": "x"}', ["data_train", "of its own"]),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from common.config import RunConfig, typed
+from common.config import RunConfig, with_types
 from common.errors import InputError
 from common.measurements import Interval
 from common.records import (
@@ -72,7 +72,7 @@ def test_run_json_holds_the_run_s_id_its_record_and_its_configuration(earlier, t
     Run(config=run.config.replace(s3_bucket=str(tmp_path)), record=run.record).save()
     again = json.loads((tmp_path / NAME / "run.json").read_text())
     assert again.pop("format") == 1
-    config = typed(content.pop("config"))
+    config = with_types(content.pop("config"))
     assert config.pop("webhook") == "none"  # of earlier versions
     now = RunConfig().parameters()  # with the parameters that have come since
     assert again.pop("config") == {**now, **config, "s3_bucket": str(tmp_path)}

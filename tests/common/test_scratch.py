@@ -61,9 +61,9 @@ def test_the_folder_of_a_killed_process_goes_with_the_next(temporary):
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         (path,) = [os.path.realpath(process.stdout.readline().strip())]
         make_old(path)
-        scratch.remove_left(PREFIX)
+        scratch.remove_abandoned(PREFIX)
         assert os.path.exists(path)
         process.send_signal(signal.SIGKILL)
         process.wait(timeout=30)
-    scratch.remove_left(PREFIX)
+    scratch.remove_abandoned(PREFIX)
     assert not os.path.exists(path)

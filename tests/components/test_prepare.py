@@ -69,7 +69,7 @@ def test_what_a_run_may_take_is_said_before_it_is_written(
     trial = 4 * 10**6 * (3 * 3 + 3) + 10**6
     parts = [2_000_000, 2 * trial, 8 * 4 * 10**6 + 30 * 10**6]
     for size in (sum(parts), *parts, free):
-        assert prepare.space.shown(size) in line
+        assert prepare.space.size_text(size) in line
     assert str(tmp_path) in line
 
 

@@ -197,7 +197,7 @@ def test_a_pod_that_is_told_no_run_logs_nothing(client, monkeypatch):
 
 
 def test_a_stop_is_no_failure_of_tracking():
-    with pytest.raises(InterruptedRun), tracking.tolerated(print, "x"):
+    with pytest.raises(InterruptedRun), tracking.tolerate_failures(print, "x"):
         raise InterruptedRun("told to stop")
 
 
@@ -242,16 +242,20 @@ def test_where_the_address_comes_from(monkeypatch, tmp_path):
     auto, none = RunConfig(), RunConfig(mlflow="none")
     secret = RunConfig(mlflow_secret="mlflow-login")
     monkeypatch.delenv(tracking.ADDRESS, raising=False)
-    assert tracking.settled(auto, on_this_machine=True) == auto
+    assert tracking.with_server_address(auto, on_this_machine=True) == auto
     monkeypatch.setenv(tracking.ADDRESS, "https://mlflow.example")
-    assert tracking.settled(auto, on_this_machine=True).mlflow == "https://mlflow.example"
-    assert tracking.settled(none, on_this_machine=True) == none
-    assert tracking.settled(secret, on_this_machine=False) == secret, "it stays in the Secret"
+    assert (
+        tracking.with_server_address(auto, on_this_machine=True).mlflow == "https://mlflow.example"
+    )
+    assert tracking.with_server_address(none, on_this_machine=True) == none
+    assert tracking.with_server_address(secret, on_this_machine=False) == secret, (
+        "it stays in the Secret"
+    )
     monkeypatch.setenv(tracking.ADDRESS, "sqlite:///mlflow.db")
-    here = tracking.settled(auto, on_this_machine=True).mlflow
+    here = tracking.with_server_address(auto, on_this_machine=True).mlflow
     assert here == f"sqlite:///{tmp_path}/mlflow.db"
     with pytest.raises(InputError, match="no pod"):
-        tracking.settled(auto, on_this_machine=False)
+        tracking.with_server_address(auto, on_this_machine=False)
 
 
 def test_a_login_is_in_no_address(monkeypatch):
@@ -261,7 +265,7 @@ def test_a_login_is_in_no_address(monkeypatch):
     monkeypatch.setenv(tracking.ADDRESS, "https://me:canary@mlflow.example")
     for config in (RunConfig(), RunConfig(mlflow_secret="mlflow-login")):
         with pytest.raises(InputError, match=tracking.ADDRESS) as refusal:
-            tracking.settled(config, on_this_machine=False)
+            tracking.with_server_address(config, on_this_machine=False)
         assert "canary" not in str(refusal.value)
 
 

@@ -97,6 +97,6 @@ def test_slices_put_together_are_the_whole(sample, cut):
 
 def test_columns_outside_the_schema_are_refused(sample):
     with pytest.raises(ValueError, match="jetPtt"):
-        jetntuple.typed(sample | {"jetPtt": sample["jetPt"]})
+        jetntuple.in_schema(sample | {"jetPtt": sample["jetPt"]})
     with pytest.raises(KeyError, match="jetPt"):
-        jetntuple.typed({name: values for name, values in sample.items() if name != "jetPt"})
+        jetntuple.in_schema({name: values for name, values in sample.items() if name != "jetPt"})

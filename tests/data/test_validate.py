@@ -14,9 +14,9 @@ def jets(columns):
     return summary.summarise(columns)
 
 
-def found(columns) -> dict[str, str]:
+def problem(columns) -> dict[str, str]:
     """First words of each finding -> its level."""
-    return {one.found.split(":")[0]: one.level for one in checks.values("here", columns)}
+    return {one.problem.split(":")[0]: one.level for one in checks.values("here", columns)}
 
 
 def with_changed(columns, name: str, value: float, place: int = 0):
@@ -47,8 +47,8 @@ def test_generated_jets_have_no_error(generated, tmp_path, capsys):
     ],
 )
 def test_a_wrong_value_is_an_error(columns, name, value, message):
-    assert message not in found(columns)
-    assert found(with_changed(columns, name, value))[message] == checks.ERROR
+    assert message not in problem(columns)
+    assert problem(with_changed(columns, name, value))[message] == checks.ERROR
 
 
 @pytest.mark.parametrize("name", ["jetMass", "jetRawMass"])
@@ -61,13 +61,13 @@ def test_a_mass_is_negative_only_within_rounding(columns, name):
     rounded = np.sqrt(np.abs(square)) / energy
     assert 0 < rounded.max() < checks.ROUNDED_MASS
     for mass in (-1.5e-6, -1e-3):
-        assert name not in found(with_changed(columns, name, mass))
-    assert found(with_changed(columns, name, -3.0))[name] == checks.ERROR
+        assert name not in problem(with_changed(columns, name, mass))
+    assert problem(with_changed(columns, name, -3.0))[name] == checks.ERROR
 
 
 def test_gen_match_at_odds_is_an_error(columns):
     changed = with_changed(columns, "jetGenMatch", 1 - columns["jetGenMatch"][0])
-    assert found(changed)["jetGenMatch disagrees with genJetPt > 0"] == checks.ERROR
+    assert problem(changed)["jetGenMatch disagrees with genJetPt > 0"] == checks.ERROR
 
 
 def test_a_missing_branch_names_what_is_like_it():
@@ -76,8 +76,8 @@ def test_a_missing_branch_names_what_is_like_it():
     present["jetMult"] = "float32"
     first, second = sorted(checks.schema("file", present), key=lambda one: one.level)
     assert (first.level, second.level) == (checks.ERROR, checks.WARNING)
-    assert "PF_pT is missing (there is PF_pt" in first.found
-    assert "jetMult is float32" in second.found
+    assert "PF_pT is missing (there is PF_pt" in first.problem
+    assert "jetMult is float32" in second.problem
 
 
 def test_a_leaked_file_is_found(generated, tmp_path, capsys):
@@ -129,13 +129,13 @@ def test_jets_of_one_event_in_two_sets_are_a_warning(jets):
     odd = {name: values[1::2] for name, values in jets.items()}
     (one,) = checks.duplicates({"train": even, "test": odd})
     assert one.level == checks.WARNING
-    assert "share run, lumi and event number" in one.found
+    assert "share run, lumi and event number" in one.problem
 
 
 def test_a_jet_given_twice_is_found(jets):
     twice = {name: np.r_[values, values[:3]] for name, values in jets.items()}
     (one,) = checks.duplicates({"train": twice})
-    assert "3 of 503 jets are there more than once" in one.found
+    assert "3 of 503 jets are there more than once" in one.problem
 
 
 def test_summary_counts_what_is_in_the_cone(columns, jets):

@@ -19,6 +19,7 @@ from weaver.fit import options as weaver_options
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
     "README.md",
+    "CONTRIBUTING.md",
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")),
 ]
 AUTOMATION = [".gitlab-ci.yml", ".github/workflows/ci.yml", ".ci/run"]

@@ -14,6 +14,7 @@ from common.project import ROOT
 from tests.docs.printed import python_block
 from training import search_space
 from training.network_options import check_options
+from weaver import train
 from weaver.config.data_config import DataConfig
 from weaver.network.network_file import NetworkFile
 
@@ -26,6 +27,11 @@ def of_nav(entries):
     for entry in entries:
         for target in entry.values():
             yield from of_nav(target) if isinstance(target, list) else [target]
+
+
+def page(name):
+    """The text of a page."""
+    return (DOCS / name).read_text()
 
 
 def example(page, words):
@@ -103,6 +109,13 @@ def test_the_network_that_is_printed_answers_with_one_number_a_jet(data_config, 
     assert answer.shape == (5, 1)
     assert info["input_names"] == list(data_config.input_names)
     assert torch.isfinite(module.get_loss(data_config)(answer, torch.zeros(5, 1)))
+
+
+def test_the_command_that_prints_the_network_takes_it(network, monkeypatch, capsys):
+    (line,) = re.findall(r"^python -m weaver\.train (--print .*)$", page("networks.md"), re.M)
+    arguments = [network.uri if word == "my_net.py" else word for word in line.split()]
+    monkeypatch.chdir(ROOT)
+    assert train.main(arguments) == 0, capsys.readouterr().err
 
 
 def test_the_options_of_the_network_that_is_printed_are_checked(network):

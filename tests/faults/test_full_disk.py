@@ -169,7 +169,7 @@ def test_a_full_disk_under_the_record_of_a_search_is_one_sentence(disk, is_begun
     other = fill(disk, leave=free)
 
     def search():
-        with space.explained(disk / "search"):
+        with space.catch_full_disk(disk / "search"):
             for number in range(100):
                 optuna.create_study(storage=address, study_name=f"{number}")
 
@@ -191,7 +191,7 @@ def test_a_locked_record_is_no_full_disk(tmp_path):
     with (
         contextlib.closing(sqlite3.connect(tmp_path / "study.db", timeout=0)) as other,
         pytest.raises(sqlite3.OperationalError, match="locked"),
-        space.explained(tmp_path),
+        space.catch_full_disk(tmp_path),
     ):
         other.execute("SELECT x FROM t")
     connection.close()
@@ -205,7 +205,7 @@ def test_a_full_disk_behind_the_error_of_a_library_is_found(tmp_path):
             raise RuntimeError("could not write the archive") from error
 
     def run():
-        with space.explained(tmp_path):
+        with space.catch_full_disk(tmp_path):
             write()
 
     with pytest.raises(StorageError, match=re.escape(str(tmp_path))):
@@ -216,7 +216,7 @@ def test_a_training_without_room_for_its_checkpoints_is_not_begun(disk):
     # 20,000 weights: three checkpoints of 240 kB with Adam's numbers, three files of 80 kB
     needed = disk_need.trial_bytes(20_000)
     assert needed == 3 * 240_000 + 3 * 80_000 + 10**6
-    with pytest.raises(StorageError, match=re.escape(space.shown(needed))) as error:
+    with pytest.raises(StorageError, match=re.escape(space.size_text(needed))) as error:
         disk_need.require(str(disk / "trial"), needed)
     assert error.value.retryable
     disk_need.require(str(disk / "trial"), 10**6)
@@ -245,7 +245,7 @@ def test_the_estimate_covers_what_a_training_writes(tmp_path):
 
 
 def test_other_errors_of_the_system_stay_what_they_are():
-    with pytest.raises(OSError, match="Input/output"), space.explained():
+    with pytest.raises(OSError, match="Input/output"), space.catch_full_disk():
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
@@ -262,4 +262,4 @@ def test_room_is_that_of_the_nearest_folder(tmp_path):
     [(0, "0 bytes"), (999, "999 bytes"), (3_200_000, "3.2 MB")],
 )
 def test_sizes_in_words(size, text):
-    assert space.shown(size) == text
+    assert space.size_text(size) == text

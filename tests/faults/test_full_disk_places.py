@@ -147,7 +147,7 @@ def test_whatever_library_writes_the_folder_that_is_full_is_named(disk, tmp_path
     fill(disk, leave=8192)
     other = tmp_path / "elsewhere"
     other.mkdir()
-    with pytest.raises(FullDiskError) as error, space.explained(other, disk):
+    with pytest.raises(FullDiskError) as error, space.catch_full_disk(other, disk):
         writer(str(disk / "file"))
     assert re.search(rf"free in {re.escape(str(disk))}[;/]", str(error.value))
     assert error.value.retryable
@@ -155,7 +155,7 @@ def test_whatever_library_writes_the_folder_that_is_full_is_named(disk, tmp_path
 
 @pytest.mark.parametrize("text", ["write failed", "PytorchStreamWriter failed writing file data/0"])
 def test_a_write_that_failed_on_a_disk_with_room_is_no_full_disk(tmp_path, text):
-    with pytest.raises(RuntimeError, match=text), space.explained(tmp_path):
+    with pytest.raises(RuntimeError, match=text), space.catch_full_disk(tmp_path):
         raise RuntimeError(text)
 
 
@@ -177,7 +177,7 @@ def test_a_full_temporary_folder_is_named_and_not_what_was_to_be_written(tempora
     """The advice is TMPDIR; the room counts that was there before the folder went."""
 
     def write():
-        with space.explained(tmp_path), scratch.folder("jec-test-") as folder:
+        with space.catch_full_disk(tmp_path), scratch.folder("jec-test-") as folder:
             with_python(folder / "values")
 
     with pytest.raises(FullDiskError, match=re.escape(f" in {temporary}")) as error:

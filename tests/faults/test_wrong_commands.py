@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from common import cli
-from common.errors import ClusterError
+from common.errors import ClusterError, InputError
 
 pytestmark = pytest.mark.faults
 
@@ -388,3 +388,22 @@ def test_json_that_is_nested_too_deeply_is_no_json(place, capsys):
     code, _, err = answer(capsys, f"{CLIENT} --url http://127.0.0.1:9")
     assert code == 2
     assert "r.json" in err
+
+
+def test_a_python_without_our_packages_says_how_to_use_the_projects_own(capsys):
+    def body():
+        raise ModuleNotFoundError("No module named 'psutil'", name="psutil")
+
+    assert cli.run_main(body) == InputError.exit_code
+    text = capsys.readouterr().err
+    assert "psutil" in text
+    assert ". .venv/bin/activate" in text
+
+
+def test_a_module_of_ours_that_is_missing_is_a_fault_of_the_program(capsys, tmp_path, monkeypatch):
+    def body():
+        raise ModuleNotFoundError("No module named 'common.gone'", name="common.gone")
+
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    assert cli.run_main(body) == cli.UNEXPECTED
+    assert "unexpected" in capsys.readouterr().err

@@ -208,6 +208,16 @@ def test_what_is_missing_is_a_line_with_its_cure(fake, what, break_it, state, me
     assert any(one == state and message in text for one, text in rows), rows
 
 
+def test_rights_that_only_argo_needs_are_not_asked_of_the_user(fake):
+    home = fake()
+    furnish(home.api)
+    with home.api.lock:
+        for verb in ("create", "patch"):
+            home.api.forbid(verb, "workflowtaskresults.argoproj.io")
+    ((state, _),) = checked(home)["namespace physics"]
+    assert state == "ok"
+
+
 @pytest.mark.parametrize(
     ("furnished", "what", "message"),
     [
@@ -688,6 +698,20 @@ def test_the_network_of_other_inputs_is_named(data_config, network_config):
     assert f"--network-config {right}" in text
 
 
+def test_a_network_of_the_users_own_is_not_replaced_by_one_of_the_project(tmp_path):
+    own = tmp_path / "net.py"
+    own.write_text(
+        "def get_model(data_config, *, width=1):\n    return 1 / 0\n\n\ndef get_loss(data_config):"
+        " ...\n"
+    )
+    table = lines(check_inputs.check_inputs(RunConfig(network_config=str(own))))
+    ((state, text),) = table["network"]
+    assert (state, "--network-config" in text) == ("error", False)
+    ((state, text),) = table["search space"]
+    assert state == "error"
+    assert "--search-space" in text
+
+
 def test_each_mistake_is_its_own_line(tmp_path):
     broken = tmp_path / "net.py"
     broken.write_text(
@@ -769,6 +793,21 @@ def test_a_file_in_two_sets_is_an_error(jet_files):
     assert state == "error"
     assert "--data-val" in text
     assert "--data-test" in text
+
+
+@pytest.mark.parametrize(
+    ("missing", "states"),
+    [
+        pytest.param("train", {"sets": "not seen", "raw model": "ok"}, id="train"),
+        pytest.param("val", {"sets": "not seen", "raw model": "not seen"}, id="val"),
+    ],
+)
+def test_what_depends_on_files_that_cannot_be_read_is_not_ok(jet_files, missing, states):
+    values = data(jet_files, **{missing: f"{jet_files}/nowhere/*.root"})
+    table = lines(check_inputs.check_inputs(RunConfig(**values)))
+    assert table[f"{missing} data"][0][0] == "error"
+    assert {name: table[name][0][0] for name in states} == states
+    assert f"--data-{missing}" in table["sets"][0][1]
 
 
 @pytest.mark.parametrize(

@@ -24,13 +24,14 @@ from clusters.kubernetes_service import describe
 from clusters.protocol import RUN_LABEL, STEP_LABEL
 from common import storage
 from common.config import RunConfig
-from common.errors import ClusterError, DeadlineError
+from common.errors import ClusterError, DeadlineError, InputError
 from common.records import TERMINATED, StatusRecord
 from common.run import Run, make_run_id
 from components import finish, step
 from components.steps import NAMES
 from operations import down as down_module
 from operations import follow as follow_module
+from operations import previous_run
 from operations import status as status_module
 from tests.clusters import conftest as clusters_conftest
 from tests.clusters.contract import RUN_ID, experiment, job, service
@@ -678,6 +679,22 @@ def test_down_ends_the_run_on_kubeflow_first_then_removes_its_objects_and_works_
     assert [one["metadata"]["name"] for one in home.api.all("inferenceservices")] == ["other"]
     assert main(tmp_path, "--down", run_id, "--yes", "--host", kfp.url) == 0
     assert f"nothing of run {run_id} is left" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", [["--status"], ["--status", "--json"], ["--down", "--yes"]])
+def test_a_run_of_which_no_place_could_be_asked_is_not_reported_as_gone(
+    tmp_path, capsys, monkeypatch, flags
+):
+    def no_credentials(*_):
+        raise InputError("no S3 credentials")
+
+    monkeypatch.setattr(previous_run, "run_folder", no_credentials)
+    command, *others = flags
+    where = ["--host", "http://127.0.0.1:9", "--s3-bucket", "s3://none/jec"]
+    assert main(tmp_path, command, "pfn-0123abcd", *others, *where) == 1
+    text = capsys.readouterr().out
+    assert "no S3 credentials" in text
+    assert "is left" not in text
 
 
 @pytest.fixture

@@ -18,11 +18,11 @@ from physics.residual import (
     Curve,
     Point,
     Residual,
+    curve_through,
     fit,
     from_json,
     measure,
     smooth,
-    through,
     width_shares,
 )
 from physics.residual_effect import residual_effect
@@ -195,7 +195,7 @@ def test_few_validation_jets_do_no_harm(test, scale, draws, number, at_most):
 def test_any_curve_is_bounded_rising_and_constant_outside(steps, error):
     log_pt = 4 + np.cumsum([step for step, _ in steps])
     made = points(log_pt, [y for _, y in steps], error)
-    curve = through(made, width_shares([made]))
+    curve = curve_through(made, width_shares([made]))
     x = np.linspace(log_pt[0] - 2, log_pt[-1] + 2, 5000)
     log_r = curve(x)
     assert np.abs(np.expm1(log_r)).max() <= res.MAX_CORRECTION + 1e-9

@@ -116,9 +116,9 @@ def test_the_objective_may_be_maximised(record, maximised):
     assert record.objective.value(first) == 0.1
     assert maximised.objective.value(first) == 0.2
     assert record.objective.value(failed) is None, "its value does not count"
-    least = record.objective.ranked(record.trials)
+    least = record.objective.best_first(record.trials)
     assert [one.name for one in least][:2] == ["run-009", "run-008"]
-    largest = maximised.objective.ranked(maximised.trials)
+    largest = maximised.objective.best_first(maximised.trials)
     assert [one.name for one in largest][:2] == ["run-000", "run-001"]
     assert largest[-1].name == "run-010", "those without a value are the last"
     text = search_page(maximised)

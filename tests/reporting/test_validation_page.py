@@ -15,8 +15,8 @@ from tests.reporting.elements import HOSTILE, Elements, assert_harmless
 class Finding:
     level: str = "error"
     where: str = "jets.root"
-    found: str = "jetPt: 1 of 3 values are NaN"
-    cure: str = "make the file again"
+    problem: str = "jetPt: 1 of 3 values are NaN"
+    remedy: str = "make the file again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,7 @@ def test_figures_that_these_jets_allow(jets):
 
 
 def test_names_and_values_never_become_markup(jets):
-    finding = Finding(level=HOSTILE, where=f"in {HOSTILE}", found=HOSTILE, cure=f"do {HOSTILE}")
+    finding = Finding(level=HOSTILE, where=f"in {HOSTILE}", problem=HOSTILE, remedy=f"do {HOSTILE}")
     measured = [Measured(topic=f"topic {HOSTILE}"), Measured(topic="b", where=HOSTILE)]
     page = render({HOSTILE: jets}, [finding], measured, num_errors=1)
     assert_harmless(page, f"in {HOSTILE}", f"do {HOSTILE}", f"topic {HOSTILE}", f"{HOSTILE} 600")

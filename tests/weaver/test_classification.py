@@ -315,6 +315,26 @@ def test_print_shows_layers_parameters_and_operations(place, capsys):
     assert f"{parameters:,} parameters" in shown
 
 
+def test_print_names_the_inputs_that_a_network_does_not_take(place, tmp_path, capsys):
+    network = tmp_path / "net.py"
+    network.write_text(
+        "import torch\n"
+        "class Net(torch.nn.Module):\n"
+        "    def forward(self):\n"
+        "        return 1\n"
+        "def get_model(data_config):\n"
+        "    names = list(data_config.input_names)\n"
+        "    shapes = {name: (1, *data_config.input_shapes[name][1:]) for name in names}\n"
+        "    return Net(), {'input_names': names, 'input_shapes': shapes,\n"
+        "                   'output_names': ['output'], 'dynamic_axes': {}}\n\n\n"
+        "def get_loss(data_config): ...\n"
+    )
+    assert main([*model_arguments(place), f"--network-config={network}", "--print"]) == 2
+    error = capsys.readouterr().err
+    assert str(network) in error
+    assert "TypeError" in error
+
+
 def test_the_area_under_the_curve_counts_pairs():
     rng = np.random.default_rng(0)
     label, score = rng.integers(0, 2, 50) == 1, rng.integers(0, 8, 50) / 8

@@ -43,7 +43,7 @@ class MlflowTrial:
     def __enter__(self) -> MlflowTrial:
         """Start or resume the trial's run on the server."""
         if self.is_active:
-            with tracking.tolerated(self._give_up, CONSEQUENCE):
+            with tracking.tolerate_failures(self._give_up, CONSEQUENCE):
                 self._begin()
         return self
 
@@ -54,13 +54,13 @@ class MlflowTrial:
             was_stopped = issubclass(kind, InterruptedRun | KeyboardInterrupt)
             status = "KILLED" if was_stopped else "FAILED"
         if tracker := self._tracker:
-            with tracking.tolerated(self._give_up, CONSEQUENCE):
+            with tracking.tolerate_failures(self._give_up, CONSEQUENCE):
                 tracker.set_status(self._id, status)
 
     def epochs(self, history: Sequence[EpochRecord]) -> None:
         """Log the epochs that are not logged yet."""
         if tracker := self._tracker:
-            with tracking.tolerated(self._give_up, CONSEQUENCE):
+            with tracking.tolerate_failures(self._give_up, CONSEQUENCE):
                 tracker.log_epochs(self._id, history)
 
     def _begin(self) -> None:

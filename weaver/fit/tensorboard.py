@@ -52,7 +52,7 @@ class TensorBoard:
                 # a folder in it: what is beside, such as its lock, is not uploaded
                 self.folder = str(opened.enter_context(scratch.folder(TEMPORARY)) / "events")
             opened.enter_context(_told_once())
-            opened.enter_context(space.explained(self.folder))
+            opened.enter_context(space.catch_full_disk(self.folder))
             # What an interrupted run wrote about epochs that are now done again is hidden by
             # purge_step.
             self.writer = SummaryWriter(self.folder, purge_step=self.first_epoch or None)

@@ -620,7 +620,8 @@ def _note_use(folder: Path) -> None:
 def where(folder: Path) -> str:
     """Describe prepared data on this machine: path, size, and free space on the disk."""
     size = sum(file.stat().st_size for file in folder.iterdir())
-    return f"{folder} ({space.shown(size)}, {space.shown(space.free_bytes(folder))} free there)"
+    free = space.size_text(space.free_bytes(folder))
+    return f"{folder} ({space.size_text(size)}, {free} free there)"
 
 
 @contextlib.contextmanager

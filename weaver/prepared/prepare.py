@@ -187,8 +187,8 @@ def warn_of_space(target: Path, files: Iterable[data_files.DataFile], report: Re
     free = space.free_bytes(target)
     if free < size:
         report(
-            f"warning: the prepared data may need up to {space.shown(size)}, but only"
-            f" {space.shown(free)} are free for {target}"
+            f"warning: the prepared data may need up to {space.size_text(size)}, but only"
+            f" {space.size_text(free)} are free for {target}"
         )
     return size
 
@@ -229,19 +229,24 @@ def _rare_collections() -> Iterator[None]:
         gc.unfreeze()
 
 
+TRAINING_FIRST = (
+    "prepare that set first, and give the folder that its command prints as --derived-from FOLDER"
+)
+
+
 def _check_parameters(config: DataConfig, role: str) -> None:
     """Raise InputError if numbers of the training set are missing."""
     if role == "training":
         return
     if config.missing_preprocess_params:
         raise InputError(
-            f"{config.source}: preprocess: auto takes its numbers from the training set; prepare"
-            " that set first, then give it as --derived-from"
+            f"{config.source}: preprocess: auto takes its numbers from the training set;"
+            f" {TRAINING_FIRST}"
         )
     if role == "validation" and config.missing_reweight_hists:
         raise InputError(
-            f"{config.source}: weights: the histograms come from the training set; prepare that set"
-            " first, then give it as --derived-from"
+            f"{config.source}: weights has no reweight_hists: the histograms come from the training"
+            f" set; {TRAINING_FIRST}"
         )
 
 

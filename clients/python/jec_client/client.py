@@ -60,8 +60,8 @@ KSERVE_BINARY = (0, 14)
 class Server(Protocol):
     """A model server, over HTTP or gRPC.
 
-    ends: until then (time.monotonic) a request is repeated, if that may help. Everything raises
-    Unreachable, NotServing, Refused and ServerError.
+    Every method may raise ServerError or one of its subclasses. ends: the time (time.monotonic)
+    until which a request that fails for a temporary reason is repeated.
     """
 
     binary: bool
@@ -105,20 +105,22 @@ class Model:
 class Client:
     """One model of one server.
 
-    url: http://host:port or https, and grpc:// or grpcs:// with the extra `grpc`. model: its name
-    there. timeout: seconds for one request. headers: go with every request, such as the Host of an
-    ingress. token, cookies: of a gateway; the path of a file that holds them, or '$NAME' of a
-    variable of the environment. verify: False takes any certificate; a path names certificate
-    authorities.
+    url: http://host:port or https://host; with the extra `grpc` also grpc:// or grpcs://.
+    model: the model's name on the server.
+    timeout: seconds for one request.
+    headers: headers of every request, such as the Host of an ingress.
+    token, cookies: credentials for a gateway, given as the path of a file that contains them, or as
+    '$NAME' for an environment variable.
+    verify: False accepts any certificate; a path names a file or folder of certificate authorities.
 
-    A client may be used by several threads, and sent to other processes by pickle: the secrets
-    themselves do not go along. Raises InputError for an address or a secret that is none.
+    Several threads may share a client. A pickled client contains no secrets: another process reads
+    them again from the file or variable. Raises InputError for an invalid argument.
     """
 
     unreachable: ClassVar[type[ServerError]] = Unreachable
     not_serving: ClassVar[type[ServerError]] = NotServing
     failed: ClassVar[type[ServerError]] = ServerError
-    """The exceptions that are raised; a subclass may have its own."""
+    """The exceptions that the methods raise; a subclass may set its own."""
 
     def __init__(
         self,
@@ -136,9 +138,15 @@ class Client:
         Raises InputError for an argument that cannot be used. Nothing is sent.
         """
         if headers is not None and not isinstance(headers, Mapping):
-            raise InputError(f"headers= takes a dict of texts, not {_kind_of(headers)}")
+            raise InputError(
+                f"headers= takes a dict of texts, such as {{'X-Request-Id': '1'}}, not"
+                f" {_kind_of(headers)}"
+            )
         if not isinstance(model, str):
-            raise InputError(f"model= takes the model's name on the server, not {_kind_of(model)}")
+            raise InputError(
+                "model= takes the model's name on the server, such as 'jec-pfn', not"
+                f" {_kind_of(model)}"
+            )
         for name, value in (headers or {}).items():
             if SECRET_HEADER.search(name):
                 raise InputError(
@@ -203,31 +211,32 @@ class Client:
     # ------------------------------------------------------------ columns of jets
 
     def calibrate(self, jets: Any, *, deadline: float | None = None) -> ak.Array:
-        """The model's outputs, a record array with an entry for each jet, in the same order.
+        """Return the model's outputs: a record array with one entry for each jet, in their order.
 
-        jets: columns with the names of the model's inputs, in any numeric type: a record array of
-        awkward or NumPy, a dict of columns (awkward, NumPy, lists), a frame of pandas, polars or
-        pyarrow. A record array of events with lists of jets gives such lists. Particles are lists
-        of any length; their counter may be left out. Or the path of a ROOT or parquet file (the
-        extra `files`); a tree is named behind it: jets.root:AK4jets/jetTree.
+        jets: columns with the names of the model's inputs, of any numeric type: a record array of
+        awkward or NumPy, a dict of columns (awkward, NumPy, lists), or a frame of pandas, polars or
+        pyarrow. Columns of particles are lists of any length; their counter may be left out. If
+        the entries are events with lists of jets, the outputs are lists too. With the extra
+        `files`, `jets` may be the path of a ROOT or parquet file, and name the tree:
+        jets.root:AK4jets/jetTree.
 
-        Jets go in requests of as many as the server takes. A request that nobody answers, or that
-        comes at a bad moment, is sent again. deadline: seconds for all of it.
+        The jets are sent in several requests, each as large as the server allows. A request that
+        fails for a temporary reason is repeated. deadline: seconds for all requests together.
 
-        `attrs["invalid"]` of the answer counts the jets that are not valid by their reasons.
+        `attrs["invalid"]` of the result is a dict: reason -> number of jets that are not valid.
 
-        Raises InputError before anything is sent for columns that are missing or unknown and for
-        values that the model's types cannot hold; the others as `infer`.
+        Raises InputError, before anything is sent, for missing or unknown columns and for values
+        that the types of the model cannot represent. Otherwise raises as `infer`.
         """
         import awkward as ak
 
         seconds = math.inf if deadline is None else _seconds("deadline", deadline)
         ends = time.monotonic() + seconds
-        model = self._described(ends)
+        model = self._get_model(ends)
         parts: dict[str, list[np.ndarray]] = {tensor.name: [] for tensor in model.outputs}
         invalid: Counter[str] = Counter()
         jets_of_events = None
-        for ready in self._prepared(jets, model):
+        for ready in self._prepare(jets, model):
             jets_of_events = ready.jets_of_events
             start = 0
             while start < ready.count:
@@ -249,10 +258,10 @@ class Client:
         result.attrs["invalid"] = dict(invalid)
         return result
 
-    def _described(self, ends: float) -> Model:
-        """What the server says about the model, asked once."""
+    def _get_model(self, ends: float) -> Model:
+        """Return the server's description of the model; it is requested once."""
         if self._model is None:
-            with self._explained():
+            with self._translate_errors():
                 self._model = self._describe(ends)
         return self._model
 
@@ -279,7 +288,7 @@ class Client:
             ) from None
         return Model(inputs=inputs, outputs=outputs, max_batch_size=most, limits=limits)
 
-    def _prepared(self, jets: Any, model: Model) -> Iterator[Jets]:
+    def _prepare(self, jets: Any, model: Model) -> Iterator[Jets]:
         """The model's inputs of the jets; those of a file come in pieces."""
         from jec_client.columns import table_of
         from jec_client.files import tables
@@ -298,7 +307,7 @@ class Client:
         self, model: Model, inputs: Mapping[str, np.ndarray], count: int, ends: float
     ) -> dict[str, np.ndarray]:
         """The outputs for the jets of one request, (count, ...) each."""
-        with self._explained():
+        with self._translate_errors():
             try:
                 answers = self._server.ask(self.model, inputs, ends=ends)
             except ServerError:
@@ -306,7 +315,7 @@ class Client:
                 raise
             outputs = {}
             for tensor in model.outputs:
-                values = _as_described(answers.get(tensor.name), tensor, count)
+                values = _in_shape(answers.get(tensor.name), tensor, count)
                 if values is None:
                     raise ServerError(
                         f"{self.url} answered {count} jets without '{tensor.name}' for each of"
@@ -341,7 +350,7 @@ class Client:
 
     def metadata(self) -> Body:
         """Names, datatypes and shapes of the model's inputs and outputs. Raises as `infer`."""
-        with self._explained():
+        with self._translate_errors():
             return self._server.metadata(self.model)
 
     def config(self) -> Body:
@@ -349,17 +358,18 @@ class Client:
 
         Raises as `infer`.
         """
-        with self._explained():
+        with self._translate_errors():
             return self._server.config(self.model)
 
     def infer(self, body: Body) -> Body:
-        """The server's answer to a request body (see jec_client.protocol).
+        """Send a request body (see jec_client.protocol) and return the server's answer.
 
-        Raises `unreachable`, `not_serving`, InputError for an unknown model (with those there are)
-        or a request that the server refuses (in its own words), and `failed` for a model that
-        failed or an answer that is no JSON.
+        Raises the class's `unreachable` if no server answers, `not_serving` if the server does not
+        serve the model now, and `failed` if the model failed or the answer is not JSON. Raises
+        InputError for an unknown model (the text names the known ones), and for a request that the
+        server refuses (the text is the server's).
         """
-        with self._explained():
+        with self._translate_errors():
             return self._server.infer(self.model, body)
 
     def ask(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -369,16 +379,16 @@ class Client:
         protocol's binary extension), several times faster than JSON for more than a few jets.
         Raises as `infer`.
         """
-        with self._explained():
+        with self._translate_errors():
             return self._server.ask(self.model, inputs)
 
     @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         """Turn the server's errors into those that this class raises."""
         try:
             yield
-        except Refused as refused:
-            raise self._refusal(refused) from None
+        except Refused as refusal:
+            raise self._refusal(refusal) from None
         except NotServing as error:
             raise self.not_serving(f"{self.url} cannot serve model {self.model} {error}") from None
         except Unreachable as error:
@@ -386,21 +396,21 @@ class Client:
         except ServerError as error:
             raise self.failed(str(error)) from None
 
-    def _refusal(self, refused: Refused) -> Exception:
-        known = self.models()
-        if known and self.model not in known:
-            return InputError(f"{self.url}: {unknown('model', self.model, known)}")
-        if refused.code >= 500:
+    def _refusal(self, refusal: Refused) -> Exception:
+        model_names = self.models()
+        if model_names and self.model not in model_names:
+            return InputError(f"{self.url}: {unknown('model', self.model, model_names)}")
+        if refusal.code >= 500:
             return self.failed(
-                f"model {self.model} at {self.url} failed ({refused.code}): {refused}"
+                f"model {self.model} at {self.url} failed ({refusal.code}): {refusal}"
             )
-        if refused.code == 404 and not known and not self.server_name():
+        if refusal.code == 404 and not model_names and not self.server_name():
             return InputError(
                 f"{self.url} does not speak the Open Inference Protocol v2, or is too old for it"
-                f" (404 at /v2): {refused}"
+                f" (404 at /v2): {refusal}"
             )
         return InputError(
-            f"{self.url} refused the request for model {self.model} ({refused.code}): {refused}"
+            f"{self.url} refused the request for model {self.model} ({refusal.code}): {refusal}"
         )
 
 
@@ -447,7 +457,7 @@ def _kind_of(value: Any) -> str:
 
 
 def _is_text(name: str) -> bool:
-    """Whether a name can be sent; halves of characters beyond 16 bits cannot."""
+    """Return whether a name can be encoded as UTF-8; unpaired surrogates cannot."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -480,8 +490,8 @@ def _tensor(entry: Mapping[str, Any]) -> Tensor:
     return Tensor(name=entry["name"], dtype=np.dtype(protocol.DTYPES[datatype]), shape=shape)
 
 
-def _as_described(values: np.ndarray | None, tensor: Tensor, count: int) -> np.ndarray | None:
-    """An answer in the type and shape that the server says; None where it is another one."""
+def _in_shape(values: np.ndarray | None, tensor: Tensor, count: int) -> np.ndarray | None:
+    """Return an answer in the tensor's type and shape; None where it does not fit them."""
     if values is None or values.shape[:1] != (count,):
         return None
     if not np.can_cast(values.dtype, tensor.dtype, "same_kind"):

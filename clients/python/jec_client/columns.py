@@ -1,4 +1,4 @@
-"""Columns as users have them, as flat arrays of numbers.
+"""Convert columns in the forms that users have to flat arrays of numbers.
 
     table = table_of(jets, ["jetPt", "PF_pT"])
     column = column_of("PF_pT", table.columns["PF_pT"])     # values (2,), counts [2, 0]
@@ -32,7 +32,10 @@ KINDS = {
     "V": "records",
     "O": "objects",
 }
-"""NumPy's kinds of what is no number, in words."""
+"""NumPy's kinds of values that are no numbers, in words."""
+
+ACCEPTED = "an array or a list with one number, or one list of numbers, for each jet"
+"""What a column may be, in words."""
 
 NOT_AWKWARD = (TypeError, ValueError, OverflowError, RuntimeError)
 """What ak.from_iter raises; the last is from its C++, for whole numbers beyond 64 bits."""
@@ -61,21 +64,21 @@ class Column:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """Columns by name, as they came."""
+    """Columns by name, not yet converted."""
 
     columns: Mapping[str, Any]
-    """Those of the wanted ones that are there."""
+    """The requested columns that exist."""
     names: Sequence[str]
-    """Of all columns."""
+    """Names of all columns."""
     strict: bool = False
-    """Whether a column that nobody asked for is a mistake: in a dict it is, while files and frames
-    have more columns than a model takes."""
+    """Whether a column that the model does not take is an error. It is one in a dict; files and
+    frames usually have more columns than a model takes."""
     jets_of_events: np.ndarray | None = None
     """(events,): how many jets each event has, where the jets came as lists."""
 
 
-def table_of(jets: Any, wanted: Iterable[str]) -> Table:
-    """The wanted columns of a record array, a dict, or a frame of pandas, polars or pyarrow.
+def table_of(jets: Any, column_names: Iterable[str]) -> Table:
+    """Return these columns of a record array, a dict, or a frame of pandas, polars or pyarrow.
 
     Raises InputError for anything else.
     """
@@ -83,42 +86,47 @@ def table_of(jets: Any, wanted: Iterable[str]) -> Table:
         try:
             jets = ak.from_iter(jets)
         except NOT_AWKWARD as error:
-            raise InputError(f"the jets are no records of numbers: {error}") from None
+            raise InputError(
+                f"the jets are not records of numbers: {error}; give a dict of numbers, or of lists"
+                " of numbers, for each jet"
+            ) from None
     if isinstance(jets, ak.Record):
         at = jets.layout.at
         jets = ak.Array(jets.layout.array[at : at + 1])
     if isinstance(jets, ak.Array):
-        return _of_records(jets, wanted)
+        return _of_records(jets, column_names)
     if isinstance(jets, Mapping):
-        columns = {name: jets[name] for name in wanted if name in jets}
+        columns = {name: jets[name] for name in column_names if name in jets}
         return Table(columns=columns, names=[str(name) for name in jets], strict=True)
     if isinstance(jets, (np.ndarray, np.void)) and jets.dtype.names:
         records = np.atleast_1d(np.asarray(jets))
-        columns = {name: records[name] for name in wanted if name in jets.dtype.names}
+        columns = {name: records[name] for name in column_names if name in jets.dtype.names}
         return Table(columns=columns, names=jets.dtype.names)
     for method, what in (("compute", "not computed yet"), ("collect", "a lazy frame")):
         if callable(getattr(jets, method, None)):
             raise InputError(f"the jets are of type {_type(jets)}, {what}; give its {method}()")
     if hasattr(jets, "column_names") and hasattr(jets, "column"):  # of pyarrow
-        columns = {name: jets.column(name) for name in wanted if name in jets.column_names}
+        columns = {name: jets.column(name) for name in column_names if name in jets.column_names}
         return Table(columns=columns, names=jets.column_names)
     if hasattr(jets, "columns") and hasattr(jets, "shape"):  # of pandas or polars
         names = [str(name) for name in jets.columns]
-        return Table(columns={name: jets[name] for name in wanted if name in names}, names=names)
+        return Table(
+            columns={name: jets[name] for name in column_names if name in names}, names=names
+        )
     raise InputError(
         f"the jets are of type {_type(jets)}; give a record array, a dict of columns, a frame of"
         " pandas or polars, or the path of a ROOT or parquet file"
     )
 
 
-def _of_records(jets: ak.Array, wanted: Iterable[str]) -> Table:
+def _of_records(jets: ak.Array, column_names: Iterable[str]) -> Table:
     names = ak.fields(jets)
     if not names:
         raise InputError(
             f"the jets are an awkward array without columns ({_ellipsis(str(jets.type))}); give a"
             " record array, such as tree.arrays() of uproot, or a dict of columns"
         )
-    columns = {name: jets[name] for name in wanted if name in names}
+    columns = {name: jets[name] for name in column_names if name in names}
     if jets.ndim == 1:
         return Table(columns=columns, names=names)
     if jets.ndim != 2:
@@ -164,7 +172,9 @@ def column_of(name: str, raw: Any) -> Column:
         if callable(getattr(raw, "compute", None)):
             raise InputError(f"column '{name}' is not computed yet; give its compute()")
         if isinstance(raw, (str, bytes, Mapping)) or not hasattr(raw, "__getitem__"):
-            raise InputError(f"column '{name}' is of type {_type(raw)}, not numbers of jets")
+            raise InputError(
+                f"column '{name}' is of type {_type(raw)}, not numbers of jets; give {ACCEPTED}"
+            )
         try:
             raw = np.asarray(raw) if hasattr(raw, "__array__") else list(raw)
         except (
@@ -172,7 +182,9 @@ def column_of(name: str, raw: Any) -> Column:
             TypeError,
             ValueError,
         ) as error:  # such as a tensor of torch's on a GPU
-            raise InputError(f"column '{name}' is no array of numbers: {error}") from None
+            raise InputError(
+                f"column '{name}' cannot become an array of numbers: {error}; give {ACCEPTED}"
+            ) from None
     if isinstance(raw, np.ndarray) and raw.dtype.kind != "O":
         return Column(name=name, values=_numbers(name, np.ma.getdata(raw)))
     return _of_objects(name, raw)
@@ -219,16 +231,24 @@ def _no_number(name: str, raw: Iterable[Any]) -> InputError:
         try:
             ak.from_iter([value])
         except NOT_AWKWARD:
-            shown = _ellipsis(repr(value))
-            return InputError(f"column '{name}' has {shown} in jet {jet}, no number of 64 bits")
-    return InputError(f"column '{name}' has no numbers of 64 bits")
+            example = _ellipsis(repr(value))
+            return InputError(
+                f"column '{name}' has {example} in jet {jet}, which is not a number of at most 64"
+                " bits; correct it, or leave the jet out"
+            )
+    return InputError(
+        f"column '{name}' has values that cannot be one array of numbers; give {ACCEPTED}"
+    )
 
 
 def _of_awkward(name: str, array: ak.Array) -> Column:
     """The numbers of an awkward array of any depth."""
     if ak.fields(array):
         fields = ", ".join(ak.fields(array)[:5])
-        raise InputError(f"column '{name}' is an array of records ({fields}), not of numbers")
+        raise InputError(
+            f"column '{name}' is an array of records ({fields}), not of numbers; give one of the"
+            f" fields, such as ['{ak.fields(array)[0]}']"
+        )
     depth = array.ndim
     if depth < 1:  # of a union
         raise InputError(
@@ -269,7 +289,9 @@ def _numbers(name: str, values: np.ndarray) -> np.ndarray:
         return values
     example = f" ({_ellipsis(repr(values.ravel()[0].item()))})" if values.size else ""
     kind = KINDS.get(values.dtype.kind, str(values.dtype))
-    raise InputError(f"column '{name}' holds {kind}{example}, not numbers")
+    raise InputError(
+        f"column '{name}' holds {kind}{example}, not numbers; convert it to numbers first"
+    )
 
 
 def _missing(name: str, jet: int) -> InputError:

@@ -20,11 +20,11 @@ from collections.abc import Mapping
 
 from jec_client.errors import InputError
 
-PIECE = 1 << 20  # bytes of an answer between two looks at the clock
+PIECE = 1 << 20  # bytes of an answer that are read before the deadline is checked again
 
 
 class _ClosedWithItsOwner(http.client.HTTPConnection):
-    """A connection that closes when nobody holds it any more: its thread or its client has ended.
+    """A connection that closes when its thread or its client has ended.
 
     A client is shared by threads, each with a connection of its own, so no thread could close all.
     """
@@ -50,7 +50,7 @@ class Reply:
 class Connections:
     """Connections to the host of `url`, through the environment's proxy where there is one for it.
 
-    A proxy is for other machines: asked for 127.0.0.1 it would look at itself. timeout: seconds for
+    No proxy is used for 127.0.0.1, which would be the proxy itself. timeout: seconds for
     one request and its whole answer. verify: False takes any certificate, a path names a file or a
     folder of certificate authorities. Raises InputError where that path has none.
     """
@@ -80,17 +80,17 @@ class Connections:
     ) -> Reply:
         """Send a GET, or a POST where there is a body.
 
-        A kept connection that the server has closed meanwhile is opened again, once. Raises
+        A connection that the server has closed meanwhile is opened again, once. Raises
         TimeoutError, and any other OSError or http.client.HTTPException where no answer comes.
         """
         ends = time.monotonic() + (self.timeout if timeout is None else timeout)
-        kept = getattr(self._mine, "connection", None)
-        if kept is not None and self._mine.process != os.getpid():
-            kept = None  # of the process that this one was forked from, which still uses it
+        existing = getattr(self._mine, "connection", None)
+        if existing is not None and self._mine.process != os.getpid():
+            existing = None  # it belongs to the parent of this forked process, which still uses it
         try:
-            return self._exchange(kept or self._open(ends), path, body, headers, ends)
+            return self._exchange(existing or self._open(ends), path, body, headers, ends)
         except (ConnectionError, http.client.BadStatusLine, http.client.CannotSendRequest):
-            if kept is None:
+            if existing is None:
                 raise
         return self._exchange(self._open(ends), path, body, headers, ends)
 
@@ -134,7 +134,7 @@ class Connections:
 
     def _open(self, ends: float) -> http.client.HTTPConnection:
         address = self.url if self.proxy is None else self.proxy
-        host, seconds = address.hostname or "", _left(ends)
+        host, seconds = address.hostname or "", _seconds_left(ends)
         connection: http.client.HTTPConnection
         if self.tls is None:
             connection = _ClosedWithItsOwner(host, address.port, timeout=seconds)
@@ -165,16 +165,16 @@ def _context(verify: bool | str) -> ssl.SSLContext:
         ) from None
 
 
-def _left(ends: float) -> float:
+def _seconds_left(ends: float) -> float:
     """Seconds until the deadline. Raises TimeoutError where it has passed."""
-    left = ends - time.monotonic()
-    if left <= 0:
+    seconds = ends - time.monotonic()
+    if seconds <= 0:
         raise TimeoutError
-    return left
+    return seconds
 
 
 def _limit(connection: http.client.HTTPConnection, ends: float) -> None:
-    connection.timeout = _left(ends)
+    connection.timeout = _seconds_left(ends)
     if connection.sock is not None:
         connection.sock.settimeout(connection.timeout)
 
@@ -184,7 +184,7 @@ def _read(answer: http.client.HTTPResponse, sock: socket.socket, ends: float) ->
     pieces = []
     while answer.length != 0:  # None where the server does not say it
         if sock.fileno() >= 0:
-            sock.settimeout(_left(ends))
+            sock.settimeout(_seconds_left(ends))
         piece = answer.read1(PIECE)
         if not piece:
             break

@@ -21,7 +21,7 @@ SESSION_COOKIE = (None, 0, -1)
 
 @dataclasses.dataclass(frozen=True)
 class Secret:
-    """Where a secret stands: the path of a file, or the name of a variable of the environment."""
+    """The place of a secret: the path of a file, or the name of an environment variable."""
 
     option: str
     file: str = ""
@@ -52,10 +52,10 @@ class Secret:
             except (OSError, ValueError, RuntimeError):
                 there = False
             if not there:
-                shown = f"; there is no file {text}" if isinstance(place, os.PathLike) else ""
+                hint = f"; there is no file {text}" if isinstance(place, os.PathLike) else ""
                 raise InputError(
                     f"{option}= takes the path of a file, or '$NAME' for a variable of the"
-                    f" environment, and never the secret itself{shown}"
+                    f" environment, and never the secret itself{hint}"
                 )
             secret = cls(option, file=str(path.absolute()))
         secret.read()

@@ -1,11 +1,11 @@
-"""The base of the exception tree, and the words of an error.
+"""The client's exceptions, and functions that word error messages.
 
-JecError                     reported as one clear sentence, without a traceback (exit code 1)
-├── InputError               refused before anything is sent: it cannot be used (exit code 2)
-└── ServerError              the server or its model did not do as asked
-├── Unreachable          nobody answers at that address (yet)
-├── NotServing           a server answers, but not for this model (now)
-└── Refused              a model server refuses a request, in its words
+JecError                 reported as one clear sentence, without a traceback (exit code 1)
+├── InputError           an argument cannot be used; raised before it is sent (exit code 2)
+└── ServerError          the server or its model failed
+    ├── Unreachable      no server answers at that address (yet)
+    ├── NotServing       the server answers, but does not serve this model (now)
+    └── Refused          the server refused a request; the text is the server's own
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SIGNATURE = re.compile(
     r"|access_?key)=)[^&\s'\"]+",
     re.IGNORECASE,
 )
-"""A parameter of an address that opens the door: a presigned one's signature, a token."""
+"""A parameter of an address that grants access: the signature of a presigned address, a token."""
 
 
 def without_secrets(text: str) -> str:
@@ -42,7 +42,7 @@ class JecError(Exception):
 
 
 class InputError(JecError):
-    """What the user gave cannot be used; nothing was started."""
+    """The user's input cannot be used; nothing was started."""
 
     exit_code = 2
 
@@ -75,17 +75,17 @@ class Refused(ServerError):
 
 def nearest(name: str, choices: Iterable[str], count: int = 3) -> list[str]:
     """The names among `choices` that look most like `name`, best first; empty if none does."""
-    known = sorted({str(choice) for choice in choices})
-    lowered = {choice.lower(): choice for choice in reversed(known)}
-    found = difflib.get_close_matches(name.lower(), lowered, n=count, cutoff=0.5)
-    return [lowered[match] for match in found]
+    sorted_choices = sorted({str(choice) for choice in choices})
+    by_lower_case = {choice.lower(): choice for choice in reversed(sorted_choices)}
+    matches = difflib.get_close_matches(name.lower(), by_lower_case, n=count, cutoff=0.5)
+    return [by_lower_case[match] for match in matches]
 
 
 def unknown(what: str, name: str, choices: Iterable[str]) -> str:
     """The sentence for a name that does not exist, with the nearest names or all of them."""
-    known = sorted({str(choice) for choice in choices})
-    near = nearest(name, known)
+    sorted_choices = sorted({str(choice) for choice in choices})
+    near = nearest(name, sorted_choices)
     if near:
         return f"unknown {what} '{name}'; did you mean {' or '.join(repr(n) for n in near)}?"
-    listed = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
-    return f"unknown {what} '{name}'; there are: {listed or 'none'}"
+    first_names = ", ".join(sorted_choices[:20]) + (", ..." if len(sorted_choices) > 20 else "")
+    return f"unknown {what} '{name}'; there are: {first_names or 'none'}"

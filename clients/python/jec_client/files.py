@@ -1,10 +1,10 @@
-"""Columns of one ROOT or parquet file, a piece after the other.
+"""Read columns of one ROOT or parquet file, piece by piece.
 
     for table in tables("jets.root", ["jetPt", "PF_pT", "nPF"]):
         ...
 
-A ROOT file's tree may be named behind it: jets.root:AK4jets/jetTree. Otherwise it is the one that
-has the columns. The packages are those of the extra `files`.
+A ROOT file's tree may follow its name: jets.root:AK4jets/jetTree. Otherwise it is the tree that has
+the columns. The packages are those of the extra `files`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ JETS = 50_000
 TREES = ("TTree", "ROOT::RNTuple", "ROOT::Experimental::RNTuple")
 
 
-def tables(path: str | os.PathLike[str], wanted: Sequence[str]) -> Iterator[Table]:
-    """The wanted columns of a file; one empty piece where it has no jets.
+def tables(path: str | os.PathLike[str], column_names: Sequence[str]) -> Iterator[Table]:
+    """Yield these columns of a file in pieces; one empty piece where it has no jets.
 
     Raises InputError for a file that is not there, is of another kind or damaged, has no tree or
     several with the columns, or needs a package that is not installed.
@@ -36,9 +36,9 @@ def tables(path: str | os.PathLike[str], wanted: Sequence[str]) -> Iterator[Tabl
     kind = _kind(file)
     try:
         if kind == "parquet":
-            yield from _of_parquet(file, wanted)
+            yield from _of_parquet(file, column_names)
         else:
-            yield from _of_root(file, tree, wanted)
+            yield from _of_root(file, tree, column_names)
     except InputError:
         raise
     except ImportError as error:
@@ -56,8 +56,8 @@ def _kind(file: str) -> str:
     kinds = {b"root": "root", b"PAR1": "parquet"}
     if "://" not in file:
         try:
-            with Path(file).expanduser().open("rb") as opened:
-                first = opened.read(4)
+            with Path(file).expanduser().open("rb") as stream:
+                first = stream.read(4)
         # ValueError for a NUL in the name, RuntimeError for ~NAME of a user who does not exist
         except (OSError, ValueError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or error
@@ -68,38 +68,38 @@ def _kind(file: str) -> str:
     return "parquet" if file.endswith((".parquet", ".pq")) else "root"
 
 
-def _of_parquet(file: str, wanted: Sequence[str]) -> Iterator[Table]:
+def _of_parquet(file: str, column_names: Sequence[str]) -> Iterator[Table]:
     import pyarrow.parquet
 
     source: Any = file
-    with contextlib.ExitStack() as closed:
+    with contextlib.ExitStack() as stack:
         if "://" in file:
             import fsspec
 
-            source = closed.enter_context(fsspec.open(file))
-        opened = closed.enter_context(pyarrow.parquet.ParquetFile(source))
-        names = opened.schema_arrow.names
-        there = [name for name in wanted if name in names]
+            source = stack.enter_context(fsspec.open(file))
+        parquet_file = stack.enter_context(pyarrow.parquet.ParquetFile(source))
+        names = parquet_file.schema_arrow.names
+        there = [name for name in column_names if name in names]
         empty = True
-        for batch in opened.iter_batches(batch_size=JETS, columns=there):
+        for batch in parquet_file.iter_batches(batch_size=JETS, columns=there):
             empty = False
             yield Table(columns=table_of(batch, there).columns, names=names)
         if empty:
-            none = opened.schema_arrow.empty_table()
+            none = parquet_file.schema_arrow.empty_table()
             yield Table(columns=table_of(none, there).columns, names=names)
 
 
-def _of_root(file: str, tree: str, wanted: Sequence[str]) -> Iterator[Table]:
+def _of_root(file: str, tree: str, column_names: Sequence[str]) -> Iterator[Table]:
     import uproot
 
-    with uproot.open(str(Path(file).expanduser()) if "://" not in file else file) as opened:
-        one = opened[tree or _tree(opened, file, wanted)]
+    with uproot.open(str(Path(file).expanduser()) if "://" not in file else file) as root_file:
+        one = root_file[tree or _tree(root_file, file, column_names)]
         if not hasattr(one, "iterate"):
             raise InputError(
                 f"'{tree}' in {file} is no tree; give one behind the path, as FILE:TREE"
             )
         names = list(one.keys(recursive=False))
-        there = [name for name in wanted if name in names]
+        there = [name for name in column_names if name in names]
         if not there or one.num_entries == 0:
             pieces = [one.arrays(there, entry_stop=0)] if there else [{}]
         else:
@@ -109,17 +109,17 @@ def _of_root(file: str, tree: str, wanted: Sequence[str]) -> Iterator[Table]:
             yield Table(columns=columns, names=names)
 
 
-def _tree(opened: Any, file: str, wanted: Sequence[str]) -> str:
-    """The path of the tree that has most of the wanted columns."""
-    trees = opened.keys(filter_classname=TREES, cycle=False)
+def _tree(root_file: Any, file: str, column_names: Sequence[str]) -> str:
+    """Return the path of the tree that has most of these columns."""
+    trees = root_file.keys(filter_classname=TREES, cycle=False)
     if not trees:
         raise InputError(f"{file} has no tree; give a file that has one")
     columns: dict[str, set[str]] = {}
     for path in dict.fromkeys(trees):
-        columns[path] = set(opened[path].keys(recursive=False)) & set(wanted)
+        columns[path] = set(root_file[path].keys(recursive=False)) & set(column_names)
     most = max(len(names) for names in columns.values())
     best = [path for path, names in columns.items() if len(names) == most]
     if len(best) > 1:
-        listed = ", ".join(f"{file}:{path}" for path in best[:5])
-        raise InputError(f"{file} has several trees; give one of them: {listed}")
+        paths = ", ".join(f"{file}:{path}" for path in best[:5])
+        raise InputError(f"{file} has several trees; give one of them: {paths}")
     return best[0]

@@ -79,10 +79,10 @@ def _pool() -> descriptor_pool.DescriptorPool:
         name="jec_client.proto", package="inference", syntax="proto3"
     )
     for name, fields in MESSAGES.items():
-        described = file.message_type.add(name=name)
+        descriptor = file.message_type.add(name=name)
         for text in fields:
             kind, field_name, number = text.split()
-            field = described.field.add(name=field_name, number=int(number))
+            field = descriptor.field.add(name=field_name, number=int(number))
             field.label = FIELD.LABEL_REPEATED if kind.endswith("*") else FIELD.LABEL_OPTIONAL
             kind = kind.rstrip("*")
             if kind in TYPES:

@@ -93,8 +93,8 @@ class GrpcServer:
         answer = self._call("ModelMetadata", ends, name=model)
         return {
             "name": answer.name,
-            "inputs": [_described(tensor) for tensor in answer.inputs],
-            "outputs": [_described(tensor) for tensor in answer.outputs],
+            "inputs": [_as_json(tensor) for tensor in answer.inputs],
+            "outputs": [_as_json(tensor) for tensor in answer.outputs],
         }
 
     def config(self, model: str, *, ends: float | None = None) -> protocol.Body:
@@ -145,10 +145,10 @@ class GrpcServer:
         """The answer to a request; all of the protocol's may be repeated."""
         request = message(f"{method}Request")(**fields)
         for pause in pauses():
-            left = self.timeout
+            seconds = self.timeout
             if ends is not None:
-                left = min(left, ends - time.monotonic())
-            if left <= 0:
+                seconds = min(seconds, ends - time.monotonic())
+            if seconds <= 0:
                 raise Unreachable(f"{self.url} did not answer within the deadline")
             call = self._open().unary_unary(
                 f"/{SERVICE}/{method}",
@@ -156,14 +156,14 @@ class GrpcServer:
                 response_deserializer=message(f"{method}Response").FromString,
             )
             try:
-                return call(request, timeout=left, metadata=self._metadata())
+                return call(request, timeout=seconds, metadata=self._metadata())
             except grpc.RpcError as error:
                 passing = error.code() in (
                     grpc.StatusCode.UNAVAILABLE,
                     grpc.StatusCode.RESOURCE_EXHAUSTED,
                 )
                 if not passing or not may_wait(pause, ends):
-                    raise self._error(error, left) from None
+                    raise self._error(error, seconds) from None
             time.sleep(pause or 0)
         raise AssertionError("the last attempt returns or raises")
 
@@ -185,10 +185,10 @@ class GrpcServer:
             metadata.append(("cookie", cookie_header(self.cookies, self.host)))
         return metadata
 
-    def _error(self, error: Any, left: float) -> ServerError:
+    def _error(self, error: Any, seconds: float) -> ServerError:
         code, words = error.code(), (error.details() or "").strip()[:2000]
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-            return Unreachable(f"{self.url} did not answer within {left:.3g} s")
+            return Unreachable(f"{self.url} did not answer within {seconds:.3g} s")
         if code == grpc.StatusCode.UNAVAILABLE:
             return Unreachable(f"no server answers at {self.url}: {words}")
         if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
@@ -196,7 +196,7 @@ class GrpcServer:
         return Refused(words, CODES.get(code, 500))
 
 
-def _described(tensor: Any) -> protocol.Tensor:
+def _as_json(tensor: Any) -> protocol.Tensor:
     return {"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)}
 
 

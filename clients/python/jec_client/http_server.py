@@ -129,23 +129,24 @@ class HttpServer:
         headers: Mapping[str, str] | None = None,
         ends: float | None = None,
     ) -> Reply:
-        """The server's reply, if it is a good one.
+        """Send a request and return the reply, whose status is below 300.
 
-        All requests of the protocol may be repeated: answering one changes nothing. With `ends`
-        (time.monotonic) those are, which nobody answered or which came at a bad moment.
+        All requests of the protocol may be repeated, because none changes the server. With `ends`
+        (time.monotonic), a request is repeated until then if there was no answer or the server was
+        overloaded.
         """
         for pause in pauses():
-            left = self.timeout
+            seconds = self.timeout
             if ends is not None:
-                left = min(left, ends - time.monotonic())
-            if left <= 0:
+                seconds = min(seconds, ends - time.monotonic())
+            if seconds <= 0:
                 raise Unreachable(f"{self.url} did not answer within the deadline")
             try:
-                reply = self._connections.request(path, data, self._headers(headers), left)
+                reply = self._connections.request(path, data, self._headers(headers), seconds)
                 if reply.status not in OVERLOADED or not may_wait(pause, ends):
-                    return self._checked(reply)
+                    return self._check(reply)
             except TimeoutError:
-                raise Unreachable(f"{self.url} did not answer within {left:.3g} s") from None
+                raise Unreachable(f"{self.url} did not answer within {seconds:.3g} s") from None
             except ssl.SSLCertVerificationError as error:
                 raise Unreachable(
                     f"the certificate of {self.url} cannot be verified ({error.verify_message});"
@@ -167,7 +168,7 @@ class HttpServer:
             all_headers["Cookie"] = cookie_header(self.cookies, self.host)
         return all_headers
 
-    def _checked(self, reply: Reply) -> Reply:
+    def _check(self, reply: Reply) -> Reply:
         if reply.status < 300:
             return reply
         text, from_model_server = _reason(reply)
@@ -186,10 +187,10 @@ class HttpServer:
         raise Refused(text, reply.status)
 
     def _login(self) -> str:
-        """What to do where a gateway lets nobody in."""
-        sent = [str(secret) for secret in (self.token, self.cookies) if secret is not None]
-        if sent:
-            return f"the login of {' and '.join(sent)} was not accepted"
+        """Say what to do about a login that a gateway does not accept."""
+        secrets = [str(secret) for secret in (self.token, self.cookies) if secret is not None]
+        if secrets:
+            return f"the login of {' and '.join(secrets)} was not accepted"
         return "give token= or cookies="
 
 

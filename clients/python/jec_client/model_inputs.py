@@ -1,4 +1,4 @@
-"""A model's inputs of the columns of jets: cast without loss, counted, cut to requests and padded.
+"""Make a model's inputs from columns of jets: cast without loss, cut into requests, and padded.
 
 jets = prepare(table, model)
 jets.arrays(0, 1024)      # {"jetPt": (1024, 1), "PF_pT": (1024, P), "nPF": (1024, 1)}
@@ -15,7 +15,7 @@ from jec_client.columns import Column, Table, column_of, is_one_number
 from jec_client.errors import InputError, nearest
 
 MOST_NUMBERS = 1 << 24
-"""Of a request: a jet of very many particles is not padded to all the jets of a full request."""
+"""Most numbers of a request, so that one jet with very many particles does not pad thousands."""
 
 MANTISSA = {2: 11, 4: 24, 8: 53}
 """Bytes of a floating-point number -> bits of the whole numbers that it holds without a gap."""
@@ -102,9 +102,9 @@ def prepare(
 ) -> Jets:
     """The model's inputs of a table of jets.
 
-    counters: counter input -> the inputs of the particles that it counts, where the model says so;
-    else their names tell. Raises InputError for columns that are missing or that nobody takes,
-    values that an input cannot hold, and columns of different lengths.
+    counters: counter input -> the inputs of the particles that it counts, where the model has them;
+    otherwise they follow from the names. Raises InputError for columns that are missing or that the
+    model does not take, values that an input cannot hold, and columns of different lengths.
     """
     by_name = {tensor.name: tensor for tensor in inputs}
     groups = _by_names(inputs)
@@ -112,8 +112,8 @@ def prepare(
         groups = {name: counter for counter, names in counters.items() for name in names}
         groups = {name: its for name, its in groups.items() if {name, its} <= set(by_name)}
     _check_names(table, list(by_name), groups)
-    given = _of_one_jet(table.columns, by_name)
-    numbers = {name: column_of(name, raw) for name, raw in given.items()}
+    jet_columns = _of_one_jet(table.columns, by_name)
+    numbers = {name: column_of(name, raw) for name, raw in jet_columns.items()}
     count = _number_of_jets(numbers)
     columns = {}
     for name, column in numbers.items():
@@ -162,24 +162,24 @@ def _by_names(inputs: Sequence[Tensor]) -> dict[str, str]:
 def _check_names(table: Table, names: Sequence[str], groups: Mapping[str, str]) -> None:
     """Raise InputError for missing columns, and for those of a dict that the model does not take.
 
-    The counter of particles that are there need not be: lists tell how long they are.
+    The counter of particles may be missing, because the lengths of their lists give it.
     """
-    counted = {groups[name] for name in table.columns if name in groups}
-    missing = [name for name in names if name not in table.columns and name not in counted]
+    counters = {groups[name] for name in table.columns if name in groups}
+    missing = [name for name in names if name not in table.columns and name not in counters]
     unexpected = [name for name in table.names if name not in names]
     if not missing and not (unexpected and table.strict):
         return
     parts = []
     if missing:
-        parts.append(f"the jets lack what the model takes: {_listed(missing, unexpected)}")
+        parts.append(f"the jets lack what the model takes: {_name_list(missing, unexpected)}")
     if unexpected:
-        parts.append(f"the model does not take: {_listed(unexpected, missing or names)}")
+        parts.append(f"the model does not take: {_name_list(unexpected, missing or names)}")
     if not missing:
-        parts.append(f"it takes: {_listed(names, [])}")
+        parts.append(f"it takes: {_name_list(names, [])}")
     raise InputError("; ".join(parts))
 
 
-def _listed(names: Sequence[str], others: Sequence[str], most: int = 30) -> str:
+def _name_list(names: Sequence[str], others: Sequence[str], most: int = 30) -> str:
     """Names, each with the nearest of the others."""
     words = []
     for name in names[:most]:
@@ -209,29 +209,30 @@ def _number_of_jets(columns: Mapping[str, Column]) -> int:
     for name, length in lengths.items():
         if length != lengths[first]:
             raise InputError(
-                f"column '{first}' has {lengths[first]} jets and column '{name}' has {length}"
+                f"column '{first}' has {lengths[first]} jets and column '{name}' has {length};"
+                " give one entry for each jet in every column"
             )
     return lengths[first]
 
 
-def _fitting(column: Column, tensor: Tensor, count: int, counted: bool) -> Column:
+def _fitting(column: Column, tensor: Tensor, count: int, has_counter: bool) -> Column:
     """The column in the type and shape of its input; lists of particles stay lists.
 
-    counted: whether a counter tells how many of its numbers are real. Raises InputError for another
-    shape, and for values that the type cannot hold.
+    has_counter: whether a counter tells how many of its numbers are real. Raises InputError for
+    another shape, and for values that the type cannot hold.
     """
     if count == 0:
         shape = [max(1, size) for size in tensor.shape[1:]]
         return Column(name=column.name, values=np.zeros((0, *shape), tensor.dtype))
     values, counts = cast(column, tensor.dtype), column.counts
     size = tensor.shape[1] if tensor.takes_lists else 1
-    if counts is not None and tensor.takes_lists and (size == -1 or counted):
+    if counts is not None and tensor.takes_lists and (size == -1 or has_counter):
         too_long = np.flatnonzero((counts > size) & (size != -1))
         if len(too_long):
             jet = too_long[0]
             raise InputError(
                 f"column '{column.name}' has length {counts[jet]} in jet {jet}, the model has"
-                f" places for {size}"
+                f" places for {size}; give at most {size} for each jet"
             )
         return Column(name=column.name, values=values, counts=counts)
     if counts is not None:
@@ -249,10 +250,10 @@ def _fitting(column: Column, tensor: Tensor, count: int, counted: bool) -> Colum
         values = values[:, 0]
     own, its = values.shape[1:], tensor.shape[1:]
     same = len(own) == len(its) and all(b in (-1, a) for a, b in zip(own, its, strict=True))
-    narrow = counted and len(own) == 1 and 0 < own[0] <= size  # padded to fewer places
+    narrow = has_counter and len(own) == 1 and 0 < own[0] <= size  # padded to fewer places
     if not same and not narrow:
-        held = f"an array of shape {own} for each jet" if own else "one number for each jet"
-        raise InputError(f"column '{column.name}' has {held}; {_shape_words(tensor)}")
+        content = f"an array of shape {own} for each jet" if own else "one number for each jet"
+        raise InputError(f"column '{column.name}' has {content}; {_shape_words(tensor)}")
     return Column(name=column.name, values=values)
 
 
@@ -264,7 +265,7 @@ def _shape_words(tensor: Tensor) -> str:
     return f"the model takes the shape {tensor.shape[1:]} for each jet (-1: any size)"
 
 
-def _counts(counter: str, given: Column | None, particles: Sequence[Column]) -> np.ndarray:
+def _counts(counter: str, counter_column: Column | None, particles: Sequence[Column]) -> np.ndarray:
     """How many particles each jet has, (N,).
 
     Raises InputError where columns disagree, or none of them tells.
@@ -272,8 +273,8 @@ def _counts(counter: str, given: Column | None, particles: Sequence[Column]) -> 
     lists = [column for column in particles if column.counts is not None]
     counts = None
     where = counter
-    if given is not None:
-        counts = given.values.reshape(-1)
+    if counter_column is not None:
+        counts = counter_column.values.reshape(-1)
     elif lists:
         where, counts = lists[0].name, lists[0].counts
     if counts is None:
@@ -281,8 +282,9 @@ def _counts(counter: str, given: Column | None, particles: Sequence[Column]) -> 
             return np.zeros(0, np.int64)
         names = ", ".join(f"'{column.name}'" for column in particles)
         raise InputError(
-            f"the jets lack '{counter}': {names} have equally many numbers for all jets, which do"
-            " not tell how many of them are particles"
+            f"the jets lack '{counter}', the number of particles of each jet: {names} have equally"
+            " many places for all jets, so that particles cannot be told from padding; add the"
+            f" column '{counter}', or give lists without padding"
         )
     for column in particles:
         if column.counts is not None:
@@ -291,7 +293,7 @@ def _counts(counter: str, given: Column | None, particles: Sequence[Column]) -> 
                 jet = differ[0]
                 raise InputError(
                     f"column '{column.name}' has length {column.counts[jet]} in jet {jet},"
-                    f" '{where}' says {counts[jet]}"
+                    f" '{where}' says {counts[jet]}; correct one of them"
                 )
         elif lists:
             beyond = np.flatnonzero(counts > column.values.shape[1])
@@ -299,7 +301,7 @@ def _counts(counter: str, given: Column | None, particles: Sequence[Column]) -> 
                 jet = beyond[0]
                 raise InputError(
                     f"column '{column.name}' has {column.values.shape[1]} places a jet, '{where}'"
-                    f" says {counts[jet]} for jet {jet}"
+                    f" says {counts[jet]} for jet {jet}; correct one of them"
                 )
     return counts
 
@@ -317,33 +319,35 @@ def cast(column: Column, dtype: np.dtype) -> np.ndarray:
         return values.astype(dtype, copy=False)
     with np.errstate(over="ignore", invalid="ignore"):
         result: np.ndarray = values.astype(dtype)
-        lost = _lost(values, result)
-    places = np.flatnonzero(lost)
+        is_changed = _is_changed(values, result)
+    places = np.flatnonzero(is_changed)
     if len(places):
         place = int(places[0])
         raise InputError(
             f"column '{column.name}' has {values.ravel()[place]} in jet {column.jet_of(place)},"
-            f" which {dtype}, the model's type, cannot hold"
+            f" which {dtype}, the model's type, cannot hold; correct it, or leave the jet out"
         )
     return result
 
 
-def _lost(values: np.ndarray, result: np.ndarray) -> np.ndarray:
-    """Where the result of a cast is another number."""
+def _is_changed(values: np.ndarray, result: np.ndarray) -> np.ndarray:
+    """Return where the result of a cast differs from the value: a mask of the values' shape."""
     kind, target = values.dtype.kind, result.dtype
-    lost: np.ndarray
+    is_changed: np.ndarray
     if target.kind == "b":
-        lost = (values != 0) & (values != 1)
+        is_changed = (values != 0) & (values != 1)
     elif target.kind == "f" and kind == "f":
-        lost = np.isinf(result) & np.isfinite(values)
+        is_changed = np.isinf(result) & np.isfinite(values)
     elif target.kind == "f":
         # Up to there all whole numbers are held; beyond, those whose last bits are zero.
-        lost = np.abs(values.astype(np.float64)) > 2 ** MANTISSA[target.itemsize]
-        pairs = zip(values[lost].tolist(), result[lost].tolist(), strict=True)
-        lost[lost] = [not np.isfinite(after) or int(after) != before for before, after in pairs]
+        is_changed = np.abs(values.astype(np.float64)) > 2 ** MANTISSA[target.itemsize]
+        pairs = zip(values[is_changed].tolist(), result[is_changed].tolist(), strict=True)
+        is_changed[is_changed] = [
+            not np.isfinite(after) or int(after) != before for before, after in pairs
+        ]
     elif kind == "f":
         least, most = float(np.iinfo(target).min), float(np.iinfo(target).max) + 1
-        lost = ~((values >= least) & (values < most) & (values == np.trunc(values)))
+        is_changed = ~((values >= least) & (values < most) & (values == np.trunc(values)))
     else:
-        lost = (values < np.iinfo(target).min) | (values > np.iinfo(target).max)
-    return lost
+        is_changed = (values < np.iinfo(target).min) | (values > np.iinfo(target).max)
+    return is_changed

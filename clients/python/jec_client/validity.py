@@ -101,8 +101,10 @@ def model_range(text: str) -> ModelRange:
     """
     try:
         content = json.loads(text)
-        known = {key: content[key] for key in ModelRange.__dataclass_fields__ if key in content}
-        return ModelRange(**known)
+        known_fields = {
+            key: content[key] for key in ModelRange.__dataclass_fields__ if key in content
+        }
+        return ModelRange(**known_fields)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"'{KEY}' of the model is no range (JSON with min_pt and max_pt) but {text[:200]!r}:"

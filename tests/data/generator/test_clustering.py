@@ -31,7 +31,7 @@ def test_ordered_takes_the_contents_along():
     jets = clustering.cluster(
         inputs([0, 0, 1, 1], [50, 20, 30, 40], [0.0, 0.1, 0.0, 2.0], [0, 0.1, 0.0, 0.0]), 2, 5.0
     )
-    part = clustering.ordered(jets, np.array([2, 0]))
+    part = clustering.select(jets, np.array([2, 0]))
     assert part.pt == pytest.approx(jets.pt[[2, 0]])
     assert part.member_jet.tolist() == [0, 1, 1]
     assert part.member[0] == jets.member[3]

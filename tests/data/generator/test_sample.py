@@ -95,7 +95,8 @@ def test_what_a_killed_process_left_is_removed_and_a_living_ones_is_not(tmp_path
     with subprocess.Popen([sys.executable, "-c", ""]) as gone:
         pass
     dead, alive = (
-        tmp_path / "samples" / f"{sample._mine()}{pid}-qcd" for pid in (gone.pid, os.getppid())
+        tmp_path / "samples" / f"{sample._folder_prefix()}{pid}-qcd"
+        for pid in (gone.pid, os.getppid())
     )
     for folder in (dead, alive):
         (folder / "train").mkdir(parents=True)

@@ -117,7 +117,7 @@ def test_ranges_are_put_together_from_the_pieces_of_their_requests(places):
         contents = vectors.read_in_pieces(ranges, vectors.in_vectors, read)
     assert contents == [CONTENT[start:stop] for start, stop in ranges]
     assert source.read_ranges(ranges) == contents
-    assert vectors.cut([(0, 250), (300, 300)], 100) == [(0, 100), (100, 200), (200, 250)]
+    assert vectors.split_ranges([(0, 250), (300, 300)], 100) == [(0, 100), (100, 200), (200, 250)]
 
 
 def test_the_threads_of_requests_are_kept():
