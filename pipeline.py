@@ -1,8 +1,10 @@
 #!/usr/bin/env python
 """Calibrate jet energies with a network: prepare -> search -> export -> evaluate -> gate -> deploy.
 
-python pipeline.py                                   on this machine, on generated jets
-python pipeline.py --data-train 'train/*.root' --data-val 'val/*.root' --data-test 'test/*.root'
+make run                                             a small search on generated jets, in minutes
+python pipeline.py --rerun latest --data-train 'train/*.root' --data-val 'val/*.root'
+    --data-test 'test/*.root'                        the same search on your jets
+python pipeline.py ...                               the defaults: 30 trials of 50 epochs, for GPUs
 python pipeline.py --host https://KUBEFLOW/pipeline --s3-bucket s3://bucket/jec --num-gpus 1
     --data-train ... --follow
 python pipeline.py --check ...                       check everything, create nothing
@@ -159,7 +161,10 @@ def build_parser() -> Parser:
         "--resume",
         type=word,
         metavar="RUN_ID",
-        help="resume a stopped or failed run; its parameters are the defaults",
+        help=(
+            "resume a stopped or failed run; its parameters are the defaults. RUN_ID is an id of"
+            " --list, 'latest' or the path of a run's folder"
+        ),
     )
     run.add_argument(
         "--more-trials",

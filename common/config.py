@@ -185,7 +185,8 @@ class RunConfig:
     # -- search
     search_space: str = option(
         "training/search_space.yaml",
-        "search space: a YAML or JSON file, or JSON itself (in the UI)",
+        "search space: a YAML or JSON file, or JSON itself (in the UI); the default is for GPUs,"
+        " training/search_space_small.yaml for one machine",
         group="search",
         metavar="FILE",
         own_input=True,
@@ -792,6 +793,12 @@ class RunConfig:
     def seed_number(self) -> int:
         """The seed of everything but Katib's draws."""
         return DEFAULT_SEED if self.seed == AUTO else int(self.seed)
+
+    @property
+    def sample_sizes(self) -> tuple[int, int, int]:
+        """Numbers of generated jets for training, validation and test, in the order of SPLITS."""
+        part = max(self.sample_jets // 4, 1)
+        return self.sample_jets, part, part
 
     def parameters(self) -> dict[str, Any]:
         """The values by field name, in order: what KFP and run.json take."""

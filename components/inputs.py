@@ -226,10 +226,8 @@ def check_files(inputs: Inputs, split: str) -> Result:
 
     pattern = inputs.patterns[split]
     if pattern == SAMPLE:
-        return Result(
-            text=f"prepare generates them ({inputs.config.sample_jets:,} training jets) and stores"
-            " them for later runs"
-        )
+        jets = inputs.config.sample_sizes[SPLITS.index(split)]
+        return Result(text=f"prepare generates {jets:,} jets and stores them for later runs")
     warnings: list[str] = []
     entries = files.find(pattern, warnings.append)
     file_check = files.check(
@@ -244,8 +242,8 @@ def check_files(inputs: Inputs, split: str) -> Result:
     size = sum(entry.size for entry in entries)
     jets = sum(file.num_entries for file in file_check.files)
     return Result(
-        text=f"{len(entries)} files, {size / 1e9:.2f} GB, {jets:,} jets, fingerprint"
-        f" {storage.fingerprint(entries)[:12]}",
+        text=f"{len(entries)} file{'' if len(entries) == 1 else 's'}, {size / 1e9:.2f} GB,"
+        f" {jets:,} jets, fingerprint {storage.fingerprint(entries)[:12]}",
         warning="; ".join(f"--data-{split}: {text}" for text in warnings),
     )
 

@@ -276,9 +276,15 @@ class LocalRun:
             steps.append("calibrate jets with it (docs/using-the-model.md); Ctrl-C ends it")
         else:
             steps.append(f"serve it: python -m serving.serve {folder}")
+        if ExportRecord.load(run.folder.export).raw:
+            steps.append(
+                f"calibrate files: python -m serving.calibrate 'FILES' --model {folder}"
+                " --output calibrated"
+            )
+        # --rerun: the defaults of the flags are a search for a cluster, not the one of this run.
         steps.append(
-            "calibrate your own jets: python pipeline.py --data-train 'FILES' --data-val 'FILES'"
-            " --data-test 'FILES'"
+            f"train on your own jets: python pipeline.py --output {_short_path(self.output)}"
+            f" --rerun {run.id} --data-train 'FILES' --data-val 'FILES' --data-test 'FILES'"
         )
         return steps
 

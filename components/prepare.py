@@ -351,11 +351,7 @@ def add_sample(inputs: Inputs) -> None:
     if not splits:
         return
     config = inputs.config
-    # validation and test get a quarter as many each, as --sample-jets says
-    part = max(config.sample_jets // 4, 1)
-    sample = ensure_sample(
-        config.s3_bucket, jets=(config.sample_jets, part, part), seed=config.seed_number
-    )
+    sample = ensure_sample(config.s3_bucket, jets=config.sample_sizes, seed=config.seed_number)
     for split in splits:
         inputs.patterns[split] = sample[split]
         inputs_module.check_files(inputs, split)

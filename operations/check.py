@@ -82,12 +82,13 @@ def check(config: RunConfig, args: argparse.Namespace) -> int:
         return 1 if fails else 0
     counts = []
     for state, words in (
-        (State.ERROR, "errors"),
-        (State.WARNING, "warnings"),
+        (State.ERROR, "error"),
+        (State.WARNING, "warning"),
         (State.NOT_SEEN, "not seen"),
     ):
         if number := table.count(lines, state):
-            counts.append(f"{number} {words}")
+            plural = "s" * (number != 1 and state is not State.NOT_SEEN)
+            counts.append(f"{number} {words}{plural}")
     verdict = "this run would fail" if fails else "no check found a reason for the run to fail"
     print(f"\n{', '.join(counts) or 'all ok'}: {verdict}")
     return 1 if fails else 0

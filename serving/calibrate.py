@@ -1,4 +1,4 @@
-"""Calibrate files of jets: for each file a friend tree with the calibrated pT of every jet.
+r"""Calibrate files of jets: for each file a friend tree with the calibrated pT of every jet.
 
     python -m serving.calibrate 'data/*.root' --model runs/latest --output calibrated
     python -m serving.calibrate 'root://SERVER//store/*.root' --model NAME-raw/1/model.onnx \

@@ -242,11 +242,11 @@ def test_the_last_lines_say_what_there_is_and_what_to_do_next(finished):
     text = finished[0].stdout
     for words in ("best trial", "gain", "served by", "answer", "next: look at"):
         assert words in text
-    assert (
-        text.rstrip()
-        .splitlines()[-1]
-        .startswith("      calibrate your own jets: python pipeline.py")
-    )
+    calibrate, train = text.rstrip().splitlines()[-2:]
+    folder = (finished[1] / "latest").resolve()
+    assert "python -m serving.calibrate" in calibrate
+    assert calibrate.split("--model ")[1].split()[0].endswith(folder.name)
+    assert f"--rerun {folder.name} --data-train" in train
 
 
 def test_the_network_stands_beside_trees_on_what_the_files_have(finished):

@@ -739,6 +739,14 @@ def data(folder, **patterns) -> dict[str, str]:
     return {f"data_{split}": str(files) for split, files in {**defaults, **patterns}.items()}
 
 
+def test_generated_jets_are_counted_for_each_set():
+    table = lines(check_inputs.check_inputs(RunConfig(sample_jets=4_000)))
+    jets = [table[f"{split} data"][0][1] for split in ("train", "val", "test")]
+    assert [" 4,000 jets" in jets[0], " 1,000 jets" in jets[1], " 1,000 jets" in jets[2]] == [
+        True
+    ] * 3
+
+
 def test_data_files_are_opened_and_counted(jet_files):
     table = lines(check_inputs.check_inputs(RunConfig(**data(jet_files))))
     assert {state for entries in table.values() for state, _ in entries} == {"ok"}
