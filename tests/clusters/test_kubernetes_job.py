@@ -29,7 +29,9 @@ def test_a_job_waits_for_the_pods_of_one_of_its_name_that_was_deleted(fake):
         owners.append(backend.api.find("pytorchjobs", EXPORT))
         backend.api.delete("pods", old)
 
-    removing = later(remove, lambda: f"{EXPORT}: deleted, but still there: Pod old" in backend.text, backend.api)
+    removing = later(
+        remove, lambda: f"{EXPORT}: deleted, but still there: Pod old" in backend.text, backend.api
+    )
     backend.run_job(job("pass"))
     removing.join()
     assert owners == [None]
