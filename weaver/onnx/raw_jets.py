@@ -248,7 +248,10 @@ def describe_worst_input(
     largest: dict[str, float] = {}
     for group, tensor in zip(model.preprocessing.groups, groups, strict=True):
         expected = reference[group]  # (N, C, P), (N, C), or (N,) for one variable
-        differences = np.abs(tensor.numpy() - expected) / np.maximum(1, np.abs(expected))
+        values = tensor.numpy()
+        if values.ndim == 3:
+            values = values[:, : expected.shape[1]]  # without the 1 that may carry the first bias
+        differences = np.abs(values - expected) / np.maximum(1, np.abs(expected))
         names = FEATURE_NAMES if group == FEATURES else config.input_dicts[group]
         for index, name in enumerate(names):
             of_variable = differences[:, index] if differences.ndim > 1 else differences
