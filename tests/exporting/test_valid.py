@@ -222,8 +222,11 @@ def test_the_readme_s_calibration_runs_as_it_is_printed(
 ):
     shutil.copy(files / "val.root", tmp_path / "jets.root")
     monkeypatch.chdir(tmp_path)
+    address = "http://127.0.0.1:8000"
     snippet = python_block("README.md", ".calibrate(")
-    names = {"URL": url}
+    assert address in snippet
+    snippet = snippet.replace(address, url).replace("pfn-regressor-open-raw", "NAME-raw")
+    names = {}
     exec(snippet, names)
     jets = names["jets"]
     inputs = {}
