@@ -65,7 +65,7 @@ def test_experiment_survives_fewer_failures_than_the_limit(backend):
 def test_experiment_fails_when_the_limit_is_reached_not_only_above_it(backend):
     with pytest.raises(ClusterError, match=r"experiment .*\n  2 x .*not finite"):
         backend.run_experiment(
-            experiment(["broken", "broken too", "0.1", "0.2"], max_failed=2, parallel=1)
+            experiment(["broken", "broken too", "0.1", "0.2"], failure_limit=2, parallel=1)
         )
 
 
@@ -95,7 +95,9 @@ def test_edge_cases_are_observed_alike(backend):
 
     One trial at a time: so Katib makes none more for the one without metrics.
     """
-    result = backend.run_experiment(experiment(list(EDGES), parallel=1, max_failed=9, deadline=3))
+    result = backend.run_experiment(
+        experiment(list(EDGES), parallel=1, failure_limit=9, deadline=3)
+    )
     for losses, trial in by_losses(result).items():
         status, expected = EDGES[losses]
         observation = trial.metrics.get("AvgLoss")
@@ -142,12 +144,12 @@ def test_median_stopping_stops_the_same_trials(backend):
         "Succeeded",
         "Succeeded",
     ]
-    stopped = trials["slow:0.9/0.8/0.01"]
-    assert (stopped.metrics["AvgLoss"].min, stopped.metrics["AvgLoss"].latest) == (
+    early_trial = trials["slow:0.9/0.8/0.01"]
+    assert (early_trial.metrics["AvgLoss"].min, early_trial.metrics["AvgLoss"].latest) == (
         0.8,
         0.8,
     ), "what it would have reached is not known"
-    assert stopped.reason
+    assert early_trial.reason
     assert result.optimal == trials["0.5/0.1"].name
     assert "1 stopped early" in backend.text
 
@@ -187,10 +189,10 @@ def test_a_failed_trial_and_the_best_one_are_told(backend):
 
 
 def test_experiment_runs_out_of_time(backend):
-    started = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(DeadlineError, match="experiment pfn-0a1b2c3d-search"):
         backend.run_experiment(experiment(["endless"]), deadline=1.5)
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - start < 20
 
 
 def test_job_succeeds_with_the_environment_of_the_training_operator(backend, tmp_path):
@@ -234,10 +236,10 @@ def test_job_of_which_a_worker_fails_ends(backend):
 @pytest.mark.parametrize("whose", ["the caller's", "the manifest's"])
 def test_job_runs_out_of_time(backend, whose):
     ours, theirs = (1, 600) if whose == "the caller's" else (30, 1)
-    started = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(DeadlineError, match="pfn-0a1b2c3d-export"):
         backend.run_job(job("import time; time.sleep(60)", deadline=theirs), deadline=ours)
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - start < 20
 
 
 def test_job_that_failed_is_run_again_when_asked_for_again(backend, tmp_path):
@@ -294,7 +296,7 @@ def test_several_jobs_run_so_many_at_a_time_and_one_that_fails_ends_no_other(
     assert "error: b-job has no jets" in ends["b-job"]
     assert "b-job failed" in backend.text
     spans = [tuple(map(float, (tmp_path / name).read_text().split())) for name in names]
-    most = max(sum(began <= at < end for began, end in spans) for at, _ in spans)
+    most = max(sum(start <= at < end for start, end in spans) for at, _ in spans)
     assert most == parallel
 
 
@@ -315,13 +317,13 @@ def test_what_is_raised_at_the_end_of_a_job_goes_through(backend):
     class TooManyError(Exception):
         pass
 
-    def ended(name: str, reason: str) -> None:
+    def raise_at_end(name: str, reason: str) -> None:
         raise TooManyError(name)
 
     jobs = [job("", name="short"), job("import time; time.sleep(60)", name="endless")]
     with pytest.raises(TooManyError, match="short"):
         backend.cluster.run_jobs(
-            jobs, parallel=2, ended=ended, deadline=30, report=backend.lines.append
+            jobs, parallel=2, ended=raise_at_end, deadline=30, report=backend.lines.append
         )
     backend.leaves_pods = "the step removes the other job"
 

@@ -162,7 +162,7 @@ def test_what_is_forbidden_missing_or_expired_says_so(fake):
     backend.api.fail("POST", "pytorchjobs", code=401, message="Unauthorized")
     with pytest.raises(ClusterError, match=r"credentials .*token"):
         backend.run_job(job("pass"))
-    del backend.api.served["pytorchjobs"]
+    del backend.api.kinds["pytorchjobs"]
     with pytest.raises(ClusterError, match=r"training operator .*kubeflow.org/v1"):
         backend.run_job(job("pass"))
 
@@ -212,10 +212,10 @@ def test_a_server_that_was_never_there_is_not_waited_for_until_the_deadline(fake
     backend = fake()
     monkeypatch.setattr(api_module, "FIRST_CONTACT_SECONDS", 0.3)
     backend.api.fail("*", ".", times=math.inf, cut="before")
-    started = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(ClusterError, match=re.escape(backend.api.url)):
         backend.run_job(job("pass"), deadline=600)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - start < 5
 
 
 WEBHOOK = (
@@ -271,10 +271,10 @@ def test_a_webhook_that_stays_away_is_given_up_before_a_long_deadline(fake, monk
     backend = fake()
     monkeypatch.setattr(api_module, "WEBHOOK_SECONDS", 0.3)
     backend.api.fail("POST", "pytorchjobs", times=math.inf, code=500, message=REFUSED)
-    started = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(UnreachableError, match=r"w\.example\.org .*connection refused"):
         backend.run_job(job("pass"), deadline=600)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - start < 5
 
 
 def test_the_request_that_the_deadline_cuts_does_not_hide_the_reason(fake):
@@ -309,9 +309,9 @@ def test_pods_that_cannot_be_read_are_named_at_the_deadline(fake):
 def test_retry_after_is_obeyed(fake):
     backend = fake()
     backend.api.fail("POST", "pytorchjobs", code=429, headers={"Retry-After": "1"})
-    started = time.monotonic()
+    start = time.monotonic()
     backend.run_job(job("pass"))
-    assert time.monotonic() - started > 1
+    assert time.monotonic() - start > 1
 
 
 def test_ctrl_c_goes_through_at_once(fake):
@@ -325,10 +325,10 @@ def test_ctrl_c_goes_through_at_once(fake):
 
     manifest = job("pass")
     later(interrupt, lambda: f"job {manifest['metadata']['name']}: " in backend.text, backend.api)
-    started = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         backend.run_job(manifest, deadline=600)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - start < 5
 
 
 def test_what_cannot_be_read_only_costs_the_reasons(fake):
@@ -368,7 +368,7 @@ def test_delete_by_run_takes_all_kinds_and_leaves_the_trials_jobs_to_their_trial
 
 def test_delete_where_kserve_is_not_installed(fake):
     backend = fake()
-    del backend.api.served["inferenceservices"]
+    del backend.api.kinds["inferenceservices"]
     backend.run_job(job("pass"))
     assert backend.cluster.delete(RUN_ID) == [f"PyTorchJob/{EXPORT}"]
 

@@ -96,11 +96,11 @@ def test_a_job_in_a_full_namespace_says_which_quota(fake):
 def test_a_job_whose_pod_can_never_be_created_is_given_up_at_once(fake, words):
     backend = fake()
     backend.operator.refusal = f'pods "{{name}}" is forbidden: {words}'
-    started = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(ClusterError, match=re.escape(words)) as error_info:
         backend.run_job(job("pass"), deadline=600)
     assert not isinstance(error_info.value, DeadlineError)
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - start < 20
     assert backend.text.count(words) == 1
 
 
@@ -122,9 +122,9 @@ def test_a_pod_that_a_silent_webhook_keeps_away_is_waited_for(fake):
         backend.operator.refusal = ""
 
     message = f"{EXPORT}: .*webhook mutator.pod.katib.kubeflow.org does not answer: .*refused"
-    answered = later(answer, lambda: re.search(message, backend.text), backend.api)
+    release = later(answer, lambda: re.search(message, backend.text), backend.api)
     backend.run_job(job("pass"))
-    answered.join()
+    release.join()
     assert re.search(message, backend.text)
 
 

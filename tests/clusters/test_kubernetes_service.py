@@ -100,15 +100,15 @@ def test_where_neither_pods_nor_deployments_may_be_read_an_update_is_uncertain(f
 def test_an_update_keeps_what_others_wrote_and_goes_on_when_its_pods_are_ready(fake):
     backend = fake(node_of(UP), kserve=KServe(lag=0.2))
     backend.deploy(service())
-    stored = backend.api.find("inferenceservices", "jec-pfn")
-    stored["metadata"]["annotations"] = {"serving.kserve.io/deploymentMode": "RawDeployment"}
+    deployed = backend.api.find("inferenceservices", "jec-pfn")
+    deployed["metadata"]["annotations"] = {"serving.kserve.io/deploymentMode": "RawDeployment"}
     first = pods_of(backend)[0]["metadata"]["uid"]
     backend.deploy(service(uri=OTHER, run_id="other-00000000"))
-    assert stored["metadata"]["annotations"] == {
+    assert deployed["metadata"]["annotations"] == {
         "serving.kserve.io/deploymentMode": "RawDeployment"
     }
-    assert stored["metadata"]["labels"][RUN_LABEL] == "other-00000000"
-    assert stored["spec"]["predictor"]["model"]["storageUri"] == OTHER
+    assert deployed["metadata"]["labels"][RUN_LABEL] == "other-00000000"
+    assert deployed["spec"]["predictor"]["model"]["storageUri"] == OTHER
     assert pods_of(backend)[0]["metadata"]["uid"] != first
 
 
@@ -143,9 +143,9 @@ def test_ready_once_is_not_enough(fake):
     backend = fake(node_of([Play(seconds=math.inf, exit_code=1), CRASH]), poll=0.3)
     marks: list[int] = []
 
-    def looked_at_once_while_ready() -> bool:
-        found = backend.api.find("inferenceservices", "jec-pfn")
-        if not found or not has_condition(found, "Ready"):
+    def backend_saw_it_ready() -> bool:
+        service = backend.api.find("inferenceservices", "jec-pfn")
+        if not service or not has_condition(service, "Ready"):
             return False
         marks.append(len(backend.api.requests))
         return any("/pods" in path for _, path in backend.api.requests[marks[0] :])
@@ -153,7 +153,7 @@ def test_ready_once_is_not_enough(fake):
     def crash() -> None:
         next(iter(backend.node.plays.values())).seconds = 0
 
-    later(crash, looked_at_once_while_ready, backend.api)
+    later(crash, backend_saw_it_ready, backend.api)
     with pytest.raises(ClusterError, match="unexpected shape"):
         backend.deploy(service(), deadline=60)
 
@@ -193,10 +193,10 @@ def test_a_failure_of_the_former_pod_is_not_that_of_the_new_one(fake):
     fetch = Play(exit_code=1, container="storage-initializer", log="Access Denied\n")
     backend = fake(node_of(fetch, UP, Play(pending="unschedulable")))
     backend.api.create("inferenceservices", service(uri="s3://models/broken/model"))
-    backend.api.wait_for(lambda: blocked(backend))
+    backend.api.wait_for(lambda: is_blocked(backend))
     with pytest.raises(DeadlineError, match=r"no node takes it"):
         backend.deploy(service(), deadline=1)
-    assert blocked(backend)
+    assert is_blocked(backend)
 
 
 def restarts(pods: list[dict]) -> int:
@@ -207,7 +207,7 @@ def restarts(pods: list[dict]) -> int:
     )
 
 
-def blocked(backend) -> bool:
+def is_blocked(backend) -> bool:
     status = backend.api.find("inferenceservices", "jec-pfn").get("status", {})
     return status.get("modelStatus", {}).get("transitionStatus") == "BlockedByFailedLoad"
 

@@ -135,12 +135,12 @@ def test_a_rank_that_fails_ends_the_others_and_is_named(tmp_path):
     code = (
         "import os, sys, time; sys.exit('no luck') if os.environ['RANK'] == '1' else time.sleep(60)"
     )
-    started = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(ClusterError, match=r"(?s)worker-0 .* 1\b.*no luck"):
         LocalCluster(tmp_path).run_job(
             job("ranks", ["python", "-c", code], workers=1), deadline=60, report=print
         )
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - start < 30
 
 
 def test_a_job_out_of_time_is_ended(tmp_path):
@@ -157,16 +157,16 @@ def test_a_job_out_of_time_is_ended(tmp_path):
 @pytest.mark.parametrize("algorithm", ["random", "sobol", "grid"])
 def test_the_same_seed_is_the_same_search_however_many_run_at_a_time(program, tmp_path, algorithm):
     space = {"min": "0.5", "max": "3", "step": "0.5"} if algorithm == "grid" else None
-    one = run(tmp_path / "one", experiment(program, algorithm=algorithm, space=space))
-    other = run(
+    result = run(tmp_path / "one", experiment(program, algorithm=algorithm, space=space))
+    other_result = run(
         tmp_path / "other", experiment(program, algorithm=algorithm, space=space, parallel=1)
     )
-    assert points(one) == points(other)
-    assert one.optimal == other.optimal
+    assert points(result) == points(other_result)
+    assert result.optimal == other_result.optimal
     if algorithm != "grid":
         assert points(
             run(tmp_path / "seed", experiment(program, algorithm=algorithm, seed=2))
-        ) != points(one)
+        ) != points(result)
 
 
 def test_a_logarithmic_range_is_drawn_logarithmically(program):
@@ -175,8 +175,8 @@ def test_a_logarithmic_range_is_drawn_logarithmically(program):
     Sobol points are spread evenly.
     """
     sampling = Sampling(experiment(program, algorithm="sobol", trials=64)["spec"])
-    drawn = [point["x"] for point in sampling.points]
-    assert 0.3 < sum(x < 0.1 for x in drawn) / len(drawn) < 0.5
+    values = [point["x"] for point in sampling.points]
+    assert 0.3 < sum(x < 0.1 for x in values) / len(values) < 0.5
 
 
 def test_a_grid_ends_when_it_is_exhausted(program, tmp_path):
@@ -254,11 +254,11 @@ def test_what_a_dead_leader_left_is_ended_too(tmp_path):
         "import subprocess, sys; print(subprocess.Popen(['sleep', '60']).pid, flush=True);"
         " sys.exit('leader gone')"
     )
-    with pytest.raises(ClusterError, match="leader gone") as failed:
+    with pytest.raises(ClusterError, match="leader gone") as error_info:
         LocalCluster(tmp_path).run_job(
             job("left", ["python", "-c", code]), deadline=30, report=print
         )
-    pid = next(int(line) for line in str(failed.value).splitlines() if line.isdigit())
+    pid = next(int(line) for line in str(error_info.value).splitlines() if line.isdigit())
     end = time.monotonic() + 5
     while os.path.exists(f"/proc/{pid}/exe") and time.monotonic() < end:
         time.sleep(0.05)

@@ -83,7 +83,7 @@ def test_a_search_that_failed_goes_with_the_workflow(fake):
     owner = make_workflow(backend)
     act_for(backend, owner)
     with pytest.raises(ClusterError, match="failed"):
-        backend.run_experiment(experiment(["1"], max_failed=1))
+        backend.run_experiment(experiment(["1"], failure_limit=1))
     [reference] = owners(backend, "experiments", SEARCH)
     assert reference["uid"] == owner.uid
     delete_workflow(backend, owner)
@@ -257,7 +257,7 @@ def test_a_step_knows_its_workflow_by_its_own_pod(in_pod):
     "references", [[], [{**WORKFLOW, "apiVersion": "apps/v1", "kind": "StatefulSet"}]]
 )
 def test_a_pod_of_something_else_has_no_workflow(in_pod, references):
-    in_pod([dict(one) for one in references])
+    in_pod([dict(reference) for reference in references])
     assert workflow_of_this_pod(print) is None
 
 

@@ -50,7 +50,7 @@ def test_every_row_of_the_table_is_asked_for(fake):
         backend.run_experiment(
             experiment(
                 ["1", "2"],
-                max_failed=1,
+                failure_limit=1,
                 parallel=1,
                 maxTrialCount=trials,
                 resumePolicy="LongRunning",
@@ -70,7 +70,7 @@ def test_every_row_of_the_table_is_asked_for(fake):
     backend.deploy(service(uri="s3://models/a-third"))
     backend.cluster.delete(RUN_ID)
     table = {(verb, permission.name) for permission, verb in permissions.requests()}
-    assert backend.api.asked == table - set(ASKED_BY_OTHERS)
+    assert backend.api.allowed_requests == table - set(ASKED_BY_OTHERS)
 
 
 def test_what_the_table_does_not_name_is_refused_and_recorded(fake):

@@ -71,7 +71,7 @@ def command_of(folder: Path, wrap: str, *words: str) -> list[str]:
     return [shutil.which("dash") or "sh", *command[1:]]
 
 
-def started(folder: Path, wrap: str, *words: str) -> tuple[subprocess.Popen, dict]:
+def start_shell(folder: Path, wrap: str, *words: str) -> tuple[subprocess.Popen, dict]:
     """The shell, and what its program has written once it runs."""
     shell = subprocess.Popen(command_of(folder, wrap, *words), env=ENV)
     end = time.monotonic() + 20
@@ -109,7 +109,7 @@ def test_the_local_backend_reads_the_program_back(tmp_path):
 
 @pytest.mark.parametrize(("behaviour", "code"), [("0", 0), ("2", 2), ("killed", 137)])
 def test_the_exit_code_of_the_program_decides(tmp_path, wrap, behaviour, code):
-    shell, _ = started(tmp_path, wrap, behaviour)
+    shell, _ = start_shell(tmp_path, wrap, behaviour)
     # With early stopping Katib's own line ends with 1 where the program failed.
     expected = min(code, 1) if wrap == "early stopping" else code
     assert shell.wait(30) == expected
@@ -121,7 +121,7 @@ def test_the_exit_code_of_the_program_decides(tmp_path, wrap, behaviour, code):
 @pytest.mark.parametrize("behaviour", ["checkpoint", "wait"])
 def test_sigterm_reaches_the_program_once_and_the_shell_waits_for_it(tmp_path, wrap, behaviour):
     """As the kubelet stops a container. The trial is not marked as completed."""
-    shell, _ = started(tmp_path, wrap, behaviour)
+    shell, _ = start_shell(tmp_path, wrap, behaviour)
     shell.send_signal(signal.SIGTERM)
     code = shell.wait(30)
     assert code == (1 if wrap == "early stopping" else 143)
@@ -135,7 +135,7 @@ def test_katibs_collector_finds_one_child_and_its_trial_completes(tmp_path):
 
     From katib v0.19.0 cmd/metricscollector/v1beta1/file-metricscollector/main.go:265-297.
     """
-    shell, program = started(tmp_path, "early stopping", "checkpoint")
+    shell, program = start_shell(tmp_path, "early stopping", "checkpoint")
     children = Path(f"/proc/{shell.pid}/task/{shell.pid}/children").read_text().split()
     assert children == [str(program["pid"])]
     assert program["parent"] == shell.pid

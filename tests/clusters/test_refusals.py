@@ -22,7 +22,7 @@ FACTS = {
 }
 
 
-def refused(message: str, at: str = "2026-01-01T00:00:05Z", count: int = 1, **fields) -> dict:
+def event(message: str, at: str = "2026-01-01T00:00:05Z", count: int = 1, **fields) -> dict:
     return {
         "metadata": {"name": "x1.18ec"},
         "involvedObject": {"kind": "PyTorchJob", "name": "x1"},
@@ -35,8 +35,8 @@ def refused(message: str, at: str = "2026-01-01T00:00:05Z", count: int = 1, **fi
     }
 
 
-def quota(requested: str, limited: str) -> str:
-    return f"exceeded quota: kf, requested: {requested}, used: cpu=0, limited: {limited}"
+def quota(requested: str, limit: str) -> str:
+    return f"exceeded quota: kf, requested: {requested}, used: cpu=0, limited: {limit}"
 
 
 @pytest.mark.parametrize("case", RECORDED)
@@ -81,27 +81,27 @@ def test_a_recorded_refusal_keeps_each_field_that_pod_security_asks_for():
     ],
 )
 def test_what_can_never_pass_is_told_from_what_may(message, hopeless):
-    refusal = refusal_of([refused(message)])
+    refusal = refusal_of([event(message)])
     assert refusal.hopeless is hopeless
     assert message in refusal.text
 
 
 def test_a_refusal_is_over_once_a_pod_was_created():
-    events = [refused("exceeded quota: kf"), refused("", at="2026-01-01T00:00:09Z")]
+    events = [event("exceeded quota: kf"), event("", at="2026-01-01T00:00:09Z")]
     events[1]["reason"] = "SuccessfulCreatePod"
     assert refusal_of(events[:1])
     assert refusal_of(events) is None
-    assert refusal_of([*events, refused("x", at="2026-01-01T00:00:10Z")]).text.endswith("x")
+    assert refusal_of([*events, event("x", at="2026-01-01T00:00:10Z")]).text.endswith("x")
 
 
 def test_a_refusal_of_an_earlier_object_of_the_same_name_does_not_count():
-    events = [refused("exceeded quota: kf", at="2026-01-01T00:00:05Z")]
+    events = [event("exceeded quota: kf", at="2026-01-01T00:00:05Z")]
     assert refusal_of(events, since="2026-01-01T00:00:05Z")
     assert refusal_of(events, since="2026-01-01T00:00:06Z") is None
 
 
 def test_other_warnings_are_no_refusals():
-    assert refusal_of([refused("x", reason="FailedCreateService")]) is None
+    assert refusal_of([event("x", reason="FailedCreateService")]) is None
     assert refusal_of([]) is None
 
 

@@ -41,8 +41,8 @@ def test_every_object_of_a_run_is_taken_ends_well_and_is_found_by_its_run_id(fak
     backend.run_job(export_job(run, result.optimal))
     backend.run_job(evaluate_job(run, result.optimal))
     assert backend.deploy(inference_service(run)).name == run.model_name
-    removed = {entry.split("/")[0] for entry in backend.cluster.delete(run.id)}
-    assert removed == {"Experiment", "PyTorchJob", "InferenceService"}
+    kinds = {entry.split("/")[0] for entry in backend.cluster.delete(run.id)}
+    assert kinds == {"Experiment", "PyTorchJob", "InferenceService"}
     assert backend.cluster.delete(run.id) == []
 
 

@@ -27,7 +27,8 @@ def katib_trial(
             ],
             "observation": {
                 "metrics": [
-                    dict(zip(("name", "min", "max", "latest"), one, strict=True)) for one in metrics
+                    dict(zip(("name", "min", "max", "latest"), values, strict=True))
+                    for values in metrics
                 ]
             },
             "startTime": "2026-01-01T00:00:00Z",

@@ -46,18 +46,18 @@ def test_what_a_run_makes_is_taken(values):
     }
 
 
-def put(manifest: dict, path: str, value) -> dict:
+def with_value(manifest: dict, path: str, value) -> dict:
     """A copy with the value at a path of keys and indices joined by '/'; None removes it."""
-    changed = copy.deepcopy(manifest)
+    new_manifest = copy.deepcopy(manifest)
     *parents, last = [int(key) if key.isdigit() else key for key in path.split("/")]
-    place = changed
+    place = new_manifest
     for key in parents:
         place = place[key]
     if value is None:
         del place[last]
     else:
         place[last] = value
-    return changed
+    return new_manifest
 
 
 POD = "spec/pytorchReplicaSpecs/Master/template/spec"
@@ -140,5 +140,5 @@ def test_a_mistake_is_named_with_its_place(name, path, value, facts):
         manifest["metadata"]["labels"]["jec/user"] = value
         facts = "metadata.labels.jec/user"
     else:
-        manifest = put(manifest, path, value)
+        manifest = with_value(manifest, path, value)
     assert re.search(facts, "\n".join(problems(manifest)))

@@ -48,12 +48,12 @@ FAULTS: dict[str, dict] = {
 
 def ends(wait: Callable[[], object]) -> str:
     """The error's text, or 'done'; fails if the wait is not over in time."""
-    started, message = time.monotonic(), "done"
+    start, message = time.monotonic(), "done"
     try:
         wait()
     except ClusterError as error:
         message = str(error)
-    assert time.monotonic() - started < LIMIT
+    assert time.monotonic() - start < LIMIT
     assert message
     return message
 
@@ -61,7 +61,7 @@ def ends(wait: Callable[[], object]) -> str:
 def waits(backend) -> dict[str, Callable[[], object]]:
     return {
         "experiment": lambda: backend.run_experiment(
-            experiment(["0.1", "0.2"], max_failed=1, parallel=1), deadline=DEADLINE
+            experiment(["0.1", "0.2"], failure_limit=1, parallel=1), deadline=DEADLINE
         ),
         "job": lambda: backend.run_job(job("pass"), deadline=DEADLINE),
         "service": lambda: backend.deploy(service(), deadline=DEADLINE),

@@ -161,7 +161,7 @@ def test_a_cluster_that_will_do(fake):
     [
         (
             "Experiment API",
-            lambda api: api.served.pop("experiments"),
+            lambda api: api.kinds.pop("experiments"),
             "error",
             "does not serve kubeflow.org/v1beta1 install Katib",
         ),

@@ -556,7 +556,7 @@ def test_what_an_earlier_job_left_is_not_followed_before_it_changes(fake, kfp, t
     home = fake(node_of(loss(0.1), loss(0.2), Play(seconds=math.inf)))
     about = {"name": run_id, "run_id": run_id, "resumePolicy": "LongRunning", "parallel": 1}
     losses = ["0.1", "0.2", "0.3"]
-    first = experiment(losses, maxTrialCount=1, max_failed=1, **about)
+    first = experiment(losses, maxTrialCount=1, failure_limit=1, **about)
     home.run_experiment(first)
     target = _target(kfp, tmp_path, run_id)
     screen = follow_module.Screen()
