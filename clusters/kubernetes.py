@@ -106,7 +106,7 @@ class KubernetesCluster:
         manifests: Sequence[Manifest],
         *,
         parallel: int,
-        ended: JobEnded,
+        on_end: JobEnded,
         deadline: float,
         report: Report,
     ) -> None:
@@ -115,7 +115,7 @@ class KubernetesCluster:
             self._objects,
             [self._objects.namespaced_copy(manifest, PYTORCHJOB) for manifest in manifests],
             parallel=parallel,
-            ended=ended,
+            on_end=on_end,
             patience=self._patience,
             deadline=deadline,
             report=report,

@@ -139,7 +139,7 @@ class LocalCluster:
         manifests: Sequence[Manifest],
         *,
         parallel: int,
-        ended: JobEnded,
+        on_end: JobEnded,
         deadline: float,
         report: Report,
     ) -> None:
@@ -172,7 +172,7 @@ class LocalCluster:
                         reason = job.reason() if code else ""
                     del running[name]
                     report(f"job {name} failed: {reason}" if reason else f"job {name}: succeeded")
-                    ended(name, reason)
+                    on_end(name, reason)
                 if time.monotonic() > end:
                     raise DeadlineError(f"{', '.join(running)} did not end within {deadline:.0f} s")
                 time.sleep(POLL)

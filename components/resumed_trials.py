@@ -63,7 +63,7 @@ def resume_trials(
             cluster.run_jobs(
                 jobs,
                 parallel=run.config.parallel_trials,
-                ended=outcome.note_end,
+                on_end=outcome.note_end,
                 deadline=deadline,
                 report=step.say,
             )

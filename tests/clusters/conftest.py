@@ -54,7 +54,7 @@ class Backend:
             self.cluster.run_jobs(
                 manifests,
                 parallel=parallel,
-                ended=ends.__setitem__,
+                on_end=ends.__setitem__,
                 deadline=deadline,
                 report=self.lines.append,
             )

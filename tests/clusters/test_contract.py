@@ -323,7 +323,7 @@ def test_what_is_raised_at_the_end_of_a_job_goes_through(backend):
     jobs = [job("", name="short"), job("import time; time.sleep(60)", name="endless")]
     with pytest.raises(TooManyError, match="short"):
         backend.cluster.run_jobs(
-            jobs, parallel=2, ended=raise_at_end, deadline=30, report=backend.lines.append
+            jobs, parallel=2, on_end=raise_at_end, deadline=30, report=backend.lines.append
         )
     backend.leaves_pods = "the step removes the other job"
 

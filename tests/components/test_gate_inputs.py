@@ -38,7 +38,7 @@ def test_the_data_configs_of_the_project_lack_nothing(name):
 
 
 @pytest.mark.parametrize(
-    ("label", "refused", "corrected"),
+    ("label", "is_refused", "corrected"),
     [
         ("np.log(genJetPt / (jetPt * 1.0))", False, True),
         ("np.log(genJetPt) - np.log(jetPt)", False, False),
@@ -48,9 +48,9 @@ def test_the_data_configs_of_the_project_lack_nothing(name):
         ("np.log(genJetPt / (jetPt + 0 * ak.sum(PF_pT, axis=1)))", False, False),
     ],
 )
-def test_a_label_that_the_gate_will_refuse_is_named(tmp_path, label, refused, corrected):
+def test_a_label_that_the_gate_will_refuse_is_named(tmp_path, label, is_refused, corrected):
     warning = checked(tmp_path, LABEL, label).warning
-    assert (f"the gate will refuse the model: the label is {label}," in warning) is refused
+    assert (f"the gate will refuse the model: the label is {label}," in warning) is is_refused
     assert ("no residual correction" in warning) is not corrected
 
 
@@ -82,7 +82,7 @@ BAD_JETS = {
 
 @pytest.mark.parametrize("gate", ["default", "strict"])
 @pytest.mark.parametrize("name", BAD_JETS)
-def test_what_is_said_of_the_test_jets_is_what_the_gate_says_in_the_end(name, gate):
+def test_prepare_predicts_the_verdict_of_the_gate_on_the_test_jets(name, gate):
     jets = make_jets(4000)
     jets = {column: values[BAD_JETS[name](jets)] for column, values in jets.items()}
     settings = gate_inputs.settings_of(RunConfig(gate=gate))

@@ -25,12 +25,12 @@ RUN_ID = "pfn-00000000"
 @pytest.fixture
 def local_run(tmp_path):
     """A run whose preparation has ended."""
-    made = LocalRun(RunConfig(run_id=RUN_ID), tmp_path / "runs", serve=True)
-    made.run = Run(config=made.config)
-    made.run.save()
-    made.uri_file = tmp_path / "uri"
-    made.uri_file.write_text(made.run.uri)
-    return made
+    new_run = LocalRun(RunConfig(run_id=RUN_ID), tmp_path / "runs", serve=True)
+    new_run.run = Run(config=new_run.config)
+    new_run.run.save()
+    new_run.uri_file = tmp_path / "uri"
+    new_run.uri_file.write_text(new_run.run.uri)
+    return new_run
 
 
 @pytest.mark.parametrize(

@@ -41,14 +41,14 @@ def support(version: str) -> Support:
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
     """Compile once for each pair of configuration and support."""
-    folder, made = tmp_path_factory.mktemp("irs"), {}
+    folder, compiled_by_case = tmp_path_factory.mktemp("irs"), {}
 
     def compile_for(name: str, of_server: Support):
-        if (name, of_server) not in made:
-            made[name, of_server] = chain.compile_to(
-                folder / f"{len(made)}.yaml", CONFIGS[name], support=of_server
+        if (name, of_server) not in compiled_by_case:
+            compiled_by_case[name, of_server] = chain.compile_to(
+                folder / f"{len(compiled_by_case)}.yaml", CONFIGS[name], support=of_server
             )
-        return made[name, of_server]
+        return compiled_by_case[name, of_server]
 
     return compile_for
 
@@ -57,10 +57,12 @@ def executors(ir):
     """What the IR asks of Kubernetes, by the name of the step."""
     platform = list(yaml.safe_load_all(ir.read_text()))[1]
     executor_specs = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    return {name.removeprefix("exec-"): one for name, one in executor_specs.items()}
+    return {
+        name.removeprefix("exec-"): executor_spec for name, executor_spec in executor_specs.items()
+    }
 
 
-def test_the_versions_are_those_around_every_change():
+def test_the_tested_versions_lie_around_every_change():
     assert VERSIONS == ["2.4.1", "2.5.0", "2.14.0", "2.14.4", "2.15.0", "2.16.0", "2.17.0"]
     assert len(SUPPORTED) == 6
 
@@ -89,7 +91,7 @@ def test_a_server_that_is_too_old_would_refuse_it(compiled):
         ("securityContext", Support(non_root=True), "2.16.0"),
     ],
 )
-def test_a_field_is_refused_exactly_by_the_servers_that_do_not_get_it(
+def test_exactly_the_servers_that_do_not_get_a_field_would_refuse_it(
     compiled, field, features, oldest
 ):
     """Otherwise a server would lose what it could do."""
@@ -106,15 +108,18 @@ def test_a_field_is_refused_exactly_by_the_servers_that_do_not_get_it(
 @pytest.mark.parametrize("version", SUPPORTED)
 def test_labels_are_written_only_where_each_step_keeps_its_own(compiled, version):
     executor_specs = executors(compiled("default", support(version)))
-    labels = {step: one["podMetadata"].get("labels", {}) for step, one in executor_specs.items()}
+    labels = {
+        step: executor_spec["podMetadata"].get("labels", {})
+        for step, executor_spec in executor_specs.items()
+    }
     if version == "2.5.0":
         assert set(map(str, labels.values())) == {"{}"}
     else:
         assert labels == {step: {"jec/step": step} for step in executor_specs}
-    for one in executor_specs.values():  # this one is the same for all steps
-        assert one["podMetadata"]["annotations"] == {chain.SAFE_TO_EVICT: "false"}
-        assert one["secretAsEnv"][0]["secretNameParameter"]
-        assert int(one["activeDeadlineSeconds"]) > 0
+    for executor_spec in executor_specs.values():  # this one is the same for all steps
+        assert executor_spec["podMetadata"]["annotations"] == {chain.SAFE_TO_EVICT: "false"}
+        assert executor_spec["secretAsEnv"][0]["secretNameParameter"]
+        assert int(executor_spec["activeDeadlineSeconds"]) > 0
 
 
 @pytest.mark.parametrize(
@@ -126,7 +131,7 @@ def test_labels_are_written_only_where_each_step_keeps_its_own(compiled, version
         ("2.17.0", []),
     ],
 )
-def test_what_a_server_does_not_do_is_said(version, facts):
+def test_features_that_a_server_lacks_are_reported(version, facts):
     sentences = limitations(support(version), "s3-keys")
     assert len(sentences) == len(facts)
     for sentence, fact in zip(sentences, facts, strict=True):

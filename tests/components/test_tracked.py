@@ -188,7 +188,7 @@ def test_a_server_that_fails_warns_once_and_the_training_goes_on(client, monkeyp
     assert capsys.readouterr().err.count("warning") == 1
 
 
-def test_a_pod_that_is_told_no_run_logs_nothing(client, monkeypatch):
+def test_a_pod_without_a_tracked_run_logs_nothing(client, monkeypatch):
     monkeypatch.setenv(tracking.ADDRESS, "http://mlflow.example")
     monkeypatch.delenv(tracking.RUN, raising=False)
     with MlflowTrial("trials/pfn-000/", {}, is_active=True) as trial:
@@ -196,7 +196,7 @@ def test_a_pod_that_is_told_no_run_logs_nothing(client, monkeypatch):
     assert client.runs == {}
 
 
-def test_a_stop_is_no_failure_of_tracking():
+def test_a_stop_is_not_reported_as_a_failure_of_tracking():
     with pytest.raises(InterruptedRun), tracking.tolerate_failures(print, "x"):
         raise InterruptedRun("told to stop")
 
@@ -294,6 +294,6 @@ def test_a_package_of_mlflow_that_cannot_open_the_address_says_what_to_install(m
         raise mlflow.exceptions.MlflowException("unsupported URI")
 
     monkeypatch.setattr(mlflow.tracking, "MlflowClient", refuse)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as error_info:
         tracking.connect("sqlite:////tmp/mlflow.db", experiment="jec", run_id="r")
-    assert tracking.INSTALL_WHOLE in str(caught.value)
+    assert tracking.INSTALL_WHOLE in str(error_info.value)

@@ -86,9 +86,9 @@ def test_files_configurations_and_networks_count_by_their_content():
 def run(earlier):
     """A run that prepare has ended for the earlier one's sake."""
     end_with(earlier, "deploy", "done")
-    made = Run(config=earlier.config.replace(run_id=RUN_ID, if_data_changed=True))
-    unchanged.end(made, success_of(earlier), None, "job-2")
-    return made
+    new_run = Run(config=earlier.config.replace(run_id=RUN_ID, if_data_changed=True))
+    unchanged.end(new_run, success_of(earlier), None, "job-2")
+    return new_run
 
 
 STEPS = {
@@ -102,9 +102,9 @@ STEPS = {
 @pytest.mark.parametrize("name", STEPS)
 def test_a_step_ends_well_at_once_and_all_its_outputs_say_why(run, tmp_path, name, capsys):
     module, more = STEPS[name]
-    place, artifacts, written = tmp_path / "out", {}, {}
+    place, artifacts, output_files = tmp_path / "out", {}, {}
     for output, kind in step_of(name).outputs.items():
-        written[output] = place / output
+        output_files[output] = place / output
         if kind == "parameter":
             more = [*more, f"--{output.replace('_', '-')}-output", str(place / output)]
         else:
@@ -113,7 +113,7 @@ def test_a_step_ends_well_at_once_and_all_its_outputs_say_why(run, tmp_path, nam
     before = storage.read_json(run.folder.status)
     arguments = ["--run", run.uri, "--job-id", "job-2", "--executor-input", executor_input, *more]
     assert module.main(arguments) == 0
-    for output, path in written.items():
+    for output, path in output_files.items():
         text = path.read_text()
         assert text == "unchanged" or EARLIER in text, output
     assert storage.read_json(run.folder.status) == before
