@@ -140,7 +140,7 @@ TAKEN = {
 
 
 @pytest.mark.parametrize("what", TAKEN)
-def test_what_is_taken(what):
+def test_accepted_columns_become_inputs(what):
     jets = prepared(TAKEN[what])
     arrays = jets.arrays(0, jets.count)
     assert list(arrays) == list(RIGHT)
@@ -191,10 +191,10 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_is_refused(what):
-    changed, message = REFUSED[what]
+def test_wrong_columns_are_refused(what):
+    changes, message = REFUSED[what]
     with pytest.raises(InputError, match=message) as error:
-        prepared({**AWKWARD, **changed})
+        prepared({**AWKWARD, **changes})
     assert "\n" not in str(error.value)
 
 
@@ -203,22 +203,22 @@ def test_what_is_refused(what):
     [None, 5, [], [1, 2], (AWKWARD["jetPt"],), AWKWARD["jetPt"], np.zeros(3), pl.LazyFrame(LISTS)],
     ids=["None", "number", "no list", "list", "tuple", "one column", "array", "LazyFrame"],
 )
-def test_what_has_no_columns_is_refused(jets):
+def test_an_object_without_columns_is_refused(jets):
     with pytest.raises(InputError, match="the jets are"):
         prepared(jets)
 
 
-def test_whole_numbers_that_float32_has_are_taken():
+def test_integers_that_float32_represents_exactly_are_taken():
     jets = prepared({**AWKWARD, "jetPt": np.array([2**30, -(2**62), 2**24])})
     assert jets.arrays(0, 3)["jetPt"][:, 0].tolist() == [2**30, -(2**62), 2**24]
 
 
-def test_numbers_that_are_not_finite_are_the_model_s_to_judge():
+def test_values_that_are_not_finite_go_to_the_model():
     jets = prepared({**AWKWARD, "jetPt": [np.nan, np.inf, 1.0]})
     np.testing.assert_array_equal(jets.arrays(0, 3)["jetPt"][:, 0], [np.nan, np.inf, 1])
 
 
-def test_missing_and_unexpected_columns_are_told_together_with_the_nearest_names():
+def test_missing_and_unexpected_columns_are_listed_with_the_nearest_names():
     columns = {"jet_pt": [1.0], "nPV": [2], "PF_pT": [[1.0]], "pfid": [[1]], "mass": [3]}
     with pytest.raises(InputError) as error:
         prepared(columns)
@@ -231,7 +231,7 @@ def test_missing_and_unexpected_columns_are_told_together_with_the_nearest_names
     assert "nPV" not in str(error.value)
 
 
-def test_a_dict_has_the_model_s_columns_only():
+def test_a_dict_with_other_columns_is_refused():
     with pytest.raises(InputError, match="does not take: 'rho'"):
         prepared({**AWKWARD, "rho": [1, 2, 3]})
 
@@ -284,7 +284,7 @@ def test_the_counter_of_arrays_of_one_shape_has_to_be_given():
         prepared({**COUNTERLESS, "PF_pT": PADDED, "PF_id": PADDED})
 
 
-def test_a_model_says_what_its_counters_count():
+def test_the_model_says_which_columns_a_counter_counts():
     inputs = [
         Tensor(name="cand_pt", dtype=F4, shape=(-1, -1)),
         Tensor(name="sv_mass", dtype=F4, shape=(-1, -1)),
@@ -328,7 +328,7 @@ def test_features_of_a_fixed_shape():
         prepared({**features, "pf_features": np.ones((2, 4, 19))}, inputs)
 
 
-def test_a_model_with_places_for_so_many_particles():
+def test_a_model_with_a_fixed_number_of_particles():
     inputs = [
         Tensor(name="PF_pT", dtype=F4, shape=(-1, 3)),
         Tensor(name="nPF", dtype=I4, shape=(-1, 1)),

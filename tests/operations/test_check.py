@@ -73,7 +73,7 @@ def furnish(
     *,
     keys=("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
     endpoint="s3.example.org",
-    named="s3-secret",
+    account_secret="s3-secret",
 ) -> None:
     """What a run needs in its namespace, as deploy/ makes it."""
     data = {key: base64.b64encode(b"testing").decode() for key in keys}
@@ -83,7 +83,8 @@ def furnish(
             "secrets", {"metadata": {"name": "s3-secret", "annotations": annotations}, "data": data}
         )
         api.create(
-            "serviceaccounts", {"metadata": {"name": "default"}, "secrets": [{"name": named}]}
+            "serviceaccounts",
+            {"metadata": {"name": "default"}, "secrets": [{"name": account_secret}]},
         )
         container = {"name": "kserve-container", "image": "nvcr.io/nvidia/tritonserver:23.05-py3"}
         api.create(
@@ -135,7 +136,7 @@ def checked(home, **values) -> dict[str, list[tuple[str, str]]]:
     return lines(check_cluster.check_cluster(config(**values), account="auto", on_cluster=True))
 
 
-def test_a_cluster_that_will_do(fake):
+def test_a_complete_cluster_has_no_errors(fake):
     home = fake()
     furnish(home.api)
     table = checked(home)
@@ -199,16 +200,16 @@ def test_a_cluster_that_will_do(fake):
         ("quota", lambda api: api.forbid("list", "resourcequotas"), "not seen", "forbidden"),
     ],
 )
-def test_what_is_missing_is_a_line_with_its_cure(fake, what, break_it, state, message):
+def test_each_missing_thing_is_a_line_with_its_remedy(fake, what, break_it, state, message):
     home = fake()
     furnish(home.api)
     with home.api.lock:
         break_it(home.api)
     rows = checked(home)[what]
-    assert any(one == state and message in text for one, text in rows), rows
+    assert any(row_state == state and message in text for row_state, text in rows), rows
 
 
-def test_rights_that_only_argo_needs_are_not_asked_of_the_user(fake):
+def test_rights_that_only_argo_needs_are_not_required_of_the_user(fake):
     home = fake()
     furnish(home.api)
     with home.api.lock:
@@ -234,7 +235,7 @@ def test_rights_that_only_argo_needs_are_not_asked_of_the_user(fake):
         ),
     ],
 )
-def test_secrets_and_accounts_are_looked_into(fake, furnished, what, message):
+def test_contents_of_secrets_and_accounts_are_checked(fake, furnished, what, message):
     home = fake()
     furnish(home.api, **furnished)
     assert any(state == "error" and message in text for state, text in checked(home)[what]), (
@@ -242,7 +243,7 @@ def test_secrets_and_accounts_are_looked_into(fake, furnished, what, message):
     )
 
 
-def test_a_namespace_without_anything_says_what_to_make(fake):
+def test_an_empty_namespace_says_what_to_create(fake):
     table = checked(fake())
     assert table["Secret s3-secret"][0][0] == "error"
     assert "kubectl -n physics create secret generic s3-secret" in table["Secret s3-secret"][0][1]
@@ -255,7 +256,7 @@ RUNNER = "system:serviceaccount:{}:pipeline-runner"
 @pytest.mark.parametrize(
     ("namespace", "home"), [("auto", "physics"), ("physics", "physics"), ("physics", "kubeflow")]
 )
-def test_a_single_users_steps_are_asked_about_by_their_own_account(fake, namespace, home):
+def test_single_user_mode_checks_the_account_pipeline_runner(fake, namespace, home):
     """KFP 2.15.0 runs them as pipeline-runner of its own namespace, whatever --namespace says."""
     api = fake().api
     furnish(api)
@@ -312,7 +313,7 @@ def test_a_server_s_namespace_that_may_not_be_looked_into_is_kubeflow(fake):
     assert "namespace kubeflow" in next(iter(rows)).finding
 
 
-def test_many_users_steps_are_asked_about_as_default_editor_or_the_account_named(fake):
+def test_multi_user_mode_checks_default_editor_or_the_named_account(fake):
     home = fake()
     api = home.api
     furnish(api)
@@ -325,7 +326,7 @@ def test_many_users_steps_are_asked_about_as_default_editor_or_the_account_named
 # A trial asks for 2 CPUs and 12Gi with 50m and 10Mi of its collector; beside the trials run the
 # algorithm (50m, 10Mi) and a step (510m, 1056Mi).
 @pytest.mark.parametrize(
-    ("hard", "used", "values", "state", "message"),
+    ("hard", "in_use", "values", "state", "message"),
     [
         (
             {"requests.nvidia.com/gpu": "4"},
@@ -370,24 +371,24 @@ def test_many_users_steps_are_asked_about_as_default_editor_or_the_account_named
         ({"pods": "8"}, {"pods": "1"}, {"num_replicas": 3}, "warning", "1 of 5"),
     ],
 )
-def test_quota_against_the_trials_that_run_at_once(fake, hard, used, values, state, message):
-    rows = with_quota(fake, hard, used, **values)
+def test_quota_against_the_trials_that_run_at_once(fake, hard, in_use, values, state, message):
+    rows = with_quota(fake, hard, in_use, **values)
     assert rows[0][0] == state
     assert message in rows[0][1]
 
 
-def with_quota(fake, hard, used, **values) -> list[tuple[str, str]]:
+def with_quota(fake, hard, in_use, **values) -> list[tuple[str, str]]:
     """The lines on a namespace's quota."""
     home = fake()
     with home.api.lock:
         home.api.create("resourcequotas", {"metadata": {"name": "q"}, "spec": {"hard": hard}})[
             "status"
-        ] = {"hard": hard, "used": used}
+        ] = {"hard": hard, "used": in_use}
     return checked(home, **values)["quota"]
 
 
 @pytest.mark.parametrize(
-    ("hard", "used", "values", "state"),
+    ("hard", "in_use", "values", "state"),
     [
         ({"requests.memory": "200Gi"}, {}, {}, ""),
         ({"requests.memory": "200Gi"}, {"requests.memory": "195Gi"}, {}, "warning"),
@@ -400,9 +401,9 @@ def with_quota(fake, hard, used, **values) -> list[tuple[str, str]]:
     ],
     ids=["fits", "does not fit now", "never fits"],
 )
-def test_quota_against_the_service_that_comes_after_the_trials(fake, hard, used, values, state):
-    rows = [row for row in with_quota(fake, hard, used, **values) if "the service" in row[1]]
-    assert [one for one, _ in rows] == ([state] if state else [])
+def test_quota_against_the_service_that_comes_after_the_trials(fake, hard, in_use, values, state):
+    rows = [row for row in with_quota(fake, hard, in_use, **values) if "the service" in row[1]]
+    assert [row_state for row_state, _ in rows] == ([state] if state else [])
 
 
 @pytest.mark.parametrize(
@@ -524,7 +525,7 @@ KFP_PODS = ("warning", "Kubeflow Pipelines")  # always said of `restricted`
 
 
 @pytest.mark.parametrize(
-    ("level", "given", "values", "expected"),
+    ("level", "cluster_options", "values", "expected"),
     [
         ("", {}, {"eos": "/var/eos"}, [("ok", "takes all pods")]),
         ("privileged", {}, {"eos": "/var/eos"}, [("ok", "takes all pods")]),
@@ -548,10 +549,10 @@ KFP_PODS = ("warning", "Kubeflow Pipelines")  # always said of `restricted`
         ("restricted", {}, {"num_replicas": 2}, [("warning", "init-pytorch"), KFP_PODS]),
     ],
 )
-def test_what_pod_security_would_refuse_is_said_with_who_can_change_it(
-    fake, level, given, values, expected
+def test_a_violation_of_pod_security_names_who_can_change_it(
+    fake, level, cluster_options, values, expected
 ):
-    rows = checked(secured(fake, level, **given), **values)["Pod Security"]
+    rows = checked(secured(fake, level, **cluster_options), **values)["Pod Security"]
     assert [state for state, _ in rows] == [state for state, _ in expected]
     for (_, text), (_, message) in zip(rows, expected, strict=True):
         assert message in text
@@ -565,7 +566,7 @@ def test_what_pod_security_would_refuse_is_said_with_who_can_change_it(
         ("get", "clusterstoragecontainers", "storage initializer, which we may"),
     ],
 )
-def test_what_pod_security_depends_on_and_may_not_be_read_is_said(fake, verb, resource, message):
+def test_an_unreadable_namespace_is_reported_for_pod_security(fake, verb, resource, message):
     home = secured(fake, "restricted")
     home.api.forbid(verb, resource)
     rows = checked(home)["Pod Security"]
@@ -574,7 +575,7 @@ def test_what_pod_security_depends_on_and_may_not_be_read_is_said(fake, verb, re
 
 
 @pytest.mark.parametrize("level", ["baseline", "restricted"])
-def test_violations_are_those_that_the_rules_restated_for_tests_find(level):
+def test_violations_agree_with_the_rules_of_the_tests(level):
     """Two restatements of Kubernetes' rules, of every pod that a run makes."""
     for values in ({}, {"eos": "/var/eos"}, {"num_replicas": 2, "num_gpus": 1}):
         for manifest in objects(placeholder_run(config(**values))).values():
@@ -589,16 +590,16 @@ def test_violations_are_those_that_the_rules_restated_for_tests_find(level):
 
 def test_what_the_clusters_webhook_refuses_is_shown_in_its_words(fake):
     survey = Survey(connect(), "physics") if fake() else None
-    broken = {
+    wrong_job = {
         "apiVersion": "kubeflow.org/v1",
         "kind": "PyTorchJob",
         "metadata": {"name": "x"},
         "spec": {},
     }
-    assert "pytorchReplicaSpecs: Required value" in survey.dry_run_refusal(PYTORCHJOB, broken)
+    assert "pytorchReplicaSpecs: Required value" in survey.dry_run_refusal(PYTORCHJOB, wrong_job)
 
 
-def test_without_a_cluster_it_says_what_it_could_not_see(monkeypatch):
+def test_without_a_cluster_the_table_says_what_was_not_checked(monkeypatch):
     table = lines(check_cluster.check_cluster(config(), account="auto", on_cluster=True))
     assert table["cluster"][0][0] == "not seen"
     assert all(
@@ -614,18 +615,18 @@ def test_a_cluster_that_does_not_answer_is_an_error_for_a_run_on_it(fake, monkey
     assert checked(home)["cluster"][0][0] == "error"
 
 
-def test_a_bad_moment_of_the_server_is_no_finding(fake):
+def test_a_temporary_error_of_the_server_is_no_finding(fake):
     home = fake()
     furnish(home.api)
     home.api.fail("*", ".", times=2, code=503)
     assert {state for rows in checked(home).values() for state, _ in rows} == {"ok"}
 
 
-def test_the_table_of_permissions_is_what_the_run_is_seen_to_ask_for(fake):
+def test_only_needed_permissions_end_a_run_when_forbidden(fake):
     """Forbidden one by one, a needed permission ends a run, and the others only cost
     its reasons.
     """
-    assert {one.name for one in permissions.PERMISSIONS if one.needed} == {
+    assert {permission.name for permission in permissions.PERMISSIONS if permission.needed} == {
         "experiments.kubeflow.org",
         "trials.kubeflow.org",
         "pytorchjobs.kubeflow.org",
@@ -657,7 +658,7 @@ def test_storage_is_tried_with_the_secrets_keys(fake, s3_bucket, s3_server):
     assert "our own credentials" in table["storage"][0][1]
 
 
-def test_a_bucket_that_is_not_there(s3_server):
+def test_a_missing_bucket_is_an_error(s3_server):
     rows = lines(
         check_storage.check_storage(config(s3_bucket="s3://no-such-bucket/x"), on_kubeflow=False)
     )["storage"]
@@ -713,15 +714,15 @@ def test_a_network_of_the_users_own_is_not_replaced_by_one_of_the_project(tmp_pa
 
 
 def test_each_mistake_is_its_own_line(tmp_path):
-    broken = tmp_path / "net.py"
-    broken.write_text(
+    network_file = tmp_path / "net.py"
+    network_file.write_text(
         "def get_model(data_config, **options):\n    return 1 / 0\n\n\ndef get_loss(data_config,"
         " **options): ...\n"
     )
     missing = {
         f"data_{split}": str(tmp_path / f"{split}*.root") for split in ("train", "val", "test")
     }
-    table = lines(check_inputs.check_inputs(RunConfig(network_config=str(broken), **missing)))
+    table = lines(check_inputs.check_inputs(RunConfig(network_config=str(network_file), **missing)))
     assert "ZeroDivisionError" in table["network"][0][1]
     assert all(table[f"{split} data"][0][0] == "error" for split in ("train", "val", "test"))
     table = lines(
@@ -802,7 +803,7 @@ def test_a_file_in_two_sets_is_an_error(jet_files):
         pytest.param("val", {"sets": "not seen", "raw model": "not seen"}, id="val"),
     ],
 )
-def test_what_depends_on_files_that_cannot_be_read_is_not_ok(jet_files, missing, states):
+def test_checks_that_depend_on_unreadable_files_are_not_ok(jet_files, missing, states):
     values = data(jet_files, **{missing: f"{jet_files}/nowhere/*.root"})
     table = lines(check_inputs.check_inputs(RunConfig(**values)))
     assert table[f"{missing} data"][0][0] == "error"
@@ -853,8 +854,8 @@ class Registry(http.server.BaseHTTPRequestHandler):
                     )
                 },
             )
-        known = self.path in ("/v2/jec/steps/manifests/1", "/v2/jec/steps/manifests/sha256:abc")
-        return self._say(200 if known else 404, headers={"Docker-Content-Digest": "sha256:abc"})
+        is_known = self.path in ("/v2/jec/steps/manifests/1", "/v2/jec/steps/manifests/sha256:abc")
+        return self._say(200 if is_known else 404, headers={"Docker-Content-Digest": "sha256:abc"})
 
     def _say(self, code, content=b"", headers=()):
         self.send_response(code)
@@ -908,7 +909,7 @@ def test_a_mistake_in_the_search_space_is_one_line(fake, tmp_path, capsys):
     assert capsys.readouterr().out.count("min 5 is not below max 2") == 1
 
 
-def test_the_command_prints_the_table_and_its_exit_code_tells(
+def test_the_command_prints_the_table_and_sets_its_exit_code(
     fake, kfp, s3_bucket, s3_server, registry, capsys, monkeypatch
 ):
     home = fake()
@@ -983,7 +984,7 @@ def test_the_server_says_whose_namespace_a_run_gets(kfp, many, namespace, state,
         ("2.15.0", ["ok"]),
     ],
 )
-def test_what_the_server_s_version_means_is_told(kfp, version, states):
+def test_the_consequences_of_the_servers_version_are_listed(kfp, version, states):
     kfp.version = version
     assert [state for state, _ in server_lines(kfp)["its version"]] == states
 
@@ -998,7 +999,7 @@ def test_parameters_that_are_too_long_are_an_error(kfp):
 
 
 @pytest.mark.parametrize("host", ["none", "kubeflow"])
-def test_a_host_that_is_no_address_ends_in_a_sentence(monkeypatch, capsys, host):
+def test_an_invalid_host_is_an_error_of_one_line(monkeypatch, capsys, host):
     monkeypatch.setenv("KFP_ENDPOINT", "http://127.0.0.1:1")
     code = pipeline.main(["--check", "--host", host])
     answer = capsys.readouterr()
@@ -1014,7 +1015,7 @@ def test_a_host_that_is_no_address_ends_in_a_sentence(monkeypatch, capsys, host)
     ("text", "number"),
     [("500m", 0.5), ("12Gi", 12 * 2**30), ("2", 2.0), ("1e3", 1000.0), ("1.5k", 1500.0)],
 )
-def test_quantities(text, number):
+def test_quantities_are_parsed(text, number):
     assert amount(text) == number
 
 

@@ -26,13 +26,13 @@ OURS = {"BEARER_TOKEN": "ours", "X509_USER_PROXY": "/ours", "KRB5CCNAME": "FILE:
 @pytest.fixture
 def home(fake, monkeypatch):
     """A cluster with the Secret grid-login; this process has a login of its own."""
-    made = fake()
+    backend = fake()
     data = {"x509up": base64.b64encode(b"the pods' proxy").decode()}
-    made.api.create("secrets", {"metadata": {"name": "grid-login"}, "data": data})
-    made.api.create("secrets", {"metadata": {"name": "other"}, "data": {"user": "bWU="}})
+    backend.api.create("secrets", {"metadata": {"name": "grid-login"}, "data": data})
+    backend.api.create("secrets", {"metadata": {"name": "other"}, "data": {"user": "bWU="}})
     for name, value in OURS.items():
         monkeypatch.setenv(name, value)
-    return made
+    return backend
 
 
 def logins():
@@ -67,10 +67,10 @@ def test_the_secrets_proxy_is_used_and_ours_is_hidden(home):
     ],
     ids=["token", "token beside our proxy", "ticket beside our proxy", "no login"],
 )
-def test_no_missing_proxy_takes_tls_from_a_token(
+def test_a_missing_proxy_is_set_only_to_hide_ours_and_never_beside_a_token(
     home, monkeypatch, tmp_path, keys, have_proxy, variable, note
 ):
-    """A client that is told of a proxy which is not there does without TLS, and so without it."""
+    """With a missing proxy XRootD's client uses no TLS, and without TLS it sends no token."""
     ours = tmp_path / "x509up"
     if have_proxy:
         ours.write_text("our proxy")
@@ -88,7 +88,7 @@ def test_no_missing_proxy_takes_tls_from_a_token(
 
 
 @pytest.mark.parametrize("secret", ["absent", "other"])
-def test_a_secret_that_cannot_be_used_is_said(home, secret):
+def test_an_unusable_secret_is_reported(home, secret):
     before = logins()
     with as_the_pods(RunConfig(xrootd_secret=secret, **ROOT_DATA)) as lines:
         assert [line.state for line in lines] == [State.NOT_SEEN]
@@ -102,7 +102,7 @@ def test_without_a_secret_the_pods_have_no_login(home):
         assert "There is no token" in xrootd_login.state()
 
 
-def test_without_root_addresses_nothing_is_asked(home):
+def test_without_root_addresses_no_secret_is_read(home):
     home.api.forbid("get", "secrets")
     with as_the_pods(RunConfig(xrootd_secret="grid-login")) as lines:
         assert lines == []

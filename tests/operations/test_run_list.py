@@ -97,7 +97,7 @@ def test_the_list_shows_each_run_newest_first(tmp_path, capsys):
     assert total.startswith("4 runs, 2")
     assert command(tmp_path, "--list", "--json") == 0
     runs = json.loads(capsys.readouterr().out)["runs"]
-    assert [(one["run_id"][-1], one["served"]) for one in runs] == [
+    assert [(run["run_id"][-1], run["served"]) for run in runs] == [
         ("2", False),
         ("3", False),
         ("1", False),
@@ -152,7 +152,7 @@ def test_prune_removes_what_is_both_old_and_large(tmp_path):
         storage.write_bytes(storage.join(folder, "trials", "best.pt"), bytes(2_000_000))
     flags = ("--prune", "--older-than", "1d", "--larger-than", "1M", "--yes")
     assert command(tmp_path, *flags) == 0
-    assert {one.name for one in tmp_path.iterdir()} == {"pfn-00000001", "pfn-00000003"}
+    assert {path.name for path in tmp_path.iterdir()} == {"pfn-00000001", "pfn-00000003"}
 
 
 def test_prune_keeps_what_is_served_or_going_on(tmp_path, capsys):
@@ -165,12 +165,12 @@ def test_prune_keeps_what_is_served_or_going_on(tmp_path, capsys):
     }
     for run_id, keep in kept_runs.items():
         keep(make_run(tmp_path, run_id, days=40))
-    stopped = Path(make_run(tmp_path, "pfn-00000006", days=40, state="running"), "local")
-    stopped.mkdir()
-    (stopped / run_lock.OWNER).write_text(json.dumps({"pid": 1, "started": "long ago"}))
+    local_folder = Path(make_run(tmp_path, "pfn-00000006", days=40, state="running"), "local")
+    local_folder.mkdir()
+    (local_folder / run_lock.OWNER).write_text(json.dumps({"pid": 1, "started": "long ago"}))
     serve(make_run(tmp_path, "pfn-00000004", days=40), "triton")  # whose server has ended
     assert command(tmp_path, "--prune", "--older-than", "1d", "--yes") == 0
-    assert {one.name for one in tmp_path.iterdir()} == set(kept_runs)
+    assert {path.name for path in tmp_path.iterdir()} == set(kept_runs)
     out = capsys.readouterr().out
     assert all(f"kept: {run_id}" in out for run_id in kept_runs)
 
@@ -209,7 +209,7 @@ def test_prune_touches_nothing_that_is_not_ours(tmp_path):
     time = "2020-01-01T00:00:00+00:00"
     (stray / "status.json").write_text(json.dumps(StatusRecord(time=time).as_json()))
     assert command(runs, "--prune", "--older-than", "1d", "--yes") == 0
-    remaining = {one.name for one in runs.iterdir()}
+    remaining = {folder.name for folder in runs.iterdir()}
     assert remaining == {"pfn-00000009", "my-favourite", "cache", "stray"}
     assert (elsewhere / "pfn-00000009" / "model" / "model.onnx").exists()
 
@@ -237,7 +237,7 @@ def test_prune_asks_and_where_nobody_answers_removes_nothing(tmp_path, capsys):
         (["--list", "--yes"], "--prune"),
     ],
 )
-def test_wrong_flags_are_one_sentence(tmp_path, capsys, flags, word):
+def test_wrong_flags_are_errors_of_one_line(tmp_path, capsys, flags, word):
     folder = make_run(tmp_path, "pfn-00000001", days=40)
     assert command(tmp_path, *flags) == 2
     assert word in capsys.readouterr().err
@@ -266,12 +266,12 @@ def test_runs_on_s3(s3_bucket, capsys):
     make_run(place, "pfn-00000002", days=1)
     make_run(place, "pfn-00000003", days=40, state="running")
     serve(make_run(place, "pfn-00000004", days=40), "kserve")
-    resumed = make_run(place, "pfn-00000005", days=40)
+    resumed_run = make_run(place, "pfn-00000005", days=40)
     again = StatusRecord(step="search", state="running", time="2020-11-01T00:00:00+00:00")
-    ended = storage.read_json(storage.join(resumed, "summary.json"))
-    ended["time"] = "2020-10-01T00:00:00+00:00"
-    storage.write_json(storage.join(resumed, "summary.json"), ended)
-    storage.write_json(storage.join(resumed, "status.json"), again.as_json())
+    summary = storage.read_json(storage.join(resumed_run, "summary.json"))
+    summary["time"] = "2020-10-01T00:00:00+00:00"
+    storage.write_json(storage.join(resumed_run, "summary.json"), summary)
+    storage.write_json(storage.join(resumed_run, "status.json"), again.as_json())
     storage.write_bytes(f"{place}/cache/00ff/jets.npy", bytes(10))
     assert command(place, "--list") == 0
     rows = capsys.readouterr().out.splitlines()[1:-1]

@@ -46,7 +46,7 @@ class Issuer:
         cache = folder / "cache"
         cache.mkdir()
         self.environment = {"XDG_CACHE_HOME": str(cache)}
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", STORE, ISSUER, KEY, public.decode()],
             env=os.environ | self.environment,
             capture_output=True,
@@ -54,7 +54,7 @@ class Issuer:
             timeout=SECONDS,
             check=False,
         )
-        assert done.returncode == 0, done.stderr
+        assert process.returncode == 0, process.stderr
         self.config = folder / "scitokens.cfg"
         self.config.write_text(
             f"[Global]\naudience = {AUDIENCE}\n[Issuer test]\nissuer = {ISSUER}\nbase_path = /\n"

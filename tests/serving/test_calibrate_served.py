@@ -141,28 +141,28 @@ def test_a_server_answers_as_the_file_does(tmp_path, server, onnx):
     assert (tmp_path / "out" / "x.root").stat().st_mtime_ns == before
 
 
-def refused(capsys, *arguments: object) -> str:
+def error_of(capsys, *arguments: object) -> str:
     """The one line of a command that is refused."""
     assert calibrated(*arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     return line
 
 
-def test_what_a_server_lacks_is_said(tmp_path, server, onnx, capsys):
+def test_missing_features_of_a_server_are_reported(tmp_path, server, onnx, capsys):
     path = write_jets(tmp_path / "x.root", jets(10))
     out = ("--output", tmp_path / "out")
-    line = refused(capsys, path, "--url", server.url, "--model", "smal-raw", *out)
+    line = error_of(capsys, path, "--url", server.url, "--model", "smal-raw", *out)
     assert "unknown model 'smal-raw'; did you mean 'small-raw'" in line
-    line = refused(capsys, path, "--url", "http://127.0.0.1:9", *out)
+    line = error_of(capsys, path, "--url", "http://127.0.0.1:9", *out)
     assert "no server answers at http://127.0.0.1:9" in line
     assert "python -m serving.serve RUN" in line
     with serving(onnx, {}) as old:
-        line = refused(capsys, path, "--url", old.url, *out)
+        line = error_of(capsys, path, "--url", old.url, *out)
         assert "too old" in line
         old.pages["/v2/models"] = {"models": ["a-raw", "b-raw"]}
-        line = refused(capsys, path, "--url", old.url, *out)
+        line = error_of(capsys, path, "--url", old.url, *out)
         assert "2 models NAME-raw: a-raw, b-raw" in line
-    assert "give --model RUN, or --url URL" in refused(capsys, path, *out)
+    assert "give --model RUN, or --url URL" in error_of(capsys, path, *out)
     assert not (tmp_path / "out").exists()
 
 

@@ -162,7 +162,7 @@ def test_the_log_does_not_grow_with_requests(server, repository):
 @pytest.fixture
 def start_triton(triton_runs, tmp_path):
     """Start Triton over a repository; every server is ended after the test."""
-    started = []
+    servers = []
 
     def start(repository: Path, **options) -> triton.Server:
         server = triton.start(
@@ -173,11 +173,11 @@ def start_triton(triton_runs, tmp_path):
                 **options,
             },
         )
-        started.append(server)
+        servers.append(server)
         return server
 
     yield start
-    for server in started:
+    for server in servers:
         triton.stop(server.pid, seconds=0.2)  # asked in peace it takes 2 seconds
 
 
@@ -312,7 +312,7 @@ def test_a_server_that_does_not_end_is_killed_with_its_children(start_triton, re
     assert not list(regions())
 
 
-def test_what_a_killed_server_left_is_ended(start_triton, repository):
+def test_processes_of_a_killed_server_are_ended(start_triton, repository):
     server = start_triton(repository / "model")
     regions = shared_memory_of(server)
     os.kill(server.pid, signal.SIGKILL)  # as the system does when memory runs out
@@ -321,7 +321,7 @@ def test_what_a_killed_server_left_is_ended(start_triton, repository):
     assert not list(regions())
 
 
-def test_outlives_the_process_that_started_it(triton_runs, repository, tmp_path):
+def test_a_server_outlives_the_process_that_started_it(triton_runs, repository, tmp_path):
     code = (
         "import sys; from serving import triton; print(triton.start(sys.argv[1],"
         " model_name=sys.argv[2], log=sys.argv[3] + '/server.log', kind='triton').pid)"
@@ -403,13 +403,15 @@ def test_kserves_server_answers_where_triton_is_missing_and_says_so(
 
 def test_triton_with_a_missing_library_counts_as_unusable(triton_runs, tmp_path, monkeypatch):
     wheel = triton_wheel.find()
-    broken = tmp_path / "tritonserver"
-    broken.write_text(
+    failing_program = tmp_path / "tritonserver"
+    failing_program.write_text(
         "#!/bin/sh\necho 'tritonserver: error while loading shared libraries: libdcgm.so: cannot"
         " open' >&2\nexit 127\n"
     )
-    broken.chmod(0o755)
-    monkeypatch.setattr(triton_wheel, "find", lambda: dataclasses.replace(wheel, server=broken))
+    failing_program.chmod(0o755)
+    monkeypatch.setattr(
+        triton_wheel, "find", lambda: dataclasses.replace(wheel, server=failing_program)
+    )
     assert (
         triton.triton_unusable(tmp_path / "work")
         == "tritonserver: error while loading shared libraries: libdcgm.so: cannot open"
@@ -476,7 +478,7 @@ class Launched(Exception):
     ],
 )
 @pytest.mark.parametrize("kind", ["triton", "kserve-server"])
-def test_no_path_of_the_user_reaches_the_server(
+def test_the_server_gets_no_path_of_the_user(
     repository, tmp_path, monkeypatch, request, name, kind
 ):
     """Neither on its command line nor in its environment: Triton makes a shell line of them."""
