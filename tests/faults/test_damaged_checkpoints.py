@@ -58,9 +58,9 @@ def test_every_flipped_byte_of_best_pt_is_noticed(tmp_path):
     draw = random.Random(1)
     end = range(len(whole) - checksum.END - checksum.COMMENT, len(whole))
     for place in [*(draw.randrange(len(whole)) for _ in range(300)), *end]:
-        changed = bytearray(whole)
-        changed[place] ^= 1 << draw.randrange(8)
-        assert checksum.damage(bytes(changed)), place
+        damaged_bytes = bytearray(whole)
+        damaged_bytes[place] ^= 1 << draw.randrange(8)
+        assert checksum.damage(bytes(damaged_bytes)), place
     assert checksum.damage(whole) == ""
 
 

@@ -129,7 +129,7 @@ def test_no_link_in_a_run_leads_out(runs, tmp_path):
 @pytest.fixture
 def living():
     """Start a process with these variables; all are killed at the end."""
-    started = []
+    processes = []
 
     def start(**variables):
         command = [sys.executable, "-c", "print('up', flush=True); import time; time.sleep(60)"]
@@ -141,24 +141,24 @@ def living():
             start_new_session=True,
         )
         assert process.stdout.readline() == "up\n"
-        started.append(process)
+        processes.append(process)
         return process
 
     yield start
-    for process in started:
+    for process in processes:
         process.kill()
         process.wait()
         process.stdout.close()
 
 
 class Servers:
-    """Note what would be stopped."""
+    """Record the pids of the servers to stop."""
 
     def __init__(self):
-        self.stopped = []
+        self.pids = []
 
     def stop(self, pid):
-        self.stopped.append(pid)
+        self.pids.append(pid)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_only_a_server_of_this_run_is_stopped(runs, living, run, start_time, is_
     storage.write_json(str(place / "service.json"), record)
     servers = Servers()
     LocalCluster(runs, servers=servers).delete(RUN_ID)
-    assert servers.stopped == ([process.pid] if is_stopped else [])
+    assert servers.pids == ([process.pid] if is_stopped else [])
 
 
 def test_shared_memory_of_a_server_that_was_killed_goes(runs):

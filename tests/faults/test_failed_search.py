@@ -56,7 +56,7 @@ def search(tmp_path):
     return start
 
 
-def test_finished_trials_stay_and_only_passing_failures_are_tried_again(search):
+def test_finished_trials_stay_and_only_retryable_failures_are_repeated(search):
     plan = {"search-000": 0, "search-001": 0, "search-002": 1, "others": PASSING_FAILURE}
     failure, _ = search(plan, maxFailedTrialCount=3)
     assert "failed" in failure
@@ -109,7 +109,7 @@ def test_a_grid_goes_on_behind_what_is_left_out(search):
     ("code", "passes"),
     [(-9, True), (143, True), (PASSING_FAILURE, True), (1, False), (2, False), (70, False)],
 )
-def test_which_exit_codes_may_pass(code, passes):
+def test_which_exit_codes_are_retryable(code, passes):
     assert is_transient(code) is passes
 
 
@@ -121,7 +121,9 @@ def test_which_exit_codes_may_pass(code, passes):
         (InputError("no such branch"), 2),
     ],
 )
-def test_a_training_says_whether_its_failure_may_pass(monkeypatch, tmp_path, capsys, error, code):
+def test_the_exit_code_of_a_training_says_whether_its_failure_is_retryable(
+    monkeypatch, tmp_path, capsys, error, code
+):
     def fail(options):
         raise error
 

@@ -73,13 +73,13 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_last_one_whole(disk):
     assert error.value.retryable
     assert [path.name for path in (disk / "trial").iterdir()] == ["checkpoint.pt"]
     other.unlink()
-    loaded, progress = folder.load({})
-    assert (progress.epoch, float(loaded["model"]["w"][0])) == (1, 1.0)
+    checkpoint, progress = folder.load({})
+    assert (progress.epoch, float(checkpoint["model"]["w"][0])) == (1, 1.0)
     folder.save(state(2.0), TrialProgress(epoch=2))
     assert folder.load({})[1].epoch == 2
 
 
-def test_the_true_reason_is_in_the_status(disk):
+def test_the_status_says_that_the_disk_is_full(disk):
     run = types.SimpleNamespace(uri=str(disk / "run"), folder=RunFolder(str(disk / "run")))
 
     def work():
@@ -214,10 +214,10 @@ def test_a_full_disk_behind_the_error_of_a_library_is_found(tmp_path):
 
 def test_a_training_without_room_for_its_checkpoints_is_not_begun(disk):
     # 20,000 weights: three checkpoints of 240 kB with Adam's numbers, three files of 80 kB
-    needed = disk_need.trial_bytes(20_000)
-    assert needed == 3 * 240_000 + 3 * 80_000 + 10**6
-    with pytest.raises(StorageError, match=re.escape(space.size_text(needed))) as error:
-        disk_need.require(str(disk / "trial"), needed)
+    need = disk_need.trial_bytes(20_000)
+    assert need == 3 * 240_000 + 3 * 80_000 + 10**6
+    with pytest.raises(StorageError, match=re.escape(space.size_text(need))) as error:
+        disk_need.require(str(disk / "trial"), need)
     assert error.value.retryable
     disk_need.require(str(disk / "trial"), 10**6)
     # files that are there are replaced, and need no more room
@@ -239,9 +239,9 @@ def test_the_estimate_covers_what_a_training_writes(tmp_path):
         folder.save({**content, "configuration": {}}, TrialProgress(epoch=epoch))
     folder.save_best(weights.state_dict(), TrialProgress(epoch=2), {})
     parameters = sum(tensor.numel() for tensor in weights.state_dict().values())
-    written = sum(path.stat().st_size for path in (tmp_path / "trial").iterdir())
+    size = sum(path.stat().st_size for path in (tmp_path / "trial").iterdir())
     # beside these there is the copy for weaver-core, and one file more while it is written
-    assert written < disk_need.trial_bytes(parameters) < 2 * written
+    assert size < disk_need.trial_bytes(parameters) < 2 * size
 
 
 def test_other_errors_of_the_system_stay_what_they_are():

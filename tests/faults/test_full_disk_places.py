@@ -225,7 +225,7 @@ def test_output_to_a_full_disk_ends_with_the_exit_code_of_failures(disk):
     fill(disk)
     code = "from common.cli import run_main; raise SystemExit(run_main(lambda: print('x' * 9000)))"
     with (disk / "log").open("wb") as log:
-        ended = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", code],
             cwd=ROOT,
             stdout=log,
@@ -234,12 +234,12 @@ def test_output_to_a_full_disk_ends_with_the_exit_code_of_failures(disk):
             timeout=60,
             check=False,
         )
-    assert ended.returncode == 1
-    (line,) = ended.stderr.splitlines()
+    assert process.returncode == 1
+    (line,) = process.stderr.splitlines()
     assert f" in {disk}" in line
 
 
-def test_a_program_whose_last_words_find_no_room_keeps_its_exit_code(disk):
+def test_a_program_that_cannot_print_its_last_lines_keeps_its_exit_code(disk):
     fill(disk)
     code = (
         "import sys; from common.cli import run_job; from common.errors import FullDiskError\n"
@@ -248,8 +248,8 @@ def test_a_program_whose_last_words_find_no_room_keeps_its_exit_code(disk):
     )
     with (disk / "log").open("wb") as log:
         command = [sys.executable, "-c", code]
-        ended = subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, timeout=60, check=False)
-    assert ended.returncode == FULL_DISK
+        process = subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, timeout=60, check=False)
+    assert process.returncode == FULL_DISK
 
 
 # ------------------------------------------------------------------------------- trials and jobs
@@ -280,7 +280,7 @@ def run_job(folder, text):
     LocalCluster(folder).run_job(shell(text), deadline=60, report=lambda line: None)
 
 
-def test_the_sentence_of_a_job_is_that_of_its_step(tmp_path):
+def test_a_failed_jobs_error_becomes_that_of_its_step(tmp_path):
     text = "cannot write /data/x: the disk is full: 0 bytes free in /data"
     with pytest.raises(FullDiskError) as error:
         run_job(tmp_path, f"echo 'error: {text}'; echo bye; exit {FULL_DISK}")
@@ -288,7 +288,7 @@ def test_the_sentence_of_a_job_is_that_of_its_step(tmp_path):
 
 
 @pytest.mark.parametrize("end", [f"exit {FULL_DISK}", "kill -BUS $$"], ids=["74", "SIGBUS"])
-def test_a_job_whose_log_found_no_room_is_explained_by_the_disk(disk, end):
+def test_a_job_whose_log_could_not_be_written_is_explained_by_the_full_disk(disk, end):
     """As is one that was killed because a file in memory, such as a queue's, took no more."""
     folder = disk / "run" / "local" / "jobs" / "job"
     text = f"head -c {LARGE} /dev/zero > {disk}/other; {end}"
@@ -298,7 +298,7 @@ def test_a_job_whose_log_found_no_room_is_explained_by_the_disk(disk, end):
 
 
 @pytest.mark.parametrize(("code", "may_pass"), [(PASSING_FAILURE, True), (1, False)])
-def test_a_job_that_may_be_repeated_is_a_step_that_may(tmp_path, code, may_pass):
+def test_a_retryable_job_makes_its_step_retryable(tmp_path, code, may_pass):
     with pytest.raises(Exception, match="job job failed") as error:
         run_job(tmp_path, f"exit {code}")
     assert error.value.retryable is may_pass
@@ -409,7 +409,7 @@ TRITON = (
 """What Triton 2.65 said with a /dev/shm of 300 kB."""
 
 
-def test_what_a_server_says_of_full_shared_memory(tmp_path):
+def test_full_shared_memory_is_recognised_in_a_servers_log(tmp_path):
     error = space.error_of_program(TRITON, tmp_path)
     assert "in /dev/shm, 1.0 MB needed" in str(error)
     assert "--shm-size" in str(error)
@@ -438,7 +438,7 @@ def test_a_server_without_shared_memory_is_one_sentence(tmp_path):
     )
     mount = "mount -t tmpfs -o size=300k tmpfs /dev/shm"
     command = f"{mount} && exec {sys.executable} -m serving.serve {tmp_path / 'models'}"
-    ended = subprocess.run(
+    process = subprocess.run(
         ["unshare", "--mount", "sh", "-c", command],
         cwd=ROOT,
         capture_output=True,
@@ -446,10 +446,10 @@ def test_a_server_without_shared_memory_is_one_sentence(tmp_path):
         timeout=170,
         check=False,
     )
-    if "unshare" in ended.stderr:
+    if "unshare" in process.stderr:
         pytest.skip("only root may have a mount namespace of its own")
-    assert ended.returncode == 1, ended.stderr
-    assert "in /dev/shm" in ended.stderr.splitlines()[-1]
+    assert process.returncode == 1, process.stderr
+    assert "in /dev/shm" in process.stderr.splitlines()[-1]
 
 
 def test_a_process_killed_by_its_memory_is_told_from_a_full_disk(tmp_path):

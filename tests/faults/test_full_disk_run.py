@@ -111,12 +111,14 @@ def results(run: Path) -> dict:
     }
 
 
-def differences(one: dict, other: dict) -> list[str]:
+def differences(expected: dict, other: dict) -> list[str]:
     """The parts of two results, and of their metrics, that are not equal."""
-    parts = [name for name in one if one[name] != other[name]]
-    for name in one["metrics"]:
-        if one["metrics"][name] != other["metrics"].get(name):
-            parts.append(f"metrics.{name}: {one['metrics'][name]} {other['metrics'].get(name)}")
+    parts = [name for name in expected if expected[name] != other[name]]
+    for name in expected["metrics"]:
+        if expected["metrics"][name] != other["metrics"].get(name):
+            parts.append(
+                f"metrics.{name}: {expected['metrics'][name]} {other['metrics'].get(name)}"
+            )
     return parts
 
 
@@ -204,9 +206,9 @@ def step(name: str, run: Path) -> tuple[int, str]:
 
 
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize("left", [0, LEFT_BYTES], ids=["full", "12 kB left"])
+@pytest.mark.parametrize("remaining_bytes", [0, LEFT_BYTES], ids=["full", "12 kB left"])
 @pytest.mark.parametrize("name", RESULTS)
-def test_a_step_on_a_full_disk(name, left, disk, undisturbed):
+def test_a_step_on_a_full_disk(name, remaining_bytes, disk, undisturbed):
     """Its run was moved to that disk, with the room that earlier steps kept for its status."""
     shutil.copytree(undisturbed.parent, disk / "runs", symlinks=True)
     run = disk / "runs" / undisturbed.name
@@ -215,7 +217,7 @@ def test_a_step_on_a_full_disk(name, left, disk, undisturbed):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     (run / RESERVE).write_bytes(bytes(RESERVED_BYTES))
     balloon = disk / "other"
-    balloon.write_bytes(b"\0" * (space.free_bytes(disk) - left))
+    balloon.write_bytes(b"\0" * (space.free_bytes(disk) - remaining_bytes))
 
     code, text = step(name, run)
     assert code == 1, text

@@ -60,7 +60,7 @@ def deadly(tmp_path, *, deaths, how, policy="OnFailure", limit=3, workers=0):
         ("11", 1, {}, 0, False),
     ],
 )
-def test_who_is_killed_starts_again_within_the_limit(
+def test_a_killed_trial_or_job_restarts_up_to_the_limit(
     tmp_path, how, deaths, more, restarts, ends_well
 ):
     lines = []
