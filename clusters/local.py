@@ -271,7 +271,7 @@ class LocalCluster:
     def delete(self, run_id: str) -> list[str]:
         """See clusters.protocol.Cluster. Results in the run's storage stay."""
         local = self.workdir / run_id / "local"
-        deleted = []
+        names = []
         for place, kind in (
             ("services", "InferenceService"),
             ("jobs", "PyTorchJob"),
@@ -282,13 +282,13 @@ class LocalCluster:
             for folder in sorted((local / place).glob("*")):
                 if folder.is_symlink():
                     folder.unlink()  # its target does not belong to the run
-                    deleted.append(f"{kind}/{folder.name}")
+                    names.append(f"{kind}/{folder.name}")
                     continue
                 if place == "services":
                     self.end_service(folder)
                 shutil.rmtree(folder, ignore_errors=True)
-                deleted.append(f"{kind}/{folder.name}")
-        return deleted
+                names.append(f"{kind}/{folder.name}")
+        return names
 
     def end_service(self, folder: Path) -> None:
         """Stop the server that the folder of a service names; no error if it is gone."""
@@ -307,12 +307,12 @@ class LocalCluster:
         """
         try:
             values = json.loads((folder / "service.json").read_text())
-            pid, began = int(values["pid"]), values.get("started")
+            pid, server_start = int(values["pid"]), values.get("started")
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
         if not orphans.is_alive(pid):
             return pid  # its children may still run, in the process group with this number
-        if began is not None and began != run_lock.start_time(pid):
+        if server_start is not None and server_start != run_lock.start_time(pid):
             return None
         run_id = folder.parents[2].name
         return pid if orphans.may_be_of(pid, run_id, self.workdir) else None

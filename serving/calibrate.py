@@ -130,7 +130,7 @@ def check_duplicates(folder: str, outputs: dict[str, str]) -> None:
     new_outputs = set(outputs.values())
     for entry in storage.entries(folder):
         stem, _, ending = storage.name(entry.uri).rpartition(".")
-        alike = [one for one in stems if stem == one or stem.endswith(f"_{one}")]
+        alike = [other for other in stems if stem == other or stem.endswith(f"_{other}")]
         if entry.uri in new_outputs or ending not in FORMATS or not alike:
             continue
         info = read_info(entry.uri)

@@ -49,7 +49,7 @@ class Client(jec_client.Client):
 
     unreachable = Unreachable
     not_serving = NotServing
-    failed = ModelError
+    model_error = ModelError
 
 
 def golden_check(

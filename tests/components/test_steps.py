@@ -12,7 +12,7 @@ def test_every_right_of_a_step_is_a_permission():
 
 def test_every_needed_permission_is_needed_by_a_step():
     rights = {right for step in STEPS for right in step.rights}
-    needed_names = {permission.name for permission in PERMISSIONS if permission.needed}
+    needed_names = {permission.name for permission in PERMISSIONS if permission.is_needed}
     assert needed_names <= rights | set(EVERY_STEP)
 
 

@@ -626,7 +626,7 @@ def test_only_needed_permissions_end_a_run_when_forbidden(fake):
     """Forbidden one by one, a needed permission ends a run, and the others only cost
     its reasons.
     """
-    assert {permission.name for permission in permissions.PERMISSIONS if permission.needed} == {
+    assert {permission.name for permission in permissions.PERMISSIONS if permission.is_needed} == {
         "experiments.kubeflow.org",
         "trials.kubeflow.org",
         "pytorchjobs.kubeflow.org",

@@ -332,7 +332,7 @@ def test_a_grid_has_no_more_trials_than_points():
 
 def test_an_experiment_that_follows_another_has_a_name_and_a_seed_of_its_own():
     run = run_with(max_trials=40, seed="1")
-    first, second = experiment(run), experiment(run, carried=30)
+    first, second = experiment(run), experiment(run, earlier_trials=30)
     assert (second["metadata"]["name"], second["spec"]["maxTrialCount"]) == ("a-00000000-30", 10)
     assert first["spec"]["algorithm"] != second["spec"]["algorithm"]
     assert second["metadata"]["labels"] == first["metadata"]["labels"], "so that --down finds it"
@@ -342,7 +342,7 @@ def test_an_experiment_that_follows_a_sobol_search_draws_at_random():
     """Katib's sequence would begin again, at the same points."""
     run = run_with(max_trials=40, algorithm="sobol")
     names = [
-        experiment(run, carried=earlier_trials)["spec"]["algorithm"]["algorithmName"]
+        experiment(run, earlier_trials=earlier_trials)["spec"]["algorithm"]["algorithmName"]
         for earlier_trials in (0, 30)
     ]
     assert names == ["sobol", "random"]
@@ -368,7 +368,9 @@ def test_the_algorithm_has_a_seed_only_if_the_user_or_the_mode_asks_for_one(
 ):
     ranges = [{"name": name, "type": "int", "min": 1, "max": 99} for name in ("fc-dim", "phi-dim")]
     config = {"algorithm": algorithm, "seed": seed, "search_space": json.dumps(ranges)}
-    manifest = experiment(run_with(**config), carried=earlier_trials, reproducible=reproducible)
+    manifest = experiment(
+        run_with(**config), earlier_trials=earlier_trials, reproducible=reproducible
+    )
     settings = [] if expected is None else [{"name": "random_state", "value": expected}]
     assert manifest["spec"]["algorithm"]["algorithmSettings"] == settings
     program = program_of(pods(manifest)[0]["spec"]["containers"][0])

@@ -119,7 +119,7 @@ class Client:
 
     unreachable: ClassVar[type[ServerError]] = Unreachable
     not_serving: ClassVar[type[ServerError]] = NotServing
-    failed: ClassVar[type[ServerError]] = ServerError
+    model_error: ClassVar[type[ServerError]] = ServerError
     """The exceptions that the methods raise; a subclass may set its own."""
 
     def __init__(
@@ -365,7 +365,7 @@ class Client:
         """Send a request body (see jec_client.protocol) and return the server's answer.
 
         Raises the class's `unreachable` if no server answers, `not_serving` if the server does not
-        serve the model now, and `failed` if the model failed or the answer is not JSON. Raises
+        serve the model now, and `model_error` if the model failed or the answer is not JSON. Raises
         InputError for an unknown model (the text names the known ones), and for a request that the
         server refuses (the text is the server's).
         """
@@ -394,14 +394,14 @@ class Client:
         except Unreachable as error:
             raise self.unreachable(str(error)) from None
         except ServerError as error:
-            raise self.failed(str(error)) from None
+            raise self.model_error(str(error)) from None
 
     def _refusal(self, refusal: Refused) -> Exception:
         model_names = self.models()
         if model_names and self.model not in model_names:
             return InputError(f"{self.url}: {unknown('model', self.model, model_names)}")
         if refusal.code >= 500:
-            return self.failed(
+            return self.model_error(
                 f"model {self.model} at {self.url} failed ({refusal.code}): {refusal}"
             )
         if refusal.code == 404 and not model_names and not self.server_name():

@@ -88,8 +88,8 @@ class Jets:
         for tensor in self.inputs:
             if tensor.name in group:
                 widths.append(max(tensor.shape[1:], default=1))  # -1 where it is free
-        for one in group:
-            column = self.columns[one]
+        for member in group:
+            column = self.columns[member]
             if column.counts is None:
                 widths.append(int(np.prod(column.values.shape[1:])))
             else:
