@@ -3,12 +3,12 @@
     python -m benchmarks.closure RUN [RUN ...] --note "100,000 training jets, 15 epochs"
 
 RUN is the folder of an evaluated run, for example of `make run ARGS="--sample-jets 100000"`. --note
-gives one remark for part run, in the same order.
+gives one remark for each run, in the same order.
 
     python -m benchmarks.closure RUN [RUN ...] --validation-jets 1000 3000 10000
 
 also fits the correction again on 1,000, 3,000 and 10,000 of the run's validation jets, drawn at
-random DRAWS times part, and measures the closure of part fit on the run's test jets.
+random DRAWS times each, and measures the closure of each fit on the run's test jets.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ DRAWS = 40
 """Of validation jets: the mean over them is then known to a sixth of the spread of one."""
 
 Jets = Mapping[str, Floats]
-"""output (N, C) before any correction, and (N,) part: pt, eta, genJetPt, genJetEta, of which pt is
+"""output (N, C) before any correction, and (N,) each: pt, eta, genJetPt, genJetEta, of which pt is
 the one that the label divides by (GeV) and eta is jetEta."""
 
 
@@ -117,7 +117,12 @@ def jets_of(uri: str, split: str) -> Jets:
 
 
 def biases(jets: Jets, log_r: Floats | float) -> Floats:
-    """Return median response - 1 in part bin in which closure is required: (bins,)."""
+    """Return median response - 1 in each bin in which closure is required: (bins,).
+
+    Args:
+        jets: Columns of the N jets, see `Jets`.
+        log_r: Added to the model's logarithm of the correction, (N,) or one number.
+    """
     response = jets["pt"] * np.exp(jets["output"][:, 0] + log_r) / jets["genJetPt"]
     values = []
     for jet_bin in r.bins(r.FINE_PT_EDGES):
@@ -180,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of an evaluated run")
-    parser.add_argument("--note", action="append", default=[], help="of part run, in order")
+    parser.add_argument("--note", action="append", default=[], help="of each run, in order")
     parser.add_argument(
         "--validation-jets",
         type=int,

@@ -109,7 +109,10 @@ class MemoryGroup:
         return [sys.executable, "-c", _ENTER, str(self.path / "cgroup.procs"), *command]
 
     def anonymous(self) -> int:
-        """Bytes in memory now that no file backs, of all processes of the group."""
+        """Bytes in memory now that no file backs, of all processes of the group.
+
+        Raises JecError if the control group does not count them.
+        """
         name = "anon" if self.is_v2 else "rss"
         for line in (self.path / "memory.stat").read_text().splitlines():
             key, value = line.split()

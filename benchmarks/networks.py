@@ -184,13 +184,13 @@ def jets(
 def step(
     run: Callable, model: nn.Module, batch: dict, target: torch.Tensor, dtype: torch.dtype
 ) -> Callable[[], None]:
-    """Return a call that runs one step."""
+    """Return a call that runs one step on these inputs by group, (N, ...) each; target: (N,)."""
     inputs = tuple(batch[group] for group in GROUPS if group in batch)
     return lambda: run(model, inputs, target, dtype)
 
 
 def train(model: nn.Module, inputs: tuple, target: torch.Tensor, dtype: torch.dtype) -> None:
-    """Run a forward and a backward pass."""
+    """Run a forward and a backward pass; inputs: (N, ...) each, target: (N,)."""
     model.train()
     with torch.autocast("cpu", BF16, enabled=dtype == BF16):
         output = model(*inputs)
@@ -200,7 +200,7 @@ def train(model: nn.Module, inputs: tuple, target: torch.Tensor, dtype: torch.dt
 
 @torch.no_grad()
 def evaluate(model: nn.Module, inputs: tuple, target: torch.Tensor, dtype: torch.dtype) -> None:
-    """Run a forward pass in evaluation mode."""
+    """Run a forward pass in evaluation mode; inputs: (N, ...) each. The target is not used."""
     model.eval()
     with torch.autocast("cpu", BF16, enabled=dtype == BF16):
         model(*inputs)

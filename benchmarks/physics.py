@@ -696,6 +696,7 @@ def tasks_of(arguments: argparse.Namespace) -> list[Task]:
     """The trainings of the command line.
 
     ParticleNet, which takes long on a CPU, has `full` and `open` alone unless others are named.
+    Raises InputError for a variant that does not exist.
     """
     variants_of_all = arguments.variants.split(",") if arguments.variants else None
     for name in variants_of_all or ():

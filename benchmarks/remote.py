@@ -383,7 +383,10 @@ class Comparison:
         self.best: dict[str, dict[str, Any]] = {}
 
     def scan(self) -> None:
-        """Find the fastest source of uproot for each kind of place, at its longest delay."""
+        """Find the fastest source of uproot for each kind of place, at its longest delay.
+
+        Raises JecError if no source reads from a place.
+        """
         farthest = {place.where: place for place in self.places}
         for where, place in farthest.items():
             rates = {}

@@ -155,7 +155,10 @@ def rate(run: Callable[[], Any], count: int) -> Callable[[], float]:
 
 
 def apart(answers: np.ndarray, expected: np.ndarray) -> dict[str, float]:
-    """Largest and median difference, and the share of jets within the gate's 1e-5."""
+    """Largest and median difference, and the share of jets within the gate's 1e-5.
+
+    Both arrays are (N, C): C outputs of N jets.
+    """
     difference = np.abs(answers.astype(np.float64) - expected).max(axis=1)
     return {
         "largest": float(difference.max()),
@@ -553,7 +556,8 @@ def _statistics(url: str, model: str) -> tuple[int, int]:
 def load(url: str, model: str, request: int) -> None:
     """CONCURRENCY threads that send the next request as soon as the last is answered.
 
-    Prints the rate after a second of warming up.
+    Prints the rate after a second of warming up. A thread ends with RuntimeError at the first
+    answer that is no success.
     """
     from jec_client.connection import Connections
     from serving import golden
@@ -588,7 +592,7 @@ def measure_run(report: Report, rounds: int, run: str) -> None:
     """A run's own two models, the one that takes features and the raw one, on its golden jets.
 
     Both take jets that are decoded and in memory. The 100 golden jets of each model, of the
-    validation set, are repeated to the batch.
+    validation set, are repeated to the batch. Raises SystemExit for a run without a raw model.
     """
     from common.layout import RAW_SUFFIX, RunFolder
     from common.records import ExportRecord, TrialOptions

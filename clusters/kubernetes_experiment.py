@@ -76,7 +76,12 @@ class ExperimentRun:
         )
 
     def run(self) -> ExperimentResult:
-        """Run the experiment to its end, or continue with the existing one of this run."""
+        """Run the experiment to its end, or continue with the existing one of this run.
+
+        Raises:
+            ClusterError: If it failed, with the reasons of its trials.
+            DeadlineError: At the deadline.
+        """
         self._submit()
         while True:
             experiment = self._objects.existing(EXPERIMENT, self._name, self._wait)

@@ -120,7 +120,13 @@ class LocalCluster:
         return {study.parent.name: {} for study in studies}
 
     def run_job(self, manifest: Manifest, *, deadline: float, report: Report) -> None:
-        """See clusters.protocol.Cluster. Output of the Master is reported line by line."""
+        """See clusters.protocol.Cluster. Output of the Master is reported line by line.
+
+        Raises:
+            ClusterError: If a replica failed, with its last log lines.
+            DeadlineError: At the deadline, or at that of the manifest.
+            FullDiskError: If a full disk ended a replica.
+        """
         name = manifest["metadata"]["name"]
         job = self._job(manifest, threads=cores())
         deadline = min(deadline, _own_deadline(manifest))
@@ -143,7 +149,12 @@ class LocalCluster:
         deadline: float,
         report: Report,
     ) -> None:
-        """See clusters.protocol.Cluster. At most one job per core runs. No process remains."""
+        """See clusters.protocol.Cluster. At most one job per core runs. No process remains.
+
+        Raises:
+            DeadlineError: At the deadline.
+            FullDiskError: If a full disk ended a job; the other jobs are stopped.
+        """
         end = time.monotonic() + deadline
         parallel = max(1, min(parallel, cores(), len(manifests)))
         waiting = list(manifests)

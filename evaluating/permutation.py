@@ -68,7 +68,7 @@ def importances(
     with Progress("shuffling inputs", total=total, unit="jets") as progress:
 
         def gain_with(shuffled_inputs: list[str], donors: np.ndarray) -> float:
-            """Return the gain when these inputs are taken from the jets `donors`."""
+            """Return the gain with these inputs of the jets `donors`, indices of shape (n,)."""
             parts = []
             for start in range(0, number, BATCH_SIZE):
                 own, other = jets[start : start + BATCH_SIZE], donors[start : start + BATCH_SIZE]

@@ -256,7 +256,12 @@ def plan(options: Namespace, model: Model) -> Plan:
 
 
 def calibrate(options: Namespace) -> int:
-    """Calibrate as the options say and return the exit code."""
+    """Calibrate as the options say and return the exit code.
+
+    Raises:
+        InputError: An option, a file, the model or the output folder cannot be used.
+        ClusterError: The model's server failed; the outputs of finished files stay.
+    """
     from serving.calibration import outputs, work
 
     require(options.threads >= 1, f"--threads {options.threads}: give at least 1")
