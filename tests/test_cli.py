@@ -124,7 +124,7 @@ def test_invalid_values_are_refused(values, expected):
     ("values", "gpus"),
     [({"num_gpus": 4}, 1), ({"num_gpus": 0}, 0), ({}, 0), ({"num_gpus": 4, "serving_gpus": 0}, 0)],
 )
-def test_an_earlier_run_that_trained_with_gpus_goes_on_serving_with_one(values, gpus):
+def test_an_earlier_run_that_trained_with_gpus_still_serves_with_one(values, gpus):
     assert RunConfig.from_dict(values).serving_gpus == gpus
 
 

@@ -37,7 +37,7 @@ def test_the_slope_has_the_error_of_the_scatter():
         soak.Line.through([1, 2])
 
 
-def test_what_grows_is_named_in_results_and_return(tmp_path):
+def test_growing_quantities_are_listed_in_results_and_return_value(tmp_path):
     counts = []
     for number in range(12):
         row = [300.0, 700.0, 0.0, 3.0, 20.0 + number, 0.0, 2.0, 0.1, 1.0, 0.5]

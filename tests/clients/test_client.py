@@ -553,7 +553,7 @@ def tls(server, tmp_path):
     return server.url.replace("http:", "https:"), tmp_path / "ca.pem"
 
 
-def test_a_certificate_is_checked_unless_told_otherwise(tls):
+def test_a_certificate_is_checked_unless_verify_is_false(tls):
     url, authority = tls
     some = jets(3)
     for verify in (authority, str(authority), False):

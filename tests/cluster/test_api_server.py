@@ -109,7 +109,7 @@ def lost_fields_of(ours, theirs, where: str = "spec") -> list[str]:
     return [] if ours == theirs else [where]
 
 
-def test_a_misspelt_field_does_not_pass(admin):
+def test_a_misspelt_field_is_refused(admin):
     manifest = manifests()["export_job.yaml"]
     manifest["spec"]["runPolicy"]["backofLimit"] = 1
     with pytest.raises(ApiException) as error:

@@ -27,7 +27,7 @@ def test_the_manifests_pass_katibs_rules():
     katib.check_experiment(experiment(["0.2", "0.1"]))
 
 
-def test_experiment_finds_the_optimum_over_all_lines_and_is_taken_up_again(backend):
+def test_experiment_finds_the_optimum_over_all_lines_and_may_be_repeated(backend):
     manifest = experiment(["0.3/0.1/0.2", "0.5/0.4", "0.25"])
     result = backend.run_experiment(manifest)
     trials = by_losses(result)
@@ -90,7 +90,7 @@ EDGES = {
 }
 
 
-def test_edge_cases_are_observed_alike(backend):
+def test_both_backends_observe_edge_cases_alike(backend):
     """Also a deadline of a trial's own: it fails, and the others are counted.
 
     One trial at a time: so Katib makes none more for the one without metrics.
@@ -154,7 +154,7 @@ def test_median_stopping_stops_the_same_trials(backend):
     assert "1 stopped early" in backend.text
 
 
-def test_a_finished_search_goes_on_with_more_trials(backend):
+def test_a_finished_search_resumes_with_more_trials(backend):
     losses = ["0.3", "0.2", "0.1"]
     first = backend.run_experiment(
         experiment(losses, maxTrialCount=2, maxFailedTrialCount=2, resumePolicy="LongRunning")
@@ -167,7 +167,7 @@ def test_a_finished_search_goes_on_with_more_trials(backend):
     assert not backend.cluster.can_continue("another")
 
 
-def test_the_goal_ends_the_search_and_what_still_runs(backend):
+def test_the_goal_ends_the_search_and_its_running_trials(backend):
     manifest = experiment(["endless", "0.1"], parallel=2)
     manifest["spec"]["objective"]["goal"] = 0.1
     trials = by_losses(backend.run_experiment(manifest))
@@ -178,7 +178,7 @@ def test_the_goal_ends_the_search_and_what_still_runs(backend):
     )
 
 
-def test_a_failed_trial_and_the_best_one_are_told(backend):
+def test_a_failed_trial_and_the_best_one_are_reported(backend):
     backend.run_experiment(experiment(["broken", "0.1"], parallel=1))
     assert re.search(
         r"Failed: .*the loss is not finite|exit code 1: error: the loss is not finite",
@@ -224,7 +224,7 @@ def test_job_fails_with_its_last_lines(backend, restart):
     assert re.search(r"reading the checkpoint\n.*no such trial: abc", str(error_info.value))
 
 
-def test_job_of_which_a_worker_fails_ends(backend):
+def test_a_job_with_a_failed_worker_ends(backend):
     code = (
         "import os, time, sys\nif os.environ['RANK'] == '1': sys.exit('worker: out of"
         " memory')\ntime.sleep(3)\nsys.exit(1)"
@@ -242,7 +242,7 @@ def test_job_runs_out_of_time(backend, whose):
     assert time.monotonic() - start < 20
 
 
-def test_job_that_failed_is_run_again_when_asked_for_again(backend, tmp_path):
+def test_a_failed_job_is_run_again(backend, tmp_path):
     code = f"import pathlib; assert pathlib.Path('{tmp_path}/ready').exists(), 'not ready'"
     with pytest.raises(ClusterError, match="not ready"):
         backend.run_job(job(code))
@@ -250,7 +250,7 @@ def test_job_that_failed_is_run_again_when_asked_for_again(backend, tmp_path):
     backend.run_job(job(code))
 
 
-def test_a_job_that_shall_do_something_else_is_run_again(backend, tmp_path):
+def test_a_job_with_another_command_is_run_again(backend, tmp_path):
     for word in ("one", "other", "other"):
         backend.run_job(
             job(
@@ -279,7 +279,7 @@ sys.exit(f"error: {name} has no jets" if code else 0)
 
 
 @pytest.mark.parametrize("parallel", [1, 2])
-def test_several_jobs_run_so_many_at_a_time_and_one_that_fails_ends_no_other(
+def test_jobs_run_up_to_the_limit_at_a_time_and_a_failed_one_ends_no_other(
     backend, tmp_path, monkeypatch, parallel
 ):
     monkeypatch.setattr("clusters.local.cores", lambda: 2)
@@ -313,7 +313,7 @@ def test_one_of_several_jobs_that_takes_longer_than_its_own_deadline_has_failed(
     assert ends["short"] == ""
 
 
-def test_what_is_raised_at_the_end_of_a_job_goes_through(backend):
+def test_an_exception_of_on_end_is_passed_on(backend):
     class TooManyError(Exception):
         pass
 
@@ -328,7 +328,7 @@ def test_what_is_raised_at_the_end_of_a_job_goes_through(backend):
     backend.leaves_pods = "the step removes the other job"
 
 
-def test_delete_finds_what_a_run_made_and_works_twice(backend):
+def test_delete_removes_a_runs_objects_and_may_be_repeated(backend):
     backend.run_experiment(experiment(["0.1"]))
     backend.run_job(job("pass"))
     backend.run_job(job("pass", name="other-export", run_id="other-00000000"))
@@ -343,7 +343,7 @@ def test_delete_finds_what_a_run_made_and_works_twice(backend):
     assert backend.cluster.delete("other-00000000") == []
 
 
-def test_a_manifest_without_a_run_id_is_a_bug_of_its_maker(backend):
+def test_a_manifest_without_a_run_id_is_an_internal_error(backend):
     manifest = job("pass")
     del manifest["metadata"]["labels"][RUN_LABEL]
     with pytest.raises(KeyError):

@@ -24,7 +24,7 @@ def test_the_limit_is_the_mean_of_the_averages_of_the_first_values():
     )
 
 
-def test_without_enough_successes_there_is_no_limit():
+def test_there_is_no_limit_before_enough_trials_have_succeeded():
     assert rule_for(manifest(min_trials_required=3), [[0.5], [0.4]]) is None
     assert rule_for({"spec": {}}, [[0.5]] * 9) is None
 
@@ -42,7 +42,7 @@ def test_without_enough_successes_there_is_no_limit():
         ([0.5, 0.5], "minimize", False),
     ],
 )
-def test_a_trial_is_held_against_its_limit_once_with_its_best_so_far(values, objective, stops):
+def test_a_trial_is_compared_with_the_limit_once_by_its_best_value(values, objective, stops):
     assert StopRule(value=0.5, start_step=2).stops(values, objective) is stops
 
 
@@ -54,6 +54,6 @@ def test_katibs_defaults():
     ("options", "expected"),
     [({"start_stop": 1}, "did you mean 'start_step'"), ({"start_step": 0}, "from 1 up")],
 )
-def test_what_katib_refuses_is_refused(options, expected):
+def test_settings_that_katib_refuses_are_refused(options, expected):
     with pytest.raises(InputError, match=expected):
         settings(manifest(**options))

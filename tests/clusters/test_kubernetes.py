@@ -97,7 +97,7 @@ def test_an_experiment_of_this_run_that_failed_is_run_again(fake):
 @pytest.mark.parametrize(
     "labels", [{RUN_LABEL: "other-00000000"}, {}], ids=["another run's", "nobody's"]
 )
-def test_an_object_of_another_run_is_left_alone(fake, labels):
+def test_an_object_of_another_run_is_not_changed(fake, labels):
     backend = fake()
     theirs = job("pass")
     theirs["metadata"]["labels"] = labels
@@ -107,7 +107,7 @@ def test_an_object_of_another_run_is_left_alone(fake, labels):
     assert backend.api.find("pytorchjobs", EXPORT)["metadata"].get("labels") == labels
 
 
-def test_an_object_that_is_being_deleted_is_waited_for_and_then_made_anew(fake):
+def test_an_object_under_deletion_is_waited_for_and_created_again(fake):
     backend = fake()
     old = job("pass")
     old["metadata"]["finalizers"] = ["example.org/slow"]
@@ -136,7 +136,7 @@ def test_another_kind_or_namespace_is_refused_before_anything_is_sent(fake):
     assert backend.api.requests == []
 
 
-def test_what_admission_refuses_is_told_in_its_words(fake):
+def test_a_refusal_by_admission_is_an_error_with_its_message(fake):
     backend = fake()
     wrong = experiment(["0.1"])
     wrong["spec"]["objective"]["type"] = "smallest"
@@ -152,7 +152,7 @@ def test_what_admission_refuses_is_told_in_its_words(fake):
         backend.deploy({**service(), "spec": {}})
 
 
-def test_what_is_forbidden_missing_or_expired_says_so(fake):
+def test_forbidden_missing_and_expired_access_have_their_own_errors(fake):
     backend = fake()
     backend.api.fail(
         "POST", "pytorchjobs", code=403, message='User "me" cannot create resource "pytorchjobs"'
@@ -181,7 +181,7 @@ def test_what_is_forbidden_missing_or_expired_says_so(fake):
         pytest.param({"cut": "after"}, id="cut after the work was done"),
     ],
 )
-def test_a_bad_moment_is_outlived_at_every_request(fake, fault):
+def test_every_request_is_repeated_after_a_temporary_error(fake, fault):
     backend = fake(node_of(loss(0.1)))
     for method, path in (
         ("POST", "experiments"),
@@ -195,7 +195,7 @@ def test_a_bad_moment_is_outlived_at_every_request(fake, fault):
     assert "API server: " in backend.text
 
 
-def test_a_server_that_stays_away_ends_at_the_deadline_and_is_named(fake):
+def test_an_unreachable_api_server_is_named_at_the_deadline(fake):
     backend = fake(node_of(Play(seconds=math.inf)))
     later(
         lambda: backend.api.fail(
@@ -244,7 +244,7 @@ def requests_of(backend) -> dict:
 
 
 @pytest.mark.parametrize("verb", ["create", "get", "list", "update", "delete"])
-def test_a_webhook_that_is_away_is_an_answer_and_ends_with_its_reason(fake, monkeypatch, verb):
+def test_an_unreachable_webhook_is_reported_once_and_named_at_the_deadline(fake, monkeypatch, verb):
     """Its name is told at once; the first contact has been made."""
     backend = fake()
     monkeypatch.setattr(api_module, "FIRST_CONTACT_SECONDS", 0.0)
@@ -254,7 +254,7 @@ def test_a_webhook_that_is_away_is_an_answer_and_ends_with_its_reason(fake, monk
     assert [line for line in backend.lines if "w.example.org" in line] == [backend.lines[0]]
 
 
-def test_a_webhook_that_comes_back_is_waited_for_and_taken_back(fake):
+def test_a_webhook_that_answers_again_is_no_longer_named(fake):
     backend = fake(node_of(Play(seconds=math.inf)))
     backend.api.fail("POST", "pytorchjobs", times=2, code=500, message=REFUSED)
     backend.api.fail("POST", "pytorchjobs", times=2, code=500, message=OVERDUE)
@@ -267,7 +267,7 @@ def test_a_webhook_that_comes_back_is_waited_for_and_taken_back(fake):
     assert "context deadline exceeded" in lines[1]
 
 
-def test_a_webhook_that_stays_away_is_given_up_before_a_long_deadline(fake, monkeypatch):
+def test_an_unreachable_webhook_ends_a_wait_before_a_long_deadline(fake, monkeypatch):
     backend = fake()
     monkeypatch.setattr(api_module, "WEBHOOK_SECONDS", 0.3)
     backend.api.fail("POST", "pytorchjobs", times=math.inf, code=500, message=REFUSED)
@@ -331,7 +331,7 @@ def test_ctrl_c_goes_through_at_once(fake):
     assert time.monotonic() - start < 5
 
 
-def test_what_cannot_be_read_only_costs_the_reasons(fake):
+def test_a_search_without_the_right_to_read_pods_succeeds_without_reasons(fake):
     backend = fake(node_of(Play(exit_code=1, log="boom"), loss(0.1)))
     backend.api.fail("GET", "pods|events", times=math.inf, code=403, message="pods is forbidden")
     result = backend.run_experiment(experiment(["0.1", "0.2"], parallel=1))

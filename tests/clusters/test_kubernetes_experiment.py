@@ -17,7 +17,7 @@ from tests.clusters.fake_api import has_condition
 from tests.clusters.scripts import SEARCH, later, loss, node_of
 
 
-def test_progress_is_told_once_a_change(fake):
+def test_progress_is_reported_once_for_each_change(fake):
     backend = fake(node_of(loss(0.3, seconds=0.2)))
     result = backend.run_experiment(experiment(["0.3", "0.3 "]))
     assert re.search(f"2/2 trials.* 0.3 by {result.optimal}", backend.text)
@@ -34,7 +34,7 @@ def test_progress_is_told_once_a_change(fake):
         ("quota", "kf-resource-quota, .* requests.nvidia.com/gpu=1"),
     ],
 )
-def test_pods_that_wait_are_explained_and_go_on_when_they_can(fake, pending, facts):
+def test_waiting_pods_are_explained_until_they_run(fake, pending, facts):
     play = loss(0.1, pending="" if pending == "quota" else pending)
     backend = fake(node_of(play))
     backend.operator.quota = pending == "quota"
@@ -51,7 +51,7 @@ def test_pods_that_wait_are_explained_and_go_on_when_they_can(fake, pending, fac
     assert explained()
 
 
-def test_the_deadline_names_what_was_waited_for(fake):
+def test_the_error_of_a_deadline_names_the_pods_that_wait(fake):
     backend = fake(node_of(loss(0.1), Play(pending="unschedulable")))
     with pytest.raises(
         DeadlineError, match=r" 1 s; .* 1/2 trials, 1 pending, .* 0.1"
@@ -60,7 +60,7 @@ def test_the_deadline_names_what_was_waited_for(fake):
     assert "3 Insufficient nvidia.com/gpu" in str(error_info.value)
 
 
-def test_an_image_that_does_not_come_is_given_up_before_the_deadline(fake):
+def test_a_missing_image_fails_the_search_before_the_deadline(fake):
     backend = fake(node_of(Play(pending="image")), patience=0.3)
     start = time.monotonic()
     with pytest.raises(DeadlineError, match=f"experiment {SEARCH} .*image weaver:test"):
@@ -68,7 +68,7 @@ def test_an_image_that_does_not_come_is_given_up_before_the_deadline(fake):
     assert time.monotonic() - start < 30
 
 
-def test_a_missing_image_is_told_once_and_the_collectors_end_never(fake):
+def test_a_missing_image_is_reported_once_and_the_collectors_end_never(fake):
     """The two reasons of the image alternate every 0.05 s, and the collector ends as often."""
     backend = fake(node_of(Play(pending="image")))
     with pytest.raises(DeadlineError) as error_info:
@@ -204,7 +204,7 @@ def test_the_trial_that_katib_makes_for_one_without_metrics_does_not_run_on(fake
     assert result.optimal == result.trials[1].name
 
 
-def test_a_number_after_a_loss_that_is_none_is_katibs_optimum_only_below_zero(fake):
+def test_katib_keeps_a_nan_as_its_optimum_but_our_optimum_is_a_number(fake):
     backend = fake(node_of(loss("nan"), loss(0.2)))
     result = backend.run_experiment(experiment(["nan", "0.2"], parallel=1))
     status = backend.api.find("experiments", SEARCH)["status"]
@@ -268,7 +268,7 @@ def test_an_algorithm_ends_with_its_search(fake):
     ]
 
 
-def test_an_experiment_that_never_resumes_says_how_to_go_on(fake):
+def test_the_error_for_an_experiment_that_never_resumes_says_what_to_do(fake):
     losses = ["0.3", "0.2"]
     backend = fake(node_of(loss(0.3), loss(0.2)))
     backend.run_experiment(
@@ -353,7 +353,7 @@ def test_an_experiment_is_deleted_in_the_background_and_waited_for(fake):
     assert [kind for kind in kinds if backend.api.all(kind)] == []
 
 
-def test_trials_that_begin_between_two_reads_do_not_end_a_search_that_goes_on(fake, monkeypatch):
+def test_trials_that_begin_between_two_reads_do_not_end_a_resumed_search(fake, monkeypatch):
     """The experiment is read before its trials.
 
     It still says that it has succeeded, when Katib has begun the trial that was added.
@@ -377,7 +377,7 @@ def test_trials_that_begin_between_two_reads_do_not_end_a_search_that_goes_on(fa
     assert result.optimal == result.trials[2].name
 
 
-def test_an_experiment_that_somebody_deletes_is_missed(fake):
+def test_an_experiment_that_somebody_deletes_is_an_error(fake):
     backend = fake(node_of(Play(seconds=math.inf)))
     later(
         lambda: backend.api.delete("experiments", backend.api.find("experiments", SEARCH)),

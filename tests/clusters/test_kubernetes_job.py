@@ -49,7 +49,7 @@ def test_an_evicted_job_that_is_restarted_succeeds(fake):
     assert backend.lines[-1] == f"job {EXPORT}: succeeded"
 
 
-def test_a_restart_is_told_with_its_reason_while_the_job_goes_on(fake):
+def test_a_restart_is_reported_with_its_reason_while_the_job_runs(fake):
     backend = fake(node_of([Play(exit_code=1, log="connection lost\n"), Play(seconds=0.3)]))
     backend.run_job(job("pass", restart="OnFailure"))
     assert re.search(f"{EXPORT}-master-0 .*: exit code 1: connection lost", backend.text)
@@ -93,7 +93,7 @@ def test_a_job_in_a_full_namespace_says_which_quota(fake):
     ],
     ids=["Pod Security", "quota below one pod", "LimitRange"],
 )
-def test_a_job_whose_pod_can_never_be_created_is_given_up_at_once(fake, words):
+def test_a_job_whose_pod_can_never_be_created_fails_at_once(fake, words):
     backend = fake()
     backend.operator.refusal = f'pods "{{name}}" is forbidden: {words}'
     start = time.monotonic()
@@ -104,14 +104,14 @@ def test_a_job_whose_pod_can_never_be_created_is_given_up_at_once(fake, words):
     assert backend.text.count(words) == 1
 
 
-def test_a_worker_that_may_not_be_created_is_told_beside_a_master_that_runs(fake):
+def test_a_worker_that_may_not_be_created_is_reported_although_the_master_runs(fake):
     backend = fake(node_of(Play(seconds=math.inf)))
     backend.operator.quota, backend.operator.admits = True, 1
     with pytest.raises(DeadlineError, match=f"{EXPORT}: .*kf-resource-quota"):
         backend.run_job(job("pass", replicas=2), deadline=0.5)
 
 
-def test_a_pod_that_a_silent_webhook_keeps_away_is_waited_for(fake):
+def test_a_job_waits_while_a_webhook_does_not_answer(fake):
     backend = fake()
     backend.operator.refusal = (
         'Internal error occurred: failed calling webhook "mutator.pod.katib.kubeflow.org": failed'
@@ -128,7 +128,7 @@ def test_a_pod_that_a_silent_webhook_keeps_away_is_waited_for(fake):
     assert re.search(message, backend.text)
 
 
-def test_a_job_in_a_queue_says_so(fake):
+def test_a_suspended_job_is_reported(fake):
     backend = fake(node_of(Play(seconds=0.3)))
     later(
         lambda: set_condition(backend.api.find("pytorchjobs", EXPORT), "Suspended"),

@@ -70,7 +70,7 @@ def test_an_update_is_not_ready_before_its_own_pods_are(fake, kserve, sees):
 
 
 @pytest.mark.parametrize("kserve", VERSIONS)
-def test_an_update_is_ready_when_its_own_pods_are_and_no_former_one_answers(fake, kserve):
+def test_an_update_waits_for_its_own_pods_with_each_version_of_kserve(fake, kserve):
     backend = fake(node_of(UP), kserve=KServe(lag=0.1, **kserve))
     backend.deploy(service())
     first = pods_of(backend)[0]["metadata"]["uid"]
@@ -89,7 +89,7 @@ def test_pods_without_the_services_labels_count_by_their_age(fake):
         backend.deploy(service(uri=OTHER), deadline=1)
 
 
-def test_where_neither_pods_nor_deployments_may_be_read_an_update_is_uncertain(fake):
+def test_an_update_is_uncertain_if_pods_and_deployments_are_unreadable(fake):
     backend = fake(node_of(UP))
     backend.api.forbid("list", "pods")
     backend.api.forbid("get", "deployments")
@@ -97,7 +97,7 @@ def test_where_neither_pods_nor_deployments_may_be_read_an_update_is_uncertain(f
     assert not backend.deploy(service(uri=OTHER)).certain
 
 
-def test_an_update_keeps_what_others_wrote_and_goes_on_when_its_pods_are_ready(fake):
+def test_an_update_keeps_foreign_annotations_and_waits_for_its_own_pods(fake):
     backend = fake(node_of(UP), kserve=KServe(lag=0.2))
     backend.deploy(service())
     deployed = backend.api.find("inferenceservices", "jec-pfn")
@@ -112,7 +112,7 @@ def test_an_update_keeps_what_others_wrote_and_goes_on_when_its_pods_are_ready(f
     assert pods_of(backend)[0]["metadata"]["uid"] != first
 
 
-def test_an_update_that_crosses_somebody_elses_is_made_again(fake):
+def test_an_update_that_conflicts_with_another_is_repeated(fake):
     backend = fake(node_of(UP))
     backend.deploy(service())
     backend.api.fail("PUT", "inferenceservices", code=409, message="the object has been modified")
@@ -139,7 +139,7 @@ def test_a_predictor_that_is_ready_for_a_while_between_crashes_fails(fake):
         backend.deploy(service(), deadline=60)
 
 
-def test_ready_once_is_not_enough(fake):
+def test_a_service_must_stay_ready(fake):
     backend = fake(node_of([Play(seconds=math.inf, exit_code=1), CRASH]), poll=0.3)
     marks: list[int] = []
 
@@ -173,14 +173,14 @@ def test_a_model_that_cannot_be_fetched_fails_with_the_initializers_words(fake):
     assert "container storage-initializer" in str(error_info.value)
 
 
-def test_a_broken_predictor_of_the_spec_before_does_not_fail_its_repair(fake):
+def test_the_former_predictors_failure_does_not_fail_the_update(fake):
     backend = fake(node_of(CRASH, UP))
     backend.api.create("inferenceservices", service(uri="s3://models/broken/model"))
     backend.api.wait_for(lambda: restarts(pods_of(backend)) > 2)
     assert backend.deploy(service()).name == "jec-pfn"
 
 
-def test_the_error_of_an_update_is_its_own_and_not_that_of_the_pods_before(fake):
+def test_the_error_of_an_update_comes_from_its_own_pods(fake):
     backend = fake(node_of(CRASH, Play(exit_code=2, log="no such model: jec-pfn\n")))
     backend.api.create("inferenceservices", service(uri="s3://models/broken/model"))
     backend.api.wait_for(lambda: restarts(pods_of(backend)) > 2)
@@ -188,7 +188,7 @@ def test_the_error_of_an_update_is_its_own_and_not_that_of_the_pods_before(fake)
         backend.deploy(service())
 
 
-def test_a_failure_of_the_former_pod_is_not_that_of_the_new_one(fake):
+def test_kserves_old_failure_is_not_attributed_to_the_new_pod(fake):
     """KServe goes on telling of it for as long as no node takes the new pod."""
     fetch = Play(exit_code=1, container="storage-initializer", log="Access Denied\n")
     backend = fake(node_of(fetch, UP, Play(pending="unschedulable")))

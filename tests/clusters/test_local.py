@@ -155,7 +155,9 @@ def test_a_job_out_of_time_is_ended(tmp_path):
 
 
 @pytest.mark.parametrize("algorithm", ["random", "sobol", "grid"])
-def test_the_same_seed_is_the_same_search_however_many_run_at_a_time(program, tmp_path, algorithm):
+def test_a_seed_gives_the_same_search_with_any_number_of_parallel_trials(
+    program, tmp_path, algorithm
+):
     space = {"min": "0.5", "max": "3", "step": "0.5"} if algorithm == "grid" else None
     result = run(tmp_path / "one", experiment(program, algorithm=algorithm, space=space))
     other_result = run(
@@ -190,7 +192,7 @@ def test_a_grid_ends_when_it_is_exhausted(program, tmp_path):
     assert result.trials[1].name == result.optimal
 
 
-def test_tpe_and_cmaes_learn_from_what_they_saw(program, tmp_path):
+def test_tpe_and_cmaes_run_and_hyperband_is_refused(program, tmp_path):
     for algorithm in ("tpe", "cmaes"):
         result = run(
             tmp_path / algorithm, experiment(program, algorithm=algorithm, trials=5, parallel=1)
@@ -200,7 +202,7 @@ def test_tpe_and_cmaes_learn_from_what_they_saw(program, tmp_path):
         run(tmp_path / "other", experiment(program, algorithm="hyperband"))
 
 
-def test_an_interrupted_search_goes_on_with_the_same_trials(program, tmp_path):
+def test_an_interrupted_search_resumes_with_the_same_trials(program, tmp_path):
     """A search is interrupted while a trial runs.
 
     It starts again under its name, finished ones stay.
@@ -233,7 +235,7 @@ def test_a_trial_cut_off_while_it_was_proposed_does_not_count(program, tmp_path)
     assert points(result) == points(whole)
 
 
-def test_a_search_that_failed_is_run_again_when_asked_for_again(program, tmp_path):
+def test_a_failed_search_is_run_again(program, tmp_path):
     good = program.read_text()
     program.write_text("import sys; sys.exit('broken')")
     with pytest.raises(ClusterError, match=r"(?s)failed.*x broken"):
@@ -249,7 +251,7 @@ def test_a_search_that_failed_is_run_again_when_asked_for_again(program, tmp_pat
     )
 
 
-def test_what_a_dead_leader_left_is_ended_too(tmp_path):
+def test_children_of_a_dead_process_are_ended_too(tmp_path):
     code = (
         "import subprocess, sys; print(subprocess.Popen(['sleep', '60']).pid, flush=True);"
         " sys.exit('leader gone')"
@@ -273,7 +275,7 @@ def test_the_goal_ends_the_search(program, tmp_path):
     assert points(result)[-1][2] <= 0.9
 
 
-def test_nothing_runs_on_when_the_search_is_interrupted(program, tmp_path):
+def test_an_interrupted_search_leaves_no_process(program, tmp_path):
     manifest = experiment(program, seconds=30.0)
     search = LocalSearch(manifest, folder=tmp_path, root=tmp_path, report=lambda line: None)
 

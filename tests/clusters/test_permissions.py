@@ -73,7 +73,7 @@ def test_every_row_of_the_table_is_asked_for(fake):
     assert backend.api.allowed_requests == table - set(ASKED_BY_OTHERS)
 
 
-def test_what_the_table_does_not_name_is_refused_and_recorded(fake):
+def test_requests_outside_the_table_are_refused_and_recorded(fake):
     backend = fake()
     core = client.CoreV1Api(connect().client)
     with pytest.raises(client.exceptions.ApiException) as error_info:

@@ -86,13 +86,13 @@ def wrap(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def test_hostile_values_arrive_unchanged(tmp_path, wrap):
+def test_hostile_values_reach_the_program_unchanged(tmp_path, wrap):
     subprocess.run(command_of(tmp_path, wrap, "0", *HOSTILE), env=ENV, check=True, timeout=30)
     assert json.loads((tmp_path / "program.json").read_text())["args"] == HOSTILE
 
 
 @pytest.mark.parametrize("value", [value for value in HOSTILE if not FORBIDDEN.search(value)])
-def test_a_value_that_katib_puts_in_arrives_unchanged(tmp_path, wrap, value):
+def test_a_value_that_katib_inserts_reaches_the_program_unchanged(tmp_path, wrap, value):
     """Those that the search space takes."""
     command = command_of(tmp_path, wrap, "0", "--network-option=a:${trialParameters.a}")
     command = [word.replace("${trialParameters.a}", value) for word in command]

@@ -173,7 +173,7 @@ def test_crash(status, reason):
     assert (crash and crash.reason) == reason
 
 
-def test_the_container_that_ended_first_is_blamed_and_a_sidecar_never():
+def test_the_crash_is_that_of_the_container_that_ended_first_and_no_sidecar():
     early, late = (
         end_of(1, at="2026-01-01T00:00:00Z"),
         end_of(2, at="2026-01-01T00:00:09Z"),
@@ -195,7 +195,7 @@ def test_the_container_that_ended_first_is_blamed_and_a_sidecar_never():
     )
 
 
-def test_a_restarted_container_is_told_by_its_previous_end_and_counted_once():
+def test_a_restarted_container_is_described_by_its_previous_end_and_counted_once():
     waits = crash_of(pod(containers=[container(restarts=2, terminated=end_of(1))]))
     again = crash_of(
         pod(containers=[container(restarts=3, running={}, last={"terminated": end_of(1)})])
@@ -227,7 +227,7 @@ def test_crash_loop(restarts, ready, loops):
     )
 
 
-def test_only_what_does_not_come_by_waiting_is_stuck():
+def test_a_pod_is_stuck_only_for_reasons_that_waiting_does_not_cure():
     assert stuck(pod("Pending", containers=[container(waiting={"reason": "ImagePullBackOff"})]))
     assert stuck(
         pod("Pending", containers=[container(waiting={"reason": "CreateContainerConfigError"})])
@@ -271,7 +271,7 @@ def test_the_two_forms_of_a_missing_image_are_one_reason():
     assert waiting_of(first_try).startswith(waiting_of(back_off))
 
 
-def test_the_collectors_end_is_no_reason_while_the_training_has_not_started():
+def test_the_collectors_end_does_not_count_before_the_training_starts():
     pod_without_image = MISSING_IMAGE["pod"]
     assert crash_of(pod_without_image) is None
     assert stuck(pod_without_image)
@@ -301,14 +301,14 @@ def beside(name: str, at: str, **own) -> dict:
     ],
     ids=["not started", "started after it", "started before it", "ended well before it"],
 )
-def test_a_sidecar_is_blamed_only_for_what_it_did_beside_the_training(name, own, blamed):
+def test_a_sidecars_end_counts_only_while_the_training_runs(name, own, blamed):
     crash = crash_of(beside(name, "2026-01-01T00:05:00Z", **own))
     assert (crash is not None) is blamed
     if crash:
         assert (crash.container, crash.sidecar) == (name, True)
 
 
-def test_a_sidecar_is_never_blamed_where_the_training_failed():
+def test_a_failure_of_the_training_is_never_attributed_to_a_sidecar():
     training_end = {
         "terminated": end_of(1, at="2026-01-01T00:06:00Z", startedAt="2026-01-01T00:00:00Z")
     }
@@ -316,7 +316,7 @@ def test_a_sidecar_is_never_blamed_where_the_training_failed():
     assert (crash.container, crash.sidecar) == ("pytorch", False)
 
 
-def test_an_init_container_that_fails_is_the_pods_own():
+def test_a_failed_init_container_counts_as_the_pods_crash():
     pod_of_failed_init = pod(
         "Pending",
         init=[container("istio-init", terminated=end_of(1))],
@@ -335,7 +335,7 @@ def test_short_makes_one_line_of_bounded_length():
     assert len(short("x" * 1000)) == 400
 
 
-def test_what_controllers_say_of_their_own_retries_and_sums_is_no_reason():
+def test_controllers_own_conflicts_and_summaries_are_no_reasons():
     message = "Operation cannot be fulfilled on deployments.apps: the object has been modified"
     conflict = {"type": "Warning", "reason": "InternalError", "message": message}
     total = {"type": "Warning", "reason": "InferenceServiceNotReady", "message": "no longer Ready"}
@@ -344,7 +344,7 @@ def test_what_controllers_say_of_their_own_retries_and_sums_is_no_reason():
     assert warning_of([mount, conflict, total]) == "FailedMount: no such volume"
 
 
-def test_a_termination_message_that_holds_a_log_is_told_by_its_last_line():
+def test_a_termination_message_with_a_log_is_shortened_to_its_last_line():
     log = "INFO Copying\nTraceback (most recent call last):\nRuntimeError: No model found\n\n"
     crash = crash_of(pod("Failed", containers=[container(terminated=end_of(1, message=log))]))
     assert crash.reason == "exit code 1: RuntimeError: No model found"

@@ -60,7 +60,7 @@ def test_a_good_model_is_ready_once_its_own_pod_is_and_no_former_one_answers(fak
         ("first-nomodel", FETCH_REASON),
     ],
 )
-def test_a_bad_model_fails_with_the_true_reason_once_and_is_taken_back(fake, name, reason):
+def test_a_bad_model_fails_with_its_reason_once_and_is_rolled_back(fake, name, reason):
     backend, replay, outcome = replayed(fake, name)
     assert type(outcome) is ClusterError
     first_line = str(outcome).splitlines()[0]

@@ -80,7 +80,7 @@ def test_a_recorded_refusal_keeps_each_field_that_pod_security_asks_for():
         ),
     ],
 )
-def test_what_can_never_pass_is_told_from_what_may(message, hopeless):
+def test_hopeless_refusals_differ_from_temporary_ones(message, hopeless):
     refusal = refusal_of([event(message)])
     assert refusal.hopeless is hopeless
     assert message in refusal.text
@@ -122,9 +122,9 @@ def test_other_warnings_are_no_refusals():
         ),
     ],
 )
-def test_a_webhook_that_is_away_has_a_name_and_a_reason(message, name, reason):
+def test_an_unreachable_webhook_is_named_with_the_reason(message, name, reason):
     assert silent_webhook(message) == (name, reason)
 
 
-def test_a_webhook_that_answers_no_is_not_away():
+def test_a_webhook_that_denies_a_request_counts_as_reachable():
     assert silent_webhook('admission webhook "v.katib.org" denied the request: no name') is None

@@ -70,7 +70,7 @@ def as_before(backend, before: dict) -> bool:
     )
 
 
-def test_a_new_model_is_asked_beside_the_service_before_it_replaces_the_former(fake):
+def test_a_new_model_is_checked_in_a_second_service_before_it_replaces_the_former(fake):
     backend, _, first = after_first_deploy(fake, UP)
     check = Checks()
     backend.deploy(service(uri=OTHER), check=check)
@@ -89,7 +89,7 @@ def test_a_new_model_is_asked_beside_the_service_before_it_replaces_the_former(f
         pytest.param(Play(pending="image"), (), DeadlineError, "cannot be pulled", id="no image"),
     ],
 )
-def test_a_bad_model_never_touches_the_service(fake, play, wrong_models, error, reason):
+def test_a_bad_model_never_changes_the_service(fake, play, wrong_models, error, reason):
     backend, before, first = after_first_deploy(fake, play)
     with pytest.raises(error, match=reason) as error_info:
         backend.deploy(service(uri=OTHER), check=Checks(*wrong_models), deadline=1.5)
@@ -107,7 +107,9 @@ def test_a_bad_model_never_touches_the_service(fake, play, wrong_models, error, 
         pytest.param(UP, ("jec-pfn",), GateError, "another model", id="wrong answers"),
     ],
 )
-def test_in_place_a_bad_model_is_taken_back(fake, play, wrong_models, error, reason):
+def test_a_bad_model_that_replaced_the_former_in_place_is_rolled_back(
+    fake, play, wrong_models, error, reason
+):
     backend, before, _ = after_first_deploy(fake, play)
     manifest = service(uri=OTHER, deploymentStrategy={"type": "Recreate"}, run_id="b-00000000")
     with pytest.raises(error, match=reason) as error_info:
@@ -132,7 +134,7 @@ def test_a_first_deploy_that_fails_leaves_nothing(fake, play, wrong_models, erro
     backend.api.wait_for(lambda: uids(backend) == [])
 
 
-def test_a_step_that_was_killed_puts_the_first_service_back_and_not_its_own(fake):
+def test_a_killed_steps_successor_restores_the_first_service(fake):
     backend, before, _ = after_first_deploy(fake, UP)
     manifest = service(uri=OTHER, deploymentStrategy={"type": "Recreate"}, run_id="b-00000000")
 
@@ -169,7 +171,7 @@ def test_a_step_that_is_repeated_after_its_success_keeps_its_service(fake):
     assert json.loads((backend.folder / "former_service.json").read_text())["service"]
 
 
-def test_what_somebody_else_deployed_meanwhile_is_left_alone(fake):
+def test_a_service_that_somebody_else_deployed_meanwhile_is_not_changed(fake):
     backend, _, _ = after_first_deploy(fake, UP)
     manifest = service(uri=OTHER, deploymentStrategy={"type": "Recreate"})
 
@@ -184,7 +186,7 @@ def test_what_somebody_else_deployed_meanwhile_is_left_alone(fake):
     assert service_object(backend)["spec"]["predictor"]["model"]["storageUri"] == OTHER
 
 
-def test_where_the_quota_has_no_room_the_former_pod_goes_first(fake):
+def test_without_room_in_the_quota_the_former_pod_is_deleted_first(fake):
     backend, _, first = after_first_deploy(fake, UP, kserve=KServe(room=1))
     add_quota(backend, QUOTA_OF_ONE, {"pods": "1", "requests.cpu": "1"})
     check = Checks()
@@ -197,7 +199,7 @@ def test_where_the_quota_has_no_room_the_former_pod_goes_first(fake):
     assert uids(backend) != first
 
 
-def test_a_bad_model_is_taken_back_where_the_quota_has_no_room_for_a_second_pod(fake):
+def test_a_bad_model_is_rolled_back_where_the_quota_has_no_room_for_a_second_pod(fake):
     backend, before, _ = after_first_deploy(fake, UP, kserve=KServe(room=1))
     add_quota(backend, QUOTA_OF_ONE, {"pods": "1", "requests.cpu": "1"})
     with pytest.raises(GateError):
@@ -211,7 +213,7 @@ def test_a_bad_model_is_taken_back_where_the_quota_has_no_room_for_a_second_pod(
     backend.api.wait_for(serves_again)
 
 
-def test_surge_that_was_asked_for_waits_for_the_quota_and_says_so(fake):
+def test_a_rollout_by_surge_waits_for_the_quota_and_reports_it(fake):
     backend, before, _ = after_first_deploy(fake, UP, kserve=KServe(room=1))
     add_quota(backend, QUOTA_OF_ONE, {"pods": "1", "requests.cpu": "1"})
     manifest = service(uri=OTHER, deploymentStrategy={"type": "RollingUpdate"})
@@ -220,7 +222,7 @@ def test_surge_that_was_asked_for_waits_for_the_quota_and_says_so(fake):
     assert as_before(backend, before)
 
 
-def test_a_pod_that_the_quota_refuses_is_told_within_seconds(fake):
+def test_a_pod_that_the_quota_refuses_is_reported_within_seconds(fake):
     backend = fake(node_of(UP), kserve=KServe(room=0))
     with pytest.raises(DeadlineError, match=r"jec-pfn: no pod .*exceeded quota: kf-resource"):
         backend.deploy(service(), deadline=0.6)
@@ -236,7 +238,7 @@ def test_a_pod_that_pod_security_refuses_fails_at_once_with_its_words(fake):
     assert service_object(backend) is None
 
 
-def test_events_of_an_earlier_deploy_are_not_told(fake):
+def test_events_of_an_earlier_deploy_are_not_reported(fake):
     backend = fake(node_of(UP), kserve=KServe(room=0))
     with pytest.raises(DeadlineError):
         backend.deploy(service(), deadline=0.4)
@@ -253,7 +255,7 @@ def test_events_of_an_earlier_deploy_are_not_told(fake):
     assert "quota" not in backend.text
 
 
-def test_why_kserve_makes_no_pod_is_told(fake):
+def test_the_reason_why_kserve_makes_no_pod_is_reported(fake):
     backend = fake(node_of(UP))
     with backend.api.lock:
         backend.api.controllers.remove(backend.kserve)
@@ -265,7 +267,7 @@ def test_why_kserve_makes_no_pod_is_told(fake):
         backend.deploy(service(), deadline=1.5)
 
 
-def test_kserves_own_conflicts_are_no_obstacle(fake):
+def test_conflicts_of_kserves_own_updates_are_not_reported(fake):
     backend = fake(node_of(UP), kserve=KServe(lag=0.3))
     conflict = (
         'Operation cannot be fulfilled on inferenceservices.serving.kserve.io "jec-pfn": the object'
@@ -277,7 +279,7 @@ def test_kserves_own_conflicts_are_no_obstacle(fake):
     assert "modified" not in backend.text
 
 
-def test_where_no_node_takes_the_pod_beside_the_former_one_goes_first(fake, monkeypatch):
+def test_the_former_pod_is_deleted_first_if_no_node_has_room_for_a_second_one(fake, monkeypatch):
     monkeypatch.setattr(service_rollout, "NO_NODE_SECONDS", 0.2)
     backend, _, _ = after_first_deploy(fake, Play(pending="unschedulable"), UP)
     backend.deploy(service(uri=OTHER))
@@ -288,7 +290,7 @@ def test_where_no_node_takes_the_pod_beside_the_former_one_goes_first(fake, monk
     assert has_condition(service_object(backend), "Ready")
 
 
-def test_a_name_without_room_for_a_second_one_is_updated_in_place(fake):
+def test_a_service_whose_name_is_too_long_for_a_second_service_is_updated_in_place(fake):
     name = "jec-" + "x" * 37  # 41 characters; 45 are allowed in namespace physics
     backend = fake(node_of(UP))
     backend.deploy(service(name))
@@ -306,7 +308,7 @@ def test_a_name_that_kserve_would_never_reconcile_is_refused_before_anything_is_
     assert backend.deploy(service("j" * 45)).name == "j" * 45
 
 
-def test_the_needs_of_a_pod_hold_what_fetches_its_model():
+def test_the_needs_of_a_pod_include_its_storage_initializer():
     needs = pod_needs(service())
     assert needs["requests.cpu"] == needs["cpu"] == 1
     assert needs["limits.memory"] == 2 * 2**30
@@ -329,7 +331,7 @@ def test_the_needs_of_a_pod_hold_what_fetches_its_model():
         pytest.param({"requests.nvidia.com/gpu": "0"}, {}, True, id="not asked for"),
     ],
 )
-def test_the_quota_decides(hard, in_use, fits):
+def test_a_pod_fits_if_the_unused_quota_covers_its_needs(hard, in_use, fits):
     quota = {"metadata": {"name": "kf"}, "status": {"hard": hard, "used": in_use}}
     reason = no_room([quota], pod_needs(service()))
     assert (reason == "") == fits

@@ -122,13 +122,13 @@ def test_a_refused_ticket_leaves_the_old_one(secrets, tmp_path, capsys):
     assert secrets.objects["krb-secret"] == {"krb5cc_1000": "old"}
 
 
-def test_a_missing_right_is_said(secrets, tmp_path, capsys):
+def test_a_missing_right_is_an_error(secrets, tmp_path, capsys):
     secrets.refuse = 403
     assert renew(tmp_path) == 1
     assert re.search("krb-secret .*'jets': 403 no such right", capsys.readouterr().err)
 
 
-def test_a_missing_keytab_is_said(secrets, tmp_path, capsys):
+def test_a_missing_keytab_is_an_error(secrets, tmp_path, capsys):
     (tmp_path / "keytab").unlink()
     assert renew(tmp_path) == 2
     assert str(tmp_path / "keytab") in capsys.readouterr().err

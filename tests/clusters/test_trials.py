@@ -68,7 +68,7 @@ def test_a_trial_that_was_only_just_created_has_no_status_at_all():
     )
 
 
-def test_observations_leave_out_what_is_no_finite_number():
+def test_observations_leave_out_values_that_are_not_finite():
     observations = trials.observations(
         [
             {"name": "AvgLoss", "min": "0.08", "max": "1.5e-1", "latest": "0.09"},

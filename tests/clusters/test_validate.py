@@ -40,7 +40,7 @@ def objects(**values) -> dict[str, dict]:
         {"predictor_form": "triton", "algorithm": "grid"},
     ],
 )
-def test_what_a_run_makes_is_taken(values):
+def test_objects_of_a_run_are_valid(values):
     assert {name: problems(manifest) for name, manifest in objects(**values).items()} == {
         name: [] for name in objects()
     }

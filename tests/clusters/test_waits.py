@@ -121,7 +121,7 @@ def test_a_wait_ends_whatever_the_server_answers_for_ever(fake, what, fault):
         ("service", "cut after"),
     ],
 )
-def test_a_wait_outlives_what_passes(fake, what, fault):
+def test_every_wait_survives_temporary_faults(fake, what, fault):
     backend = fake(node_of(GOOD[what]))
     backend.api.fail("*", ".", times=3, **FAULTS[fault])
     long = {

@@ -194,7 +194,7 @@ def test_every_step_is_a_pod_with_an_end_a_label_and_the_secret_and_none_is_cach
     assert "enableCache" not in str(document)
 
 
-def test_what_a_step_asks_for_is_that_of_the_configuration(tmp_path):
+def test_a_steps_resources_are_those_of_the_configuration(tmp_path):
     config = RunConfig(steps_cpus="100m", steps_memory="8Gi")
     path = chain.compile_to(tmp_path / "pipeline.yaml", config)
     document = next(yaml.safe_load_all(path.read_text()))

@@ -107,7 +107,7 @@ def ending(run) -> tuple[str, str]:
 # ------------------------------------------------------------------------------------------------
 
 
-def test_a_search_that_is_terminated_leaves_nothing_and_its_record_says_so(fake, run, argo):
+def test_a_terminated_search_leaves_no_objects_and_its_record_says_interrupted(fake, run, argo):
     home = fake(node_of(FOREVER))
     flow = argo(home.api, search=[])
     home.api.wait_for(lambda: len(home.api.all("trials")) == 2, 30)
@@ -265,7 +265,7 @@ def test_only_pods_that_could_not_run_are_refusals():
     assert WEBHOOK in refusals["finish"]
 
 
-def test_a_job_whose_watcher_is_lost_is_removed_and_what_is_finished_stays(fake, run, argo):
+def test_a_lost_steps_job_is_removed_and_the_finished_experiment_stays(fake, run, argo):
     home = fake(node_of(loss(0.2), loss(0.1), FOREVER))
     search = fake_search(home, run)
     flow = argo(home.api, export=["--trial", search])
@@ -283,7 +283,7 @@ def fake_search(home, run) -> str:
     return home.run_experiment(experiment(run)).optimal
 
 
-def test_a_pod_that_the_kubelet_evicted_is_retried_and_the_next_attempt_goes_on(fake, run, argo):
+def test_the_next_attempt_continues_after_the_kubelet_evicted_a_pod(fake, run, argo):
     long = Play(seconds=math.inf)
     home = fake(node_of(long))
     flow = argo(home.api, export=["--trial", "t"])

@@ -115,6 +115,6 @@ def test_small_results_on_s3_are_copied_beside_the_logs(s3_bucket, tmp_path):
     assert [path.name for path in (tmp_path / RUN_ID).iterdir()] == ["run.json"]
 
 
-def test_a_gain_that_was_not_measured_is_no_number():
+def test_an_unmeasured_gain_is_not_printed_as_a_number():
     assert not any(character.isdigit() for character in _gain_text(None))
     assert "3.0" in _gain_text(Interval(value=3.0, low=2.0, high=4.0))

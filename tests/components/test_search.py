@@ -107,7 +107,7 @@ def test_a_search_leaves_its_trials_in_three_forms_and_is_not_repeated(run, back
     assert len(backend.manifests) == 1
 
 
-def test_with_more_trials_the_same_experiment_goes_on(run, backend):
+def test_the_same_experiment_continues_with_more_trials(run, backend):
     do(run)
     more = dataclasses.replace(run, config=with_more_trials(run.config, "2"))
     assert do(more) == "pfn-00000000-004"

@@ -202,7 +202,7 @@ def test_the_log_says_that_the_algorithm_does_not_know_earlier_trials(
     assert algorithm in line
 
 
-def test_an_experiment_that_still_runs_goes_on_and_its_trials_count_once(tmp_path, cluster_of):
+def test_a_running_experiment_continues_and_its_trials_count_once(tmp_path, cluster_of):
     run = make_run(tmp_path)
     cluster = cluster_of(run, "ends", "ends", "lost")
     lose(run, cluster)
@@ -375,9 +375,7 @@ def test_a_trial_that_early_stopping_ends_is_not_resumed(tmp_path, cluster_of):
 @pytest.mark.parametrize(
     "changes", [{"parallel_trials": 2}, {"max_trials": 6}, {"min_improvement": 1.0}]
 )
-def test_what_katib_lets_change_and_what_trials_do_not_know_replaces_no_experiment(
-    tmp_path, cluster_of, changes
-):
+def test_changes_that_katib_allows_replace_no_experiment(tmp_path, cluster_of, changes):
     run = make_run(tmp_path)
     cluster = cluster_of(run, "ends", "lost")
     lose(run, cluster)
@@ -385,7 +383,7 @@ def test_what_katib_lets_change_and_what_trials_do_not_know_replaces_no_experime
     assert list(cluster.existing) == [run.id]
 
 
-def test_an_experiment_of_an_earlier_version_goes_on_as_it_is(tmp_path, cluster_of):
+def test_an_experiment_of_an_earlier_version_continues_unchanged(tmp_path, cluster_of):
     run = make_run(tmp_path)
     cluster = cluster_of(run, "ends", "lost")
     lose(run, cluster)

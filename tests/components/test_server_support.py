@@ -69,13 +69,13 @@ def test_the_tested_versions_lie_around_every_change():
 
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("version", SUPPORTED)
-def test_a_server_takes_what_is_written_for_it(compiled, version, name):
+def test_each_server_accepts_the_ir_that_is_compiled_for_it(compiled, version, name):
     assert Messages(version).refusals(compiled(name, support(version))) == []
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("version", SUPPORTED)
-def test_every_server_takes_what_is_written_for_an_unknown_one(compiled, version, name):
+def test_every_server_accepts_the_ir_for_an_unknown_version(compiled, version, name):
     assert Messages(version).refusals(compiled(name, chain.ANY_SERVER)) == []
 
 

@@ -135,7 +135,7 @@ def test_a_run_without_the_results_of_earlier_steps_is_refused(
 
 
 @pytest.mark.parametrize("name", ["evaluate", "deploy"])
-def test_results_of_another_trial_are_no_results(run, name):
+def test_results_of_another_trial_do_not_count(run, name):
     if name == "evaluate":
         export_record(run.model_name, trial="another").save(run.folder.export)
     else:

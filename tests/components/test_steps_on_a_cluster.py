@@ -709,7 +709,7 @@ def test_prepare_shows_what_was_changed_first_and_the_space_as_json(
     assert capsys.readouterr().out.splitlines()[-1].startswith("result: pfn-11111111 is prepared")
 
 
-def test_prepare_goes_on_where_the_predictors_keys_are_there_or_cannot_be_seen(
+def test_prepare_continues_if_the_predictors_keys_exist_or_are_unreadable(
     fake, run, s3_server, accepted_runs, capsys, monkeypatch
 ):
     home = fake()

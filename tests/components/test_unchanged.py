@@ -53,7 +53,7 @@ def success_of(run: Run, **values):
     return unchanged.earlier_success(config, unchanged.inputs_digest(config, inputs_of()))
 
 
-def test_a_run_that_came_to_its_end_is_the_last_success_of_its_inputs(earlier):
+def test_a_finished_run_is_the_last_success_of_its_inputs(earlier):
     assert success_of(earlier) is None
     assert end_with(earlier, "search", "failed").state == "failed"
     assert success_of(earlier) is None
@@ -120,7 +120,7 @@ def test_a_step_ends_well_at_once_and_all_its_outputs_say_why(run, tmp_path, nam
     assert capsys.readouterr().out.startswith("result: unchanged: ")
 
 
-def test_the_run_ends_as_unchanged_and_is_no_success_of_its_own(run, earlier):
+def test_the_run_ends_as_unchanged_and_does_not_count_as_a_success(run, earlier):
     summary = finish.finish(run.uri, step.Artifacts(""), "job-2")
     assert (summary.state, summary.resume) == ("unchanged", "")
     assert EARLIER in summary.reason

@@ -86,7 +86,7 @@ def test_every_shortened_file_is_noticed(tmp_path):
         assert checksum.damage(whole[:length]), length
 
 
-def test_torch_and_weaver_core_read_the_file_as_ever(tmp_path):
+def test_torch_reads_a_file_with_checksums(tmp_path):
     path = tmp_path / "net_best_epoch_state.pt"
     write_tensors(str(path), WEIGHTS)
     for mapped in (False, True):
@@ -101,7 +101,7 @@ def test_files_without_a_checksum_still_load(tmp_path, new):
     assert torch.equal(read_weights(str(path))["layer.weight"], WEIGHTS["layer.weight"])
 
 
-def test_a_file_whose_author_left_checksums_out_still_loads(tmp_path):
+def test_a_file_written_without_checksums_still_loads(tmp_path):
     path = tmp_path / "state.pt"
     torch.serialization.set_crc32_options(False)
     try:
@@ -143,7 +143,7 @@ def test_a_damaged_checkpoint_never_replaces_the_good_one(trial):
     assert trial.load({})[1].epoch == 1
 
 
-def test_without_a_good_checkpoint_the_user_is_told_what_to_delete(trial):
+def test_without_a_good_checkpoint_the_error_names_the_files_to_delete(trial):
     storage.delete(trial.path("checkpoint.previous.pt"))
     flip(trial.path("checkpoint.pt"), 700)
     with pytest.raises(InputError, match=r"delete .*checkpoint\.pt"):

@@ -67,7 +67,7 @@ def content(folder):
         "~",
     ],
 )
-def test_what_is_no_run_below_output_stays(runs, tmp_path, capsys, name):
+def test_folders_that_are_no_runs_are_not_removed(runs, tmp_path, capsys, name):
     (runs / "linked-out").symlink_to(tmp_path / "outside")
     storage.write_json(str(tmp_path / "elsewhere" / OTHER / "status.json"), {})
     (runs / "linked-run").symlink_to(tmp_path / "elsewhere" / OTHER)

@@ -95,7 +95,7 @@ def test_a_search_that_fails_twice_keeps_its_trials_and_says_it_once_each_time(s
     assert len([line for line in lines if "failed before" in line]) == 1
 
 
-def test_a_grid_goes_on_behind_what_is_left_out(search):
+def test_a_resumed_grid_leaves_out_a_point_that_would_fail_again(search):
     space = {"min": "1", "max": "6", "step": "1"}
     options = {"algorithm": "grid", "space": space, "maxFailedTrialCount": 1}
     failure, _ = search({"search-001": 1, "others": 0}, **options)

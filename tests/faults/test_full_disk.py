@@ -148,7 +148,7 @@ def test_a_full_disk_anywhere_is_one_sentence(tmp_path, capsys, number):
     assert str(tmp_path) in line
 
 
-def test_a_quota_is_told_from_a_full_disk(tmp_path):
+def test_a_used_up_quota_and_a_full_disk_have_different_messages(tmp_path):
     texts = {
         space.sentence(OSError(number, os.strerror(number)), tmp_path) for number in space.FULL
     }
@@ -227,7 +227,7 @@ def test_a_training_without_room_for_its_checkpoints_is_not_begun(disk):
     disk_need.require("s3://bucket/runs/trial", 2**60)
 
 
-def test_the_estimate_covers_what_a_training_writes(tmp_path):
+def test_the_estimated_need_covers_the_files_of_a_training(tmp_path):
     """Of a network whose weights matter more than the records."""
     weights = torch.nn.Linear(1000, 1000)
     optimizer = torch.optim.Adam(weights.parameters())
@@ -244,7 +244,7 @@ def test_the_estimate_covers_what_a_training_writes(tmp_path):
     assert size < disk_need.trial_bytes(parameters) < 2 * size
 
 
-def test_other_errors_of_the_system_stay_what_they_are():
+def test_other_errors_of_the_system_are_not_changed():
     with pytest.raises(OSError, match="Input/output"), space.catch_full_disk():
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 

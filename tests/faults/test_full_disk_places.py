@@ -173,7 +173,7 @@ def test_a_disk_without_inodes_is_full(disk):
 # ---------------------------------------------------------------- temporary files, copies, output
 
 
-def test_a_full_temporary_folder_is_named_and_not_what_was_to_be_written(temporary, tmp_path):
+def test_the_error_names_a_full_temporary_folder_and_not_the_target(temporary, tmp_path):
     """The advice is TMPDIR; the room counts that was there before the folder went."""
 
     def write():
@@ -318,7 +318,7 @@ with open(arguments["metrics"], "a") as log:
 """
 
 
-def test_a_search_ends_at_a_full_disk_and_its_trial_is_taken_up_again(tmp_path):
+def test_a_search_ends_at_a_full_disk_and_its_trial_resumes_later(tmp_path):
     """No other trial is tried; the resumed search has the trials of one that was never stopped."""
     program = tmp_path / "trial.py"
     program.write_text(TRIAL)
@@ -452,7 +452,7 @@ def test_a_server_without_shared_memory_is_one_sentence(tmp_path):
     assert "in /dev/shm" in process.stderr.splitlines()[-1]
 
 
-def test_a_process_killed_by_its_memory_is_told_from_a_full_disk(tmp_path):
+def test_a_process_killed_for_its_memory_does_not_count_as_a_full_disk(tmp_path):
     from clusters.processes import Replicas
 
     replicas = Replicas(shell("true"), folder=tmp_path, root=ROOT, threads=1)

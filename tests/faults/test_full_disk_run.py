@@ -157,7 +157,7 @@ def fill_when(moment, disk: Path, process) -> Path:
 
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("point", MOMENTS)
-def test_a_run_goes_on_after_its_disk_was_full(point, disk, jets, undisturbed):
+def test_a_run_resumes_after_its_disk_was_full(point, disk, jets, undisturbed):
     runs = disk / "runs"
     process = pipeline(runs, *FLAGS, *jets)
     balloon = fill_when(MOMENTS[point], disk, process)

@@ -72,7 +72,7 @@ def test_a_moved_folder_of_runs_leads_to_its_data(tmp_path, form, old_place):
         ("/old/r-1/data/train.root", "/new/r-1/data/train.root", False),
     ],
 )
-def test_a_checkpoint_goes_on_with_the_data_of_its_moved_run(before, now, is_same):
+def test_a_checkpoint_resumes_with_the_data_of_its_moved_run(before, now, is_same):
     settings = {"start_lr": 0.1, "data_val": "/x/val.json"}
     checkpoint_options, current = (
         {**settings, "data_train": before},

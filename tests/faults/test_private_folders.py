@@ -118,7 +118,7 @@ def test_a_lock_is_opened_without_truncation(tmp_path):
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o027])
-def test_the_users_umask_decides_who_may_read_results(tmp_path, umask):
+def test_results_have_the_permissions_of_the_users_umask(tmp_path, umask):
     before = os.umask(umask)
     try:
         storage.write_text(str(tmp_path / "run.json"), "{}")

@@ -400,7 +400,7 @@ def test_a_python_without_our_packages_says_how_to_use_the_projects_own(capsys):
     assert ". .venv/bin/activate" in text
 
 
-def test_a_module_of_ours_that_is_missing_is_a_fault_of_the_program(capsys, tmp_path, monkeypatch):
+def test_a_missing_module_of_the_project_is_an_internal_error(capsys, tmp_path, monkeypatch):
     def body():
         raise ModuleNotFoundError("No module named 'common.gone'", name="common.gone")
 

@@ -76,7 +76,7 @@ def test_images_are_pushed_and_used_by_digest(engines, engine, capsys):
     assert "pipeline.py uses these" in capsys.readouterr().out
 
 
-def test_a_run_takes_the_images_that_were_pushed_unless_told_otherwise(engines):
+def test_a_run_uses_the_pushed_images_unless_flags_name_others(engines):
     engines("podman")
     assert build.main(["--registry", "registry.example/jets"]) == 0
     args = pipeline.build_parser().parse_args([])

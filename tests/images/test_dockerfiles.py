@@ -58,7 +58,7 @@ def test_no_secret_is_an_argument_or_a_variable(name):
         ]
 
 
-def test_what_changes_often_comes_last(name):
+def test_layers_that_change_often_come_last(name):
     """Otherwise the cache would never hold: locks before the project, the commit after everything
     that costs time.
     """

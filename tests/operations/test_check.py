@@ -293,7 +293,7 @@ def test_single_user_mode_checks_the_account_pipeline_runner(fake, namespace, ho
     assert ("Secret s3-secret of the steps" in table) == (home == "kubeflow")
 
 
-def test_a_server_in_a_namespace_that_nobody_names_is_no_false_error(fake):
+def test_a_servers_unknown_namespace_is_not_seen_and_no_error(fake):
     api = fake().api
     furnish(api)
     look_around(api)
@@ -429,7 +429,7 @@ def test_nodes_against_the_pods_of_the_run(fake, nodes, values, state, message):
     assert message in rows[0][1]
 
 
-def test_nodes_that_may_not_be_listed_are_not_seen(fake):
+def test_nodes_that_may_not_be_listed_have_the_state_not_seen(fake):
     home = fake()
     home.api.forbid("list", "nodes")
     assert checked(home)["nodes"][0][0] == "not seen"
@@ -588,7 +588,7 @@ def test_violations_agree_with_the_rules_of_the_tests(level):
                     )
 
 
-def test_what_the_clusters_webhook_refuses_is_shown_in_its_words(fake):
+def test_a_refusal_by_the_clusters_webhook_is_quoted(fake):
     survey = Survey(connect(), "physics") if fake() else None
     wrong_job = {
         "apiVersion": "kubeflow.org/v1",
@@ -815,9 +815,7 @@ def test_checks_that_depend_on_unreadable_files_are_not_ok(jet_files, missing, s
     ("raw_model", "states"),
     [("auto", ["ok", "warning"]), ("required", ["error"]), ("none", ["ok"])],
 )
-def test_a_data_configuration_that_raw_jets_cannot_have_is_seen_before_the_run(
-    jet_files, monkeypatch, raw_model, states
-):
+def test_check_reports_a_data_config_without_a_raw_model(jet_files, monkeypatch, raw_model, states):
     def refuse(*_):
         raise InputError("np.linalg.norm has no form in a graph")
 

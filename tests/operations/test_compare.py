@@ -140,7 +140,7 @@ def test_the_page_says_whether_the_test_jets_are_the_same(metrics):
     assert "not known" in about_jets(compared(metrics, "a", ""))
 
 
-def test_what_was_not_measured_has_no_number(metrics):
+def test_unmeasured_quantities_have_no_number(metrics):
     bare = dataclasses.replace(metrics, gain=None, resolution=None, tails=[])
     row = summary([ComparedRun(name="run", metrics=bare)]).rows[0]
     assert row[3:6] == ["–", "–", "–"]

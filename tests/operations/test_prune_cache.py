@@ -109,7 +109,7 @@ def test_a_set_that_is_being_copied_stays(places, capsys):
 
 
 @pytest.mark.faults
-def test_a_set_of_a_run_that_goes_on_stays(places):
+def test_a_set_of_an_active_run_is_kept(places):
     runs, _ = places
     for name in ("living", "ended"):
         (runs / name / "data").mkdir(parents=True)

@@ -134,7 +134,7 @@ def test_without_runs_or_a_folder(tmp_path, capsys):
     assert command(tmp_path / "missing", "--list") == 2
 
 
-def test_prune_removes_what_is_old(tmp_path, capsys):
+def test_prune_removes_old_runs(tmp_path, capsys):
     old, new = make_run(tmp_path, "pfn-00000001", days=40), make_run(tmp_path, "pfn-00000002")
     (tmp_path / "latest").symlink_to("pfn-00000001")
     assert command(tmp_path, "--prune", "--older-than", "30d", "--yes") == 0
@@ -144,7 +144,7 @@ def test_prune_removes_what_is_old(tmp_path, capsys):
     assert "removed 1 runs" in capsys.readouterr().out
 
 
-def test_prune_removes_what_is_both_old_and_large(tmp_path):
+def test_prune_removes_runs_that_are_both_old_and_large(tmp_path):
     make_run(tmp_path, "pfn-00000001", days=2)
     large = make_run(tmp_path, "pfn-00000002", days=2)
     young = make_run(tmp_path, "pfn-00000003")
@@ -155,7 +155,7 @@ def test_prune_removes_what_is_both_old_and_large(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"pfn-00000001", "pfn-00000003"}
 
 
-def test_prune_keeps_what_is_served_or_going_on(tmp_path, capsys):
+def test_prune_keeps_served_and_active_runs(tmp_path, capsys):
     kept_runs = {
         "pfn-00000001": lambda folder: serve(folder, "kserve"),
         "pfn-00000002": lambda folder: RunLock("pfn-00000002", Path(folder) / "local").take(print),
@@ -175,7 +175,7 @@ def test_prune_keeps_what_is_served_or_going_on(tmp_path, capsys):
     assert all(f"kept: {run_id}" in out for run_id in kept_runs)
 
 
-def test_prune_keeps_a_run_of_which_a_process_lives(tmp_path):
+def test_prune_keeps_a_run_with_a_living_process(tmp_path):
     serve(make_run(tmp_path, "pfn-00000001", days=40), "triton")
     environment = {
         **os.environ,
@@ -194,7 +194,7 @@ def test_prune_keeps_a_run_of_which_a_process_lives(tmp_path):
     assert not (tmp_path / "pfn-00000001").exists()
 
 
-def test_prune_touches_nothing_that_is_not_ours(tmp_path):
+def test_prune_removes_nothing_but_runs(tmp_path):
     runs, elsewhere = tmp_path / "runs", tmp_path / "elsewhere"
     make_run(elsewhere, "pfn-00000009", days=40)
     own = make_run(runs, "pfn-00000001", days=40)
@@ -215,7 +215,7 @@ def test_prune_touches_nothing_that_is_not_ours(tmp_path):
 
 
 @pytest.mark.usefixtures("stdin_is_no_terminal")
-def test_prune_asks_and_where_nobody_answers_removes_nothing(tmp_path, capsys):
+def test_prune_asks_and_removes_nothing_without_an_answer(tmp_path, capsys):
     folder = make_run(tmp_path, "pfn-00000001", days=40)
     assert command(tmp_path, "--prune", "--older-than", "1d") == 2
     assert Path(folder, "run.json").exists()
@@ -247,7 +247,7 @@ def test_wrong_flags_are_errors_of_one_line(tmp_path, capsys, flags, word):
 @pytest.mark.parametrize(
     "run_id", ["", ".", "..", "/tmp", "a/b", "pfn-00000001/..", "latest", "missing", "copy", "none"]
 )
-def test_only_a_run_of_ours_below_the_output_is_removed(tmp_path, run_id):
+def test_only_a_run_below_the_output_is_removed(tmp_path, run_id):
     output = tmp_path / "runs"
     make_run(output, "pfn-00000001")
     (output / "latest").symlink_to("pfn-00000001")

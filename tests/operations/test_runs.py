@@ -215,7 +215,7 @@ def test_the_status_as_json_has_the_same_facts(tmp_path, capsys):
     assert any("Kubeflow" in reason for reason in status_json["not_seen"])
 
 
-def test_the_status_on_a_cluster_says_what_waits_and_why(fake, kfp, tmp_path, capsys):
+def test_the_status_on_a_cluster_names_waiting_pods_with_reasons(fake, kfp, tmp_path, capsys):
     home = fake(node_of(loss(0.1), Play(pending="unschedulable")))
     with pytest.raises(DeadlineError):
         home.run_experiment(experiment(["0.1", "0.2"]), deadline=0.5)
@@ -448,7 +448,7 @@ def test_kubeflow_alone_reports_a_pod_that_could_not_be_created(
         assert step_states(text)[name] == "failed"
 
 
-def test_a_run_that_was_terminated_before_any_step_began_says_so(kfp, tmp_path, capsys):
+def test_the_status_says_that_a_run_was_terminated_before_any_step(kfp, tmp_path, capsys):
     """Seen with KFP 2.15.0: terminate within 10 s; the exit handler does not run."""
     run = ended_run(kfp, tmp_path, {})
     step.write_status(run, "prepare", "failed", "of an earlier job", job_id="earlier")
@@ -684,7 +684,7 @@ def test_down_ends_the_run_on_kubeflow_first_then_removes_its_objects_and_works_
 
 
 @pytest.mark.parametrize("flags", [["--status"], ["--status", "--json"], ["--down", "--yes"]])
-def test_a_run_of_which_no_place_could_be_asked_is_not_reported_as_gone(
+def test_a_run_is_not_reported_as_removed_if_no_place_could_be_asked(
     tmp_path, capsys, monkeypatch, flags
 ):
     def no_credentials(*_):
@@ -800,7 +800,7 @@ def test_down_lists_remaining_objects_and_then_keeps_the_folder(
     assert (tmp_path / "runs" / RUN_ID / "run.json").exists()
 
 
-def test_down_without_the_right_says_so(fake, tmp_path, capsys):
+def test_down_without_the_right_is_an_error(fake, tmp_path, capsys):
     home = fake(node_of(loss(0.1)))
     home.run_experiment(experiment(["0.1"]))
     home.api.forbid("delete", "experiments")

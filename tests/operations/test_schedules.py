@@ -96,7 +96,7 @@ def test_the_same_schedule_is_not_made_twice(kfp, s3_bucket):
     assert len(others) == 3
 
 
-def test_a_multi_user_server_is_told_the_namespace(kfp, s3_bucket):
+def test_a_multi_user_server_gets_the_namespace(kfp, s3_bucket):
     kfp.multi_user = True
     config = RunConfig(s3_bucket=f"{s3_bucket}/jec", namespace="physics")
     schedules.create(config, connect(kfp.url), MONDAYS, "steps:1")

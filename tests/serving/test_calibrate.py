@@ -273,7 +273,7 @@ def test_a_folder_with_results_of_another_model_is_refused(tmp_path, run, is_the
     assert (tmp_path / "out" / "x.root").read_bytes() == before
 
 
-def test_an_interrupted_command_ends_and_goes_on(tmp_path, run, onnx):
+def test_an_interrupted_command_continues_when_repeated(tmp_path, run, onnx):
     for number in range(30):
         write_jets(tmp_path / "in" / f"{number:02d}.root", jets(400, number), basket=50)
     command = [sys.executable, "-m", "serving.calibrate", f"{tmp_path}/in/*.root"]
@@ -292,7 +292,7 @@ def test_an_interrupted_command_ends_and_goes_on(tmp_path, run, onnx):
     assert code == 0
 
 
-def test_a_killed_command_leaves_whole_files_and_goes_on(tmp_path, run, onnx):
+def test_a_killed_command_leaves_whole_files_and_continues_when_repeated(tmp_path, run, onnx):
     for number in range(30):
         write_jets(tmp_path / "in" / f"{number:02d}.root", jets(400, number), basket=50)
     command = [sys.executable, "-m", "serving.calibrate", f"{tmp_path}/in/*.root"]
@@ -466,7 +466,7 @@ def test_two_commands_with_two_models_at_once(tmp_path, run, monkeypatch):
 
 
 @pytest.mark.faults
-def test_the_record_of_a_killed_command_is_named_as_what_to_delete(tmp_path, run):
+def test_the_error_names_a_killed_commands_record_to_delete(tmp_path, run):
     """A command that was killed before its first output leaves its record alone."""
     path = write_jets(tmp_path / "x.root", jets(10))
     run(path)

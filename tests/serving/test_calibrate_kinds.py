@@ -69,7 +69,7 @@ def test_years_of_a_model_card(text, years):
     assert kinds.years_of(text) == years
 
 
-def test_what_the_card_says():
+def test_the_jet_kind_of_a_model_card():
     facts = {"Era": "2018", "campaign": "UL", "Jet type": "AK4 PFCHS", "JEC version": "UL17_V5"}
     assert kinds.kind_of_training(facts, None) == JetKind(
         radius="4", pileup="CHS", years=frozenset({2018}), era="2018"

@@ -108,7 +108,7 @@ def test_golden_check_refuses_nan(scripted, golden_uri, value):
         golden_check(scripted((200, answer_of(value))), "m", golden_uri, 10)
 
 
-def test_golden_check_ends_at_its_deadline_with_what_it_waited_for(golden_uri, monkeypatch):
+def test_golden_check_ends_at_its_deadline_with_the_last_error(golden_uri, monkeypatch):
     monkeypatch.setattr(client_module, "RETRY_SECONDS", 0.05)
     with pytest.raises(
         DeadlineError,

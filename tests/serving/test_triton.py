@@ -88,7 +88,7 @@ def test_arrays_travel_as_bytes_with_the_same_answer(server, repository):
         client.ask({name: array for name, array in inputs.items() if name != "pf_mask"})
 
 
-def test_serves_what_config_pbtxt_says(server):
+def test_the_server_serves_the_model_of_config_pbtxt(server):
     metadata = Client(server.url, NAME).metadata()
     shapes = {
         tensor["name"]: (tensor["datatype"], tensor["shape"])
@@ -519,7 +519,7 @@ def test_a_repository_on_s3_is_copied(repository, kserve, s3_bucket):
         assert triton.stop(server.pid, seconds=0.2)
 
 
-def test_stop_spares_a_process_that_is_no_server():
+def test_stop_does_not_end_a_process_that_is_no_server():
     process = subprocess.Popen(["sleep", "60"], start_new_session=True)
     try:
         assert not triton.stop(process.pid)

@@ -242,7 +242,7 @@ def run_with(**values):
     return Run(config=RunConfig(s3_bucket="s3://b/r", run_id="a-00000000", **values))
 
 
-def test_what_a_cluster_asks_of_its_pods_is_on_all_of_them():
+def test_all_pods_get_the_clusters_settings():
     run = run_with(**CONFIGS["everything"])
     for manifest in (experiment(run), export_job(run, "t"), evaluate_job(run, "t")):
         spec = pods(manifest)[0]["spec"]
