@@ -651,7 +651,7 @@ def test_particle_net(jets, tmp_path):
 # -------------------------------------------------------------------------------------- bad input
 
 
-def _truncated(jets, folder):
+def _truncated_file(jets, folder):
     path = folder / "cut.root"
     path.write_bytes((jets / "train" / "a.root").read_bytes()[:40_000])
     return path
@@ -675,7 +675,7 @@ def _without_a_branch(jets, folder):
         pytest.param(lambda jets, folder: folder / "none*.root", "none*.root", id="no match"),
         # The tests of the readers hold the rest.
         pytest.param(_no_root, "text.root", id="no ROOT file", marks=pytest.mark.slow),
-        pytest.param(_truncated, "cut.root", id="truncated", marks=pytest.mark.slow),
+        pytest.param(_truncated_file, "cut.root", id="truncated", marks=pytest.mark.slow),
         pytest.param(_without_a_branch, "QG_mul", id="missing branch", marks=pytest.mark.slow),
     ],
 )

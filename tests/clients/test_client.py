@@ -45,7 +45,7 @@ def jets(count: int) -> ak.Array:
     return ak.zip(columns, depth_limit=1)
 
 
-def right(of: ak.Array) -> np.ndarray:
+def expected_pt(of: ak.Array) -> np.ndarray:
     return ak.to_numpy(2 * of.jetPt + ak.sum(of.PF_pT, axis=-1))
 
 
@@ -53,7 +53,7 @@ def right(of: ak.Array) -> np.ndarray:
 def test_jets_are_split_at_the_server_s_maximum_and_keep_their_order(server, count):
     some = jets(count)
     answers = Client(server.url, NAME).calibrate(some)
-    np.testing.assert_allclose(answers.calibrated_pt, right(some), rtol=1e-6)
+    np.testing.assert_allclose(answers.calibrated_pt, expected_pt(some), rtol=1e-6)
     assert answers.fields == ["calibrated_pt", "valid"]
     assert answers.type.content.contents[1].primitive == "bool"
     assert server.batches == [MOST] * (count // MOST) + [count % MOST] * (count % MOST > 0)
@@ -70,7 +70,7 @@ def test_jets_of_events_give_answers_of_events(server):
     answers = Client(server.url, NAME).calibrate(events)
     assert ak.num(answers).to_list() == [3, 0, 97]
     np.testing.assert_allclose(
-        ak.flatten(answers.calibrated_pt), right(ak.flatten(events)), rtol=1e-6
+        ak.flatten(answers.calibrated_pt), expected_pt(ak.flatten(events)), rtol=1e-6
     )
 
 
@@ -96,7 +96,7 @@ def test_a_model_that_takes_one_jet_a_request(server):
     server.pages[f"/v2/models/{NAME}/config"] = {"max_batch_size": 0}
     some = jets(3)
     answers = Client(server.url, NAME).calibrate(some)
-    np.testing.assert_allclose(answers.calibrated_pt, right(some), rtol=1e-6)
+    np.testing.assert_allclose(answers.calibrated_pt, expected_pt(some), rtol=1e-6)
     assert server.batches == [1, 1, 1]
 
 
@@ -120,7 +120,7 @@ def test_a_server_without_bytes_gets_json(server, description):
     server.pages["/v2"] = description
     some = jets(10)
     answers = Client(server.url, NAME).calibrate(some)
-    np.testing.assert_allclose(answers.calibrated_pt, right(some), rtol=1e-6)
+    np.testing.assert_allclose(answers.calibrated_pt, expected_pt(some), rtol=1e-6)
     assert server.headers[-1]["content-type"] == "application/json"
 
 
@@ -140,7 +140,7 @@ def test_a_request_is_repeated_while_the_server_is_busy(server):
     client.calibrate(jets(1))
     server.failures = [BUSY, (0, b""), (429, b"")]
     some = jets(2 * MOST)
-    np.testing.assert_allclose(client.calibrate(some).calibrated_pt, right(some), rtol=1e-6)
+    np.testing.assert_allclose(client.calibrate(some).calibrated_pt, expected_pt(some), rtol=1e-6)
 
 
 def test_a_server_that_stays_busy_is_an_error_after_some_retries(server):
@@ -299,7 +299,9 @@ def test_the_project_s_client_raises_the_project_s_errors(server):
     with pytest.raises(ClusterError):
         ClientOfTheProject("http://127.0.0.1:9", NAME).metadata()
     assert issubclass(InputError, JecError)
-    np.testing.assert_allclose(client.calibrate(jets(9)).calibrated_pt, right(jets(9)), rtol=1e-6)
+    np.testing.assert_allclose(
+        client.calibrate(jets(9)).calibrated_pt, expected_pt(jets(9)), rtol=1e-6
+    )
 
 
 # ------------------------------------------------------------------------------------- secrets
@@ -409,7 +411,7 @@ def test_no_secret_is_printed_logged_or_pickled(server, tmp_path, caplog):
 # ----------------------------------------------------------------------------- other processes
 
 
-def _calibrated(client: Client, some: ak.Array) -> list[float]:
+def _calibrate(client: Client, some: ak.Array) -> list[float]:
     return client.calibrate(some).calibrated_pt.to_list()
 
 
@@ -420,11 +422,11 @@ def test_a_copy_of_a_client_gives_the_same_answers(server, tmp_path, copy_of):
     (tmp_path / "token").write_text(SECRET)
     client = ClientOfTheProject(server.url, NAME, timeout=7, token=tmp_path / "token")
     some = jets(5)
-    answers = _calibrated(client, some)
+    answers = _calibrate(client, some)
     other = copy_of(client)
     assert type(other) is ClientOfTheProject
     assert other.timeout == 7
-    assert _calibrated(other, some) == answers
+    assert _calibrate(other, some) == answers
     assert server.headers[-1]["authorization"] == f"Bearer {SECRET}"
 
 
@@ -434,10 +436,8 @@ def test_a_forked_process_does_not_use_the_connection_of_its_parent(server):
     client.calibrate(jets(1))  # its connection is kept
     with multiprocessing.get_context("fork").Pool(2) as pool:
         some = [jets(count) for count in range(1, 21)]
-        parts = pool.starmap_async(
-            _calibrated, [(client, columns) for columns in some], chunksize=1
-        )
-        mine = [_calibrated(client, columns) for columns in some]
+        parts = pool.starmap_async(_calibrate, [(client, columns) for columns in some], chunksize=1)
+        mine = [_calibrate(client, columns) for columns in some]
         assert parts.get(timeout=60) == mine
 
 
@@ -446,7 +446,7 @@ def test_several_threads_share_a_client(server):
     results: dict[int, list[float]] = {}
 
     def calibrate(count: int) -> None:
-        results[count] = _calibrated(client, jets(count))
+        results[count] = _calibrate(client, jets(count))
 
     threads = [threading.Thread(target=calibrate, args=(count,)) for count in range(1, 9)]
     for thread in threads:
@@ -454,7 +454,7 @@ def test_several_threads_share_a_client(server):
     for thread in threads:
         thread.join(timeout=60)
     for count in range(1, 9):
-        np.testing.assert_allclose(results[count], right(jets(count)), rtol=1e-6)
+        np.testing.assert_allclose(results[count], expected_pt(jets(count)), rtol=1e-6)
 
 
 # --------------------------------------------------------------------------------- the package
@@ -558,7 +558,9 @@ def test_a_certificate_is_checked_unless_verify_is_false(tls):
     some = jets(3)
     for verify in (authority, str(authority), False):
         client = pickle.loads(pickle.dumps(Client(url, NAME, verify=verify)))
-        np.testing.assert_allclose(client.calibrate(some).calibrated_pt, right(some), rtol=1e-6)
+        np.testing.assert_allclose(
+            client.calibrate(some).calibrated_pt, expected_pt(some), rtol=1e-6
+        )
     with pytest.raises(Unreachable, match=r"certificate of https\S+ .*verify="):
         Client(url, NAME).calibrate(some)
 

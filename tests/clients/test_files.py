@@ -39,7 +39,7 @@ def jets(count: int) -> dict[str, ak.Array]:
     }
 
 
-def right(of: dict[str, ak.Array]) -> np.ndarray:
+def expected_pt(of: dict[str, ak.Array]) -> np.ndarray:
     return ak.to_numpy(2 * of["jetPt"] + ak.sum(of["PF_pT"], axis=-1))
 
 
@@ -78,7 +78,7 @@ def test_the_jets_of_a_file_in_their_order(client, tmp_path, form, count, monkey
     columns = jets(count)
     answers = client.calibrate(write_columns(tmp_path, form, columns))
     assert len(answers) == count
-    np.testing.assert_allclose(answers.calibrated_pt, right(columns), rtol=1e-6)
+    np.testing.assert_allclose(answers.calibrated_pt, expected_pt(columns), rtol=1e-6)
 
 
 def test_the_tree_with_the_columns_is_read_unless_another_is_named(client, tmp_path):
@@ -87,9 +87,9 @@ def test_the_tree_with_the_columns_is_read_unless_another_is_named(client, tmp_p
         tmp_path / "jets.root",
         {"config": {"rho": others["rho"]}, "deep/in/jets": some, "other": {"jetPt": some["jetPt"]}},
     )
-    np.testing.assert_allclose(client.calibrate(path).calibrated_pt, right(some), rtol=1e-6)
+    np.testing.assert_allclose(client.calibrate(path).calibrated_pt, expected_pt(some), rtol=1e-6)
     answers_of_tree = client.calibrate(f"{path}:deep/in/jets")
-    np.testing.assert_allclose(answers_of_tree.calibrated_pt, right(some), rtol=1e-6)
+    np.testing.assert_allclose(answers_of_tree.calibrated_pt, expected_pt(some), rtol=1e-6)
     with pytest.raises(InputError, match="'PF_pT'"):
         client.calibrate(f"{path}:other")
     with pytest.raises(InputError, match="cannot be read"):

@@ -119,7 +119,7 @@ def jets(count: int) -> dict:
     return {"jetPt": rng.uniform(20, 200, count), "PF_pT": particles}
 
 
-def right(of: dict) -> np.ndarray:
+def expected_pt(of: dict) -> np.ndarray:
     return 2 * of["jetPt"] + ak.to_numpy(ak.sum(of["PF_pT"], axis=-1))
 
 
@@ -130,7 +130,7 @@ def test_jets_in_their_order(server, raw, count):
     some = jets(count)
     answers = Client(server.url, NAME).calibrate(some)
     assert str(answers.type) == f"{count} * {{calibrated_pt: float32, valid: bool}}"
-    np.testing.assert_allclose(answers.calibrated_pt, right(some), rtol=1e-6)
+    np.testing.assert_allclose(answers.calibrated_pt, expected_pt(some), rtol=1e-6)
     assert sum(server.batches) == count
     assert max(server.batches, default=0) <= MOST
 
@@ -167,7 +167,9 @@ def test_a_temporary_error_is_retried(server):
         (grpc.StatusCode.UNAVAILABLE, "restarting"),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, "queue is full"),
     ]
-    np.testing.assert_allclose(client.calibrate(jets(9)).calibrated_pt, right(jets(9)), rtol=1e-6)
+    np.testing.assert_allclose(
+        client.calibrate(jets(9)).calibrated_pt, expected_pt(jets(9)), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,7 @@ def _experiment(thing: dict, old: dict | None) -> None:
         "spec.maxFailedTrialCount should be less than or equal to spec.maxTrialCount",
     )
     if old is not None:
-        _edited(thing, old)
+        _edit(thing, old)
     objective = spec.get("objective") or {}
     _katib(
         objective.get("type") in ("minimize", "maximize"),
@@ -185,7 +185,7 @@ def _experiment(thing: dict, old: dict | None) -> None:
     )
 
 
-def _edited(thing: dict, old: dict) -> None:
+def _edit(thing: dict, old: dict) -> None:
     """What may change of an Experiment, and when: katib v0.19.0 ... validator.go:118-145.
 
     One that has ended may change only if it resumes, and needs more trials than there are.

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.clusters.fake_api import FakeApi, has_condition, now, set_condition
-from tests.clusters.katib_wrap import COLLECTOR, EARLY_STOPPED, expanded, inject
+from tests.clusters.katib_wrap import COLLECTOR, EARLY_STOPPED, expand_references, inject
 
 # Katib's default filter: katib v0.19.0 pkg/metricscollector/v1beta1/common/const.go:47
 KATIB_METRIC = re.compile(r"([\w|-]+)\s*=\s*([+-]?\d*(\.\d+)?([Ee][+-]?\d+)?)")
@@ -355,7 +355,7 @@ class ProcessNode(Node):
         folder.mkdir(exist_ok=True)
         command = [
             part.replace(os.path.dirname(METRICS_PATH), str(folder))
-            for part in expanded([*container["command"], *container.get("args", [])], env)
+            for part in expand_references([*container["command"], *container.get("args", [])], env)
         ]
         # The image's python is ours.
         path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])

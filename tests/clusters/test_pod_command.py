@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from clusters.pod_command import program_of, shell_command
-from tests.clusters.katib_wrap import COMPLETED, EARLY_STOPPED, expanded, wrapped
+from tests.clusters.katib_wrap import COMPLETED, EARLY_STOPPED, expand_references, wrap_command
 from training.search_space import FORBIDDEN
 
 PROGRAM = """
@@ -65,8 +65,8 @@ def command_of(folder: Path, wrap: str, *words: str) -> list[str]:
     fields = container(folder, *words)
     command = [*fields["command"], *fields["args"]]
     if wrap != "alone":
-        command = wrapped(fields, str(folder), early_stopping=wrap == "early stopping")
-    command = expanded(command, ENV)
+        command = wrap_command(fields, str(folder), early_stopping=wrap == "early stopping")
+    command = expand_references(command, ENV)
     assert command[:2] == ["sh", "-c"]
     return [shutil.which("dash") or "sh", *command[1:]]
 

@@ -46,7 +46,7 @@ FAULTS: dict[str, dict] = {
 }
 
 
-def ends(wait: Callable[[], object]) -> str:
+def end_of(wait: Callable[[], object]) -> str:
     """The error's text, or 'done'; fails if the wait is not over in time."""
     start, message = time.monotonic(), "done"
     try:
@@ -58,7 +58,7 @@ def ends(wait: Callable[[], object]) -> str:
     return message
 
 
-def waits(backend) -> dict[str, Callable[[], object]]:
+def waits_of(backend) -> dict[str, Callable[[], object]]:
     return {
         "experiment": lambda: backend.run_experiment(
             experiment(["0.1", "0.2"], failure_limit=1, parallel=1), deadline=DEADLINE
@@ -85,7 +85,7 @@ def waits(backend) -> dict[str, Callable[[], object]]:
 def test_a_wait_ends_whatever_its_pods_do(fake, what, trouble):
     # ready twice is believed
     backend = fake(node_of(TROUBLE[trouble]), poll=0.1 if what == "service" else 0.02)
-    message = ends(waits(backend)[what])
+    message = end_of(waits_of(backend)[what])
     fine = (what, trouble) == ("service", "runs for ever")
     assert (message == "done") == fine, message
 
@@ -94,7 +94,7 @@ def test_a_wait_ends_whatever_its_pods_do(fake, what, trouble):
 def test_a_full_namespace_ends_a_wait_with_the_quotas_name(fake, what):
     backend = fake(node_of(GOOD[what]))
     backend.operator.quota = True
-    message = ends(waits(backend)[what])
+    message = end_of(waits_of(backend)[what])
     assert message == "done" if what == "service" else "kf-resource-quota" in message
 
 
@@ -107,7 +107,7 @@ def test_a_wait_ends_whatever_the_server_answers_for_ever(fake, what, fault):
     backend = fake(node_of(GOOD[what]))
     backend.cluster.find(RUN_ID)
     backend.api.fail("*", ".", times=math.inf, **FAULTS[fault])
-    assert ends(waits(backend)[what]) != "done"
+    assert end_of(waits_of(backend)[what]) != "done"
 
 
 @pytest.mark.parametrize(
@@ -129,23 +129,23 @@ def test_every_wait_survives_temporary_faults(fake, what, fault):
         "job": lambda: backend.run_job(job("pass")),
         "service": lambda: backend.deploy(service()),
     }
-    assert ends(long[what]) == "done"
+    assert end_of(long[what]) == "done"
 
 
 @pytest.mark.parametrize("fault", ["403", "500", "cut"])
 def test_a_removal_ends_whatever_the_server_answers(fake, monkeypatch, fault):
     backend = fake(node_of(Play(seconds=math.inf)))
-    ends(waits(backend)["job"])
+    end_of(waits_of(backend)["job"])
     monkeypatch.setattr(kubernetes_objects, "REMOVAL_SECONDS", 0.2)
     backend.api.fail("*", ".", times=math.inf, **FAULTS[fault])
-    assert ends(lambda: backend.cluster.delete(RUN_ID)) != "done"
+    assert end_of(lambda: backend.cluster.delete(RUN_ID)) != "done"
 
 
 def test_a_removal_waits_for_pods_that_take_their_time(fake, monkeypatch):
     backend = fake(node_of(Play(seconds=math.inf)))
-    ends(waits(backend)["job"])
+    end_of(waits_of(backend)["job"])
     with backend.api.lock:
         backend.api.all("pods")[0]["metadata"]["finalizers"] = ["example.org/slow"]
         backend.api.all("pods")[0]["metadata"].pop("ownerReferences")
     monkeypatch.setattr(kubernetes_objects, "REMOVAL_SECONDS", 0.2)
-    assert f"Pod {EXPORT}-master-0" in ends(lambda: backend.cluster.delete(RUN_ID))
+    assert f"Pod {EXPORT}-master-0" in end_of(lambda: backend.cluster.delete(RUN_ID))

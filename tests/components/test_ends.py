@@ -422,7 +422,7 @@ def pod_of(reason: str = "", exit_code: int = 0, **status) -> dict:
     }
 
 
-def preempted() -> dict:
+def preempted_pod() -> dict:
     pod = pod_of()
     set_condition(pod, "DisruptionTarget", "True", "PreemptionByScheduler", "higher priority")
     return pod
@@ -435,7 +435,7 @@ def preempted() -> dict:
         ({"shutdown": "Terminate"}, None, "interrupted", f"^{TERMINATED}$"),
         ({"activeDeadlineSeconds": 9}, None, "interrupted", "deleted"),
         (None, None, "interrupted", "deleted"),
-        ({}, preempted(), "interrupted", "PreemptionByScheduler: higher priority"),
+        ({}, preempted_pod(), "interrupted", "PreemptionByScheduler: higher priority"),
         ({}, pod_of(reason="Error", exit_code=137), "failed", "exit code 137"),
         ({}, pod_of(reason="OOMKilled", exit_code=137), "failed", "OOMKilled"),
     ],

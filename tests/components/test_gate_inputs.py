@@ -19,7 +19,7 @@ FULL = Path("data/jec_pfn_full.yaml")
 LABEL = "np.log(genJetPt / jetPt)"
 
 
-def checked(tmp_path, old: str, new: str, **config):
+def check_of(tmp_path, old: str, new: str, **config):
     """The check of the full data config with a part of its text replaced."""
     text = FULL.read_text()
     assert old in text
@@ -49,7 +49,7 @@ def test_the_data_configs_of_the_project_lack_nothing(name):
     ],
 )
 def test_a_label_that_the_gate_will_refuse_is_named(tmp_path, label, is_refused, corrected):
-    warning = checked(tmp_path, LABEL, label).warning
+    warning = check_of(tmp_path, LABEL, label).warning
     assert (f"the gate will refuse the model: the label is {label}," in warning) is is_refused
     assert ("no residual correction" in warning) is not corrected
 
@@ -57,12 +57,12 @@ def test_a_label_that_the_gate_will_refuse_is_named(tmp_path, label, is_refused,
 @pytest.mark.parametrize("observer", ["jetPt", "genJetPt", "genJetEta"])
 def test_a_missing_observer_is_refused_before_any_training(tmp_path, observer):
     with pytest.raises(InputError, match=f"needs the observer {observer}"):
-        checked(tmp_path, f"  - {observer}\n", "")
+        check_of(tmp_path, f"  - {observer}\n", "")
 
 
 @pytest.mark.parametrize("gate", ["default", "strict"])
 def test_the_strict_gate_needs_flavours(tmp_path, gate):
-    warning = checked(tmp_path, "  - partonFlav\n", "", gate=gate).warning
+    warning = check_of(tmp_path, "  - partonFlav\n", "", gate=gate).warning
     assert ("partonFlav" in warning) is (gate == "strict")
 
 

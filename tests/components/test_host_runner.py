@@ -49,7 +49,7 @@ def sleep(path: str):
 
 
 @dsl.pipeline(name="two")
-def two(text: str, path: str, code: int = 0):
+def two_steps(text: str, path: str, code: int = 0):
     """Display names are those of the chain's steps: they are no keys."""
     output_task = write(text=text).set_display_name("1 write (first)")
     leave(text=output_task.outputs["out"], path=path, code=code).set_display_name("2 leave")
@@ -84,14 +84,14 @@ def look(artifact: dsl.Input[dsl.Model], path: str):
 
 
 @dsl.pipeline(name="linked")
-def linked(path: str):
+def with_artifact(path: str):
     last = leave(text="", path=f"{path}.last", code=0).set_display_name("last")
     with dsl.ExitHandler(last):
         look(artifact=describe().outputs["artifact"], path=path)
 
 
-@dsl.pipeline(name="sleeping")
-def sleeping(path: str):
+@dsl.pipeline(name="with-sleep")
+def with_sleep(path: str):
     sleep(path=path)
 
 
@@ -118,13 +118,13 @@ def test_the_output_of_a_step_is_the_input_of_the_next(run, tmp_path, monkeypatc
     """kfp's own workspace lies below ours, and nothing stays in the temporary folder."""
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
-    assert len(run(two, text="yes", path=str(tmp_path / "out"))) == 2
+    assert len(run(two_steps, text="yes", path=str(tmp_path / "out"))) == 2
     assert (tmp_path / "out").read_text() == "YES!"
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_an_artifact_is_the_next_steps_input_with_its_metadata(run, tmp_path):
-    run(linked, path=str(tmp_path / "out"))
+    run(with_artifact, path=str(tmp_path / "out"))
     artifact = json.loads((tmp_path / "out").read_text())
     assert artifact["metadata"] == {"repository": "s3://bucket/model", "jets": 7}
     assert artifact["type"]["schemaTitle"] == "system.Model"
@@ -132,15 +132,15 @@ def test_an_artifact_is_the_next_steps_input_with_its_metadata(run, tmp_path):
 
 def test_a_steps_exit_code_is_the_runs(run, tmp_path):
     with pytest.raises(host_runner.StepError) as failure:
-        run(two, text="yes", path=str(tmp_path / "out"), code=7)
+        run(two_steps, text="yes", path=str(tmp_path / "out"), code=7)
     assert failure.value.exit_code == 7
 
 
 def test_a_quiet_run_shows_only_the_last_lines_of_a_step_that_failed(run, tmp_path, capfd):
-    run(two, quiet=True, text="yes", path=str(tmp_path / "out"))
+    run(two_steps, quiet=True, text="yes", path=str(tmp_path / "out"))
     assert capfd.readouterr().out == ""
     with pytest.raises(host_runner.StepError):
-        run(two, quiet=True, text="yes", path=str(tmp_path / "none" / "out"))
+        run(two_steps, quiet=True, text="yes", path=str(tmp_path / "none" / "out"))
     assert "FileNotFoundError" in capfd.readouterr().out
 
 
@@ -164,7 +164,7 @@ def test_sigint_ends_the_running_step(run, tmp_path):
 
     threading.Thread(target=interrupt).start()
     with pytest.raises(InterruptedRun):
-        run(sleeping, path=str(path))
+        run(with_sleep, path=str(path))
     with pytest.raises(ProcessLookupError):
         os.kill(int(path.read_text()), 0)
 
@@ -173,7 +173,7 @@ def test_a_runner_that_is_killed_takes_its_step_along(tmp_path):
     """SIGKILL leaves no time to clean up: the kernel tells the step."""
     script = textwrap.dedent(f"""
         from tests.components.test_host_runner import *
-        compiler.Compiler().compile(sleeping, "{tmp_path}/ir.yaml")
+        compiler.Compiler().compile(with_sleep, "{tmp_path}/ir.yaml")
         from pathlib import Path
         here = Path("{tmp_path}")
         parameters = dict(path=str(here / "pid"))

@@ -33,7 +33,7 @@ def with_kinds(columns: dict, seed: int) -> dict:
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
+def make_run(tmp_path_factory):
     """Make a run as prepare leaves it, of files with or without kinds of candidates."""
 
     def make(kinds: bool, config: str = "data/jec_pfn_open.yaml", **sizes: int) -> Run:
@@ -58,8 +58,8 @@ def prepared(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(prepared):
-    return prepared(kinds=True)
+def whole(make_run):
+    return make_run(kinds=True)
 
 
 def dataset_of(run: Run, split: str) -> Dataset:
@@ -121,16 +121,16 @@ def test_a_fraction_of_the_training_jets_is_taken_as_the_network_had_it(whole):
     assert "500" in trees.compare(whole, observers, fraction=0.5, seed=1).record.reason
 
 
-def test_trees_without_kinds_of_candidates_use_the_other_columns(prepared):
-    run = prepared(kinds=False)
+def test_trees_without_kinds_of_candidates_use_the_other_columns(make_run):
+    run = make_run(kinds=False)
     comparison = trees.compare(run, dataset_of(run, "test").observers(), seed=1)
     assert set(FRACTIONS) <= set(comparison.record.missing)
     assert "jetPt" in comparison.record.columns
     assert len(comparison.predictions) == run.record.data["test"].jets
 
 
-def test_too_few_training_jets_make_no_trees(prepared):
-    run = prepared(kinds=False, train=500)
+def test_too_few_training_jets_make_no_trees(make_run):
+    run = make_run(kinds=False, train=500)
     comparison = trees.compare(run, dataset_of(run, "test").observers(), seed=1)
     assert comparison.predictions is None
     number = run.record.data["train"].jets

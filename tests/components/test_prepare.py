@@ -93,7 +93,7 @@ def test_jets_that_two_sets_share_are_counted_reported_and_refused(monkeypatch, 
 
 
 @pytest.fixture
-def prepared(tmp_path):
+def prepared_run(tmp_path):
     """A run that prepare has made, and what its files hold now."""
     run = Run(config=RunConfig(s3_bucket=str(tmp_path), run_id="pfn-00000000"))
     storage.write_text(run.path("config", "data.yaml"), "data")
@@ -119,9 +119,9 @@ def prepared(tmp_path):
     ],
 )
 def test_a_run_resumes_with_parameters_that_do_not_affect_its_trials(
-    prepared, capsys, field, value
+    prepared_run, capsys, field, value
 ):
-    run, inputs = prepared
+    run, inputs = prepared_run
     prepare.check_same(run, Run(config=run.config.replace(**{field: value})), inputs)
     assert f"--{field.replace('_', '-')} {value}" in capsys.readouterr().out
 
@@ -138,9 +138,9 @@ def test_a_run_resumes_with_parameters_that_do_not_affect_its_trials(
     ids=["pods", "numbers of trials", "one machine", "search has ended", "nothing"],
 )
 def test_a_change_that_needs_another_experiment_is_reported(
-    prepared, capsys, monkeypatch, changes, local, has_search, is_replaced
+    prepared_run, capsys, monkeypatch, changes, local, has_search, is_replaced
 ):
-    run, inputs = prepared
+    run, inputs = prepared_run
     monkeypatch.delenv(step.LOCAL_DIR, raising=False)
     if local:
         monkeypatch.setenv(step.LOCAL_DIR, "runs")
@@ -167,9 +167,9 @@ def test_a_change_that_needs_another_experiment_is_reported(
     ],
 )
 def test_a_run_does_not_resume_with_parameters_that_affect_its_trials(
-    prepared, capsys, field, value
+    prepared_run, capsys, field, value
 ):
-    run, inputs = prepared
+    run, inputs = prepared_run
     with pytest.raises(InputError, match=f"{field.replace('_', '-')} was "):
         prepare.check_same(
             run, Run(config=run.config.replace(memory="24Gi", **{field: value})), inputs
@@ -190,12 +190,12 @@ def test_a_run_on_kubeflow_knows_its_namespace(monkeypatch, requested):
 
 @pytest.mark.parametrize(("now", "same"), [("physics", True), ("other", False)])
 def test_a_run_of_an_earlier_version_resumes_only_in_its_own_namespace(
-    prepared, monkeypatch, now, same
+    prepared_run, monkeypatch, now, same
 ):
     """It wrote down 'auto'."""
     monkeypatch.delenv(step.LOCAL_DIR, raising=False)
     monkeypatch.setattr(prepare, "own_namespace", lambda: "physics")
-    before, inputs = prepared
+    before, inputs = prepared_run
     run = Run(config=before.config.replace(namespace=now))
     if same:
         prepare.check_same(before, run, inputs)
@@ -217,7 +217,7 @@ def test_a_package_that_is_not_installed_has_no_version(monkeypatch):
 
 
 @pytest.fixture
-def deployed(tmp_path):
+def make_deployed_run(tmp_path):
     """Make the folder of a run that was evaluated and deployed."""
 
     def make(run_id: str, name: str, time: str) -> str:
@@ -231,16 +231,16 @@ def deployed(tmp_path):
     return make
 
 
-def test_the_served_model_is_that_of_the_run_that_was_deployed_last(tmp_path, deployed):
+def test_the_served_model_is_that_of_the_run_that_was_deployed_last(tmp_path, make_deployed_run):
     config = RunConfig(
         s3_bucket=str(tmp_path), baseline=SERVED, service_name="jets", run_id="pfn-00000009"
     )
     with pytest.raises(InputError, match=rf"--baseline {SERVED}.*\bjets\b"):
         prepare.baseline_folder(config)
-    deployed("pfn-00000001", "jets", "2026-11-01T10:00:00+00:00")
-    newest = deployed("pfn-00000002", "jets", "2026-11-02T10:00:00+00:00")
-    deployed("pfn-00000003", "others", "2026-11-03T10:00:00+00:00")
-    deployed("pfn-00000009", "jets", "2026-11-04T10:00:00+00:00")  # the run itself
+    make_deployed_run("pfn-00000001", "jets", "2026-11-01T10:00:00+00:00")
+    newest = make_deployed_run("pfn-00000002", "jets", "2026-11-02T10:00:00+00:00")
+    make_deployed_run("pfn-00000003", "others", "2026-11-03T10:00:00+00:00")
+    make_deployed_run("pfn-00000009", "jets", "2026-11-04T10:00:00+00:00")  # the run itself
     assert prepare.baseline_folder(config) == newest
 
 

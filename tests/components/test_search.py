@@ -94,7 +94,7 @@ def record(run):
     return storage.read_json(run.path("search.json"))
 
 
-def asked_for(run, trials):
+def with_trial_limit(run, trials):
     return dataclasses.replace(run, config=run.config.replace(max_trials=trials))
 
 
@@ -118,7 +118,7 @@ def test_the_same_experiment_continues_with_more_trials(run, backend):
 def test_a_second_experiment_follows_a_deleted_one_and_their_trials_are_joined(run, backend):
     do(run)
     backend.is_gone = True
-    assert do(asked_for(run, 5)) == "pfn-00000000-3-001"
+    assert do(with_trial_limit(run, 5)) == "pfn-00000000-3-001"
     first, second = backend.manifests
     assert second["metadata"]["name"] == "pfn-00000000-3"
     assert second["spec"]["maxTrialCount"] == 2
@@ -130,7 +130,7 @@ def test_a_second_experiment_follows_a_deleted_one_and_their_trials_are_joined(r
         f"pfn-00000000-3-00{i}" for i in range(2)
     ]
     backend.is_gone = False
-    do(asked_for(run, 6))  # the second one goes on, the first three still count
+    do(with_trial_limit(run, 6))  # the second one goes on, the first three still count
     assert len(record(run)["trials"]) == 6
     assert backend.manifests[-1]["metadata"]["name"] == "pfn-00000000-3"
 
@@ -139,7 +139,7 @@ def test_the_best_of_all_may_be_one_of_the_first(run, backend):
     backend.losses = iter([1, 5, 6, 7, 8])
     best = do(run)
     backend.is_gone = True
-    assert do(asked_for(run, 5)) == best
+    assert do(with_trial_limit(run, 5)) == best
 
 
 def test_the_experiment_is_deleted_when_asked_and_its_results_stay(run, backend):

@@ -39,7 +39,7 @@ def support(version: str) -> Support:
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
+def compile_case(tmp_path_factory):
     """Compile once for each pair of configuration and support."""
     folder, compiled_by_case = tmp_path_factory.mktemp("irs"), {}
 
@@ -69,18 +69,18 @@ def test_the_tested_versions_lie_around_every_change():
 
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("version", SUPPORTED)
-def test_each_server_accepts_the_ir_that_is_compiled_for_it(compiled, version, name):
-    assert Messages(version).refusals(compiled(name, support(version))) == []
+def test_each_server_accepts_the_ir_that_is_compiled_for_it(compile_case, version, name):
+    assert Messages(version).refusals(compile_case(name, support(version))) == []
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("version", SUPPORTED)
-def test_every_server_accepts_the_ir_for_an_unknown_version(compiled, version, name):
-    assert Messages(version).refusals(compiled(name, chain.ANY_SERVER)) == []
+def test_every_server_accepts_the_ir_for_an_unknown_version(compile_case, version, name):
+    assert Messages(version).refusals(compile_case(name, chain.ANY_SERVER)) == []
 
 
-def test_a_server_that_is_too_old_would_refuse_it(compiled):
-    (refusal, *_) = Messages("2.4.1").refusals(compiled("default", chain.ANY_SERVER))
+def test_a_server_that_is_too_old_would_refuse_it(compile_case):
+    (refusal, *_) = Messages("2.4.1").refusals(compile_case("default", chain.ANY_SERVER))
     assert "secretNameParameter" in refusal
 
 
@@ -92,22 +92,22 @@ def test_a_server_that_is_too_old_would_refuse_it(compiled):
     ],
 )
 def test_exactly_the_servers_that_do_not_get_a_field_would_refuse_it(
-    compiled, field, features, oldest
+    compile_case, field, features, oldest
 ):
     """Otherwise a server would lose what it could do."""
-    ir = compiled("default", features)
+    ir = compile_case("default", features)
     for version in SUPPORTED:
         refusals = Messages(version).refusals(ir)
         too_old = version_numbers(version) < version_numbers(oldest)
         assert bool(refusals) == too_old, version
         assert all(field in refusal for refusal in refusals)
-        executor_text = str(executors(compiled("default", support(version))))
+        executor_text = str(executors(compile_case("default", support(version))))
         assert (f"'{field}'" in executor_text) != too_old, version
 
 
 @pytest.mark.parametrize("version", SUPPORTED)
-def test_labels_are_written_only_where_each_step_keeps_its_own(compiled, version):
-    executor_specs = executors(compiled("default", support(version)))
+def test_labels_are_written_only_where_each_step_keeps_its_own(compile_case, version):
+    executor_specs = executors(compile_case("default", support(version)))
     labels = {
         step: executor_spec["podMetadata"].get("labels", {})
         for step, executor_spec in executor_specs.items()

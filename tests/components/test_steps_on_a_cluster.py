@@ -33,7 +33,7 @@ from serving import golden
 from tests.clusters import conftest as clusters_conftest
 from tests.clusters.controllers import KServe, Node, Play
 from tests.clusters.scripts import UP, later, loss, node_of
-from tests.operations.test_check import furnish
+from tests.operations.test_check import create_needs
 from tests.records import export_record, metrics_record
 from tests.training.trials_in_storage import write_trial
 
@@ -147,7 +147,7 @@ def check_artifacts(folder, step_name: str) -> None:
 
 
 def create_secrets(api, endpoint) -> None:
-    furnish(api, endpoint=endpoint.removeprefix("http://"))
+    create_needs(api, endpoint=endpoint.removeprefix("http://"))
     api.find("secrets", "s3-secret")["metadata"]["annotations"]["serving.kserve.io/s3-usehttps"] = (
         "0"
     )
@@ -429,9 +429,7 @@ def test_trials_under_way_resume_as_jobs_with_the_present_settings(
     states = {}
 
     def lose() -> None:
-        states.update(
-            {experiment["metadata"]["name"]: experiment for experiment in api.all("pytorchjobs")}
-        )
+        states.update({job["metadata"]["name"]: job for job in api.all("pytorchjobs")})
         api.delete("workflows", api.find("workflows", "second"))
 
     losing = later(

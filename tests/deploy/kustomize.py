@@ -107,7 +107,7 @@ def _secrets(entries: list[dict], folder: Path, objects: Objects) -> Objects:
 def _patches(entries: list[dict], folder: Path, objects: Objects) -> Objects:
     objects = copy.deepcopy(objects)
     for entry in entries:
-        for target in _selected(objects, entry["target"]):
+        for target in _select(objects, entry["target"]):
             for change in yaml.safe_load(entry["patch"]):
                 assert change["op"] == "replace"
                 *parents, last = change["path"].strip("/").split("/")
@@ -152,11 +152,11 @@ def _replacements(entries: list[dict], folder: Path, objects: Objects) -> Object
     for entry in entries:
         source = dict(entry["source"])
         place = source.pop("fieldPath")
-        (source_value,) = _selected(objects, source)
+        (source_value,) = _select(objects, source)
         for part in place.split("."):
             source_value = source_value[part]
         for target in entry["targets"]:
-            (target_object,) = _selected(objects, target["select"])
+            (target_object,) = _select(objects, target["select"])
             for path in target["fieldPaths"]:
                 _set(
                     target_object,
@@ -185,7 +185,7 @@ def _set(place: Any, path: str, value: str, *, create: bool) -> None:
     place[parts[-1]] = value
 
 
-def _selected(objects: Objects, selector: dict[str, str]) -> Objects:
+def _select(objects: Objects, selector: dict[str, str]) -> Objects:
     return [
         thing
         for thing in objects

@@ -13,7 +13,7 @@ from common import form
 from common.config import RunConfig
 from common.project import ROOT
 from tests.docs.test_commands import PAGES, code
-from tests.operations.conftest import kfp, nobody  # noqa: F401 - both are fixtures
+from tests.operations.conftest import kfp, no_credentials  # noqa: F401 - both are fixtures
 
 WITH_SITE_FILE = "docs/tutorial-kubeflow.md"
 """The page whose commands take address, bucket and namespace from a file of the site."""

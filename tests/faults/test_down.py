@@ -127,7 +127,7 @@ def test_no_link_in_a_run_leads_out(runs, tmp_path):
 
 
 @pytest.fixture
-def living():
+def start_process():
     """Start a process with these variables; all are killed at the end."""
     processes = []
 
@@ -171,9 +171,9 @@ class Servers:
         (OTHER, "missing", False),
     ],
 )
-def test_only_a_server_of_this_run_is_stopped(runs, living, run, start_time, is_stopped):
+def test_only_a_server_of_this_run_is_stopped(runs, start_process, run, start_time, is_stopped):
     marks = {orphans.RUN_VARIABLE: run, orphans.FOLDER_VARIABLE: str(runs), IDENTITY: "x"}
-    process = living(**marks)
+    process = start_process(**marks)
     record = {"pid": process.pid, "started": run_lock.start_time(process.pid)}
     if start_time == "missing":
         del record["started"]
@@ -205,9 +205,9 @@ def test_a_damaged_record_of_a_server_stops_nothing(runs, content):
     assert down(RUN_ID) == 0
 
 
-def test_a_record_of_an_owner_that_was_made_up_kills_nothing(runs, living):
+def test_a_record_of_an_owner_that_was_made_up_kills_nothing(runs, start_process):
     """Right pid, right start, but the process has not the run's lock open."""
-    process = living()
+    process = start_process()
     local = runs / RUN_ID / "local"
     local.mkdir()
     (local / run_lock.LOCK).touch()
@@ -217,12 +217,12 @@ def test_a_record_of_an_owner_that_was_made_up_kills_nothing(runs, living):
     assert process.poll() is None
 
 
-def test_processes_of_another_run_or_folder_live_on(runs, tmp_path, living):
-    mine = living(**{orphans.RUN_VARIABLE: RUN_ID, orphans.FOLDER_VARIABLE: str(runs)})
+def test_processes_of_another_run_or_folder_live_on(runs, tmp_path, start_process):
+    mine = start_process(**{orphans.RUN_VARIABLE: RUN_ID, orphans.FOLDER_VARIABLE: str(runs)})
     others = [
-        living(**{orphans.RUN_VARIABLE: OTHER, orphans.FOLDER_VARIABLE: str(runs)}),
-        living(**{orphans.RUN_VARIABLE: RUN_ID, orphans.FOLDER_VARIABLE: str(tmp_path)}),
-        living(),
+        start_process(**{orphans.RUN_VARIABLE: OTHER, orphans.FOLDER_VARIABLE: str(runs)}),
+        start_process(**{orphans.RUN_VARIABLE: RUN_ID, orphans.FOLDER_VARIABLE: str(tmp_path)}),
+        start_process(),
     ]
     assert down(RUN_ID) == 0
     assert mine.poll() is not None

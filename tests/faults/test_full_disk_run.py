@@ -73,7 +73,7 @@ def jets(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(jets, tmp_path_factory):
+def undisturbed_run(jets, tmp_path_factory):
     output = tmp_path_factory.mktemp("undisturbed")
     code, text = end_of(pipeline(output, *FLAGS, *jets))
     assert code == 0, text
@@ -157,7 +157,7 @@ def fill_when(moment, disk: Path, process) -> Path:
 
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("point", MOMENTS)
-def test_a_run_resumes_after_its_disk_was_full(point, disk, jets, undisturbed):
+def test_a_run_resumes_after_its_disk_was_full(point, disk, jets, undisturbed_run):
     runs = disk / "runs"
     process = pipeline(runs, *FLAGS, *jets)
     balloon = fill_when(MOMENTS[point], disk, process)
@@ -177,7 +177,7 @@ def test_a_run_resumes_after_its_disk_was_full(point, disk, jets, undisturbed):
     balloon.unlink()
     code, text = end_of(pipeline(runs, "--resume", run.name, *FLAGS, *jets))
     assert code == 0, text
-    assert differences(results(run), results(undisturbed)) == []
+    assert differences(results(run), results(undisturbed_run)) == []
     assert not (run / ".reserve").exists()
 
 
@@ -208,10 +208,10 @@ def step(name: str, run: Path) -> tuple[int, str]:
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("remaining_bytes", [0, LEFT_BYTES], ids=["full", "12 kB left"])
 @pytest.mark.parametrize("name", RESULTS)
-def test_a_step_on_a_full_disk(name, remaining_bytes, disk, undisturbed):
+def test_a_step_on_a_full_disk(name, remaining_bytes, disk, undisturbed_run):
     """Its run was moved to that disk, with the room that earlier steps kept for its status."""
-    shutil.copytree(undisturbed.parent, disk / "runs", symlinks=True)
-    run = disk / "runs" / undisturbed.name
+    shutil.copytree(undisturbed_run.parent, disk / "runs", symlinks=True)
+    run = disk / "runs" / undisturbed_run.name
     for place in RESULTS[name]:
         path = run / place
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -232,4 +232,4 @@ def test_a_step_on_a_full_disk(name, remaining_bytes, disk, undisturbed):
     balloon.unlink()
     code, text = step(name, run)
     assert code == 0, text
-    assert differences(results(run), results(undisturbed)) == []
+    assert differences(results(run), results(undisturbed_run)) == []

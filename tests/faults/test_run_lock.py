@@ -44,7 +44,7 @@ def lines():
 
 
 @pytest.fixture
-def dead():
+def dead_pid():
     """The pid of a process that has ended."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
@@ -154,11 +154,11 @@ def test_on_s3_a_second_machine_gets_an_error_that_names_the_owner(
 
 
 @pytest.mark.parametrize("kind", ["ended here", "silent elsewhere"])
-def test_on_s3_an_abandoned_lock_is_taken_over(s3_bucket, hold, lines, dead, kind):
+def test_on_s3_an_abandoned_lock_is_taken_over(s3_bucket, hold, lines, dead_pid, kind):
     uri = f"{s3_bucket}/{RUN_ID}-{kind[:5]}"
     holder = Holder.this_process()
     if kind == "ended here":
-        holder = dataclasses.replace(holder, pid=dead)
+        holder = dataclasses.replace(holder, pid=dead_pid)
     else:
         holder = dataclasses.replace(holder, host="elsewhere", renewed=time.time() - 3600)
     storage.write_json(f"{uri}/lock.json", dataclasses.asdict(holder))

@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 
 from components import steps
 from images import locks
-from tests.images.dockerfile import IMAGES, NAMES, copied
+from tests.images.dockerfile import IMAGES, NAMES, copy_sources
 
 ROOT = IMAGES.parent
 ROOMS = {path.parent.name for path in ROOT.glob("*/__init__.py")}
@@ -80,7 +80,7 @@ def test_every_image_has_commands():
 def test_the_project_s_rooms_are_copied(image):
     project, _ = imports_of_image(image)
     rooms = {module.split(".")[0] for module in project}
-    there = {source.rpartition("/")[2] for source in copied(image)} & ROOMS
+    there = {source.rpartition("/")[2] for source in copy_sources(image)} & ROOMS
     assert rooms <= there, "imported by a program of the image and not in it"
     assert there - rooms <= BY_FILE, "in the image and never imported there"
 

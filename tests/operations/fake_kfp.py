@@ -56,24 +56,24 @@ class FakeKfp:
             health = {} if self.multi_user is None else {"multi_user": self.multi_user}
             return {**health, **({"tag_name": self.version} if self.version else {})}
         if path == "/apis/v2beta1/pipelines":
-            return {"pipelines": _filtered(self.pipelines, query)}
+            return {"pipelines": _filter(self.pipelines, query)}
         if path == "/apis/v2beta1/experiments":
             self._check_namespace(query)
-            return {"experiments": _filtered(self.experiments, query)}
+            return {"experiments": _filter(self.experiments, query)}
         if match := re.fullmatch(r"/apis/v2beta1/experiments/([^/]+)", path):
             by_id = {experiment["experiment_id"]: experiment for experiment in self.experiments}
             return by_id.get(match[1])
         if path == "/apis/v2beta1/runs":
             self._check_namespace(query)
-            return _paged("runs", list(reversed(self.runs)), query)
+            return _page("runs", list(reversed(self.runs)), query)
         if path == "/apis/v2beta1/recurringruns":
             self._check_namespace(query)
-            return _paged("recurringRuns", list(reversed(self.recurring)), query)
+            return _page("recurringRuns", list(reversed(self.recurring)), query)
         if match := re.fullmatch(r"/apis/v2beta1/pipelines/([^/]+)/versions", path):
             mine = [
                 version for version in reversed(self.versions) if version["pipeline_id"] == match[1]
             ]
-            return _paged("pipeline_versions", mine, query)
+            return _page("pipeline_versions", mine, query)
         return self.run(path)
 
     def run(self, path: str) -> dict | None:
@@ -196,7 +196,7 @@ class FakeKfp:
         )
 
 
-def _filtered(entries: list[dict], query: dict[str, str]) -> list[dict]:
+def _filter(entries: list[dict], query: dict[str, str]) -> list[dict]:
     """By a filter (kfp 2.15.0 backend/api/v2beta1/filter.proto; EQUALS only) and a namespace."""
     predicates = json.loads(query.get("filter") or "{}").get("predicates", [])
     space = query.get("namespace")
@@ -208,7 +208,7 @@ def _filtered(entries: list[dict], query: dict[str, str]) -> list[dict]:
     ]
 
 
-def _paged(name: str, entries: list[dict], query: dict[str, str]) -> dict:
+def _page(name: str, entries: list[dict], query: dict[str, str]) -> dict:
     """One page of a list: kfp 2.15.0 backend/src/apiserver/list/list.go:384-395."""
     start, size = int(query.get("page_token") or 0), int(query.get("page_size") or 20)
     rest = {"next_page_token": str(start + size)} if start + size < len(entries) else {}

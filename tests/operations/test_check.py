@@ -40,7 +40,7 @@ fake = clusters_conftest.fake
 jet_files = weaver_conftest.jet_files
 STATES = ("ok", "warning", "error", "not seen")
 # Beyond the Role of deploy/: --check says "not seen" where its user may not do these.
-LOOKS_AROUND = (
+OPTIONAL_READS = (
     ("create", "localsubjectaccessreviews.authorization.k8s.io"),
     ("get", "deployments.apps"),
     ("get", "servingruntimes.serving.kserve.io"),
@@ -68,7 +68,7 @@ def config(**values) -> RunConfig:
     )
 
 
-def furnish(
+def create_needs(
     api,
     *,
     keys=("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
@@ -125,21 +125,21 @@ def add_node(api, *, cpu="16", memory="64Gi", gpus="8", labels=None, unschedulab
     api.create("nodes", node)["status"] = {"allocatable": amounts}
 
 
-def look_around(api) -> None:
+def grant_optional_reads(api) -> None:
     """Let the user see what --check can also say."""
-    for verb, resource in LOOKS_AROUND:
+    for verb, resource in OPTIONAL_READS:
         api.grant(verb, resource)
 
 
-def checked(home, **values) -> dict[str, list[tuple[str, str]]]:
-    look_around(home.api)
+def rows_of(home, **values) -> dict[str, list[tuple[str, str]]]:
+    grant_optional_reads(home.api)
     return lines(check_cluster.check_cluster(config(**values), account="auto", on_cluster=True))
 
 
 def test_a_complete_cluster_has_no_errors(fake):
     home = fake()
-    furnish(home.api)
-    table = checked(home)
+    create_needs(home.api)
+    table = rows_of(home)
     assert {state for rows in table.values() for state, _ in rows} == {"ok"}
     assert "v1.31.2" in table["cluster"][0][1]
     assert "katib-controller:v0.19.0" in table["Experiment API"][0][1]
@@ -202,20 +202,20 @@ def test_a_complete_cluster_has_no_errors(fake):
 )
 def test_each_missing_thing_is_a_line_with_its_remedy(fake, what, break_it, state, message):
     home = fake()
-    furnish(home.api)
+    create_needs(home.api)
     with home.api.lock:
         break_it(home.api)
-    rows = checked(home)[what]
+    rows = rows_of(home)[what]
     assert any(row_state == state and message in text for row_state, text in rows), rows
 
 
 def test_rights_that_only_argo_needs_are_not_required_of_the_user(fake):
     home = fake()
-    furnish(home.api)
+    create_needs(home.api)
     with home.api.lock:
         for verb in ("create", "patch"):
             home.api.forbid(verb, "workflowtaskresults.argoproj.io")
-    ((state, _),) = checked(home)["namespace physics"]
+    ((state, _),) = rows_of(home)["namespace physics"]
     assert state == "ok"
 
 
@@ -237,14 +237,14 @@ def test_rights_that_only_argo_needs_are_not_required_of_the_user(fake):
 )
 def test_contents_of_secrets_and_accounts_are_checked(fake, furnished, what, message):
     home = fake()
-    furnish(home.api, **furnished)
-    assert any(state == "error" and message in text for state, text in checked(home)[what]), (
-        checked(home)[what]
+    create_needs(home.api, **furnished)
+    assert any(state == "error" and message in text for state, text in rows_of(home)[what]), (
+        rows_of(home)[what]
     )
 
 
 def test_an_empty_namespace_says_what_to_create(fake):
-    table = checked(fake())
+    table = rows_of(fake())
     assert table["Secret s3-secret"][0][0] == "error"
     assert "kubectl -n physics create secret generic s3-secret" in table["Secret s3-secret"][0][1]
     assert "there is none in namespace physics" in table["ServiceAccount default"][0][1]
@@ -259,8 +259,8 @@ RUNNER = "system:serviceaccount:{}:pipeline-runner"
 def test_single_user_mode_checks_the_account_pipeline_runner(fake, namespace, home):
     """KFP 2.15.0 runs them as pipeline-runner of its own namespace, whatever --namespace says."""
     api = fake().api
-    furnish(api)
-    look_around(api)
+    create_needs(api)
+    grant_optional_reads(api)
     runner = RUNNER.format(home)
     api.forbid_user(runner, "inferenceservices")
     api.forbid_user(runner, "events")
@@ -295,8 +295,8 @@ def test_single_user_mode_checks_the_account_pipeline_runner(fake, namespace, ho
 
 def test_a_servers_unknown_namespace_is_not_seen_and_no_error(fake):
     api = fake().api
-    furnish(api)
-    look_around(api)
+    create_needs(api)
+    grant_optional_reads(api)
     api.grant("get", "serviceaccounts")
     rows = check_cluster.check_cluster(config(), account="auto", on_cluster=True, single_user=True)
     ((state, finding),) = lines(rows)["rights of the steps"]
@@ -307,7 +307,7 @@ def test_a_servers_unknown_namespace_is_not_seen_and_no_error(fake):
 
 def test_a_server_s_namespace_that_may_not_be_looked_into_is_kubeflow(fake):
     api = fake().api
-    look_around(api)
+    grant_optional_reads(api)
     api.forbid("get", "serviceaccounts")
     rows = check_cluster.check_cluster(config(), account="auto", on_cluster=True, single_user=True)
     assert "namespace kubeflow" in next(iter(rows)).finding
@@ -316,8 +316,8 @@ def test_a_server_s_namespace_that_may_not_be_looked_into_is_kubeflow(fake):
 def test_multi_user_mode_checks_default_editor_or_the_named_account(fake):
     home = fake()
     api = home.api
-    furnish(api)
-    checked(home)
+    create_needs(api)
+    rows_of(home)
     assert api.reviewed == {"", "system:serviceaccount:physics:default-editor"}
     list(check_cluster.check_cluster(config(), account="mine", on_cluster=True))
     assert "system:serviceaccount:physics:mine" in api.reviewed
@@ -384,7 +384,7 @@ def with_quota(fake, hard, in_use, **values) -> list[tuple[str, str]]:
         home.api.create("resourcequotas", {"metadata": {"name": "q"}, "spec": {"hard": hard}})[
             "status"
         ] = {"hard": hard, "used": in_use}
-    return checked(home, **values)["quota"]
+    return rows_of(home, **values)["quota"]
 
 
 @pytest.mark.parametrize(
@@ -424,7 +424,7 @@ def test_nodes_against_the_pods_of_the_run(fake, nodes, values, state, message):
     with home.api.lock:
         for node in nodes:
             add_node(home.api, **node)
-    rows = checked(home, **values)["nodes"]
+    rows = rows_of(home, **values)["nodes"]
     assert rows[0][0] == state
     assert message in rows[0][1]
 
@@ -432,7 +432,7 @@ def test_nodes_against_the_pods_of_the_run(fake, nodes, values, state, message):
 def test_nodes_that_may_not_be_listed_have_the_state_not_seen(fake):
     home = fake()
     home.api.forbid("list", "nodes")
-    assert checked(home)["nodes"][0][0] == "not seen"
+    assert rows_of(home)["nodes"][0][0] == "not seen"
 
 
 @pytest.mark.parametrize(
@@ -451,8 +451,8 @@ def test_several_replicas_need_an_image_of_the_training_operator(fake, arguments
         operator = {"metadata": {"name": "training-operator"}, "spec": spec}
         if arguments is not None:
             home.api.create("deployments", operator, "kubeflow")
-    assert "init container" not in checked(home)
-    rows = checked(home, num_replicas=2)["init container"]
+    assert "init container" not in rows_of(home)
+    rows = rows_of(home, num_replicas=2)["init container"]
     assert rows[0][0] == state
     assert message in rows[0][1]
 
@@ -466,7 +466,7 @@ def test_the_webhooks_secret_is_looked_for_and_its_value_not_shown(fake, secret,
     if secret is not None:
         with home.api.lock:
             home.api.create("secrets", {"metadata": {"name": "jec-webhook"}, "data": secret})
-    rows = checked(home, webhook_secret="jec-webhook/url")["webhook"]
+    rows = rows_of(home, webhook_secret="jec-webhook/url")["webhook"]
     assert rows[0][0] == state
     assert "canary" not in rows[0][1]
 
@@ -477,10 +477,10 @@ def test_the_secrets_of_tracking_are_looked_for(fake):
         value = base64.b64encode(b"canary").decode()
         data = {"token": value, "MLFLOW_TRACKING_TOKEN": value}
         home.api.create("secrets", {"metadata": {"name": "logins"}, "data": data})
-    rows = checked(home, mlflow_secret="logins", model_registry_secret="logins/token")
+    rows = rows_of(home, mlflow_secret="logins", model_registry_secret="logins/token")
     assert rows["model registry"][0][0] == "ok"
     assert rows["MLflow"][0][0] == "error", "the address is in neither place"
-    assert "MLflow" not in checked(home, mlflow_secret="logins", mlflow="https://mlflow.example")
+    assert "MLflow" not in rows_of(home, mlflow_secret="logins", mlflow="https://mlflow.example")
 
 
 # Pod Security
@@ -495,10 +495,12 @@ SECURE = {
 }
 
 
-def secured(fake, level, *, inject=True, suggestion=SECURE, storage=SECURE, server=SECURE):
+def cluster_with_level(
+    fake, level, *, inject=True, suggestion=SECURE, storage=SECURE, server=SECURE
+):
     """A cluster whose namespace enforces a level; None for what has no security context."""
     home = fake()
-    furnish(home.api)
+    create_needs(home.api)
     with home.api.lock:
         labels = {"pod-security.kubernetes.io/enforce": level} if level else {}
         home.api.all("namespaces")[0]["metadata"]["labels"] = labels
@@ -552,7 +554,7 @@ KFP_PODS = ("warning", "Kubeflow Pipelines")  # always said of `restricted`
 def test_a_violation_of_pod_security_names_who_can_change_it(
     fake, level, cluster_options, values, expected
 ):
-    rows = checked(secured(fake, level, **cluster_options), **values)["Pod Security"]
+    rows = rows_of(cluster_with_level(fake, level, **cluster_options), **values)["Pod Security"]
     assert [state for state, _ in rows] == [state for state, _ in expected]
     for (_, text), (_, message) in zip(rows, expected, strict=True):
         assert message in text
@@ -567,9 +569,9 @@ def test_a_violation_of_pod_security_names_who_can_change_it(
     ],
 )
 def test_an_unreadable_namespace_is_reported_for_pod_security(fake, verb, resource, message):
-    home = secured(fake, "restricted")
+    home = cluster_with_level(fake, "restricted")
     home.api.forbid(verb, resource)
-    rows = checked(home)["Pod Security"]
+    rows = rows_of(home)["Pod Security"]
     assert any(state == "not seen" and message in text for state, text in rows)
     assert not any(state == "error" for state, _ in rows)
 
@@ -612,14 +614,14 @@ def test_a_cluster_that_does_not_answer_is_an_error_for_a_run_on_it(fake, monkey
     monkeypatch.setattr(api_module, "FIRST_CONTACT_SECONDS", 0.1)
     home.api.fail("*", ".", times=1000, cut="before")
     monkeypatch.setattr("clusters.survey.SECONDS", 2.0)
-    assert checked(home)["cluster"][0][0] == "error"
+    assert rows_of(home)["cluster"][0][0] == "error"
 
 
 def test_a_temporary_error_of_the_server_is_no_finding(fake):
     home = fake()
-    furnish(home.api)
+    create_needs(home.api)
     home.api.fail("*", ".", times=2, code=503)
-    assert {state for rows in checked(home).values() for state, _ in rows} == {"ok"}
+    assert {state for rows in rows_of(home).values() for state, _ in rows} == {"ok"}
 
 
 def test_only_needed_permissions_end_a_run_when_forbidden(fake):
@@ -646,7 +648,7 @@ def test_only_needed_permissions_end_a_run_when_forbidden(fake):
 
 def test_storage_is_tried_with_the_secrets_keys(fake, s3_bucket, s3_server):
     home = fake()
-    furnish(home.api)
+    create_needs(home.api)
     where = RunConfig(s3_bucket=f"{s3_bucket}/jec", s3_endpoint=s3_server)
     rows = lines(check_storage.check_storage(where, on_kubeflow=True))["storage"]
     assert rows[0][0] == "ok"
@@ -899,7 +901,7 @@ def test_images_are_asked_of_their_registry(registry, image, state, message):
 
 def test_a_mistake_in_the_search_space_is_one_line(fake, tmp_path, capsys):
     """Objects, dry runs and the check of the inputs all read it."""
-    look_around(fake().api)
+    grant_optional_reads(fake().api)
     space = tmp_path / "space.yaml"
     space.write_text("parameters:\n- {name: conv-dim, type: int, min: 5, max: 2}\n")
     flags = ["--check", "--runner", "kubeflow", "--search-space", str(space)]
@@ -912,8 +914,8 @@ def test_the_command_prints_the_table_and_sets_its_exit_code(
 ):
     home = fake()
     kfp.multi_user = True
-    furnish(home.api, endpoint=s3_server.removeprefix("http://"))
-    look_around(home.api)
+    create_needs(home.api, endpoint=s3_server.removeprefix("http://"))
+    grant_optional_reads(home.api)
     home.api.find("secrets", "s3-secret")["metadata"]["annotations"][
         "serving.kserve.io/s3-usehttps"
     ] = "0"

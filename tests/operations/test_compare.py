@@ -44,7 +44,7 @@ def make(tmp_path, metrics, documents):  # noqa: F811 (fixture)
 
 
 @pytest.fixture
-def undrawn(monkeypatch):
+def no_drawings(monkeypatch):
     monkeypatch.setattr(comparison_page, "drawings", lambda _: [])
 
 
@@ -90,14 +90,14 @@ def test_runs_of_different_labels_are_refused(tmp_path, make, capsys):
     assert "pfn-00000002" in error
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("no_drawings")
 def test_the_name_and_the_layout_of_a_label_do_not_matter(tmp_path, make):
     make("pfn-00000001")
     make("pfn-00000002", label={"y": "np.log(genJetPt/(jetPt))"})
     assert call(tmp_path, "pfn-00000001", "pfn-00000002") == 0
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("no_drawings")
 def test_the_label_of_an_earlier_versions_run_is_that_of_its_data_config(tmp_path, make, capsys):
     make("pfn-00000001")
     folder = make("pfn-00000002", label={}, test_fingerprint="")
@@ -126,7 +126,7 @@ def test_a_run_that_was_not_evaluated_does_not_exist_or_is_named_twice_is_refuse
         assert words in error_of(tmp_path, capsys, *names)
 
 
-def compared(metrics, *fingerprints: str) -> list[ComparedRun]:
+def compared_runs(metrics, *fingerprints: str) -> list[ComparedRun]:
     runs = []
     for number, fingerprint in enumerate(fingerprints):
         new_metrics = dataclasses.replace(metrics, test_fingerprint=fingerprint)
@@ -135,9 +135,9 @@ def compared(metrics, *fingerprints: str) -> list[ComparedRun]:
 
 
 def test_the_page_says_whether_the_test_jets_are_the_same(metrics):
-    assert f"same {metrics.num_measured:,} jets" in about_jets(compared(metrics, "a", "a"))
-    assert "(A, C; B)" in about_jets(compared(metrics, "a", "b", "a"))
-    assert "not known" in about_jets(compared(metrics, "a", ""))
+    assert f"same {metrics.num_measured:,} jets" in about_jets(compared_runs(metrics, "a", "a"))
+    assert "(A, C; B)" in about_jets(compared_runs(metrics, "a", "b", "a"))
+    assert "not known" in about_jets(compared_runs(metrics, "a", ""))
 
 
 def test_unmeasured_quantities_have_no_number(metrics):

@@ -349,7 +349,7 @@ def test_after_a_retry_the_steps_are_new_and_finish_is_that_of_the_first_end(
     assert main(tmp_path, "--status", run.id, "--host", kfp.url) == 1
     assert "did not clean up" not in capsys.readouterr().out
 
-    def retried(state: str, tasks: dict[str, str | None], name: str, own: str) -> str:
+    def status_after_retry(state: str, tasks: dict[str, str | None], name: str, own: str) -> str:
         """--status after a step of the retried run has come to a state, a while later."""
         kfp.runs[-1]["state"], kfp.states[number] = state, [state]
         details = task_details({**tasks, "finish": "SUCCEEDED"})
@@ -361,19 +361,19 @@ def test_after_a_retry_the_steps_are_new_and_finish_is_that_of_the_first_end(
         assert code == (state == "FAILED")
         return capsys.readouterr().out
 
-    text = retried("RUNNING", {"prepare": "RUNNING"}, "prepare", "running")
+    text = status_after_retry("RUNNING", {"prepare": "RUNNING"}, "prepare", "running")
     assert step_states(text)["prepare"] == "running"
     assert "no file a.root" not in text
-    text = retried("RUNNING", {"prepare": "SUCCEEDED"}, "prepare", "done")
+    text = status_after_retry("RUNNING", {"prepare": "SUCCEEDED"}, "prepare", "done")
     assert step_states(text)["prepare"] == "done"
     states = {"prepare": "SUCCEEDED", "search": "FAILED"}
-    text = retried("FAILED", states, "search", "failed")
+    text = status_after_retry("FAILED", states, "search", "failed")
     assert step_states(text) == {"prepare": "done", "search": "failed", "finish": "done"}
     assert "no file a.root" not in text
     # finish has not cleaned up after this end
     (line,) = [line for line in text.splitlines() if "did not clean up" in line]
     assert f"--down {run.id}" in line
-    text = retried("SUCCEEDED", dict.fromkeys(NAMES, "SUCCEEDED"), "deploy", "done")
+    text = status_after_retry("SUCCEEDED", dict.fromkeys(NAMES, "SUCCEEDED"), "deploy", "done")
     assert step_states(text) == dict.fromkeys(NAMES, "done")
     assert "\nreason\n" not in text
 

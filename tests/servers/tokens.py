@@ -75,13 +75,13 @@ class Issuer:
             "scope": scope,
             "wlcg.ver": "1.0",
         }
-        text = ".".join(_coded(json.dumps(part).encode()) for part in (head, claims))
+        text = ".".join(_base64(json.dumps(part).encode()) for part in (head, claims))
         signature = self._key.sign(text.encode(), ec.ECDSA(hashes.SHA256()))
         numbers = utils.decode_dss_signature(signature)
-        return f"{text}.{_coded(b''.join(number.to_bytes(32, 'big') for number in numbers))}"
+        return f"{text}.{_base64(b''.join(number.to_bytes(32, 'big') for number in numbers))}"
 
 
-def _coded(content: bytes) -> str:
+def _base64(content: bytes) -> str:
     return base64.urlsafe_b64encode(content).decode().rstrip("=")
 
 

@@ -120,7 +120,7 @@ def server(onnx) -> Iterator[Server]:
         yield server
 
 
-def calibrated(*arguments: object) -> int:
+def calibrate_with(*arguments: object) -> int:
     return calibrate.main([str(argument) for argument in arguments])
 
 
@@ -128,7 +128,7 @@ def test_a_server_answers_as_the_file_does(tmp_path, server, onnx):
     """Also, what one of them has calibrated, the other keeps: it is the same model."""
     columns = jets(500)
     path = write_jets(tmp_path / "x.root", columns)
-    assert calibrated(path, "--url", server.url, "--output", tmp_path / "out") == 0
+    assert calibrate_with(path, "--url", server.url, "--output", tmp_path / "out") == 0
     with uproot.open(tmp_path / "out" / "x.root") as file:
         friend = file["calibration"].arrays(library="np")
     for name, values in expected(columns).items():
@@ -137,13 +137,13 @@ def test_a_server_answers_as_the_file_does(tmp_path, server, onnx):
     assert max(server.sizes) <= 64
     assert sum(server.sizes) == 500
     before = (tmp_path / "out" / "x.root").stat().st_mtime_ns
-    assert calibrated(path, "--model", onnx, "--output", tmp_path / "out") == 0
+    assert calibrate_with(path, "--model", onnx, "--output", tmp_path / "out") == 0
     assert (tmp_path / "out" / "x.root").stat().st_mtime_ns == before
 
 
 def error_of(capsys, *arguments: object) -> str:
     """The one line of a command that is refused."""
-    assert calibrated(*arguments) == 2
+    assert calibrate_with(*arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     return line
 
@@ -170,15 +170,15 @@ def test_a_server_that_breaks_leaves_whole_files(tmp_path, server, capsys):
     for name in "ab":
         write_jets(tmp_path / "in" / f"{name}.root", jets(100))
     out = ("--output", tmp_path / "out")
-    assert calibrated(tmp_path / "in" / "a.root", "--url", server.url, *out) == 0
+    assert calibrate_with(tmp_path / "in" / "a.root", "--url", server.url, *out) == 0
     server.is_broken = True
     capsys.readouterr()
-    assert calibrated(tmp_path / "in" / "*.root", "--url", server.url, *out) != 0
+    assert calibrate_with(tmp_path / "in" / "*.root", "--url", server.url, *out) != 0
     assert "this model is broken" in capsys.readouterr().err
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["a.root", "calibration.json"]
     server.is_broken = False
-    assert calibrated(tmp_path / "in" / "*.root", "--url", server.url, *out) == 0
+    assert calibrate_with(tmp_path / "in" / "*.root", "--url", server.url, *out) == 0
     assert (tmp_path / "out" / "b.root").exists()
 
 
@@ -195,6 +195,6 @@ def test_a_server_that_serves_another_model_meanwhile(tmp_path, server, capsys):
         return answer(inputs)
 
     server.model.answer = answer_and_change
-    assert calibrated(tmp_path / "in" / "*.root", "--url", server.url, *out) == 1
+    assert calibrate_with(tmp_path / "in" / "*.root", "--url", server.url, *out) == 1
     assert "serves another model" in capsys.readouterr().err
     assert not list((tmp_path / "out").glob("*.root"))

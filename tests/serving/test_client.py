@@ -25,9 +25,9 @@ ANSWER = {
 
 
 @pytest.fixture
-def scripted():
+def serve_answers():
     """A server that gives prepared (status, body) answers, one a request, the last one for ever;
-    use as scripted(answers) -> url.
+    use as serve_answers(answers) -> url.
     """
     running = []
 
@@ -87,25 +87,25 @@ def answer_of(value: float) -> dict:
     return {**ANSWER, "outputs": [{**ANSWER["outputs"][0], "data": [value]}]}
 
 
-def test_golden_check_waits_for_a_service_that_comes_up(scripted, golden_uri, monkeypatch):
+def test_golden_check_waits_for_a_service_that_comes_up(serve_answers, golden_uri, monkeypatch):
     monkeypatch.setattr(client_module, "RETRY_SECONDS", 0.01)
-    url = scripted((503, "no healthy upstream"), (404, "404 page not found"), (200, ANSWER))
+    url = serve_answers((503, "no healthy upstream"), (404, "404 page not found"), (200, ANSWER))
     checked = golden_check(url, "m", golden_uri, 10)
     assert checked.max_difference == {"1": 0.0, "100": 0.0}
     assert checked.answer == ANSWER
 
 
-def test_golden_check_refuses_another_answer(scripted, golden_uri):
+def test_golden_check_refuses_another_answer(serve_answers, golden_uri):
     with pytest.raises(
         GateError, match=r"golden request of 1 jet with a difference of 0\.001 \(allowed 1e-05\)"
     ):
-        golden_check(scripted((200, answer_of(0.251))), "m", golden_uri, 10)
+        golden_check(serve_answers((200, answer_of(0.251))), "m", golden_uri, 10)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_golden_check_refuses_nan(scripted, golden_uri, value):
+def test_golden_check_refuses_nan(serve_answers, golden_uri, value):
     with pytest.raises(GateError, match="difference of inf"):
-        golden_check(scripted((200, answer_of(value))), "m", golden_uri, 10)
+        golden_check(serve_answers((200, answer_of(value))), "m", golden_uri, 10)
 
 
 def test_golden_check_ends_at_its_deadline_with_the_last_error(golden_uri, monkeypatch):
@@ -117,11 +117,13 @@ def test_golden_check_ends_at_its_deadline_with_the_last_error(golden_uri, monke
         golden_check("http://127.0.0.1:9", "m", golden_uri, 0.2)
 
 
-def test_golden_check_does_not_repeat_a_request_to_a_failing_model(scripted, golden_uri):
+def test_golden_check_does_not_repeat_a_request_to_a_failing_model(serve_answers, golden_uri):
     with pytest.raises(
         ClusterError, match=r"model m at http\S+ failed \(500\): onnxruntime: out of memory"
     ):
-        golden_check(scripted((500, {"error": "onnxruntime: out of memory"})), "m", golden_uri, 60)
+        golden_check(
+            serve_answers((500, {"error": "onnxruntime: out of memory"})), "m", golden_uri, 60
+        )
 
 
 def test_a_refused_connection_is_an_error():
@@ -131,21 +133,21 @@ def test_a_refused_connection_is_an_error():
         client.infer({})
 
 
-def test_a_server_that_does_not_answer_in_time(scripted):
+def test_a_server_that_does_not_answer_in_time(serve_answers):
     with pytest.raises(Unreachable, match="did not answer within 0"):
-        Client(scripted((200, ANSWER), delay=1.0), "m", timeout=0.1).infer({})
+        Client(serve_answers((200, ANSWER), delay=1.0), "m", timeout=0.1).infer({})
 
 
-def test_a_server_that_is_not_up_yet(scripted):
+def test_a_server_that_is_not_up_yet(serve_answers):
     with pytest.raises(NotServing, match=r"cannot serve model m \(503\): starting"):
-        Client(scripted((503, {"error": "starting"})), "m").infer({})
+        Client(serve_answers((503, {"error": "starting"})), "m").infer({})
 
 
-def test_an_answer_that_is_not_json_is_an_error(scripted):
+def test_an_answer_that_is_not_json_is_an_error(serve_answers):
     with pytest.raises(
         ClusterError, match="did not answer with JSON but with b'<html>login</html>'"
     ):
-        Client(scripted((200, "<html>login</html>")), "m").infer({})
+        Client(serve_answers((200, "<html>login</html>")), "m").infer({})
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host", "http://"])
@@ -199,17 +201,17 @@ def test_a_redirection_is_not_followed():
         server.shutdown()
 
 
-def test_a_proxy_of_the_environment_is_not_used_for_this_machine(scripted, monkeypatch):
+def test_a_proxy_of_the_environment_is_not_used_for_this_machine(serve_answers, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    assert Client(scripted((200, ANSWER)), "m").infer({}) == ANSWER
+    assert Client(serve_answers((200, ANSWER)), "m").infer({}) == ANSWER
 
 
-def test_command_line_prints_the_answer(scripted, golden_uri, capsys):
+def test_command_line_prints_the_answer(serve_answers, golden_uri, capsys):
     assert (
         main(
             [
                 "--url",
-                scripted((200, ANSWER)),
+                serve_answers((200, ANSWER)),
                 "--model",
                 "m",
                 "--request",
