@@ -220,7 +220,7 @@ def test_rights_that_only_argo_needs_are_not_required_of_the_user(fake):
 
 
 @pytest.mark.parametrize(
-    ("furnished", "what", "message"),
+    ("values", "what", "message"),
     [
         (
             {"keys": ("AWS_ACCESS_KEY_ID",)},
@@ -229,15 +229,15 @@ def test_rights_that_only_argo_needs_are_not_required_of_the_user(fake):
         ),
         ({"endpoint": "other.example.org"}, "Secret s3-secret", "--s3-endpoint is s3.example.org"),
         (
-            {"named": "another"},
+            {"account_secret": "another"},
             "ServiceAccount default",
             "does not name Secret s3-secret: KServe would have no keys kubectl -n",
         ),
     ],
 )
-def test_contents_of_secrets_and_accounts_are_checked(fake, furnished, what, message):
+def test_contents_of_secrets_and_accounts_are_checked(fake, values, what, message):
     home = fake()
-    create_needs(home.api, **furnished)
+    create_needs(home.api, **values)
     assert any(state == "error" and message in text for state, text in rows_of(home)[what]), (
         rows_of(home)[what]
     )
