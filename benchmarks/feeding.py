@@ -154,7 +154,7 @@ def hold(order: dict[str, Any]) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory(dir=order["scratch"]) as storage:
         config = DataConfig.load(order["config"])
-        # what is made once, whatever the size
+        # made once for all sizes
         prepare(order["files"][:1], config, storage, for_training=True, report=lambda line: None)
         before = _anonymous()
         with _Peak() as preparing:

@@ -263,7 +263,7 @@ def stream(folder: Path, limit: int, least: int, kind: Rows, steps: int | None) 
     need = (2 if kind.full_digits else 1.3) * files * per_jet * JETS
     space.require(folder, int(need), "this data set")
     write_file(data / "train-000.root", JETS, 1, kind)
-    for number in range(1, files):  # the same jets under other names: what is tried is the size
+    for number in range(1, files):  # the same jets under other names: only the size matters here
         shutil.copyfile(data / "train-000.root", data / f"train-{number:03}.root")
     uses = []
     train = _prepare(data / "train-*.root", folder, (limit, uses))

@@ -551,7 +551,7 @@ class Judge:
         return float(np.abs(self.answers[task] - target)[near].sum() / len(target))
 
     def results_of(self, variant: str) -> dict:
-        """What the report of a run would say of the first seed's network."""
+        """The results that a run's report would show for the first seed's network."""
         task = next(task for task in self.tasks if task.variant == variant)
         return metrics.measure(self.columns, self.answers[task], replicates=REPLICATES)
 

@@ -56,7 +56,7 @@ SAMPLE_SECONDS = 0.5
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Count:
-    """What is counted after each search."""
+    """The quantities that are counted after each search."""
 
     name: str
     unit: str

@@ -185,7 +185,7 @@ def check_network(inputs: Inputs) -> Result:
     except InputError as error:
         network_file = inputs.config.network_config
         other = network_for(inputs.known_data_config)
-        # Whoever gives a network of their own wants that one.
+        # A user who gives a network of their own wants to use that one.
         if network_file not in PROJECT_NETWORKS or other in (None, network_file):
             raise
         raise InputError(

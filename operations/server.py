@@ -213,7 +213,7 @@ def probe(host: str, login: Credentials) -> Health:
         with contextlib.suppress(ClusterError):
             older = _health(f"{base}/apis/v1beta1/healthz", host, login)
             version = older.get("tag_name") or older.get("apiServerTagName")
-    # a server that was built without a version tells 'unknown'
+    # a server that was built without a version reports 'unknown'
     text = str(version or "")
     return Health(
         version=text if version_numbers(text) else "",

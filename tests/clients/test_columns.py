@@ -225,7 +225,7 @@ def test_missing_and_unexpected_columns_are_listed_with_the_nearest_names():
     missing, unexpected = str(error.value).split("; ")
     assert "'jetPt' (nearest: 'jet_pt')" in missing
     assert "'PF_id' (nearest: 'pfid')" in missing
-    assert "nPF" not in missing  # PF_pT tells it
+    assert "nPF" not in missing  # PF_pT gives the number
     assert "'jet_pt' (nearest: 'jetPt')" in unexpected
     assert "'mass'" in unexpected
     assert "nPV" not in str(error.value)

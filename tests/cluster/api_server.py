@@ -210,7 +210,7 @@ class ApiServer:
 
 
 def free_ports(number: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on."""
+    """Ports of 127.0.0.1 on which no process listens."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
     ports = [listener.getsockname()[1] for listener in sockets]
     for listener in sockets:

@@ -1,4 +1,4 @@
-"""What a real API server says of our objects, rights and pods. No controller runs behind it."""
+"""Our objects, rights and pods before a real API server, without any controller."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ class FakeApi:
         self._forbidden_rights: set[tuple[str, str]] = set()
         self._extra_rights: set[tuple[str, str]] = set()
         self._refused_users: set[tuple[str, str]] = set()
-        self.reviewed: set[str] = set()  # users that access reviews asked about; "" is oneself
+        self.reviewed: set[str] = set()  # users in access reviews; "" is the client itself
         self.allowed_requests: set[tuple[str, str]] = set()
         """Verb and resource of each request that was allowed."""
         self.exceeded: set[tuple[str, str]] = set()
@@ -429,7 +429,7 @@ class FakeApi:
                 with self.lock:
                     try:
                         controller(self)
-                    # The other controllers go on; the fixture fails the test at its end.
+                    # The other controllers continue; the fixture fails the test at its end.
                     except Exception as error:
                         self.controller_errors.append(f"{type(controller).__name__}: {error!r}")
 
@@ -475,7 +475,7 @@ class FakeApi:
             return self._item(method, match, query, body)
 
     def _check_right(self, method: str, match: re.Match, *, watch: bool) -> None:
-        """Raise Failure 403 for what RBAC does not allow, and record what was asked.
+        """Raise Failure 403 for what RBAC does not allow; record the request.
 
         Verbs: Kubernetes documentation, Authorization Overview. The words: apiserver v0.34.4
         pkg/endpoints/handlers/responsewriters/errors.go:73.
@@ -606,7 +606,7 @@ class FakeApi:
         """Delete an object by a client's request, with the propagation that it asks for.
 
         Background: the object goes at once, its dependents a moment later. Foreground: a deleted
-        Experiment stays for a round of 33 s at least, because Katib's controllers make its jobs,
+        Experiment stays for a round of 33 s at least, because Katib's controllers create its jobs,
         Deployment and Service anew meanwhile.
 
         Source: seen with Katib 0.19.0 on Kubernetes 1.34.4 (rounds of 33 s, 34 s to 140 s in all;

@@ -245,7 +245,7 @@ def requests_of(backend) -> dict:
 
 @pytest.mark.parametrize("verb", ["create", "get", "list", "update", "delete"])
 def test_an_unreachable_webhook_is_reported_once_and_named_at_the_deadline(fake, monkeypatch, verb):
-    """Its name is told at once; the first contact has been made."""
+    """Its name is reported at once, because the API server has answered before."""
     backend = fake()
     monkeypatch.setattr(api_module, "FIRST_CONTACT_SECONDS", 0.0)
     backend.api.fail("*", "pytorchjobs", times=math.inf, code=500, message=REFUSED)

@@ -189,7 +189,7 @@ def test_the_error_of_an_update_comes_from_its_own_pods(fake):
 
 
 def test_kserves_old_failure_is_not_attributed_to_the_new_pod(fake):
-    """KServe goes on telling of it for as long as no node takes the new pod."""
+    """KServe keeps reporting it until a node takes the new pod."""
     fetch = Play(exit_code=1, container="storage-initializer", log="Access Denied\n")
     backend = fake(node_of(fetch, UP, Play(pending="unschedulable")))
     backend.api.create("inferenceservices", service(uri="s3://models/broken/model"))

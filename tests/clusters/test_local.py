@@ -239,7 +239,7 @@ def test_a_failed_search_is_run_again(program, tmp_path):
     good = program.read_text()
     program.write_text("import sys; sys.exit('broken')")
     with pytest.raises(ClusterError, match=r"(?s)failed.*x broken"):
-        # One at a time: a trial that is stopped with the search goes on under its old name.
+        # One at a time: an interrupted trial resumes under its old name.
         run(tmp_path, experiment(program, maxFailedTrialCount=2, parallel=1))
     program.write_text(good)
     lines = []

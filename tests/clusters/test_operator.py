@@ -1,4 +1,4 @@
-"""What --status says of the objects of a run on a cluster."""
+"""The objects of a run on a cluster, as --status describes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of permissions is what a run asks for: no more (see the fixture `fake`), no less."""
+"""The table of permissions has exactly the rights that a run uses (see also the fixture `fake`)."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def test_a_stopped_step_removes_its_job(fake, run, reason):
 def test_a_terminated_step_in_a_kubeflow_pod_leaves_its_job_to_finish(
     fake, run, monkeypatch, reason, stays
 ):
-    """It has half a second, and another attempt may go on; a deadline is its own decision."""
+    """It has half a second, and another attempt may follow; at a deadline it removes the job."""
     monkeypatch.setenv(KFP_POD, "jec-pipeline-x-export")
     backend = fake(node_of(Play(seconds=60)))
     manifest = export_job(run, "trial")

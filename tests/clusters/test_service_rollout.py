@@ -37,7 +37,7 @@ def add_quota(backend, hard: dict[str, str], in_use: dict[str, str]) -> None:
 
 
 class Checks:
-    """A check that notes what it was asked, and refuses the models that a test names."""
+    """A check that records the names of the services, and refuses the models that a test names."""
 
     def __init__(self, *wrong_models: str) -> None:
         self.wrong_models, self.names = wrong_models, []

@@ -26,7 +26,7 @@ KINIT += 'printf "ticket of $6" > "${5#FILE:}"\n'
 
 
 class Secrets(BaseHTTPRequestHandler):
-    """The Secrets of one namespace: PATCH of one that is there, POST of one that is not."""
+    """The Secrets of one namespace: PATCH changes an existing one, POST creates one."""
 
     objects: dict[str, dict]
     refuse = 0

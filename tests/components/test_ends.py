@@ -1,5 +1,5 @@
 """Runs that are stopped: by a user, with a step's pod, between two steps. Steps are processes that
-are killed half a second after they were told to stop; the exit handler makes the end true.
+are killed half a second after they were told to stop; the exit handler records how the run ended.
 """
 
 from __future__ import annotations
@@ -300,7 +300,7 @@ def test_the_next_attempt_continues_after_the_kubelet_evicted_a_pod(fake, run, a
 
 
 def _watches(api, run) -> bool:
-    """Whether the newest attempt has asked for the run's job."""
+    """Whether the newest attempt has read the run's job."""
     pods = [pod for pod in api.all("pods") if STEP_LABEL in pod["metadata"]["labels"]]
     requests = [path for _, path in api.requests if path.endswith(f"{run.id}-export")]
     return len(pods) > 1 and len(requests) > 2

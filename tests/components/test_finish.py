@@ -248,7 +248,7 @@ def test_a_repeated_attempt_ends_at_once_where_the_failure_is_not_retryable(
 
 
 def test_a_steps_log_ends_with_its_result_without_the_parameters(run, capsys, monkeypatch):
-    """prepare alone tells the parameters: the UI shows a log from its end."""
+    """Only prepare prints the parameters, because the UI shows the end of a log."""
     monkeypatch.delenv(step.LOCAL_DIR, raising=False)
     Run(config=run.config.replace(num_gpus=2)).save()
     arguments = step.parser("search", "").parse_args(["--run", run.uri])
@@ -327,7 +327,7 @@ def test_after_finish_prepare_does_its_work_under_the_same_job_id(s3_bucket, mon
     monkeypatch.setattr(prepare, "prepare", lambda config, *_: contents.append(check_file(config)))
     arguments = ["--s3-bucket", f"{s3_bucket}/jec", "--data-config", str(data), "--job-id", JOB]
     about = ["--run-id", "auto", "--network-config", RunConfig().network_config]
-    for _ in range(2):  # it may be retried in vain, too
+    for _ in range(2):  # a retry may fail again
         assert [prepare.main(arguments) for _ in range(3)] == [2, 1, 1]
         assert finish.main([*arguments[:2], *about, "--job-id", JOB]) == 0
     # after a Retry finish does not run again

@@ -1,4 +1,4 @@
-"""What is said before any training of a gate that will refuse, or of a missing correction."""
+"""Warnings before any training: the gate will refuse, or the standard correction is missing."""
 
 from __future__ import annotations
 

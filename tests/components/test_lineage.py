@@ -1,4 +1,4 @@
-"""The artifacts of a run: who takes which, and what they say of the results."""
+"""The artifacts of a run: which step takes which, and their metadata."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def test_the_size_of_a_run_is_reported_before_it_is_written(
         needs.file_checks[split] = types.SimpleNamespace(files=files)
     monkeypatch.setattr(prepare.space, "free_bytes", lambda path: free)
     prepare.say_disk_need(Run(config=config), needs)
-    assert capsys.readouterr().out == ""  # without torch nobody knows the network
+    assert capsys.readouterr().out == ""  # without torch the network cannot be built
     needs.parameters = 10**6
     prepare.say_disk_need(Run(config=config), needs)
     line = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The search step: what it writes, when it goes on, and what counts beside a new experiment's
+"""The search step: its files, when it resumes, and which trials count beside a new experiment's
 trials.
 """
 
@@ -19,7 +19,7 @@ from training.more_trials import with_more_trials
 
 
 class Backend:
-    """A cluster whose experiments give the losses they are told, one a trial;
+    """A cluster whose experiments return the next losses of a list, one for each trial.
 
     With `is_gone` no experiment can continue.
     """
@@ -130,7 +130,7 @@ def test_a_second_experiment_follows_a_deleted_one_and_their_trials_are_joined(r
         f"pfn-00000000-3-00{i}" for i in range(2)
     ]
     backend.is_gone = False
-    do(with_trial_limit(run, 6))  # the second one goes on, the first three still count
+    do(with_trial_limit(run, 6))  # the second one continues, the first three still count
     assert len(record(run)["trials"]) == 6
     assert backend.manifests[-1]["metadata"]["name"] == "pfn-00000000-3"
 

@@ -206,7 +206,7 @@ def test_a_running_experiment_continues_and_its_trials_count_once(tmp_path, clus
     run = make_run(tmp_path)
     cluster = cluster_of(run, "ends", "ends", "lost")
     lose(run, cluster)
-    cluster.next_trial(run.id)  # nobody watches, and the run uses its copy
+    cluster.next_trial(run.id)  # the launcher is lost, and the run uses its copy
     record = end(run)
     assert [manifest["metadata"]["name"] for manifest in cluster.manifests] == [run.id] * 2
     assert _trial_limit(cluster.manifests[-1]) == 5

@@ -54,7 +54,7 @@ def compile_case(tmp_path_factory):
 
 
 def executors(ir):
-    """What the IR asks of Kubernetes, by the name of the step."""
+    """The Kubernetes settings in the IR, by the name of the step."""
     platform = list(yaml.safe_load_all(ir.read_text()))[1]
     executor_specs = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     return {

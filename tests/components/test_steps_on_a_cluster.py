@@ -357,7 +357,7 @@ def test_a_run_that_is_deleted_in_its_search_keeps_its_finished_trials(
 class Training:
     """Pods of trials that train two epochs: some hang after the first one, with a checkpoint.
 
-    A resumed one has no Trial, and goes on after the epochs that its folder has.
+    A resumed one has no Trial, and continues after the epochs that its folder has.
     """
 
     def __init__(self, run: Run, hangs: int) -> None:
@@ -472,7 +472,7 @@ def test_trials_under_way_resume_as_jobs_with_the_present_settings(
 def test_trials_of_an_experiment_that_still_runs_resume_once_it_is_replaced(
     fake, run, monkeypatch, capsys
 ):
-    """Its step was killed, so that nobody removed it; the run goes on with other memory."""
+    """Its step was killed and did not remove it; the run resumes with other memory."""
     run = Run(config=run.config.replace(max_trials=3, num_epochs=2, parallel_trials=2))
     run.save()
     training = Training(run, hangs=2)
@@ -505,7 +505,7 @@ def test_trials_of_an_experiment_that_still_runs_resume_once_it_is_replaced(
 
 
 def has_ended_well(api, job: str) -> bool:
-    """Whether a job has ended well, and belongs to nobody."""
+    """Whether a job has succeeded, and has no owner."""
     thing = api.find("pytorchjobs", job)
     conditions = thing["status"].get("conditions", []) if thing else []
     has_ended = any(

@@ -23,7 +23,7 @@ import uuid
 class FakeKfp:
     """A server on 127.0.0.1.
 
-    `version` is what the health pages tell; `states` the states of a run at each look;
+    `version` is that of the health pages; `states` the states of a run at each look;
     `workflows` the Argo Workflow of a run, which the older API alone gives (seen with KFP 2.15.0).
     With `multi_user` it refuses experiments and runs that name no namespace, otherwise it names no
     namespace of anything, whatever a request names (seen with KFP 2.15.0).
@@ -180,7 +180,7 @@ class FakeKfp:
             raise ValueError("the namespace is empty in multi-user mode")
 
     def login_refusal(self, headers) -> tuple[int, dict[str, str], bytes] | None:
-        """The gateway's answer to who is not let in; None for who is. The fake's own."""
+        """The gateway's answer to a request without the right header; else None. The fake's own."""
         if not self.login or all(
             headers.get(key) == value for key, value in self.valid_headers.items()
         ):

@@ -1,4 +1,4 @@
-"""Logging in: what is configured, what has expired, and every way in which a gateway says no."""
+"""Logging in: the configured credentials, expired ones, and all refusals of a gateway."""
 
 from __future__ import annotations
 

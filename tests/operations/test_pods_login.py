@@ -1,4 +1,4 @@
-"""--check reads the data with the login of the pods: that of a Secret, and nothing of ours."""
+"""--check reads the data with the pods' login, from a Secret, and never with the user's own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`--list` and `--prune`: what is shown, what is removed, and what never is."""
+"""`--list` and `--prune`: which runs are shown, which are removed, and which never are."""
 
 from __future__ import annotations
 

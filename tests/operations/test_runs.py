@@ -258,7 +258,7 @@ STATES = {"prepare": "SUCCEEDED", "search": "FAILED", "export": None, "finish": 
 @pytest.mark.parametrize(
     ("state", "reason", "word", "step_state"),
     [
-        # finish was lost: nobody could write how the step ended
+        # finish was lost: the end of the step is not recorded
         ("running", "", "failed", "failed"),
         ("interrupted", TERMINATED, "terminated", "interrupted"),
         ("interrupted", "the step's pod was evicted", "failed", "interrupted"),
@@ -570,7 +570,7 @@ def test_an_earlier_jobs_status_is_not_followed_before_it_changes(fake, kfp, tmp
         return capsys.readouterr().out
 
     assert "Experiment" not in look({"prepare": "RUNNING"})
-    # Katib takes a moment until it says that the search goes on
+    # Katib takes a moment until it reports that the search runs again
     assert "Experiment" not in look({"prepare": "SUCCEEDED", "search": "RUNNING"})
     more = experiment(losses, **about)
     with pytest.raises(DeadlineError):

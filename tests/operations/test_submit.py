@@ -54,7 +54,7 @@ def test_the_run_is_made_with_every_parameter_and_the_users_files_are_uploaded(k
     )
     assert parameters["network_config"].startswith(f"{s3_bucket}/jec/inputs/")
     assert parameters["search_space"]["parameters"]
-    # whoever clones the run does so in another namespace
+    # another user clones the run in another namespace
     assert parameters["settings"]["kubeflow_namespace"] == "auto"
     assert kfp.experiments[0] == {
         "display_name": "mine",
@@ -457,7 +457,7 @@ def test_start_at_is_submitted_with_the_run(kfp, s3_bucket):
     assert pipeline.main(words) == 0
     assert kfp.runs[0]["runtime_config"]["parameters"]["storage_run_id"] == run.id
     assert StartRecord.load(run.folder.start) == StartRecord(step="export")
-    # without the wish the run goes on as it is
+    # without --start-at the run continues as it is
     assert pipeline.main(words[:-2]) == 0
     assert StartRecord.find(run.folder.start) is None
 

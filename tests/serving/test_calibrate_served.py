@@ -24,7 +24,7 @@ DATATYPES = {"float32": "FP32", "int32": "INT32", "bool": "BOOL"}
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """A server of one model with what the protocol and Triton tell of it."""
+    """A server of one model with the metadata of the protocol and of Triton."""
 
     daemon_threads = True
 
@@ -110,7 +110,7 @@ def serving(onnx: Path, parameters: dict[str, str], most: int = 64) -> Iterator[
 
 @pytest.fixture
 def server(onnx) -> Iterator[Server]:
-    """A server that tells what exporting/repository.py writes into config.pbtxt."""
+    """A server that returns the config.pbtxt of exporting/repository.py."""
     import onnx as onnx_package
 
     entries = onnx_package.load(str(onnx)).metadata_props

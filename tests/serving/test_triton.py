@@ -1,5 +1,5 @@
-"""Real servers: the golden request comes back with the golden answer, and what is wrong is refused
-in words.
+"""Real servers: the golden request returns the golden answer, and wrong requests are refused with
+a reason.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def start_triton(triton_runs, tmp_path):
 
     yield start
     for server in servers:
-        triton.stop(server.pid, seconds=0.2)  # asked in peace it takes 2 seconds
+        triton.stop(server.pid, seconds=0.2)  # with the default exit timeout it takes 2 seconds
 
 
 def test_requests_that_wait_are_run_together(start_triton, repository, tmp_path):

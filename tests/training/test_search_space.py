@@ -1,4 +1,4 @@
-"""The search space: what is accepted, what is refused, and its form in an Experiment."""
+"""The search space: accepted and refused content, and its form in an Experiment."""
 
 import json
 from pathlib import Path

@@ -71,7 +71,7 @@ class Server(Protocol):
         """Raise NotServing unless the server serves the model."""
 
     def description(self, *, ends: float | None = None) -> Body:
-        """Return what the server says of itself: its name, version and extensions."""
+        """Return the server's metadata: its name, version and extensions."""
 
     def models(self) -> list[str]:
         """Return the names of the models that the server serves."""
@@ -342,7 +342,7 @@ class Client:
             return ""
 
     def models(self) -> list[str]:
-        """Names of the server's models; empty where it does not tell."""
+        """Names of the server's models; empty if it does not list them."""
         try:
             return self._server.models()
         except (ServerError, KeyError, TypeError):
@@ -354,7 +354,7 @@ class Client:
             return self._server.metadata(self.model)
 
     def config(self) -> Body:
-        """The model's configuration (config.pbtxt) as JSON; empty where the server does not tell.
+        """The model's configuration (config.pbtxt) as JSON; empty if the server does not return it.
 
         Raises as `infer`.
         """
@@ -428,7 +428,7 @@ def _server_class(scheme: str) -> Callable[..., Server]:
 
 
 def _seconds(option: str, value: float) -> float:
-    """A number of seconds. Raises InputError for what is no number."""
+    """A number of seconds. Raises InputError for anything else."""
     try:
         seconds = float(value)
     except (TypeError, ValueError):
@@ -439,7 +439,7 @@ def _seconds(option: str, value: float) -> float:
 
 
 def _certificates(value: Any) -> str:
-    """The path of certificates. Raises InputError for what is none."""
+    """The path of certificates. Raises InputError for a value that is no path."""
     text = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(text, str) or not text:
         raise InputError(
@@ -466,7 +466,7 @@ def _is_text(name: str) -> bool:
 
 
 def _parts(url: str) -> urllib.parse.SplitResult:
-    """The parts of an address. Raises InputError for text that is none."""
+    """The parts of an address. Raises InputError for an invalid address."""
     try:
         parts = urllib.parse.urlsplit(url)
         _ = parts.port
@@ -505,7 +505,7 @@ def _in_shape(values: np.ndarray | None, tensor: Tensor, count: int) -> np.ndarr
 
 
 def _takes_bytes(server: Body) -> bool:
-    """Whether a server takes tensors as bytes, by what it says of itself."""
+    """Whether a server accepts tensors as bytes, by the extensions that it lists."""
     extensions = server.get("extensions")
     if server.get("name") == "kserve":
         version = tuple(int(n) for n in re.findall(r"\d+", str(server.get("version")))[:2])

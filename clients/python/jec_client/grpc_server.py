@@ -85,7 +85,7 @@ class GrpcServer:
         return {"name": answer.name, "version": answer.version, "extensions": extensions}
 
     def models(self) -> list[str]:
-        """Names of the models; raises ServerError where the server does not tell."""
+        """Names of the models; raises ServerError if the server does not list them."""
         return sorted({model.name for model in self._call("RepositoryIndex").models})
 
     def metadata(self, model: str, *, ends: float | None = None) -> protocol.Body:
