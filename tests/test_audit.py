@@ -1,4 +1,4 @@
-"""`make audit` never passes where nothing was checked, and says so in one sentence."""
+"""`make audit` fails with an error of one line where nothing was checked."""
 
 import shutil
 import subprocess

@@ -163,7 +163,7 @@ def secrets(hook, tmp_path_factory):
         **os.environ,
         **dict.fromkeys(SECRETS, CANARY),
         **{variable: str(path) for variable, path in files.items()},
-        # nobody listens there, and what is on this machine is asked directly
+        # no process listens there; requests to this machine go there directly
         **dict.fromkeys(PROXIES, f"http://user:{CANARY}@127.0.0.1:9"),
         **dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1,localhost"),
         "JEC_CONFIG": str(folder / "site.yaml"),
@@ -523,7 +523,7 @@ def test_ctrl_c_stops_everything_and_the_run_goes_on_later_up_to_its_gate(
         text += line
         if "001 started" in line:
             break
-    end = time.monotonic() + 60  # until each trial has a checkpoint to go on from
+    end = time.monotonic() + 60  # until each trial has a checkpoint to resume from
     while len(list(tmp_path.glob("latest/trials/*/checkpoint.pt"))) < 2 and time.monotonic() < end:
         time.sleep(0.05)
     running.send_signal(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""The soak test: growth is seen, what is steady or scatters is not growth."""
+"""The soak test: it detects growth; a steady or scattering quantity does not count as growing."""
 
 from __future__ import annotations
 

@@ -104,15 +104,16 @@ class Failure(Exception):
 class Fault:
     """Answer `times` matching requests with `code`, or cut their connection.
 
-    `cut` is 'before' or 'after': whether the server has done the work by then. `plain` answers as a
-    proxy before the server does, without a Status. `seconds` is how long the answer takes.
+    `cut_connection` is 'before' or 'after': whether the server has done the work by then. `plain`
+    answers as a proxy before the server does, without a Status. `seconds` is how long the answer
+    takes.
     """
 
     method: str
     path: re.Pattern
     times: float
     code: int = 0
-    cut: str = ""
+    cut_connection: str = ""
     plain: bool = False
     seconds: float = 0.0
     message: str = "a fault of the test"
@@ -752,7 +753,7 @@ def _handler(api: FakeApi) -> type:
             fault = api.fault(self.command, self.path)
             if fault:
                 time.sleep(fault.seconds)
-            if fault and fault.cut == "before":
+            if fault and fault.cut_connection == "before":
                 return self.cut_connection()
             try:
                 if fault and fault.code:
@@ -765,7 +766,7 @@ def _handler(api: FakeApi) -> type:
                 answer = f"<html>{failure}</html>" if plain else _status(failure)
                 self.send(failure.code, answer, fault.headers if fault else {})
             else:
-                if fault and fault.cut == "after":
+                if fault and fault.cut_connection == "after":
                     return self.cut_connection()
                 self.send(201 if self.command == "POST" else 200, answer, {})
 

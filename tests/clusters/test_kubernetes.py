@@ -177,8 +177,8 @@ def test_forbidden_missing_and_expired_access_have_their_own_errors(fake):
         pytest.param({"code": 429, "headers": {"Retry-After": "0"}}, id="429"),
         pytest.param({"code": 500}, id="500"),
         pytest.param({"code": 503}, id="503"),
-        pytest.param({"cut": "before"}, id="cut"),
-        pytest.param({"cut": "after"}, id="cut after the work was done"),
+        pytest.param({"cut_connection": "before"}, id="cut"),
+        pytest.param({"cut_connection": "after"}, id="cut after the work was done"),
     ],
 )
 def test_every_request_is_repeated_after_a_temporary_error(fake, fault):
@@ -211,7 +211,7 @@ def test_an_unreachable_api_server_is_named_at_the_deadline(fake):
 def test_a_server_that_was_never_there_is_not_waited_for_until_the_deadline(fake, monkeypatch):
     backend = fake()
     monkeypatch.setattr(api_module, "FIRST_CONTACT_SECONDS", 0.3)
-    backend.api.fail("*", ".", times=math.inf, cut="before")
+    backend.api.fail("*", ".", times=math.inf, cut_connection="before")
     start = time.monotonic()
     with pytest.raises(ClusterError, match=re.escape(backend.api.url)):
         backend.run_job(job("pass"), deadline=600)

@@ -41,8 +41,8 @@ FAULTS: dict[str, dict] = {
     "410": {"code": 410},
     "401": {"code": 401},
     "403": {"code": 403},
-    "cut": {"cut": "before"},
-    "cut after": {"cut": "after"},
+    "cut": {"cut_connection": "before"},
+    "cut after": {"cut_connection": "after"},
 }
 
 

@@ -1,4 +1,4 @@
-"""What the README and the pages of docs/ tell people to type exists."""
+"""The commands, flags and files that the README and the pages of docs/ name exist."""
 
 from __future__ import annotations
 

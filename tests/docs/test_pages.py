@@ -1,4 +1,4 @@
-"""The pages of the docs site: what they print as an example works, and what they show is there."""
+"""The pages of the docs site: their examples work, and the files that they show exist."""
 
 import importlib.util
 import re

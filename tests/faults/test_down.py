@@ -1,4 +1,4 @@
-"""`--down` removes one run of ours below --output, and nothing else."""
+"""`--down` removes one run below --output, and nothing else."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A full disk: one sentence with the folder, and what was started goes on once there is space."""
+"""A full disk: an error of one line with the folder, and the work resumes once there is space."""
 
 import contextlib
 import errno
@@ -220,7 +220,7 @@ def test_a_training_without_room_for_its_checkpoints_is_not_begun(disk):
         disk_need.require(str(disk / "trial"), need)
     assert error.value.retryable
     disk_need.require(str(disk / "trial"), 10**6)
-    # files that are there are replaced, and need no more room
+    # existing files are replaced, and need no more room
     (disk / "trial").mkdir()
     (disk / "trial" / "checkpoint.pt").write_bytes(bytes(900_000))
     disk_need.require(str(disk / "trial"), 10**6)

@@ -190,7 +190,9 @@ def test_hostile_expressions_are_refused_at_once(text):
     with pytest.raises(InputError, match="the place") as refusal:
         Expression(text, "the place").evaluate(COLUMNS)
     assert time.process_time() - start < 5
-    assert "allocate" not in str(refusal.value)  # refused by us, before the memory was asked for
+    assert "allocate" not in str(
+        refusal.value
+    )  # refused by our check, before the memory was allocated
 
 
 @pytest.mark.parametrize("text", USUAL)

@@ -1,4 +1,4 @@
-"""Folders in a place where other users may write too: what is not ours alone is not trusted."""
+"""Folders where other users may write too: only folders that the user alone owns are trusted."""
 
 import os
 import stat

@@ -1,4 +1,4 @@
-"""One process runs a run: a second is told who holds it; a lock that is left is taken over."""
+"""One process runs a run: a second one is refused with the owner; an abandoned lock is replaced."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Building and pushing, with engines that only write down what they are told and answer as the real
+"""Building and pushing, with engines that only record their command lines and answer as the real
 ones do.
 """
 

@@ -151,7 +151,7 @@ def _imports(node: ast.AST, *, later: bool) -> Iterator[tuple[str, bool]]:
 
 
 def _source(module: str) -> str:
-    """The text of a project's module; empty for a name that is none (a function of one)."""
+    """The text of a project's module; empty for another name, such as a function of a module."""
     path = ROOT / re.sub(r"\.", "/", module)
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     return file.read_text() or "#" if file.exists() else ""

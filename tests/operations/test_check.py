@@ -612,7 +612,7 @@ def test_without_a_cluster_the_table_says_what_was_not_checked(monkeypatch):
 def test_a_cluster_that_does_not_answer_is_an_error_for_a_run_on_it(fake, monkeypatch):
     home = fake()
     monkeypatch.setattr(api_module, "FIRST_CONTACT_SECONDS", 0.1)
-    home.api.fail("*", ".", times=1000, cut="before")
+    home.api.fail("*", ".", times=1000, cut_connection="before")
     monkeypatch.setattr("clusters.survey.SECONDS", 2.0)
     assert rows_of(home)["cluster"][0][0] == "error"
 
