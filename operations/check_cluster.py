@@ -63,8 +63,10 @@ def check_cluster(
     cure = "set KUBECONFIG, or run this in a notebook of the cluster" if on_cluster else ""
     try:
         connection = connect()
-        home = server_namespace(connection, config.namespace) if single_user else ""
-        namespace = home if home and config.namespace == AUTO else config.namespace
+        steps_namespace = server_namespace(connection, config.namespace) if single_user else ""
+        namespace = (
+            steps_namespace if steps_namespace and config.namespace == AUTO else config.namespace
+        )
         survey = Survey(connection, namespace_of(connection, namespace))
         version = survey.version()
     except InputError as problem:
@@ -82,9 +84,9 @@ def check_cluster(
     yield from check_apis(survey, served_kinds)
     if account == AUTO:
         account = SINGLE_USER_ACCOUNT if single_user else MULTI_USER_ACCOUNT
-    steps = Survey(connection, home) if home else survey
+    steps = Survey(connection, steps_namespace) if steps_namespace else survey
     yield from check_our_permissions(survey)
-    if single_user and not home:
+    if single_user and not steps_namespace:
         yield not_seen(
             "rights of the steps",
             f"no namespace that was checked has the ServiceAccount {SINGLE_USER_ACCOUNT}, as which"
@@ -182,25 +184,27 @@ def check_steps_permissions(survey: Survey, account: str, steps: Survey) -> Iter
 
     `survey` is of the namespace of the objects, `steps` of the one that the steps run in.
     """
-    namespace, home = survey.namespace, steps.namespace
+    namespace, steps_namespace = survey.namespace, steps.namespace
     what, unseen = "rights of the steps", f"rights of ServiceAccount {account}"
-    who = f"ServiceAccount {account}" + (f" of {home}" if home != namespace else "")
+    who = f"ServiceAccount {account}" + (
+        f" of {steps_namespace}" if steps_namespace != namespace else ""
+    )
     denials = []
     for permission, verb in permissions.requests():
         place = steps if permission.name in STEP_NAMESPACE_RIGHTS else survey
-        is_allowed = place.account_is_allowed(account, permission, verb, home)
+        is_allowed = place.account_is_allowed(account, permission, verb, steps_namespace)
         if is_allowed is None:
             # The right to ask about another account covers all questions or none.
             yield not_seen(
                 what,
                 f"{who}: we may not ask for others ({place.unseen.get(unseen, '')})",
                 f"kubectl auth can-i create experiments.kubeflow.org -n {namespace} --as"
-                f" system:serviceaccount:{home}:{account}, or run this in a notebook",
+                f" system:serviceaccount:{steps_namespace}:{account}, or run this in a notebook",
             )
             return
         if not is_allowed:
             denials.append((permission, verb))
-    spaces = sorted({namespace, home})
+    spaces = sorted({namespace, steps_namespace})
     yield from denied_lines(
         what,
         who,
@@ -208,7 +212,7 @@ def check_steps_permissions(survey: Survey, account: str, steps: Survey) -> Iter
         sum(1 for _ in permissions.requests()),
         f"kubectl apply -k {OVERLAY} in namespace {' and '.join(spaces)}, then kubectl -n"
         f" {namespace} create rolebinding {account} --role jec-launcher --serviceaccount"
-        f" {home}:{account}",
+        f" {steps_namespace}:{account}",
     )
 
 

@@ -51,9 +51,9 @@ def expected_pt(of: ak.Array) -> np.ndarray:
 
 @pytest.mark.parametrize("count", [1, MOST, MOST + 1, 500])
 def test_jets_are_split_at_the_server_s_maximum_and_keep_their_order(server, count):
-    some = jets(count)
-    answers = Client(server.url, NAME).calibrate(some)
-    np.testing.assert_allclose(answers.calibrated_pt, expected_pt(some), rtol=1e-6)
+    columns = jets(count)
+    answers = Client(server.url, NAME).calibrate(columns)
+    np.testing.assert_allclose(answers.calibrated_pt, expected_pt(columns), rtol=1e-6)
     assert answers.fields == ["calibrated_pt", "valid"]
     assert answers.type.content.contents[1].primitive == "bool"
     assert server.batches == [MOST] * (count // MOST) + [count % MOST] * (count % MOST > 0)
@@ -79,8 +79,8 @@ def test_invalid_jets_are_counted_by_reason(server):
     pt[[0, 50, 100, 150]] = 3
     particles[50] = [1.0, np.nan]
     particles[100] = []
-    some = {"jetPt": pt, "PF_pT": particles}
-    answers = Client(server.url, NAME).calibrate(some)
+    columns = {"jetPt": pt, "PF_pT": particles}
+    answers = Client(server.url, NAME).calibrate(columns)
     assert answers.attrs["invalid"] == {
         validity.PT_RANGE: 2,
         validity.NOT_FINITE: 1,
@@ -94,17 +94,17 @@ def test_a_model_that_takes_one_jet_a_request(server):
         tensor["shape"][0] = 1
     server.pages[f"/v2/models/{NAME}"] = page
     server.pages[f"/v2/models/{NAME}/config"] = {"max_batch_size": 0}
-    some = jets(3)
-    answers = Client(server.url, NAME).calibrate(some)
-    np.testing.assert_allclose(answers.calibrated_pt, expected_pt(some), rtol=1e-6)
+    columns = jets(3)
+    answers = Client(server.url, NAME).calibrate(columns)
+    np.testing.assert_allclose(answers.calibrated_pt, expected_pt(columns), rtol=1e-6)
     assert server.batches == [1, 1, 1]
 
 
 def test_a_server_that_says_no_maximum_and_no_range(server):
     del server.pages[f"/v2/models/{NAME}/config"]
-    some = jets(MOST)
-    some["jetPt"] = np.where(np.arange(MOST) == 7, 3, some["jetPt"])
-    answers = Client(server.url, NAME).calibrate(some)
+    columns = jets(MOST)
+    columns["jetPt"] = np.where(np.arange(MOST) == 7, 3, columns["jetPt"])
+    answers = Client(server.url, NAME).calibrate(columns)
     assert answers.attrs["invalid"] == {validity.OTHER: 1}
 
 
@@ -118,9 +118,9 @@ def test_a_server_that_says_no_maximum_and_no_range(server):
 )
 def test_a_server_without_bytes_gets_json(server, description):
     server.pages["/v2"] = description
-    some = jets(10)
-    answers = Client(server.url, NAME).calibrate(some)
-    np.testing.assert_allclose(answers.calibrated_pt, expected_pt(some), rtol=1e-6)
+    columns = jets(10)
+    answers = Client(server.url, NAME).calibrate(columns)
+    np.testing.assert_allclose(answers.calibrated_pt, expected_pt(columns), rtol=1e-6)
     assert server.headers[-1]["content-type"] == "application/json"
 
 
@@ -139,8 +139,10 @@ def test_a_request_is_repeated_while_the_server_is_busy(server):
     client = Client(server.url, NAME)
     client.calibrate(jets(1))
     server.failures = [BUSY, (0, b""), (429, b"")]
-    some = jets(2 * MOST)
-    np.testing.assert_allclose(client.calibrate(some).calibrated_pt, expected_pt(some), rtol=1e-6)
+    columns = jets(2 * MOST)
+    np.testing.assert_allclose(
+        client.calibrate(columns).calibrated_pt, expected_pt(columns), rtol=1e-6
+    )
 
 
 def test_a_server_that_stays_busy_is_an_error_after_some_retries(server):
@@ -411,8 +413,8 @@ def test_no_secret_is_printed_logged_or_pickled(server, tmp_path, caplog):
 # ----------------------------------------------------------------------------- other processes
 
 
-def _calibrate(client: Client, some: ak.Array) -> list[float]:
-    return client.calibrate(some).calibrated_pt.to_list()
+def _calibrate(client: Client, columns: ak.Array) -> list[float]:
+    return client.calibrate(columns).calibrated_pt.to_list()
 
 
 @pytest.mark.parametrize(
@@ -421,12 +423,12 @@ def _calibrate(client: Client, some: ak.Array) -> list[float]:
 def test_a_copy_of_a_client_gives_the_same_answers(server, tmp_path, copy_of):
     (tmp_path / "token").write_text(SECRET)
     client = ClientOfTheProject(server.url, NAME, timeout=7, token=tmp_path / "token")
-    some = jets(5)
-    answers = _calibrate(client, some)
+    columns = jets(5)
+    answers = _calibrate(client, columns)
     other = copy_of(client)
     assert type(other) is ClientOfTheProject
     assert other.timeout == 7
-    assert _calibrate(other, some) == answers
+    assert _calibrate(other, columns) == answers
     assert server.headers[-1]["authorization"] == f"Bearer {SECRET}"
 
 
@@ -435,9 +437,11 @@ def test_a_forked_process_does_not_use_the_connection_of_its_parent(server):
     client = Client(server.url, NAME)
     client.calibrate(jets(1))  # its connection is kept
     with multiprocessing.get_context("fork").Pool(2) as pool:
-        some = [jets(count) for count in range(1, 21)]
-        parts = pool.starmap_async(_calibrate, [(client, columns) for columns in some], chunksize=1)
-        mine = [_calibrate(client, columns) for columns in some]
+        samples = [jets(count) for count in range(1, 21)]
+        parts = pool.starmap_async(
+            _calibrate, [(client, sample) for sample in samples], chunksize=1
+        )
+        mine = [_calibrate(client, sample) for sample in samples]
         assert parts.get(timeout=60) == mine
 
 
@@ -555,14 +559,14 @@ def tls(server, tmp_path):
 
 def test_a_certificate_is_checked_unless_verify_is_false(tls):
     url, authority = tls
-    some = jets(3)
+    columns = jets(3)
     for verify in (authority, str(authority), False):
         client = pickle.loads(pickle.dumps(Client(url, NAME, verify=verify)))
         np.testing.assert_allclose(
-            client.calibrate(some).calibrated_pt, expected_pt(some), rtol=1e-6
+            client.calibrate(columns).calibrated_pt, expected_pt(columns), rtol=1e-6
         )
     with pytest.raises(Unreachable, match=r"certificate of https\S+ .*verify="):
-        Client(url, NAME).calibrate(some)
+        Client(url, NAME).calibrate(columns)
 
 
 @pytest.mark.parametrize("option", ["verify", "token", "cookies", "headers"])

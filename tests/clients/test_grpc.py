@@ -127,10 +127,10 @@ def expected_pt(of: dict) -> np.ndarray:
 @pytest.mark.parametrize("count", [0, 1, 200])
 def test_jets_in_their_order(server, raw, count):
     server.raw = raw
-    some = jets(count)
-    answers = Client(server.url, NAME).calibrate(some)
+    columns = jets(count)
+    answers = Client(server.url, NAME).calibrate(columns)
     assert str(answers.type) == f"{count} * {{calibrated_pt: float32, valid: bool}}"
-    np.testing.assert_allclose(answers.calibrated_pt, expected_pt(some), rtol=1e-6)
+    np.testing.assert_allclose(answers.calibrated_pt, expected_pt(columns), rtol=1e-6)
     assert sum(server.batches) == count
     assert max(server.batches, default=0) <= MOST
 

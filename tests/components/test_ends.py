@@ -108,14 +108,14 @@ def ending(run) -> tuple[str, str]:
 
 
 def test_a_terminated_search_leaves_no_objects_and_its_record_says_interrupted(fake, run, argo):
-    home = fake(node_of(FOREVER))
-    flow = argo(home.api, search=[])
-    home.api.wait_for(lambda: len(home.api.all("trials")) == 2, 30)
+    backend = fake(node_of(FOREVER))
+    flow = argo(backend.api, search=[])
+    backend.api.wait_for(lambda: len(backend.api.all("trials")) == 2, 30)
     flow.terminate()
     flow.join()
     assert flow.workflow["status"]["phase"] == "Failed"
     assert (flow.numbers("search"), flow.numbers("finish")) == (1, 1)
-    assert names(home.api, "experiments") + names(home.api, "trials") == []
+    assert names(backend.api, "experiments") + names(backend.api, "trials") == []
     assert ending(run) == ("interrupted", TERMINATED)
     resume = SummaryRecord.load(run.folder.summary).resume
     assert resume in flow.attempts[-1].output
@@ -172,8 +172,8 @@ def test_a_summary_that_is_saved_before_the_cluster_is_asked_states_no_guess(
 def test_a_pod_that_could_not_be_created_is_reported_with_argos_reason(
     fake, run, argo, pod_name, name, message
 ):
-    home = fake(node_of(loss(0.1)))
-    flow = argo(home.api, pods_to_refuse=[pod_name], search=[], export=["--trial", "t"])
+    backend = fake(node_of(loss(0.1)))
+    flow = argo(backend.api, pods_to_refuse=[pod_name], search=[], export=["--trial", "t"])
     flow.join()
     assert ending(run) == ("failed", f"{message}: {WEBHOOK}")
     assert SummaryRecord.load(run.folder.summary).step == name
@@ -183,12 +183,12 @@ def test_a_pod_that_could_not_be_created_is_reported_with_argos_reason(
 
 def test_the_refusal_of_a_runs_own_driver_counts_as_a_failure_of_prepare(fake, run):
     """As seen of jobs whose root-driver or exit-handler-1-driver was refused."""
-    home = fake()
+    backend = fake()
     nodes = {
         "flow-1": node("root-driver", "Error", f"task 'flow.root-driver' errored: {WEBHOOK}"),
         "flow-2": node("root", "Omitted", "omitted: depends condition not met", kind="Skipped"),
     }
-    finish_pod(home.api, {"metadata": {"name": "flow"}, "spec": {}, "status": {"nodes": nodes}})
+    finish_pod(backend.api, {"metadata": {"name": "flow"}, "spec": {}, "status": {"nodes": nodes}})
     assert finish.main([*finish_arguments(run), "--job-id", JOB]) == 0
     status = StatusRecord.load(run.folder.status)
     assert (status.step, status.state) == ("prepare", "failed")
@@ -196,9 +196,9 @@ def test_the_refusal_of_a_runs_own_driver_counts_as_a_failure_of_prepare(fake, r
 
 
 def test_the_reason_is_printed_and_an_earlier_jobs_status_stays(fake, run, capsys):
-    home = fake()
+    backend = fake()
     nodes = {"flow-1": node("root-driver", "Error", WEBHOOK)}
-    finish_pod(home.api, {"metadata": {"name": "flow"}, "spec": {}, "status": {"nodes": nodes}})
+    finish_pod(backend.api, {"metadata": {"name": "flow"}, "spec": {}, "status": {"nodes": nodes}})
     StatusRecord(step="deploy", state="done", steps={"deploy": done_by("earlier")}).save(
         run.folder.status
     )
@@ -237,12 +237,12 @@ def finish_pod(api, flow: dict) -> None:
     ],
 )
 def test_events_say_who_evicted_a_pod_that_is_gone(fake, run, reason, message):
-    home = fake()
+    backend = fake()
     nodes = {"flow-1": node("root.exit-handler-1.search.executor(0)", "Error", "pod deleted")}
-    finish_pod(home.api, {"metadata": {"name": "flow"}, "spec": {}, "status": {"nodes": nodes}})
-    with home.api.lock:
+    finish_pod(backend.api, {"metadata": {"name": "flow"}, "spec": {}, "status": {"nodes": nodes}})
+    with backend.api.lock:
         about = {"kind": "Pod", "metadata": {"name": f"flow-{TEMPLATE}-1", "uid": "1"}}
-        home.api.event(about, reason, "the message")
+        backend.api.event(about, reason, "the message")
     step.write_status(run, "search", "running", job_id=JOB)
     assert finish.main([*finish_arguments(run), "--job-id", JOB]) == 0
     state, end_reason = ending(run)
@@ -266,37 +266,37 @@ def test_only_pods_that_could_not_run_are_refusals():
 
 
 def test_a_lost_steps_job_is_removed_and_the_finished_experiment_stays(fake, run, argo):
-    home = fake(node_of(loss(0.2), loss(0.1), FOREVER))
-    search = fake_search(home, run)
-    flow = argo(home.api, export=["--trial", search])
-    home.api.wait_for(lambda: _running(home.api, f"{run.id}-export-master-0"), 30)
+    backend = fake(node_of(loss(0.2), loss(0.1), FOREVER))
+    search = fake_search(backend, run)
+    flow = argo(backend.api, export=["--trial", search])
+    backend.api.wait_for(lambda: _running(backend.api, f"{run.id}-export-master-0"), 30)
     flow.delete_pod("export")
     flow.join()
     assert (flow.numbers("export"), flow.attempts[0].message) == (1, "pod deleted")
     assert ending(run) == ("interrupted", workflow.STOPPED)
-    assert names(home.api, "experiments") == [run.id]
-    assert f"{run.id}-export" not in names(home.api, "pytorchjobs")
+    assert names(backend.api, "experiments") == [run.id]
+    assert f"{run.id}-export" not in names(backend.api, "pytorchjobs")
 
 
-def fake_search(home, run) -> str:
+def fake_search(backend, run) -> str:
     """Run the search of the run to its end; returns the best trial."""
-    return home.run_experiment(experiment(run)).optimal
+    return backend.run_experiment(experiment(run)).optimal
 
 
 def test_the_next_attempt_continues_after_the_kubelet_evicted_a_pod(fake, run, argo):
     long = Play(seconds=math.inf)
-    home = fake(node_of(long))
-    flow = argo(home.api, export=["--trial", "t"])
-    home.api.wait_for(lambda: _running(home.api, f"{run.id}-export-master-0"), 30)
-    uid = home.api.find("pytorchjobs", f"{run.id}-export")["metadata"]["uid"]
+    backend = fake(node_of(long))
+    flow = argo(backend.api, export=["--trial", "t"])
+    backend.api.wait_for(lambda: _running(backend.api, f"{run.id}-export-master-0"), 30)
+    uid = backend.api.find("pytorchjobs", f"{run.id}-export")["metadata"]["uid"]
     flow.evict("export")
-    home.api.wait_for(lambda: flow.numbers("export") == 1 and _watches(home.api, run), 30)
-    assert home.api.find("pytorchjobs", f"{run.id}-export")["metadata"]["uid"] == uid
+    backend.api.wait_for(lambda: flow.numbers("export") == 1 and _watches(backend.api, run), 30)
+    assert backend.api.find("pytorchjobs", f"{run.id}-export")["metadata"]["uid"] == uid
     flow.terminate()
     flow.join()
     assert flow.numbers("export") == 2
     assert ending(run) == ("interrupted", TERMINATED)
-    assert names(home.api, "pytorchjobs") == []
+    assert names(backend.api, "pytorchjobs") == []
 
 
 def _watches(api, run) -> bool:
@@ -313,12 +313,12 @@ def _running(api, name: str) -> bool:
 
 def test_the_command_that_removes_leftover_objects_is_printed(fake, run, monkeypatch, capsys):
     monkeypatch.setattr(finish, "REMOVAL_SECONDS", 0.3)
-    home = fake(node_of(FOREVER))
-    home.leaves_pods = "a finalizer that nobody takes off keeps the job"
-    with home.api.lock:
+    backend = fake(node_of(FOREVER))
+    backend.leaves_pods = "a finalizer that nobody takes off keeps the job"
+    with backend.api.lock:
         job = export_job(run, "trial")
         job["metadata"]["finalizers"] = ["example.org/never"]
-        home.api.create("pytorchjobs", job)
+        backend.api.create("pytorchjobs", job)
     step.write_status(run, "export", "running", job_id=JOB)
     assert finish.main([*finish_arguments(run), "--job-id", JOB]) == 0
     summary = SummaryRecord.load(run.folder.summary)
@@ -333,46 +333,50 @@ def test_the_command_that_removes_leftover_objects_is_printed(fake, run, monkeyp
 @pytest.mark.parametrize("kind", ["Failed", "Succeeded"])
 def test_running_trials_of_an_ended_experiment_are_deleted_and_it_stays(fake, run, kind):
     """Katib 0.19.0 lets them run on (seen); a search that was killed could not remove them."""
-    home = fake(node_of(loss(0.1), FOREVER))
+    backend = fake(node_of(loss(0.1), FOREVER))
     with pytest.raises(DeadlineError):
-        home.run_experiment(experiment(run), deadline=1)
-    with home.api.lock:
-        searched = home.api.find("experiments", run.id)
+        backend.run_experiment(experiment(run), deadline=1)
+    with backend.api.lock:
+        searched = backend.api.find("experiments", run.id)
         set_condition(searched, kind, reason="ExperimentGoalReached")
         lasting = [
-            trial for trial in home.api.all("trials") if not has_condition(trial, "Succeeded")
+            trial for trial in backend.api.all("trials") if not has_condition(trial, "Succeeded")
         ]
         running = {trial["metadata"]["name"] for trial in lasting}
     assert running
-    deleted_names = home.cluster.delete_unfinished(run.id, deadline=10, report=home.lines.append)
+    deleted_names = backend.cluster.delete_unfinished(
+        run.id, deadline=10, report=backend.lines.append
+    )
     assert set(deleted_names) == {f"Trial/{name}" for name in running}
-    assert names(home.api, "experiments") == [run.id]
-    assert not running & set(names(home.api, "trials"))
-    assert len(names(home.api, "trials")) == 1, "the trial that has succeeded stays"
+    assert names(backend.api, "experiments") == [run.id]
+    assert not running & set(names(backend.api, "trials"))
+    assert len(names(backend.api, "trials")) == 1, "the trial that has succeeded stays"
 
 
 def test_the_objects_of_a_job_that_began_later_are_kept(fake, run):
     """The user resumed the run before the exit handler of the stopped job was there."""
-    home = fake(node_of(FOREVER))
-    home.leaves_pods = "they are the other job's, which goes on"
-    with home.api.lock:
-        home.api.create("experiments", experiment(run))
+    backend = fake(node_of(FOREVER))
+    backend.leaves_pods = "they are the other job's, which goes on"
+    with backend.api.lock:
+        backend.api.create("experiments", experiment(run))
     step.write_status(run, "search", "running", job_id=JOB)
     step.write_status(run, "prepare", "done", job_id="another")
     before = StatusRecord.load(run.folder.status)
     assert finish.main([*finish_arguments(run), "--job-id", JOB]) == 0
-    assert names(home.api, "experiments") == [run.id]
+    assert names(backend.api, "experiments") == [run.id]
     assert StatusRecord.load(run.folder.status) == before
 
 
 def test_a_run_that_is_terminated_between_two_steps_is_interrupted(fake, run):
-    home = fake()
+    backend = fake()
     labels = {workflow.KFP_RUN_LABEL: JOB, STEP_LABEL: "finish"}
-    with home.api.lock:
-        reference = make_workflow(home, "flow").reference
-        home.api.find("workflows", "flow")["spec"]["activeDeadlineSeconds"] = 0
+    with backend.api.lock:
+        reference = make_workflow(backend, "flow").reference
+        backend.api.find("workflows", "flow")["spec"]["activeDeadlineSeconds"] = 0
         metadata = {"name": "flow-finish", "labels": labels, "ownerReferences": [reference]}
-        home.api.create("pods", {"metadata": metadata, "spec": {"containers": [{"name": "main"}]}})
+        backend.api.create(
+            "pods", {"metadata": metadata, "spec": {"containers": [{"name": "main"}]}}
+        )
     step.write_status(run, "search", "done", job_id=JOB)
     assert finish.main([*finish_arguments(run), "--job-id", JOB]) == 0
     summary = SummaryRecord.load(run.folder.summary)
@@ -380,19 +384,19 @@ def test_a_run_that_is_terminated_between_two_steps_is_interrupted(fake, run):
 
 
 def test_a_run_that_ended_well_asks_the_cluster_nothing(fake, run):
-    home = fake()
+    backend = fake()
     metrics_record().save(run.folder.metrics)
     for name in ("search", "evaluate", "deploy"):
         step.write_status(run, name, "done", job_id=JOB)
     assert finish.main([*finish_arguments(run), "--job-id", JOB]) == 0
     assert SummaryRecord.load(run.folder.summary).state == "succeeded"
-    assert home.api.requests == []
+    assert backend.api.requests == []
 
 
 def test_finish_without_its_rights_succeeds_and_says_what_it_could_not_do(fake, run, capsys):
-    home = fake()
+    backend = fake()
     for resource in ("workflows", "experiments", "pytorchjobs", "pods"):
-        home.api.forbid("*", resource)
+        backend.api.forbid("*", resource)
     step.write_status(run, "search", "running", job_id=JOB)
     assert finish.main([*finish_arguments(run), "--job-id", JOB]) == 0
     summary = SummaryRecord.load(run.folder.summary)
@@ -463,14 +467,14 @@ def test_a_pod_that_ended_as_a_whole_is_reported_with_its_own_reason(reason, sta
 
 def test_a_missing_data_config_fails_within_seconds_with_its_message(fake, run, compiled_pipeline):
     """200 s were seen, of which Argo's waits were 90 s."""
-    home = fake()
+    backend = fake()
     parameters = ["--s3-bucket", run.config.s3_bucket, "--data-config", "no_such.yaml"]
     network = ["--network-config", run.config.network_config, "--job-id", JOB]
     commands = {
         "prepare": [*parameters, *network, "--s3-endpoint", run.config.s3_endpoint],
         "finish": ["--s3-bucket", run.config.s3_bucket, "--run-id", "auto", *network],
     }
-    flow = Argo(home.api, compiled_pipeline.spec, JOB, commands).start()
+    flow = Argo(backend.api, compiled_pipeline.spec, JOB, commands).start()
     flow.join(120)
     assert flow.numbers("prepare") == 1 + steps.RETRIES
     assert flow.omitted == ["search", "export", "evaluate", "deploy"]

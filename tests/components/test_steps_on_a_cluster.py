@@ -156,10 +156,10 @@ def create_secrets(api, endpoint) -> None:
 def test_the_steps_of_a_run_one_after_the_other(
     fake, run, model_server, s3_server, tmp_path, capsys
 ):
-    home = fake(
+    backend = fake(
         node_of(loss(0.2), loss(0.1), Play(), Play(), UP), kserve=KServe(url=model_server.url)
     )
-    create_secrets(home.api, s3_server)
+    create_secrets(backend.api, s3_server)
     kfp = outputs(tmp_path / "search", "search")
     assert call(search, run, "--best-trial-output", str(tmp_path / "best"), *kfp) == 0
     check_artifacts(tmp_path / "search", "search")
@@ -220,7 +220,7 @@ def test_the_steps_of_a_run_one_after_the_other(
     labels = [
         labels_of_object["metadata"]["labels"]
         for kind in kinds
-        for labels_of_object in home.api.all(kind)
+        for labels_of_object in backend.api.all(kind)
     ]
     assert {
         (labels_of_object["jec/run-id"], labels_of_object["jec/user"])
@@ -235,14 +235,14 @@ def test_the_steps_of_a_run_one_after_the_other(
 
 
 def test_an_export_job_that_has_ended_is_done_again_only_where_the_run_starts_at_it(fake, run):
-    home = fake(node_of(Play(), Play()))
+    backend = fake(node_of(Play(), Play()))
     as_the_pods_would(run)
     job_uids = []
     for job_id in ("job-1", "job-2", "job-3"):
         if job_id == "job-3":
             StartRecord(step="export", job_id=job_id).save(run.folder.start)
         assert call(export, run, "--trial", f"{NAME}-0", "--job-id", job_id) == 0
-        job_uids.append(home.api.find("pytorchjobs", f"{run.id}-export")["metadata"]["uid"])
+        job_uids.append(backend.api.find("pytorchjobs", f"{run.id}-export")["metadata"]["uid"])
     assert job_uids[0] == job_uids[1] != job_uids[2]
 
 
@@ -250,7 +250,7 @@ def test_a_model_that_the_gate_refused_is_not_deployed_and_the_run_ends_as_evalu
     fake, run, tmp_path, capsys
 ):
     """Also where the results cannot be read: a verdict is an answer, and no reason to fail."""
-    home = fake()
+    backend = fake()
     step.write_status(run, "evaluate", "done", job_id="job-1")
     before = storage.read_json(run.folder.status)
     arguments = ("--passed", "false", "--url-output", str(tmp_path / "url"))
@@ -267,7 +267,7 @@ def test_a_model_that_the_gate_refused_is_not_deployed_and_the_run_ends_as_evalu
     assert report == storage.read_text(run.folder.report)
     assert storage.read_json(run.folder.status) == before
     assert not storage.exists(run.folder.service)
-    assert home.api.all("inferenceservices") == []
+    assert backend.api.all("inferenceservices") == []
     summary = finish.summarise(run.uri, "job-1")
     assert (summary.state, summary.step, summary.service) == ("not deployed", "evaluate", None)
 
@@ -309,7 +309,7 @@ def test_a_run_that_is_deleted_in_its_search_keeps_its_finished_trials(
         if pod["metadata"]["name"].endswith("-step"):
             return Play(seconds=math.inf)
         name = pod["metadata"]["name"].removesuffix("-master-0")
-        trial = home.api.find("trials", name)
+        trial = backend.api.find("trials", name)
         experiment = trial["metadata"]["labels"]["katib.kubeflow.org/experiment"]
         assignments = trial["spec"]["parameterAssignments"]
         point = {entry["name"]: entry["value"] for entry in assignments}
@@ -322,36 +322,38 @@ def test_a_run_that_is_deleted_in_its_search_keeps_its_finished_trials(
         write_trial(run, name, point, [0.9, best], start=100.0 * len(trained))
         return Play(metrics=storage.read_text(run.path("trials", name, "metrics.log")))
 
-    home = fake(Node(play))
+    backend = fake(Node(play))
     for workflow in ("first", "second"):
-        in_a_workflow(home.api, monkeypatch, tmp_path, workflow)
+        in_a_workflow(backend.api, monkeypatch, tmp_path, workflow)
         already = len(trained)
         losing = later(
-            lambda workflow=workflow: home.api.delete(
-                "workflows", home.api.find("workflows", workflow)
+            lambda workflow=workflow: backend.api.delete(
+                "workflows", backend.api.find("workflows", workflow)
             ),
             # one more trial has ended, and the next one hangs
             lambda already=already: (
                 len(trained) == already + 1
-                and len(home.api.all("trials", "katib.kubeflow.org/experiment")) == 2
-                and len(home.node.metrics) == already + 1
+                and len(backend.api.all("trials", "katib.kubeflow.org/experiment")) == 2
+                and len(backend.node.metrics) == already + 1
             ),
-            home.api,
+            backend.api,
         )
         assert call(search, run, "--job-id", workflow) == 1
         losing.join()
         assert not storage.exists(run.path("search.json"))
-        home.api.wait_for(lambda: not home.api.all("pods", "jec/run-id"))
-    in_a_workflow(home.api, monkeypatch, tmp_path, "third")
+        backend.api.wait_for(lambda: not backend.api.all("pods", "jec/run-id"))
+    in_a_workflow(backend.api, monkeypatch, tmp_path, "third")
     assert call(search, run, "--job-id", "third") == 0
     record = SearchRecord.load(run.folder.search)
     assert [trial.name for trial in record.trials] == trained
     assert [trial.status for trial in record.trials] == ["Succeeded"] * 4
     assert (record.experiment, record.carried) == (f"{run.id}-2", 2)
     assert (record.optimal, round(record.best_value, 6)) == (trained[-1], 0.2)
-    delete_workflow(home.api, "third")
-    home.api.wait_for(lambda: not home.api.find("pods", "third-step"))
-    assert [thing["metadata"]["name"] for thing in home.api.all("experiments")] == [f"{run.id}-2"]
+    delete_workflow(backend.api, "third")
+    backend.api.wait_for(lambda: not backend.api.find("pods", "third-step"))
+    assert [thing["metadata"]["name"] for thing in backend.api.all("experiments")] == [
+        f"{run.id}-2"
+    ]
 
 
 class Training:
@@ -403,17 +405,17 @@ def training(fake, run, monkeypatch, tmp_path):
     run = Run(config=run.config.replace(max_trials=4, num_epochs=2, parallel_trials=2))
     run.save()
     trained = Training(run, hangs=2)
-    home = fake(Node(trained))
-    trained.api = home.api
-    in_a_workflow(home.api, monkeypatch, tmp_path, "first")
+    backend = fake(Node(trained))
+    trained.api = backend.api
+    in_a_workflow(backend.api, monkeypatch, tmp_path, "first")
     losing = later(
-        lambda: home.api.delete("workflows", home.api.find("workflows", "first")),
+        lambda: backend.api.delete("workflows", backend.api.find("workflows", "first")),
         lambda: len(trained.points) == 2,
-        home.api,
+        backend.api,
     )
     assert call(search, run, "--job-id", "first") == 1
     losing.join()
-    home.api.wait_for(lambda: not home.api.all("pods", "jec/run-id"))
+    backend.api.wait_for(lambda: not backend.api.all("pods", "jec/run-id"))
     return trained
 
 
@@ -575,11 +577,11 @@ def after_submission(watch):
 def test_a_run_whose_service_is_broken_fails(
     fake, run, model_server, s3_server, capsys, spoil, message
 ):
-    home = fake(
+    backend = fake(
         node_of(Play(seconds=1e9, log="loading failed\n")),
         kserve=KServe(url=model_server.url),
     )
-    create_secrets(home.api, s3_server)
+    create_secrets(backend.api, s3_server)
     as_the_pods_would(run)
     spoil(model_server)
     assert call(deploy, run, *PASSED) == 1
@@ -588,7 +590,7 @@ def test_a_run_whose_service_is_broken_fails(
     assert "\n  | loading failed" in error
     assert not storage.exists(run.path("service.json"))
     assert finish.summarise(run.uri).state == "failed"
-    assert home.api.all("inferenceservices") == []
+    assert backend.api.all("inferenceservices") == []
 
 
 def test_golden_requests_are_repeated_while_the_former_model_may_still_answer(
@@ -608,8 +610,8 @@ def test_golden_requests_are_repeated_while_the_former_model_may_still_answer(
 
 
 def test_a_new_model_is_checked_beside_the_former_one(fake, run, model_server, s3_server, capsys):
-    home = fake(node_of(UP), kserve=KServe(url=model_server.url))
-    create_secrets(home.api, s3_server)
+    backend = fake(node_of(UP), kserve=KServe(url=model_server.url))
+    create_secrets(backend.api, s3_server)
     as_the_pods_would(run)
     assert call(deploy, run, *PASSED) == 0
     other = Run(config=run.config.replace(run_id=f"{NAME}-4567abcd"))
@@ -619,21 +621,21 @@ def test_a_new_model_is_checked_beside_the_former_one(fake, run, model_server, s
     assert call(deploy, other, *PASSED) == 1
     assert f"{NAME} still serves the previous model" in capsys.readouterr().err
     assert not storage.exists(other.path("service.json"))
-    (service,) = home.api.all("inferenceservices")
+    (service,) = backend.api.all("inferenceservices")
     assert service["metadata"]["labels"]["jec/run-id"] == run.id
     model_server.off = np.float32(0)
     assert call(deploy, other, *PASSED, "--job-id", "job-2") == 0
-    (service,) = home.api.all("inferenceservices")
+    (service,) = backend.api.all("inferenceservices")
     assert service["metadata"]["labels"]["jec/run-id"] == other.id
     assert service["spec"]["predictor"]["model"]["storageUri"] == other.path("model") + "/"
 
 
 def test_no_service_is_created_without_the_predictors_keys(fake, run, model_server, capsys):
-    home = fake(node_of(UP), kserve=KServe(url=model_server.url))
+    backend = fake(node_of(UP), kserve=KServe(url=model_server.url))
     as_the_pods_would(run)
     assert call(deploy, run, *PASSED) == 2
     assert re.search("s3-secret .*physics; kubectl", capsys.readouterr().err)
-    assert home.api.all("inferenceservices") == []
+    assert backend.api.all("inferenceservices") == []
 
 
 @pytest.mark.parametrize(
@@ -678,10 +680,10 @@ def accepted_runs(monkeypatch):
 def test_prepare_refuses_a_run_whose_predictor_would_not_get_its_model(
     fake, run, s3_server, accepted_runs, wrong
 ):
-    home = fake()
-    create_secrets(home.api, s3_server)
+    backend = fake()
+    create_secrets(backend.api, s3_server)
     name = {"secrets": "s3-secret", "serviceaccounts": "default"}[wrong]
-    home.api.delete(wrong, home.api.find(wrong, name))
+    backend.api.delete(wrong, backend.api.find(wrong, name))
     new_config = run.config.replace(run_id="pfn-11111111")
     with pytest.raises(InputError, match=f"could not load its model: .*{name}"):
         prepare.prepare(new_config, "job-1")
@@ -692,8 +694,8 @@ def test_prepare_refuses_a_run_whose_predictor_would_not_get_its_model(
 def test_prepare_shows_what_was_changed_first_and_the_space_as_json(
     fake, run, s3_server, accepted_runs, tmp_path, capsys
 ):
-    home = fake()
-    create_secrets(home.api, s3_server)
+    backend = fake()
+    create_secrets(backend.api, s3_server)
     new_config = run.config.replace(run_id="pfn-11111111", num_gpus=2, data_train="a|b/<c>/*.root")
     prepare.prepare(new_config, "job-1", "", step.Artifacts(outputs(tmp_path, "prepare")[1]))
     check_artifacts(tmp_path, "prepare")
@@ -710,8 +712,8 @@ def test_prepare_shows_what_was_changed_first_and_the_space_as_json(
 def test_prepare_continues_if_the_predictors_keys_exist_or_are_unreadable(
     fake, run, s3_server, accepted_runs, capsys, monkeypatch
 ):
-    home = fake()
-    create_secrets(home.api, s3_server)
+    backend = fake()
+    create_secrets(backend.api, s3_server)
     prepare.prepare(run.config.replace(run_id="pfn-11111111"), "job-1")
     assert "not seen" not in capsys.readouterr().out
     monkeypatch.setattr(predictor, "connect", no_cluster)

@@ -131,23 +131,23 @@ def grant_optional_reads(api) -> None:
         api.grant(verb, resource)
 
 
-def rows_of(home, **values) -> dict[str, list[tuple[str, str]]]:
-    grant_optional_reads(home.api)
+def rows_of(backend, **values) -> dict[str, list[tuple[str, str]]]:
+    grant_optional_reads(backend.api)
     return lines(check_cluster.check_cluster(config(**values), account="auto", on_cluster=True))
 
 
 def test_a_complete_cluster_has_no_errors(fake):
-    home = fake()
-    create_needs(home.api)
-    table = rows_of(home)
+    backend = fake()
+    create_needs(backend.api)
+    table = rows_of(backend)
     assert {state for rows in table.values() for state, _ in rows} == {"ok"}
     assert "v1.31.2" in table["cluster"][0][1]
     assert "katib-controller:v0.19.0" in table["Experiment API"][0][1]
     assert "tritonserver:23.05-py3" in table["serving runtime"][0][1]
     assert (
-        not home.api.all("experiments")
-        + home.api.all("pytorchjobs")
-        + home.api.all("inferenceservices")
+        not backend.api.all("experiments")
+        + backend.api.all("pytorchjobs")
+        + backend.api.all("inferenceservices")
     ), "nothing is created"
     assert [name for name in table if name.startswith("dry run")] == [
         "dry run experiment",
@@ -201,21 +201,21 @@ def test_a_complete_cluster_has_no_errors(fake):
     ],
 )
 def test_each_missing_thing_is_a_line_with_its_remedy(fake, what, break_it, state, message):
-    home = fake()
-    create_needs(home.api)
-    with home.api.lock:
-        break_it(home.api)
-    rows = rows_of(home)[what]
+    backend = fake()
+    create_needs(backend.api)
+    with backend.api.lock:
+        break_it(backend.api)
+    rows = rows_of(backend)[what]
     assert any(row_state == state and message in text for row_state, text in rows), rows
 
 
 def test_rights_that_only_argo_needs_are_not_required_of_the_user(fake):
-    home = fake()
-    create_needs(home.api)
-    with home.api.lock:
+    backend = fake()
+    create_needs(backend.api)
+    with backend.api.lock:
         for verb in ("create", "patch"):
-            home.api.forbid(verb, "workflowtaskresults.argoproj.io")
-    ((state, _),) = rows_of(home)["namespace physics"]
+            backend.api.forbid(verb, "workflowtaskresults.argoproj.io")
+    ((state, _),) = rows_of(backend)["namespace physics"]
     assert state == "ok"
 
 
@@ -236,10 +236,10 @@ def test_rights_that_only_argo_needs_are_not_required_of_the_user(fake):
     ],
 )
 def test_contents_of_secrets_and_accounts_are_checked(fake, values, what, message):
-    home = fake()
-    create_needs(home.api, **values)
-    assert any(state == "error" and message in text for state, text in rows_of(home)[what]), (
-        rows_of(home)[what]
+    backend = fake()
+    create_needs(backend.api, **values)
+    assert any(state == "error" and message in text for state, text in rows_of(backend)[what]), (
+        rows_of(backend)[what]
     )
 
 
@@ -254,17 +254,17 @@ RUNNER = "system:serviceaccount:{}:pipeline-runner"
 
 
 @pytest.mark.parametrize(
-    ("namespace", "home"), [("auto", "physics"), ("physics", "physics"), ("physics", "kubeflow")]
+    ("namespace", "backend"), [("auto", "physics"), ("physics", "physics"), ("physics", "kubeflow")]
 )
-def test_single_user_mode_checks_the_account_pipeline_runner(fake, namespace, home):
+def test_single_user_mode_checks_the_account_pipeline_runner(fake, namespace, backend):
     """KFP 2.15.0 runs them as pipeline-runner of its own namespace, whatever --namespace says."""
     api = fake().api
     create_needs(api)
     grant_optional_reads(api)
-    runner = RUNNER.format(home)
+    runner = RUNNER.format(backend)
     api.forbid_user(runner, "inferenceservices")
     api.forbid_user(runner, "events")
-    if home == "kubeflow":
+    if backend == "kubeflow":
         # the user may look into the server's namespace, and the account has its rights there
         for verb, resource in (
             ("get", "secrets"),
@@ -276,7 +276,7 @@ def test_single_user_mode_checks_the_account_pipeline_runner(fake, namespace, ho
         ):
             api.grant(verb, resource)
     with api.lock:
-        api.create("serviceaccounts", {"metadata": {"name": "pipeline-runner"}}, home)
+        api.create("serviceaccounts", {"metadata": {"name": "pipeline-runner"}}, backend)
     rows = check_cluster.check_cluster(
         config(namespace=namespace), account="auto", on_cluster=True, single_user=True
     )
@@ -287,10 +287,10 @@ def test_single_user_mode_checks_the_account_pipeline_runner(fake, namespace, ho
     for state, finding in table["rights of the steps"]:
         states[finding.split(" (")[0].rsplit(" ", 1)[1]] = state
     assert states == {"inferenceservices.serving.kserve.io": "error", "events": "warning"}
-    cure = f"--role jec-launcher --serviceaccount {home}:pipeline-runner"
+    cure = f"--role jec-launcher --serviceaccount {backend}:pipeline-runner"
     assert cure in table["rights of the steps"][0][1]
     # the steps' pods take the keys from their own namespace
-    assert ("Secret s3-secret of the steps" in table) == (home == "kubeflow")
+    assert ("Secret s3-secret of the steps" in table) == (backend == "kubeflow")
 
 
 def test_a_servers_unknown_namespace_is_not_seen_and_no_error(fake):
@@ -314,10 +314,10 @@ def test_a_server_s_namespace_that_may_not_be_looked_into_is_kubeflow(fake):
 
 
 def test_multi_user_mode_checks_default_editor_or_the_named_account(fake):
-    home = fake()
-    api = home.api
+    backend = fake()
+    api = backend.api
     create_needs(api)
-    rows_of(home)
+    rows_of(backend)
     assert api.reviewed == {"", "system:serviceaccount:physics:default-editor"}
     list(check_cluster.check_cluster(config(), account="mine", on_cluster=True))
     assert "system:serviceaccount:physics:mine" in api.reviewed
@@ -379,12 +379,12 @@ def test_quota_against_the_trials_that_run_at_once(fake, hard, in_use, values, s
 
 def with_quota(fake, hard, in_use, **values) -> list[tuple[str, str]]:
     """The lines on a namespace's quota."""
-    home = fake()
-    with home.api.lock:
-        home.api.create("resourcequotas", {"metadata": {"name": "q"}, "spec": {"hard": hard}})[
+    backend = fake()
+    with backend.api.lock:
+        backend.api.create("resourcequotas", {"metadata": {"name": "q"}, "spec": {"hard": hard}})[
             "status"
         ] = {"hard": hard, "used": in_use}
-    return rows_of(home, **values)["quota"]
+    return rows_of(backend, **values)["quota"]
 
 
 @pytest.mark.parametrize(
@@ -420,19 +420,19 @@ def test_quota_against_the_service_that_comes_after_the_trials(fake, hard, in_us
     ],
 )
 def test_nodes_against_the_pods_of_the_run(fake, nodes, values, state, message):
-    home = fake()
-    with home.api.lock:
+    backend = fake()
+    with backend.api.lock:
         for node in nodes:
-            add_node(home.api, **node)
-    rows = rows_of(home, **values)["nodes"]
+            add_node(backend.api, **node)
+    rows = rows_of(backend, **values)["nodes"]
     assert rows[0][0] == state
     assert message in rows[0][1]
 
 
 def test_nodes_that_may_not_be_listed_have_the_state_not_seen(fake):
-    home = fake()
-    home.api.forbid("list", "nodes")
-    assert rows_of(home)["nodes"][0][0] == "not seen"
+    backend = fake()
+    backend.api.forbid("list", "nodes")
+    assert rows_of(backend)["nodes"][0][0] == "not seen"
 
 
 @pytest.mark.parametrize(
@@ -444,15 +444,15 @@ def test_nodes_that_may_not_be_listed_have_the_state_not_seen(fake):
     ],
 )
 def test_several_replicas_need_an_image_of_the_training_operator(fake, arguments, state, message):
-    home = fake()
-    with home.api.lock:
+    backend = fake()
+    with backend.api.lock:
         container = {"name": "operator", "image": "op:v1", "args": arguments or []}
         spec = {"selector": {}, "template": {"spec": {"containers": [container]}}}
         operator = {"metadata": {"name": "training-operator"}, "spec": spec}
         if arguments is not None:
-            home.api.create("deployments", operator, "kubeflow")
-    assert "init container" not in rows_of(home)
-    rows = rows_of(home, num_replicas=2)["init container"]
+            backend.api.create("deployments", operator, "kubeflow")
+    assert "init container" not in rows_of(backend)
+    rows = rows_of(backend, num_replicas=2)["init container"]
     assert rows[0][0] == state
     assert message in rows[0][1]
 
@@ -462,25 +462,25 @@ def test_several_replicas_need_an_image_of_the_training_operator(fake, arguments
     [(None, "error"), ({"other": "Y2FuYXJ5"}, "error"), ({"url": "Y2FuYXJ5"}, "ok")],
 )
 def test_the_webhooks_secret_is_looked_for_and_its_value_not_shown(fake, secret, state):
-    home = fake()
+    backend = fake()
     if secret is not None:
-        with home.api.lock:
-            home.api.create("secrets", {"metadata": {"name": "jec-webhook"}, "data": secret})
-    rows = rows_of(home, webhook_secret="jec-webhook/url")["webhook"]
+        with backend.api.lock:
+            backend.api.create("secrets", {"metadata": {"name": "jec-webhook"}, "data": secret})
+    rows = rows_of(backend, webhook_secret="jec-webhook/url")["webhook"]
     assert rows[0][0] == state
     assert "canary" not in rows[0][1]
 
 
 def test_the_secrets_of_tracking_are_looked_for(fake):
-    home = fake()
-    with home.api.lock:
+    backend = fake()
+    with backend.api.lock:
         value = base64.b64encode(b"canary").decode()
         data = {"token": value, "MLFLOW_TRACKING_TOKEN": value}
-        home.api.create("secrets", {"metadata": {"name": "logins"}, "data": data})
-    rows = rows_of(home, mlflow_secret="logins", model_registry_secret="logins/token")
+        backend.api.create("secrets", {"metadata": {"name": "logins"}, "data": data})
+    rows = rows_of(backend, mlflow_secret="logins", model_registry_secret="logins/token")
     assert rows["model registry"][0][0] == "ok"
     assert rows["MLflow"][0][0] == "error", "the address is in neither place"
-    assert "MLflow" not in rows_of(home, mlflow_secret="logins", mlflow="https://mlflow.example")
+    assert "MLflow" not in rows_of(backend, mlflow_secret="logins", mlflow="https://mlflow.example")
 
 
 # Pod Security
@@ -499,15 +499,15 @@ def cluster_with_level(
     fake, level, *, inject=True, suggestion=SECURE, storage=SECURE, server=SECURE
 ):
     """A cluster whose namespace enforces a level; None for what has no security context."""
-    home = fake()
-    create_needs(home.api)
-    with home.api.lock:
+    backend = fake()
+    create_needs(backend.api)
+    with backend.api.lock:
         labels = {"pod-security.kubernetes.io/enforce": level} if level else {}
-        home.api.all("namespaces")[0]["metadata"]["labels"] = labels
-        runtime = home.api.all("clusterservingruntimes")[0]["spec"]
+        backend.api.all("namespaces")[0]["metadata"]["labels"] = labels
+        runtime = backend.api.all("clusterservingruntimes")[0]["spec"]
         runtime["containers"][0]["securityContext"] = server or {}
         container = {"name": "storage-initializer", "securityContext": storage or {}}
-        home.api.create(
+        backend.api.create(
             "clusterstoragecontainers",
             {"metadata": {"name": "default"}, "spec": {"container": container}},
         )
@@ -517,10 +517,10 @@ def cluster_with_level(
             "runtime": {"suggestions": [algorithm]},
         }
         data = {"katib-config.yaml": yaml.safe_dump(katib)}
-        home.api.create(
+        backend.api.create(
             "configmaps", {"metadata": {"name": "katib-config"}, "data": data}, "kubeflow"
         )
-    return home
+    return backend
 
 
 KFP_PODS = ("warning", "Kubeflow Pipelines")  # always said of `restricted`
@@ -569,9 +569,9 @@ def test_a_violation_of_pod_security_names_who_can_change_it(
     ],
 )
 def test_an_unreadable_namespace_is_reported_for_pod_security(fake, verb, resource, message):
-    home = cluster_with_level(fake, "restricted")
-    home.api.forbid(verb, resource)
-    rows = rows_of(home)["Pod Security"]
+    backend = cluster_with_level(fake, "restricted")
+    backend.api.forbid(verb, resource)
+    rows = rows_of(backend)["Pod Security"]
     assert any(state == "not seen" and message in text for state, text in rows)
     assert not any(state == "error" for state, _ in rows)
 
@@ -610,18 +610,18 @@ def test_without_a_cluster_the_table_says_what_was_not_checked(monkeypatch):
 
 
 def test_a_cluster_that_does_not_answer_is_an_error_for_a_run_on_it(fake, monkeypatch):
-    home = fake()
+    backend = fake()
     monkeypatch.setattr(api_module, "FIRST_CONTACT_SECONDS", 0.1)
-    home.api.fail("*", ".", times=1000, cut_connection="before")
+    backend.api.fail("*", ".", times=1000, cut_connection="before")
     monkeypatch.setattr("clusters.survey.SECONDS", 2.0)
-    assert rows_of(home)["cluster"][0][0] == "error"
+    assert rows_of(backend)["cluster"][0][0] == "error"
 
 
 def test_a_temporary_error_of_the_server_is_no_finding(fake):
-    home = fake()
-    create_needs(home.api)
-    home.api.fail("*", ".", times=2, code=503)
-    assert {state for rows in rows_of(home).values() for state, _ in rows} == {"ok"}
+    backend = fake()
+    create_needs(backend.api)
+    backend.api.fail("*", ".", times=2, code=503)
+    assert {state for rows in rows_of(backend).values() for state, _ in rows} == {"ok"}
 
 
 def test_only_needed_permissions_end_a_run_when_forbidden(fake):
@@ -647,14 +647,14 @@ def test_only_needed_permissions_end_a_run_when_forbidden(fake):
 
 
 def test_storage_is_tried_with_the_secrets_keys(fake, s3_bucket, s3_server):
-    home = fake()
-    create_needs(home.api)
+    backend = fake()
+    create_needs(backend.api)
     where = RunConfig(s3_bucket=f"{s3_bucket}/jec", s3_endpoint=s3_server)
     rows = lines(check_storage.check_storage(where, on_kubeflow=True))["storage"]
     assert rows[0][0] == "ok"
     assert "Secret s3-secret" in rows[0][1]
     assert storage.entries(s3_bucket) == [], "nothing stays"
-    home.api.forbid("get", "secrets")
+    backend.api.forbid("get", "secrets")
     table = lines(check_storage.check_storage(where, on_kubeflow=True))
     assert table["storage as the pods"][0][0] == "not seen"
     assert "our own credentials" in table["storage"][0][1]
@@ -912,11 +912,11 @@ def test_a_mistake_in_the_search_space_is_one_line(fake, tmp_path, capsys):
 def test_the_command_prints_the_table_and_sets_its_exit_code(
     fake, kfp, s3_bucket, s3_server, registry, capsys, monkeypatch
 ):
-    home = fake()
+    backend = fake()
     kfp.multi_user = True
-    create_needs(home.api, endpoint=s3_server.removeprefix("http://"))
-    grant_optional_reads(home.api)
-    home.api.find("secrets", "s3-secret")["metadata"]["annotations"][
+    create_needs(backend.api, endpoint=s3_server.removeprefix("http://"))
+    grant_optional_reads(backend.api)
+    backend.api.find("secrets", "s3-secret")["metadata"]["annotations"][
         "serving.kserve.io/s3-usehttps"
     ] = "0"
     image = f"{registry}/jec/steps@sha256:abc"

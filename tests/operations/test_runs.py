@@ -216,9 +216,9 @@ def test_the_status_as_json_has_the_same_facts(tmp_path, capsys):
 
 
 def test_the_status_on_a_cluster_names_waiting_pods_with_reasons(fake, kfp, tmp_path, capsys):
-    home = fake(node_of(loss(0.1), Play(pending="unschedulable")))
+    backend = fake(node_of(loss(0.1), Play(pending="unschedulable")))
     with pytest.raises(DeadlineError):
-        home.run_experiment(experiment(["0.1", "0.2"]), deadline=0.5)
+        backend.run_experiment(experiment(["0.1", "0.2"]), deadline=0.5)
     assert main(tmp_path, "--status", RUN_ID) == 0
     text = capsys.readouterr().out
     assert "running: 1/2 trials, 1 running, best AvgLoss 0.1" in text
@@ -539,27 +539,27 @@ def test_an_unreachable_server_is_reported_in_one_line(kfp, tmp_path, caplog, ca
 def test_the_status_shows_the_service_as_the_cluster_has_it(
     fake, tmp_path, capsys, owner, begins, message
 ):
-    home = fake(node_of(Play(seconds=math.inf)))
+    backend = fake(node_of(Play(seconds=math.inf)))
     record = service_record("jec-pfn", details={"namespace": "physics"})
     local_run(tmp_path, service=record.as_json())
     if owner:
-        home.deploy(service(run_id=owner))
+        backend.deploy(service(run_id=owner))
     main(tmp_path, "--status", RUN_ID)
     (line,) = [text for text in capsys.readouterr().out.splitlines() if "at http://x" in text]
     assert line.strip().startswith(begins)
     assert message in line
-    home.api.forbid("get", "inferenceservices")
+    backend.api.forbid("get", "inferenceservices")
     main(tmp_path, "--status", RUN_ID)
     assert "  was deployed as jec-pfn at http://x" in capsys.readouterr().out
 
 
 def test_an_earlier_jobs_status_is_not_followed_before_it_changes(fake, kfp, tmp_path, capsys):
     _, run_id = kfp_run(kfp, "RUNNING", bucket=str(tmp_path / "runs"))
-    home = fake(node_of(loss(0.1), loss(0.2), Play(seconds=math.inf)))
+    backend = fake(node_of(loss(0.1), loss(0.2), Play(seconds=math.inf)))
     about = {"name": run_id, "run_id": run_id, "resumePolicy": "LongRunning", "parallel": 1}
     losses = ["0.1", "0.2", "0.3"]
     first = experiment(losses, maxTrialCount=1, failure_limit=1, **about)
-    home.run_experiment(first)
+    backend.run_experiment(first)
     target = _target(kfp, tmp_path, run_id)
     screen = follow_module.Screen()
 
@@ -574,22 +574,22 @@ def test_an_earlier_jobs_status_is_not_followed_before_it_changes(fake, kfp, tmp
     assert "Experiment" not in look({"prepare": "SUCCEEDED", "search": "RUNNING"})
     more = experiment(losses, **about)
     with pytest.raises(DeadlineError):
-        home.run_experiment(more, deadline=1.0)
+        backend.run_experiment(more, deadline=1.0)
     assert f"Experiment {run_id}: running: " in look({"prepare": "SUCCEEDED", "search": "RUNNING"})
 
 
 def test_a_failed_trial_is_shown_with_its_own_error(fake, tmp_path, capsys):
-    home = fake()
+    backend = fake()
     local_run(tmp_path)
     containers = [container_status("pytorch", 1)]
     labels = {RUN_LABEL: RUN_ID, STEP_LABEL: "search"}
-    with home.api.lock:
+    with backend.api.lock:
         spec = {"containers": [{"name": "pytorch"}]}
         pod = {"metadata": {"name": "t-1-master-0", "labels": labels}, "spec": spec}
-        stored_pod = home.api.create("pods", pod)
+        stored_pod = backend.api.create("pods", pod)
         stored_pod["status"] = {"phase": "Failed", "containerStatuses": containers}
         log = "epoch 1\nerror: the loss is not finite\n"
-        home.api.logs[stored_pod["metadata"]["uid"], "pytorch", False] = log
+        backend.api.logs[stored_pod["metadata"]["uid"], "pytorch", False] = log
     main(tmp_path, "--status", RUN_ID)
     assert "exit code 1: error: the loss is not finite" in capsys.readouterr().out
 
@@ -619,16 +619,16 @@ def test_an_earlier_jobs_records_are_not_shown_for_this_job(kfp, tmp_path, capsy
 
 
 def test_logs_of_pods_by_step_and_by_trial(fake, tmp_path, capsys):
-    home = fake(
+    backend = fake(
         node_of(loss(0.1, log="epoch 1\n"), loss(0.2, log="epoch 2\n"), Play(log="exported\n"))
     )
-    home.run_experiment(experiment(["0.1", "0.2"], parallel=1))
-    home.run_job(job("pass"))
+    backend.run_experiment(experiment(["0.1", "0.2"], parallel=1))
+    backend.run_job(job("pass"))
     assert main(tmp_path, "--logs", RUN_ID) == 0
     assert {"epoch 1", "epoch 2", "exported"} <= set(capsys.readouterr().out.splitlines())
     assert main(tmp_path, "--logs", RUN_ID, "export") == 0
     assert "epoch" not in capsys.readouterr().out
-    assert main(tmp_path, "--logs", RUN_ID, home.api.all("trials")[1]["metadata"]["name"]) == 0
+    assert main(tmp_path, "--logs", RUN_ID, backend.api.all("trials")[1]["metadata"]["name"]) == 0
     assert "epoch 2" in capsys.readouterr().out
     assert main(tmp_path, "--logs", RUN_ID, "exprot") == 2
     assert "did you mean 'export'" in capsys.readouterr().err
@@ -663,11 +663,11 @@ def test_down_ends_the_run_on_kubeflow_first_then_removes_its_objects_and_works_
     fake, kfp, tmp_path, capsys
 ):
     number, run_id = kfp_run(kfp, "RUNNING")
-    home = fake(node_of(Play(seconds=math.inf)))
+    backend = fake(node_of(Play(seconds=math.inf)))
     with pytest.raises(DeadlineError):
-        home.run_experiment(experiment(["0.1", "0.2"], name=run_id, run_id=run_id), deadline=0.4)
-    home.deploy(service(run_id=run_id))
-    home.deploy(service(name="other", run_id="other-00000000"))
+        backend.run_experiment(experiment(["0.1", "0.2"], name=run_id, run_id=run_id), deadline=0.4)
+    backend.deploy(service(run_id=run_id))
+    backend.deploy(service(name="other", run_id="other-00000000"))
     assert main(tmp_path, "--down", number, "--yes", "--host", kfp.url) == 0
     text = capsys.readouterr().out
     order = [
@@ -677,8 +677,10 @@ def test_down_ends_the_run_on_kubeflow_first_then_removes_its_objects_and_works_
     ]
     assert [text.index(line) for line in order] == sorted(text.index(line) for line in order)
     assert kfp.runs[0]["state"] == "CANCELING"
-    assert not home.api.all("experiments") + home.api.all("pytorchjobs")
-    assert [thing["metadata"]["name"] for thing in home.api.all("inferenceservices")] == ["other"]
+    assert not backend.api.all("experiments") + backend.api.all("pytorchjobs")
+    assert [thing["metadata"]["name"] for thing in backend.api.all("inferenceservices")] == [
+        "other"
+    ]
     assert main(tmp_path, "--down", run_id, "--yes", "--host", kfp.url) == 0
     assert f"nothing of run {run_id} is left" in capsys.readouterr().out
 
@@ -716,7 +718,7 @@ def test_down_of_a_running_run_waits_for_its_end_only_where_its_folder_goes(
     number, run_id = kfp_run(kfp, "RUNNING", bucket=bucket, s3_endpoint=s3_server)
     Run(config=RunConfig(s3_bucket=bucket, s3_endpoint=s3_server, run_id=run_id)).save()
     kfp.canceling_looks = 50
-    home = fake(node_of(Play(seconds=math.inf)))
+    backend = fake(node_of(Play(seconds=math.inf)))
     sleeps = []
 
     def step_makes_a_job(seconds):
@@ -724,13 +726,13 @@ def test_down_of_a_running_run_waits_for_its_end_only_where_its_folder_goes(
         if len(sleeps) == 1:
             manifest = experiment(["0.1"], name=run_id, run_id=run_id)
             with pytest.raises(DeadlineError):
-                home.run_experiment(manifest, deadline=0.2)
+                backend.run_experiment(manifest, deadline=0.2)
 
     clock = SimpleNamespace(sleep=step_makes_a_job, monotonic=time.monotonic)
     monkeypatch.setattr(down_module, "time", clock)
     flags = ["--storage"] if storage_too else []
     assert main(tmp_path, "--down", number, "--yes", "--host", kfp.url, *flags) == 0
-    assert not home.api.all("experiments") + home.api.all("pytorchjobs")
+    assert not backend.api.all("experiments") + backend.api.all("pytorchjobs")
     assert (len(sleeps) > 40) == storage_too
     assert ("finish" in capsys.readouterr().out.splitlines()[-1]) != storage_too
 
@@ -789,10 +791,10 @@ def test_down_lists_remaining_objects_and_then_keeps_the_folder(
 
     local_run(tmp_path)
     monkeypatch.setattr(kubernetes_objects, "REMOVAL_SECONDS", 0.3)
-    home = fake()
+    backend = fake()
     manifest = job("pass")
     manifest["metadata"]["finalizers"] = ["example.org/never"]
-    home.run_job(manifest)
+    backend.run_job(manifest)
     assert main(tmp_path, "--down", RUN_ID, "--yes", "--storage") == 1
     output = capsys.readouterr()
     assert "waiting for its finalizers: example.org/never" in output.err
@@ -801,9 +803,9 @@ def test_down_lists_remaining_objects_and_then_keeps_the_folder(
 
 
 def test_down_without_the_right_is_an_error(fake, tmp_path, capsys):
-    home = fake(node_of(loss(0.1)))
-    home.run_experiment(experiment(["0.1"]))
-    home.api.forbid("delete", "experiments")
+    backend = fake(node_of(loss(0.1)))
+    backend.run_experiment(experiment(["0.1"]))
+    backend.api.forbid("delete", "experiments")
     assert main(tmp_path, "--down", RUN_ID, "--yes") == 1
     assert "not allowed to delete experiments.kubeflow.org" in capsys.readouterr().err
 
@@ -908,14 +910,14 @@ def test_a_service_that_says_ready_and_does_not_answer_fails_with_its_last_lines
 ):
     from components import deploy
 
-    home = fake(
+    backend = fake(
         node_of(Play(seconds=math.inf, log="UNAVAILABLE: Internal: unable to load model\n"))
     )
     run = Run(
         config=RunConfig(s3_bucket=str(tmp_path / "runs"), run_id="pfn-regressor-open-0123abcd")
     )
     run.save()
-    monkeypatch.setattr(step, "backend", lambda _: home.cluster)
+    monkeypatch.setattr(step, "backend", lambda _: backend.cluster)
 
     def nobody_answers(*_, **__):
         raise DeadlineError("model pfn-regressor-open gave no answer within 300 s")
@@ -934,18 +936,18 @@ def test_a_service_that_says_ready_and_does_not_answer_fails_with_its_last_lines
 
 def test_a_service_that_crashes_after_ready_is_reported_with_its_last_lines(fake):
     crash = Play(exit_code=1, log="signal 11 (SIGSEGV)\n", seconds=math.inf)
-    home = fake(node_of([crash, Play(exit_code=1, log=crash.log)]))
-    home.deploy(service())
-    with home.api.lock:
+    backend = fake(node_of([crash, Play(exit_code=1, log=crash.log)]))
+    backend.deploy(service())
+    with backend.api.lock:
         crash.seconds = 0
-    home.api.wait_for(
+    backend.api.wait_for(
         lambda: any(
             container.get("restartCount", 0)
-            for pod in home.api.all("pods")
+            for pod in backend.api.all("pods")
             for container in pod["status"]["containerStatuses"]
         )
     )
-    story = describe(home.cluster._api, "jec-pfn")
+    story = describe(backend.cluster._api, "jec-pfn")
     assert "exit code 1" in story
     assert "  | signal 11 (SIGSEGV)" in story
-    assert describe(home.cluster._api, "nothing") == "InferenceService nothing is gone"
+    assert describe(backend.cluster._api, "nothing") == "InferenceService nothing is gone"
