@@ -24,7 +24,7 @@ rng = np.random.default_rng(3)
         pytest.param([0.0] * 29 + [1.0], False, id="one thing once"),
     ],
 )
-def test_growth(values, grows):
+def test_growth_differs_from_scatter(values, grows):
     assert soak.Line.through(values).grows is grows
 
 

@@ -88,7 +88,7 @@ def test_invalid_jets_are_counted_by_reason(server):
     }
 
 
-def test_a_model_that_takes_one_jet_a_request(server):
+def test_a_model_without_batches_gets_one_jet_per_request(server):
     page = copy.deepcopy(server.pages[f"/v2/models/{NAME}"])
     for tensor in page["inputs"]:
         tensor["shape"][0] = 1
@@ -100,7 +100,7 @@ def test_a_model_that_takes_one_jet_a_request(server):
     assert server.batches == [1, 1, 1]
 
 
-def test_a_server_that_says_no_maximum_and_no_range(server):
+def test_a_server_without_a_model_configuration(server):
     del server.pages[f"/v2/models/{NAME}/config"]
     columns = jets(MOST)
     columns["jetPt"] = np.where(np.arange(MOST) == 7, 3, columns["jetPt"])
@@ -230,7 +230,7 @@ def test_a_model_description_without_a_needed_part_is_refused(server, change):
         Client(server.url, NAME).calibrate(jets(1))
 
 
-def test_answers_come_in_the_shape_that_the_server_says(server):
+def test_answers_have_the_shape_that_the_server_names(server):
     client = Client(server.url, NAME)
     client.calibrate(jets(1))
     pt = '{"name": "calibrated_pt", "datatype": "FP32", "shape": [2], "data": [1, 2]}'
@@ -325,7 +325,7 @@ def test_a_token_of_a_file_is_sent_and_read_anew(server, tmp_path):
         client.metadata()
 
 
-def test_a_token_of_the_environment(server, monkeypatch):
+def test_a_token_of_the_environment_is_sent(server, monkeypatch):
     monkeypatch.setenv("GATEWAY_TOKEN", SECRET)
     Client(server.url, NAME, token="$GATEWAY_TOKEN").metadata()
     assert server.headers[-1]["authorization"] == f"Bearer {SECRET}"
@@ -342,7 +342,7 @@ elsewhere.example\tFALSE\t/\tFALSE\t0\tforeign\t2
 
 
 @pytest.mark.parametrize("text", [NETSCAPE, f"session={SECRET}; other=1"], ids=["netscape", "line"])
-def test_cookies_of_a_file(server, tmp_path, text):
+def test_cookies_of_a_file_are_sent(server, tmp_path, text):
     file = tmp_path / "cookies.txt"
     file.write_text(text)
     Client(server.url, NAME, cookies=str(file)).metadata()
@@ -499,7 +499,7 @@ def test_an_invalid_deadline_is_refused(server, deadline):
     assert not server.headers
 
 
-def test_a_deadline_that_has_passed(server):
+def test_a_deadline_in_the_past_is_an_error(server):
     with pytest.raises(Unreachable, match="within the deadline"):
         Client(server.url, NAME).calibrate(jets(1), deadline=1e-9)
 
@@ -521,7 +521,7 @@ def test_a_variable_without_a_name():
         Client("http://host", NAME, token="$")
 
 
-def test_certificates_that_cannot_be_read(tmp_path):
+def test_unreadable_certificates_are_refused(tmp_path):
     (tmp_path / "ca.pem").write_text("no certificate")
     for verify in (tmp_path / "missing.pem", tmp_path / "ca.pem"):
         with pytest.raises(InputError, match=verify.name):

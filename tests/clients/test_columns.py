@@ -279,7 +279,7 @@ def test_particles_are_padded_to_the_longest_of_their_request():
     np.testing.assert_array_equal(jets.arrays(2, 3)["PF_pT"], [[3.0]])
 
 
-def test_the_counter_of_arrays_of_one_shape_has_to_be_given():
+def test_arrays_of_one_shape_need_their_counter():
     with pytest.raises(InputError, match="lack 'nPF'"):
         prepare_inputs({**COUNTERLESS, "PF_pT": PADDED, "PF_id": PADDED})
 

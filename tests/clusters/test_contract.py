@@ -188,7 +188,7 @@ def test_a_failed_trial_and_the_best_one_are_reported(backend):
     assert "losses 0.1" in backend.text
 
 
-def test_experiment_runs_out_of_time(backend):
+def test_an_experiment_fails_at_its_deadline(backend):
     start = time.monotonic()
     with pytest.raises(DeadlineError, match="experiment pfn-0a1b2c3d-search"):
         backend.run_experiment(experiment(["endless"]), deadline=1.5)
@@ -234,7 +234,7 @@ def test_a_job_with_a_failed_worker_ends(backend):
 
 
 @pytest.mark.parametrize("whose", ["the caller's", "the manifest's"])
-def test_job_runs_out_of_time(backend, whose):
+def test_a_job_fails_at_its_deadline(backend, whose):
     ours, theirs = (1, 600) if whose == "the caller's" else (30, 1)
     start = time.monotonic()
     with pytest.raises(DeadlineError, match="pfn-0a1b2c3d-export"):

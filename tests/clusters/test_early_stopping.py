@@ -46,7 +46,7 @@ def test_a_trial_is_compared_with_the_limit_once_by_its_best_value(values, objec
     assert StopRule(value=0.5, start_step=2).stops(values, objective) is stops
 
 
-def test_katibs_defaults():
+def test_the_defaults_are_katibs():
     assert settings(manifest()) == {"min_trials_required": 3, "start_step": 4}
 
 

@@ -32,7 +32,7 @@ def test_no_configuration_says_what_to_set(monkeypatch, tmp_path):
         KubernetesCluster()
 
 
-def test_namespace_is_the_contexts_or_the_one_asked_for(fake):
+def test_the_namespace_is_the_contexts_or_the_configured_one(fake):
     assert fake().cluster.namespace == "physics"
     assert fake(namespace="auto").cluster.namespace == "physics"
     assert fake(namespace="other").cluster.namespace == "other"
@@ -208,7 +208,7 @@ def test_an_unreachable_api_server_is_named_at_the_deadline(fake):
         backend.run_job(job("pass"), deadline=0.8)
 
 
-def test_a_server_that_was_never_there_is_not_waited_for_until_the_deadline(fake, monkeypatch):
+def test_a_first_contact_with_an_unreachable_server_fails_before_the_deadline(fake, monkeypatch):
     backend = fake()
     monkeypatch.setattr(api_module, "FIRST_CONTACT_SECONDS", 0.3)
     backend.api.fail("*", ".", times=math.inf, cut_connection="before")
@@ -277,7 +277,7 @@ def test_an_unreachable_webhook_ends_a_wait_before_a_long_deadline(fake, monkeyp
     assert time.monotonic() - start < 5
 
 
-def test_the_request_that_the_deadline_cuts_does_not_hide_the_reason(fake):
+def test_a_request_that_the_deadline_interrupts_does_not_hide_the_reason(fake):
     """A webhook takes up to 30 s to time out; then our own last request ends without an answer."""
     backend = fake()
     backend.api.fail("POST", "pytorchjobs", code=500, message=REFUSED)
@@ -314,7 +314,7 @@ def test_retry_after_is_obeyed(fake):
     assert time.monotonic() - start > 1
 
 
-def test_ctrl_c_goes_through_at_once(fake):
+def test_ctrl_c_ends_a_wait_at_once(fake):
     backend = fake(node_of(Play(seconds=math.inf)), poll=30)
 
     def interrupt() -> None:
@@ -343,7 +343,7 @@ def test_a_search_without_the_right_to_read_pods_succeeds_without_reasons(fake):
 # ------------------------------------------------------------------------------------------------
 
 
-def test_delete_by_run_takes_all_kinds_and_leaves_the_trials_jobs_to_their_trials(fake):
+def test_delete_by_run_removes_all_kinds_but_the_trials_own_jobs(fake):
     backend = fake(node_of(loss(0.1), Play(), UP))
     backend.run_experiment(experiment(["0.1"]))
     backend.run_job(job("pass"))
@@ -366,7 +366,7 @@ def test_delete_by_run_takes_all_kinds_and_leaves_the_trials_jobs_to_their_trial
     assert backend.cluster.delete(RUN_ID) == []
 
 
-def test_delete_where_kserve_is_not_installed(fake):
+def test_delete_works_without_kserve(fake):
     backend = fake()
     del backend.api.kinds["inferenceservices"]
     backend.run_job(job("pass"))
@@ -382,7 +382,7 @@ def test_delete_where_kserve_is_not_installed(fake):
         ({}, {"cpu": "1"}, True, True),
     ],
 )
-def test_a_removal_waits_for_all_pods_but_an_algorithms_that_is_on_its_way(
+def test_a_removal_waits_for_all_pods_except_an_algorithms_that_is_ending(
     fake, monkeypatch, labels, limits, going, is_waited_for
 ):
     """The pod of a suggestion ignores SIGTERM, so that it takes its 30 s (seen, Katib 0.19.0)."""
@@ -410,7 +410,7 @@ def test_a_removal_waits_for_all_pods_but_an_algorithms_that_is_on_its_way(
         assert not [line for line in lines if "Pod p" in line]
 
 
-def test_a_removal_that_is_soon_over_reports_nothing(fake):
+def test_a_quick_removal_reports_nothing(fake):
     backend = fake()
     backend.run_job(job("pass"))
     lines = []
@@ -432,7 +432,7 @@ def test_a_removal_that_hangs_names_the_finalizers(fake, monkeypatch):
 # ------------------------------------------------------------------------------------------------
 
 
-def test_the_published_clients_understand_the_fake(fake, tmp_path):
+def test_the_published_clients_work_with_the_fake(fake, tmp_path):
     from kubeflow.katib import KatibClient
     from kubeflow.training import TrainingClient
 
@@ -450,7 +450,7 @@ def test_the_published_clients_understand_the_fake(fake, tmp_path):
     assert training.get_job_pod_names(EXPORT) == [f"{EXPORT}-master-0"]
 
 
-def test_kserves_client_and_watches_understand_the_fake(fake, tmp_path):
+def test_kserves_client_and_watches_work_with_the_fake(fake, tmp_path):
     from kserve import KServeClient
     from kubernetes import client, watch
 

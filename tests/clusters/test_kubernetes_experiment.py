@@ -106,7 +106,7 @@ def test_an_algorithm_whose_pod_may_never_be_created_ends_the_search_with_the_re
     assert backend.text.count(PRIVILEGED) == 1
 
 
-def test_a_refusal_that_is_not_repeated_may_have_been_cured(fake):
+def test_a_single_old_refusal_does_not_end_the_search(fake):
     """A ReplicaSet tries again up to 17 minutes later, so its last event may be an old one."""
     node = node_of(loss(0.1))
     katib = Katib(node, suggestion_refusal=f'pods "{{name}}" is forbidden: {PRIVILEGED}')
@@ -154,7 +154,7 @@ def test_a_collector_that_reports_nothing_is_named(fake):
         backend.run_experiment(experiment(["0.1"]), deadline=0.6)
 
 
-def test_failed_trials_give_the_commonest_reasons_and_their_last_lines(fake):
+def test_the_error_has_the_commonest_reasons_of_failed_trials_with_their_last_lines(fake):
     failing_play, memory = (
         Play(exit_code=1, log="Traceback ...\nerror: no file a.root\n"),
         Play(reason="OOMKilled", log="epoch 1\n"),
@@ -194,7 +194,7 @@ def test_a_trial_whose_loss_is_nan_is_not_optimal_although_katib_says_so(fake):
     assert "AvgLoss" in bad.reason
 
 
-def test_the_trial_that_katib_makes_for_one_without_metrics_does_not_run_on(fake):
+def test_a_trial_that_katib_adds_for_one_without_metrics_is_stopped(fake):
     """It is the third of two, and the experiment ends without it."""
     backend = fake(node_of(Play(), loss(0.2, seconds=0.3), loss(0.1, seconds=60)))
     result = backend.run_experiment(experiment(["silent", "0.2"], parallel=2))
@@ -212,7 +212,7 @@ def test_katib_keeps_a_nan_as_its_optimum_but_our_optimum_is_a_number(fake):
     assert result.optimal == result.trials[1].name
 
 
-def test_a_search_without_one_number_fails_with_the_reasons(fake):
+def test_a_search_without_any_finite_loss_fails_with_the_reasons(fake):
     backend = fake(node_of(loss("nan")))
     with pytest.raises(ClusterError, match=r"of 2\)\n  2 x AvgLoss .*finite"):
         backend.run_experiment(experiment(["nan", "nan too"]))
@@ -237,7 +237,7 @@ def test_the_metrics_of_a_last_trial_that_was_stopped_early_are_waited_for(fake)
     assert result.trials[1].metrics["AvgLoss"].min == 0.3
 
 
-def test_metrics_that_never_come_do_not_hold_up_a_search_that_has_ended(fake, monkeypatch):
+def test_an_ended_search_waits_only_briefly_for_missing_metrics(fake, monkeypatch):
     monkeypatch.setattr(kubernetes_experiment, "OBSERVATION_SECONDS", 0.2)
     early_play = loss(0.3, seconds=math.inf, stops_early=True)
     backend = fake(node_of(loss(0.2), early_play))
@@ -247,7 +247,7 @@ def test_metrics_that_never_come_do_not_hold_up_a_search_that_has_ended(fake, mo
     assert result.optimal == result.trials[0].name
 
 
-def test_a_trial_of_another_user_than_katibs_collector_holds_up_the_search(fake):
+def test_a_search_hangs_if_its_pods_run_as_another_user_than_katibs_collector(fake):
     """Why our pods run as one user: without it the fake, as Katib, makes no further trial."""
     manifest = experiment(["0.2", "0.1", "0.3"], parallel=1)
     job = manifest["spec"]["trialTemplate"]["trialSpec"]["spec"]
@@ -281,7 +281,7 @@ def test_the_error_for_an_experiment_that_never_resumes_says_what_to_do(fake):
         assert fact in str(error_info.value)
 
 
-def test_a_running_experiment_takes_the_numbers_that_are_asked_now(fake):
+def test_a_running_experiment_gets_the_new_numbers_of_trials(fake):
     """Also where the number of all trials stays; a lower one as far as Katib goes down."""
     losses = ["0.4", "0.3", "0.2", "0.1"]
     backend = fake(node_of(*[loss(float(loss_text), seconds=math.inf) for loss_text in losses]))

@@ -15,7 +15,7 @@ from tests.clusters.fake_api import set_condition
 from tests.clusters.scripts import EXPORT, later, node_of
 
 
-def test_a_job_waits_for_the_pods_of_one_of_its_name_that_was_deleted(fake):
+def test_a_job_waits_for_the_pods_of_a_deleted_job_of_its_name(fake):
     """Two pods would write to one folder."""
     backend = fake(node_of(Play(seconds=math.inf), Play()))
     labels = {"training.kubeflow.org/job-name": EXPORT}
@@ -37,7 +37,7 @@ def test_a_job_waits_for_the_pods_of_one_of_its_name_that_was_deleted(fake):
     assert owners == [None]
 
 
-def test_an_evicted_job_says_so(fake):
+def test_the_error_of_an_evicted_job_says_that_it_was_evicted(fake):
     backend = fake(node_of(Play(reason="Evicted", log="epoch 3\n")))
     with pytest.raises(ClusterError, match=rf"job {EXPORT} .*Evicted: .*memory.*: epoch 3"):
         backend.run_job(job("pass"))
@@ -55,7 +55,7 @@ def test_a_restart_is_reported_with_its_reason_while_the_job_runs(fake):
     assert re.search(f"{EXPORT}-master-0 .*: exit code 1: connection lost", backend.text)
 
 
-def test_the_last_lines_are_kept_when_the_last_crash_could_not_be_read(fake):
+def test_earlier_log_lines_are_kept_when_those_of_the_last_crash_are_unreadable(fake):
     backend = fake(node_of(Play(exit_code=1, log="error: no space left\n", seconds=0.1)))
     later(
         lambda: backend.api.fail("GET", "/log", times=math.inf, code=404),
@@ -76,7 +76,7 @@ def test_a_failed_job_whose_pods_are_gone_still_ends(fake):
         backend.run_job(manifest)
 
 
-def test_a_job_in_a_full_namespace_says_which_quota(fake):
+def test_a_job_in_a_full_namespace_names_the_quota(fake):
     backend = fake()
     backend.operator.quota = True
     with pytest.raises(DeadlineError, match="kf-resource-quota"):

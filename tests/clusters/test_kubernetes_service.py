@@ -45,7 +45,7 @@ def test_the_address_of_raw_deployment_is_that_of_the_predictor_inside_the_clust
     assert backend.lines[-1] == "service jec-pfn: ready"
 
 
-def test_the_address_of_serverless_mode_is_the_one_that_answers_from_here(fake):
+def test_the_address_in_serverless_mode_is_the_reachable_one(fake):
     backend = fake(node_of(UP), kserve=KServe(mode="serverless"))
     deployed = backend.deploy(service())
     assert deployed.url == "https://jec-pfn.physics.example.org"
@@ -158,7 +158,7 @@ def test_a_service_must_stay_ready(fake):
         backend.deploy(service(), deadline=60)
 
 
-def test_a_model_that_cannot_be_fetched_fails_with_the_initializers_words(fake):
+def test_a_model_that_cannot_be_fetched_fails_with_the_initializers_message(fake):
     backend = fake(
         node_of(
             Play(
@@ -212,13 +212,13 @@ def is_blocked(backend) -> bool:
     return status.get("modelStatus", {}).get("transitionStatus") == "BlockedByFailedLoad"
 
 
-def test_a_spec_that_kserve_cannot_serve_fails_in_its_words(fake):
+def test_a_spec_that_kserve_cannot_serve_fails_with_kserves_message(fake):
     backend = fake(kserve=KServe(invalid="No runtime found to support specified framework/version"))
     with pytest.raises(ClusterError, match="InvalidSpec: NoSupportingRuntime"):
         backend.deploy(service(), deadline=60)
 
 
-def test_a_service_that_never_comes_up_ends_at_the_deadline_with_its_conditions(fake):
+def test_a_service_that_never_becomes_ready_fails_at_the_deadline_with_its_conditions(fake):
     backend = fake(node_of(Play(pending="image")))
     with pytest.raises(DeadlineError, match=r"MinimumReplicasUnavailable.*\n.*image tritonserver"):
         backend.deploy(service(), deadline=0.8)

@@ -143,7 +143,7 @@ def test_a_rank_that_fails_ends_the_others_and_is_named(tmp_path):
     assert time.monotonic() - start < 30
 
 
-def test_a_job_out_of_time_is_ended(tmp_path):
+def test_a_job_is_stopped_at_its_deadline(tmp_path):
     code = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
     lines = []
     with pytest.raises(DeadlineError, match=r"\blong\b.* 1 s"):

@@ -160,7 +160,7 @@ def test_owners_of_another_kind_are_kept(fake):
     assert owners(backend, "experiments", SEARCH) == [other]
 
 
-def test_a_change_of_the_object_meanwhile_does_not_lose_the_release(fake):
+def test_a_release_is_repeated_after_a_conflicting_change(fake):
     backend = fake(node_of(loss(0.1)))
     act_for(backend, make_workflow(backend))
     backend.api.fail("PUT", "pytorchjobs", times=2, code=409)
@@ -168,7 +168,7 @@ def test_a_change_of_the_object_meanwhile_does_not_lose_the_release(fake):
     assert owners(backend, "pytorchjobs", EXPORT) == []
 
 
-def test_without_the_right_to_update_a_job_that_ended_well_has_ended_well(fake):
+def test_a_succeeded_job_counts_without_the_right_to_update_it(fake):
     backend = fake(node_of(loss(0.1)))
     owner = make_workflow(backend)
     act_for(backend, owner)
@@ -242,7 +242,7 @@ WORKFLOW = {
 }
 
 
-def test_a_step_knows_its_workflow_by_its_own_pod(in_pod):
+def test_a_step_finds_its_workflow_through_its_own_pod(in_pod):
     backend = in_pod([dict(WORKFLOW)])
     uid = backend.api.find("workflows", "owner")["metadata"]["uid"]
     assert workflow_of_this_pod(print) == Owner(

@@ -25,7 +25,7 @@ ASKED_BY_OTHERS = {
 }
 
 
-def test_every_row_of_the_table_is_asked_for(fake):
+def test_every_row_of_the_table_is_used_by_a_run(fake):
     """Jobs that fail and succeed, a search that is extended, one that meets its goal, a service."""
     scripts = [
         Play(exit_code=1),

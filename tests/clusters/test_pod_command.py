@@ -101,14 +101,14 @@ def test_a_value_that_katib_inserts_reaches_the_program_unchanged(tmp_path, wrap
     assert args == [f"--network-option=a:{value}"]
 
 
-def test_the_local_backend_reads_the_program_back(tmp_path):
+def test_the_local_backend_recovers_the_program_from_the_shell_line(tmp_path):
     words = ["python", "-m", "weaver.train", *HOSTILE, "--lr=${trialParameters.lr}"]
     assert program_of(shell_command(words)) == words
     assert program_of({"command": ["python"], "args": ["-c", "1"]}) == ["python", "-c", "1"]
 
 
 @pytest.mark.parametrize(("behaviour", "code"), [("0", 0), ("2", 2), ("killed", 137)])
-def test_the_exit_code_of_the_program_decides(tmp_path, wrap, behaviour, code):
+def test_the_shell_ends_with_the_programs_exit_code(tmp_path, wrap, behaviour, code):
     shell, _ = start_shell(tmp_path, wrap, behaviour)
     # With early stopping Katib's own line ends with 1 where the program failed.
     expected = min(code, 1) if wrap == "early stopping" else code

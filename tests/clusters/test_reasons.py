@@ -120,7 +120,7 @@ SCHEDULED = [{"type": "PodScheduled", "status": "True"}]
         ),
     ],
 )
-def test_waiting(status, reason):
+def test_why_a_pod_waits(status, reason):
     assert waiting_of(status) == reason
 
 
@@ -168,7 +168,7 @@ def test_waiting(status, reason):
         pytest.param(pod("Failed", reason="NodeLost", containers=()), "NodeLost", id="node lost"),
     ],
 )
-def test_crash(status, reason):
+def test_why_a_container_crashed(status, reason):
     crash = crash_of(status)
     assert (crash and crash.reason) == reason
 
@@ -209,7 +209,7 @@ def test_a_restarted_container_is_described_by_its_previous_end_and_counted_once
     [(1, False, False), (2, False, True), (5, True, False)],
     ids=["once", "twice", "well again"],
 )
-def test_crash_loop(restarts, ready, loops):
+def test_a_crash_loop_is_recognised(restarts, ready, loops):
     assert (
         crash_loops(
             pod(

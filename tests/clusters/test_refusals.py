@@ -40,7 +40,7 @@ def quota(requested: str, limit: str) -> str:
 
 
 @pytest.mark.parametrize("case", RECORDED)
-def test_a_recorded_refusal_is_one_sentence_for_all_attempts(case):
+def test_a_recorded_refusal_has_one_text_for_all_attempts(case):
     """The name of each new pod of a ReplicaSet is in its event, and so is a collective head."""
     facts, hopeless = FACTS[case.split(" of ")[0]]
     refusals = [refusal_of([event]) for event in RECORDED[case]]

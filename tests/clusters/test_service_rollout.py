@@ -230,7 +230,7 @@ def test_a_pod_that_the_quota_refuses_is_reported_within_seconds(fake):
     assert len(lines) == 1
 
 
-def test_a_pod_that_pod_security_refuses_fails_at_once_with_its_words(fake):
+def test_a_pod_that_pod_security_refuses_fails_at_once_with_the_message(fake):
     words = 'pods "x" is forbidden: violates PodSecurity "restricted:latest": runAsNonRoot != true'
     backend = fake(node_of(UP), kserve=KServe(refuses=words))
     with pytest.raises(ClusterError, match=r"violates PodSecurity .*runAsNonRoot != true"):

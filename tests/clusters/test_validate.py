@@ -134,7 +134,7 @@ TRIAL = f"spec/trialTemplate/trialSpec/{POD}"
         ("service", "apiVersion", "serving.kserve.io/v1alpha1", "is none of"),
     ],
 )
-def test_a_mistake_is_named_with_its_place(name, path, value, facts):
+def test_an_error_names_the_place_in_the_manifest(name, path, value, facts):
     manifest = objects()[name]
     if "~1" in path:
         manifest["metadata"]["labels"]["jec/user"] = value

@@ -82,7 +82,7 @@ def waits_of(backend) -> dict[str, Callable[[], object]]:
         ),
     ],
 )
-def test_a_wait_ends_whatever_its_pods_do(fake, what, trouble):
+def test_a_wait_ends_for_every_behaviour_of_its_pods(fake, what, trouble):
     # ready twice is believed
     backend = fake(node_of(TROUBLE[trouble]), poll=0.1 if what == "service" else 0.02)
     message = end_of(waits_of(backend)[what])
@@ -102,7 +102,7 @@ def test_a_full_namespace_ends_a_wait_with_the_quotas_name(fake, what):
     ("what", "fault"),
     [*(("job", fault) for fault in FAULTS), ("experiment", "500"), ("service", "cut")],
 )
-def test_a_wait_ends_whatever_the_server_answers_for_ever(fake, what, fault):
+def test_a_wait_ends_although_the_server_always_fails(fake, what, fault):
     """From its second request on: the first contact is another test's."""
     backend = fake(node_of(GOOD[what]))
     backend.cluster.find(RUN_ID)
@@ -133,7 +133,7 @@ def test_every_wait_survives_temporary_faults(fake, what, fault):
 
 
 @pytest.mark.parametrize("fault", ["403", "500", "cut"])
-def test_a_removal_ends_whatever_the_server_answers(fake, monkeypatch, fault):
+def test_a_removal_ends_although_the_server_fails(fake, monkeypatch, fault):
     backend = fake(node_of(Play(seconds=math.inf)))
     end_of(waits_of(backend)["job"])
     monkeypatch.setattr(kubernetes_objects, "REMOVAL_SECONDS", 0.2)
@@ -141,7 +141,7 @@ def test_a_removal_ends_whatever_the_server_answers(fake, monkeypatch, fault):
     assert end_of(lambda: backend.cluster.delete(RUN_ID)) != "done"
 
 
-def test_a_removal_waits_for_pods_that_take_their_time(fake, monkeypatch):
+def test_a_removal_waits_for_pods_that_end_slowly(fake, monkeypatch):
     backend = fake(node_of(Play(seconds=math.inf)))
     end_of(waits_of(backend)["job"])
     with backend.api.lock:

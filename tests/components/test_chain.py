@@ -43,7 +43,7 @@ def check_parameters(spec, config):
             assert parameters[name]["defaultValue"] == value, name
 
 
-def test_kfp_loads_it(compiled_pipeline):
+def test_kfp_loads_the_compiled_pipeline(compiled_pipeline):
     pipeline = components.load_component_from_file(str(compiled_pipeline.path))
     assert pipeline.name == chain.NAME
 
@@ -128,7 +128,7 @@ def test_the_job_id_is_passed_whole(compiled_pipeline):
         ), name
 
 
-def test_all_steps_are_in_one_picture_and_deploy_gets_the_verdict_of_the_gate(compiled_pipeline):
+def test_all_steps_are_in_one_dag_and_deploy_gets_the_verdict_of_the_gate(compiled_pipeline):
     """The KFP UI shows one DAG at a time, and one whose last task is a DAG as running for ever."""
     (group,) = dags(compiled_pipeline.spec).values()
     assert set(group) == {"prepare", "search", "export", "evaluate", "deploy"}
@@ -165,7 +165,7 @@ def test_no_artifact_has_the_name_of_another():
     assert len(names) == len(set(names))
 
 
-def test_the_run_is_finished_however_it_ends(compiled_pipeline):
+def test_finish_runs_after_success_and_failure(compiled_pipeline):
     finish = compiled_pipeline.spec["root"]["dag"]["tasks"]["finish"]
     assert finish["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
     assert finish["dependentTasks"] == ["exit-handler-1"]
@@ -173,7 +173,7 @@ def test_the_run_is_finished_however_it_ends(compiled_pipeline):
     assert "taskFinalStatus" not in str(compiled_pipeline.spec)
 
 
-def test_every_step_is_a_pod_with_an_end_a_label_and_the_secret_and_none_is_cached(
+def test_every_step_has_a_deadline_a_label_and_the_secret_and_no_cache(
     compiled_pipeline,
 ):
     document, platform = compiled_pipeline.spec, compiled_pipeline.platform
@@ -205,7 +205,7 @@ def test_a_steps_resources_are_those_of_the_configuration(tmp_path):
         assert resources["resourceMemoryRequest"] == resources["resourceMemoryLimit"] == "8Gi"
 
 
-def test_every_step_gets_another_try(compiled_pipeline):
+def test_every_step_is_retried(compiled_pipeline):
     for tasks in [
         compiled_pipeline.spec["root"]["dag"]["tasks"],
         *dags(compiled_pipeline.spec).values(),

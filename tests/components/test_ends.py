@@ -128,9 +128,7 @@ def test_a_terminated_search_leaves_no_objects_and_its_record_says_interrupted(f
     assert "--host" in resume
 
 
-def test_a_summary_that_is_saved_before_the_cluster_is_asked_states_no_guess(
-    fake, run, monkeypatch
-):
+def test_the_first_summary_has_no_reason_that_only_the_cluster_knows(fake, run, monkeypatch):
     fake()
     summaries = []
 
@@ -444,7 +442,7 @@ def preempted_pod() -> dict:
         ({}, pod_of(reason="OOMKilled", exit_code=137), "failed", "OOMKilled"),
     ],
 )
-def test_why_a_step_was_stopped(spec, pod, state, message):
+def test_the_reason_of_a_stopped_step(spec, pod, state, message):
     stop = workflow.stop_of(None if spec is None else {"spec": spec}, pod)
     assert stop.state == state
     assert re.search(message, stop.reason)

@@ -31,7 +31,7 @@ def check_of(tmp_path, old: str, new: str, **config):
 
 
 @pytest.mark.parametrize("name", sorted(Path("data").glob("jec_*.yaml")), ids=lambda p: p.stem)
-def test_the_data_configs_of_the_project_lack_nothing(name):
+def test_the_projects_data_configs_pass_the_check(name):
     inputs = Inputs(RunConfig(data_config=str(name), gate="strict"))
     check_data_config(inputs)
     assert check_gate(inputs).warning == ""

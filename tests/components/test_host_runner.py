@@ -169,7 +169,7 @@ def test_sigint_ends_the_running_step(run, tmp_path):
         os.kill(int(path.read_text()), 0)
 
 
-def test_a_runner_that_is_killed_takes_its_step_along(tmp_path):
+def test_a_step_ends_with_its_killed_runner(tmp_path):
     """SIGKILL leaves no time to clean up: the kernel tells the step."""
     script = textwrap.dedent(f"""
         from tests.components.test_host_runner import *

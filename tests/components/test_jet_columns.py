@@ -110,7 +110,7 @@ def test_trees_learn_from_the_columns_and_are_kept_for_the_next_run(whole, monke
     assert np.array_equal(again.predictions, comparison.predictions)
 
 
-def test_a_fraction_of_the_training_jets_is_taken_as_the_network_had_it(whole):
+def test_trees_train_on_the_same_fraction_of_jets_as_the_network(whole):
     training = columns_of(whole, "train")
     of_trees = trees._jets(training, 0.8)
     number = round(0.8 * len(training))
@@ -163,7 +163,7 @@ def options(**changes) -> dict:
 BRANCHES = ["jetPt", "jetEta", "genJetPt", "genJetEta", "rhoAll"]
 
 
-def test_a_new_variable_of_a_columns_name_is_that_column():
+def test_a_new_variable_replaces_the_column_of_its_name():
     config = DataConfig.from_options(options(new_variables={"jetMass": "jetPt * 0.1"}) | _flat())
     jet_level = jet_columns.of_files(config, BRANCHES)
     assert jet_level.options["inputs"][GROUP]["vars"] == ["jetPt", "jetEta", "jetMass", "rhoAll"]

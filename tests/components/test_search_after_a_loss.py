@@ -172,7 +172,7 @@ def end(run: Run) -> SearchRecord:
     return record
 
 
-def test_after_a_loss_only_the_rest_is_searched(tmp_path, cluster_of, capsys):
+def test_after_a_loss_only_the_missing_trials_run(tmp_path, cluster_of, capsys):
     run = make_run(tmp_path)
     cluster = cluster_of(run, "ends", "hangs", "ends", "fails", "lost")
     lose(run, cluster)
@@ -414,7 +414,7 @@ def test_a_goal_that_a_finished_trial_has_reached_ends_the_search(tmp_path, clus
     assert cluster.manifests == []
 
 
-def test_more_trials_that_were_lost_count_beside_those_of_the_record(tmp_path, cluster_of):
+def test_additional_trials_that_were_lost_count_beside_those_of_the_record(tmp_path, cluster_of):
     run = make_run(tmp_path)
     cluster = cluster_of(run)
     first = end(run)

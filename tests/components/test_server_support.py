@@ -106,7 +106,7 @@ def test_exactly_the_servers_that_do_not_get_a_field_would_refuse_it(
 
 
 @pytest.mark.parametrize("version", SUPPORTED)
-def test_labels_are_written_only_where_each_step_keeps_its_own(compile_case, version):
+def test_labels_are_written_only_for_servers_that_keep_them_per_step(compile_case, version):
     executor_specs = executors(compile_case("default", support(version)))
     labels = {
         step: executor_spec["podMetadata"].get("labels", {})
@@ -138,7 +138,7 @@ def test_features_that_a_server_lacks_are_reported(version, facts):
         assert fact in sentence
 
 
-def test_the_webhook_s_secret_must_exist_where_none_is_optional():
+def test_servers_without_optional_secrets_need_the_webhooks_secret():
     (_, sentence) = limitations(support("2.14.4"), "s3-keys", "mattermost/url")
     assert "mattermost" in sentence
     assert limitations(support("2.15.0"), "s3-keys", "mattermost/url") == []

@@ -67,7 +67,7 @@ def do_steps(run: Run, job_id: str) -> None:
 @pytest.mark.parametrize(
     ("name", "steps"), [("export", ["export", "evaluate"]), ("evaluate", ["evaluate"])]
 )
-def test_a_job_does_the_step_and_later_ones_again_and_keeps_the_others(run, jobs, name, steps):
+def test_a_job_repeats_the_step_and_all_later_ones(run, jobs, name, steps):
     start_at.request(run, name)
     do_steps(run, "job-2")
     assert jobs.runs == jobs.deletions == [f"{run.id}-{step_name}" for step_name in steps]
@@ -103,7 +103,7 @@ def test_start_at_ends_with_its_job(run, jobs, is_forgotten):
     assert StartRecord.find(run.folder.start) is None
 
 
-def test_results_of_another_trial_are_made_again(run, jobs):
+def test_results_of_another_trial_are_replaced(run, jobs):
     start_at.request(run, "deploy")
     export_record(run.model_name, trial="another").save(run.folder.export)
     do_steps(run, "job-2")
@@ -154,5 +154,5 @@ def test_start_at_needs_resume_and_a_repeatable_step(words, capsys):
     assert ("--resume" if words else "export") in capsys.readouterr().err
 
 
-def test_steps_to_start_at_are_steps_in_their_order():
+def test_the_choices_of_start_at_are_steps_in_order():
     assert [name for name in NAMES if name in pipeline.START_STEPS] == list(pipeline.START_STEPS)

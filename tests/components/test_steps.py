@@ -16,6 +16,6 @@ def test_every_needed_permission_is_needed_by_a_step():
     assert needed_names <= rights | set(EVERY_STEP)
 
 
-def test_steps_are_known_by_name():
+def test_a_step_is_found_by_its_name():
     assert NAMES[0] == "prepare"
     assert step_of("search").logs == "search"

@@ -153,9 +153,7 @@ def create_secrets(api, endpoint) -> None:
     )
 
 
-def test_the_steps_of_a_run_one_after_the_other(
-    fake, run, model_server, s3_server, tmp_path, capsys
-):
+def test_the_steps_of_a_run_end_to_end(fake, run, model_server, s3_server, tmp_path, capsys):
     backend = fake(
         node_of(loss(0.2), loss(0.1), Play(), Play(), UP), kserve=KServe(url=model_server.url)
     )
@@ -234,7 +232,7 @@ def test_the_steps_of_a_run_one_after_the_other(
     }
 
 
-def test_an_export_job_that_has_ended_is_done_again_only_where_the_run_starts_at_it(fake, run):
+def test_an_ended_export_job_is_repeated_only_if_the_run_starts_at_export(fake, run):
     backend = fake(node_of(Play(), Play()))
     as_the_pods_would(run)
     job_uids = []

@@ -239,7 +239,7 @@ def test_an_unreachable_mlflow_server_is_an_error_at_the_start_and_a_warning_on_
     assert "warning: --mlflow" in capsys.readouterr().out
 
 
-def test_where_the_address_comes_from(monkeypatch, tmp_path):
+def test_the_servers_address_comes_from_the_configuration_or_the_environment(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     auto, none = RunConfig(), RunConfig(mlflow="none")
     secret = RunConfig(mlflow_secret="mlflow-login")

@@ -100,7 +100,9 @@ STEPS = {
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_a_step_ends_well_at_once_and_all_its_outputs_say_why(run, tmp_path, name, capsys):
+def test_an_unchanged_step_succeeds_at_once_and_its_outputs_name_the_reason(
+    run, tmp_path, name, capsys
+):
     module, more = STEPS[name]
     place, artifacts, output_files = tmp_path / "out", {}, {}
     for output, kind in step_of(name).outputs.items():

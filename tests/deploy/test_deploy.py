@@ -96,7 +96,7 @@ def with_components(deploy, names):
     return overlay
 
 
-def test_the_example_is_for_every_cluster(deploy):
+def test_the_example_has_only_kinds_that_every_cluster_serves(deploy):
     """One object of a kind that the cluster does not serve makes `kubectl apply -k` fail."""
     example = kustomize.build(deploy / "overlays/example")
     assert {thing["apiVersion"] for thing in example} <= set(EVERY_CLUSTER)
@@ -109,7 +109,7 @@ def test_the_example_is_for_every_cluster(deploy):
     }
 
 
-def test_every_component_is_there_and_optional(deploy):
+def test_every_component_exists_and_is_optional(deploy):
     folders = {file.parent.name for file in deploy.glob("*/kustomization.yaml")} - {"base"}
     assert folders == set(COMPONENTS)
     base = len(kustomize.build(deploy / "overlays/example"))
@@ -178,7 +178,7 @@ def test_the_accounts_that_kubeflow_takes_by_itself_have_the_role(objects):
     assert {subject["name"] for subject in subjects} == accounts
 
 
-def test_names_are_those_that_the_commands_take(objects):
+def test_the_predictors_secret_has_the_names_of_the_configuration(objects):
     config = RunConfig()
     secret = only(objects, "Secret", config.s3_secret)
     assert set(secret["data"]) == set(CREDENTIALS)

@@ -121,7 +121,7 @@ def test_a_wrong_weight_in_a_file_of_weaver_core_is_noticed(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"PK\3\4", b"\0" * 4096], ids=repr)
-def test_garbage_is_refused(tmp_path, content):
+def test_a_garbage_checkpoint_is_refused(tmp_path, content):
     path = tmp_path / "best.pt"
     path.write_bytes(content)
     with pytest.raises(DamagedCheckpoint, match=r"best\.pt"):

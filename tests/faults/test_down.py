@@ -112,7 +112,7 @@ def test_a_run_is_removed_by_any_of_its_names(runs, tmp_path, capsys, name):
     assert down("pfn-no-such", "--storage") == 2
 
 
-def test_no_link_in_a_run_leads_out(runs, tmp_path):
+def test_links_in_a_run_are_not_followed(runs, tmp_path):
     outside = tmp_path / "outside"
     local = runs / RUN_ID / "local"
     (local / "services").mkdir(parents=True)
@@ -186,7 +186,7 @@ def test_only_a_server_of_this_run_is_stopped(runs, start_process, run, start_ti
     assert servers.pids == ([process.pid] if is_stopped else [])
 
 
-def test_shared_memory_of_a_server_that_was_killed_goes(runs):
+def test_shared_memory_of_a_killed_server_is_removed(runs):
     folder = server_folder.create()
     region = server_folder.SHARED_MEMORY / f"{folder.identity}-region"
     region.write_text("")
@@ -205,7 +205,7 @@ def test_a_damaged_record_of_a_server_stops_nothing(runs, content):
     assert down(RUN_ID) == 0
 
 
-def test_a_record_of_an_owner_that_was_made_up_kills_nothing(runs, start_process):
+def test_a_forged_owner_record_ends_no_process(runs, start_process):
     """Right pid, right start, but the process has not the run's lock open."""
     process = start_process()
     local = runs / RUN_ID / "local"
@@ -217,7 +217,7 @@ def test_a_record_of_an_owner_that_was_made_up_kills_nothing(runs, start_process
     assert process.poll() is None
 
 
-def test_processes_of_another_run_or_folder_live_on(runs, tmp_path, start_process):
+def test_processes_of_another_run_or_folder_are_not_ended(runs, tmp_path, start_process):
     mine = start_process(**{orphans.RUN_VARIABLE: RUN_ID, orphans.FOLDER_VARIABLE: str(runs)})
     others = [
         start_process(**{orphans.RUN_VARIABLE: OTHER, orphans.FOLDER_VARIABLE: str(runs)}),

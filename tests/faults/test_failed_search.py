@@ -83,7 +83,7 @@ def test_finished_trials_stay_and_only_retryable_failures_are_repeated(search):
 
 
 @pytest.mark.slow
-def test_a_search_that_fails_twice_keeps_its_trials_and_says_it_once_each_time(search):
+def test_a_search_that_fails_twice_keeps_its_trials_and_reports_it_each_time(search):
     plan = {"search-000": 0, "others": PASSING_FAILURE}
     search(plan, maxFailedTrialCount=2)
     failure, lines = search({"others": PASSING_FAILURE}, maxFailedTrialCount=2)

@@ -138,7 +138,7 @@ def test_a_copy_that_cannot_fit_is_not_begun(disk, tmp_path):
 
 
 @pytest.mark.parametrize("number", space.FULL)
-def test_a_full_disk_anywhere_is_one_sentence(tmp_path, capsys, number):
+def test_a_full_disk_in_any_library_is_an_error_of_one_line(tmp_path, capsys, number):
     def body():
         raise OSError(number, os.strerror(number), str(tmp_path / "model.onnx"))
 
@@ -158,7 +158,7 @@ def test_a_used_up_quota_and_a_full_disk_have_different_messages(tmp_path):
 
 @pytest.mark.parametrize("free", [0, 12 * 1024], ids=["full", "12 kB left"])
 @pytest.mark.parametrize("is_begun", [False, True], ids=["made", "written"])
-def test_a_full_disk_under_the_record_of_a_search_is_one_sentence(disk, is_begun, free):
+def test_a_full_disk_under_a_searchs_database_is_an_error_of_one_line(disk, is_begun, free):
     """SQLite has an error of its own, and Optuna one around it, which names no file."""
     import optuna
 
@@ -249,7 +249,7 @@ def test_other_errors_of_the_system_are_not_changed():
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
-def test_room_is_that_of_the_nearest_folder(tmp_path):
+def test_free_space_is_measured_at_the_nearest_existing_folder(tmp_path):
     free = space.free_bytes(tmp_path / "a/b/c")
     assert abs(free - shutil.disk_usage(tmp_path).free) < 2**30
     assert not storage.exists(str(tmp_path / "a"))

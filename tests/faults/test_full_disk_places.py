@@ -142,7 +142,7 @@ WRITERS += [with_matplotlib, with_numpy, with_sqlite, with_python]
 
 
 @pytest.mark.parametrize("writer", WRITERS, ids=lambda writer: writer.__name__)
-def test_whatever_library_writes_the_folder_that_is_full_is_named(disk, tmp_path, writer):
+def test_the_error_names_the_full_folder_for_every_library(disk, tmp_path, writer):
     """Also where the block writes elsewhere as well, and the error does not say which file."""
     fill(disk, leave=8192)
     other = tmp_path / "elsewhere"
@@ -186,7 +186,7 @@ def test_the_error_names_a_full_temporary_folder_and_not_the_target(temporary, t
     assert list(temporary.iterdir()) == []
 
 
-def test_standardisation_that_fills_the_temporary_folder(temporary, tmp_path):
+def test_a_standardisation_that_fills_the_temporary_folder_is_an_error(temporary, tmp_path):
     import uproot
 
     from weaver.config.data_config import DataConfig
@@ -264,7 +264,7 @@ def test_a_program_that_cannot_print_its_last_lines_keeps_its_exit_code(disk):
         (InputError("no such trial"), 2),
     ],
 )
-def test_a_job_says_by_its_exit_code_whether_it_may_be_repeated(error, code, capsys):
+def test_the_exit_code_of_a_job_says_whether_it_is_retryable(error, code, capsys):
     def body():
         raise error
 
@@ -342,7 +342,7 @@ def test_a_search_ends_at_a_full_disk_and_its_trial_resumes_later(tmp_path):
     assert first == again
 
 
-def test_the_status_of_a_step_that_finds_the_disk_full_when_it_begins(disk):
+def test_a_step_that_begins_on_a_full_disk_still_writes_its_status(disk):
     """Of a run that other steps came before: they leave the room that was kept for it."""
     run = types.SimpleNamespace(uri=str(disk / "run"), folder=RunFolder(str(disk / "run")))
     step.with_status("prepare", run, lambda: None)
@@ -418,7 +418,7 @@ def test_full_shared_memory_is_recognised_in_a_servers_log(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(bool(triton.triton_unusable(Path("/tmp"))), reason="no Triton here")
-def test_a_server_without_shared_memory_is_one_sentence(tmp_path):
+def test_a_server_without_shared_memory_is_an_error_of_one_line(tmp_path):
     """In a mount namespace of its own, whose /dev/shm has 300 kB."""
     import onnx
 

@@ -208,7 +208,9 @@ def step(name: str, run: Path) -> tuple[int, str]:
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("remaining_bytes", [0, LEFT_BYTES], ids=["full", "12 kB left"])
 @pytest.mark.parametrize("name", RESULTS)
-def test_a_step_on_a_full_disk(name, remaining_bytes, disk, undisturbed_run):
+def test_a_step_on_a_full_disk_fails_and_may_be_repeated(
+    name, remaining_bytes, disk, undisturbed_run
+):
     """Its run was moved to that disk, with the room that earlier steps kept for its status."""
     shutil.copytree(undisturbed_run.parent, disk / "runs", symlinks=True)
     run = disk / "runs" / undisturbed_run.name

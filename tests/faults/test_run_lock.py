@@ -167,7 +167,7 @@ def test_on_s3_an_abandoned_lock_is_taken_over(s3_bucket, hold, lines, dead_pid,
     assert storage.read_json(f"{uri}/lock.json")["pid"] == os.getpid()
 
 
-def test_without_conditional_writes_the_lock_is_read_back(
+def test_without_conditional_writes_the_lock_is_read_again(
     s3_bucket, hold, tmp_path, lines, monkeypatch
 ):
     monkeypatch.setattr(run_lock.storage, "create", lambda uri, content: None)
@@ -180,7 +180,7 @@ def test_without_conditional_writes_the_lock_is_read_back(
         RunLock(RUN_ID, tmp_path / "elsewhere", uri).take(lines.append)
 
 
-def test_of_two_at_the_same_moment_one_gets_the_lock(s3_bucket, tmp_path, lines, monkeypatch):
+def test_of_two_simultaneous_processes_one_gets_the_lock(s3_bucket, tmp_path, lines, monkeypatch):
     """Neither sees a lock at first; the condition of the write decides."""
     uri = f"{s3_bucket}/{RUN_ID}-race"
     winner = Holder.this_process()
@@ -208,7 +208,7 @@ def own_handlers():
 
 
 @pytest.mark.usefixtures("own_handlers")
-def test_two_that_resume_a_run_at_once(tmp_path, monkeypatch, capsys):
+def test_a_second_resume_of_an_active_run_is_refused(tmp_path, monkeypatch, capsys):
     """The second ends with 2 and writes nothing into the run of the first."""
     monkeypatch.delenv("KFP_ENDPOINT", raising=False)
     run = tmp_path / "runs" / RUN_ID

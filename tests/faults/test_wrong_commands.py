@@ -273,7 +273,7 @@ def label(case):
 @pytest.mark.parametrize(
     ("words", "code", "facts"), CASES, ids=[ascii(label(case[0])) for case in CASES]
 )
-def test_a_wrong_command_line_is_one_sentence(words, code, facts, place, capsys):
+def test_a_wrong_command_line_is_an_error_of_one_line(words, code, facts, place, capsys):
     before = sorted(place.rglob("*"))
     exit_code, out, err = answer(capsys, words)
     assert exit_code == code, out + err

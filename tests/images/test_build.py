@@ -88,7 +88,7 @@ def test_a_run_uses_the_pushed_images_unless_flags_name_others(engines):
     assert pipeline.build_parser().parse_args(["--weaver-image", "mine:1"]).weaver_image == "mine:1"
 
 
-def test_without_a_push_tags_are_used_that_somebody_has_to_provide(engines):
+def test_without_a_push_the_images_keep_their_local_tags(engines):
     engines("podman")
     assert digests.image("weaver") == "jec-weaver:latest"
     assert build.main(["--no-push"]) == 0
@@ -132,7 +132,7 @@ def test_one_image_pushed_again_keeps_the_other_only_if_it_is_of_the_same_commit
     assert "@sha256:" in digests.image("weaver")
 
 
-def test_the_first_engine_installed_is_taken(engines):
+def test_the_first_installed_engine_is_used(engines):
     engines("buildah", "podman")
     assert build.main(["--no-push"]) == 0
     assert {line.split()[0] for line in engines.calls()} == {"podman"}

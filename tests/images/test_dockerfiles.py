@@ -22,7 +22,7 @@ def test_the_base_is_an_argument_with_a_version_as_default(name):
     assert [argument for word, argument in words if word == "FROM"] == ["${BASE}"]
 
 
-def test_runs_as_a_user_known_by_number_and_nothing_follows_as_root(name):
+def test_the_image_runs_as_a_numeric_user_and_no_later_instruction_as_root(name):
     words = instructions(name)
     last_user = max(index for index, (word, _) in enumerate(words) if word == "USER")
     assert words[last_user][1] == "1000:1000"

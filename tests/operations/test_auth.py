@@ -27,7 +27,7 @@ def test_without_configuration_there_are_no_credentials():
     assert credentials(HOST).kind == "none"
 
 
-def test_a_token_from_the_environment_or_a_file(monkeypatch, tmp_path):
+def test_a_token_is_read_from_the_environment_or_a_file(monkeypatch, tmp_path):
     monkeypatch.setenv("KFP_TOKEN", token(time.time() + 60))
     assert credentials(HOST).headers["Authorization"].startswith("Bearer header.")
     monkeypatch.delenv("KFP_TOKEN")
@@ -59,7 +59,7 @@ COOKIES = (
 )
 
 
-def test_cookies_of_single_sign_on(monkeypatch, tmp_path):
+def test_cookies_of_single_sign_on_are_sent(monkeypatch, tmp_path):
     file = tmp_path / "cookies.txt"
     monkeypatch.setenv("KFP_COOKIE_FILE", str(file))
     file.write_text(COOKIES.format(int(time.time() + 600)))

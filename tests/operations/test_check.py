@@ -305,7 +305,7 @@ def test_a_servers_unknown_namespace_is_not_seen_and_no_error(fake):
     assert api.reviewed == {""}
 
 
-def test_a_server_s_namespace_that_may_not_be_looked_into_is_kubeflow(fake):
+def test_a_servers_unreadable_namespace_is_assumed_to_be_kubeflow(fake):
     api = fake().api
     grant_optional_reads(api)
     api.forbid("get", "serviceaccounts")
@@ -371,7 +371,7 @@ def test_multi_user_mode_checks_default_editor_or_the_named_account(fake):
         ({"pods": "8"}, {"pods": "1"}, {"num_replicas": 3}, "warning", "1 of 5"),
     ],
 )
-def test_quota_against_the_trials_that_run_at_once(fake, hard, in_use, values, state, message):
+def test_the_quota_is_compared_with_the_parallel_trials(fake, hard, in_use, values, state, message):
     rows = with_quota(fake, hard, in_use, **values)
     assert rows[0][0] == state
     assert message in rows[0][1]
@@ -401,7 +401,7 @@ def with_quota(fake, hard, in_use, **values) -> list[tuple[str, str]]:
     ],
     ids=["fits", "does not fit now", "never fits"],
 )
-def test_quota_against_the_service_that_comes_after_the_trials(fake, hard, in_use, values, state):
+def test_the_quota_is_compared_with_the_service_after_the_trials(fake, hard, in_use, values, state):
     rows = [row for row in with_quota(fake, hard, in_use, **values) if "the service" in row[1]]
     assert [row_state for row_state, _ in rows] == ([state] if state else [])
 
@@ -419,7 +419,7 @@ def test_quota_against_the_service_that_comes_after_the_trials(fake, hard, in_us
         ([{"cpu": "1"}, {"labels": {"gpu": "b"}}], {"node_selector": "gpu=b"}, "ok", "1 nodes"),
     ],
 )
-def test_nodes_against_the_pods_of_the_run(fake, nodes, values, state, message):
+def test_the_nodes_are_compared_with_the_pods_of_the_run(fake, nodes, values, state, message):
     backend = fake()
     with backend.api.lock:
         for node in nodes:
@@ -646,7 +646,7 @@ def test_only_needed_permissions_end_a_run_when_forbidden(fake):
 # ------------------------------------------------------------------------------------------------
 
 
-def test_storage_is_tried_with_the_secrets_keys(fake, s3_bucket, s3_server):
+def test_storage_is_tested_with_the_keys_of_the_secret(fake, s3_bucket, s3_server):
     backend = fake()
     create_needs(backend.api)
     where = RunConfig(s3_bucket=f"{s3_bucket}/jec", s3_endpoint=s3_server)
@@ -689,7 +689,7 @@ def test_inputs_are_read_and_the_network_is_built():
         ("jec_pfn_open", "pfn_regressor_open"),
     ],
 )
-def test_the_network_of_other_inputs_is_named(data_config, network_config):
+def test_the_error_names_the_network_that_fits_the_data_config(data_config, network_config):
     right = f"networks/{network_config}.py"
     wrong = {
         "networks/pfn_regressor_open.py": "networks/particle_net_regressor_open.py",
@@ -715,7 +715,7 @@ def test_a_network_of_the_users_own_is_not_replaced_by_one_of_the_project(tmp_pa
     assert "--search-space" in text
 
 
-def test_each_mistake_is_its_own_line(tmp_path):
+def test_each_wrong_input_is_its_own_line(tmp_path):
     network_file = tmp_path / "net.py"
     network_file.write_text(
         "def get_model(data_config, **options):\n    return 1 / 0\n\n\ndef get_loss(data_config,"
@@ -889,7 +889,7 @@ def registry():
         ("jec-steps:latest", "error", "names no registry"),
     ],
 )
-def test_images_are_asked_of_their_registry(registry, image, state, message):
+def test_the_registry_is_asked_for_each_image(registry, image, state, message):
     (row,) = check_images.check_images([image.replace("REGISTRY", registry)], on_cluster=True)
     assert row.state == state
     assert message.replace("REGISTRY", registry) in f"{row.finding} {row.cure}"

@@ -156,7 +156,7 @@ def test_the_closure_of_the_summary_is_that_of_the_whole_region(metrics):
     assert row[6:8] == [entry.model.percent(100, 2) for entry in whole]
 
 
-def test_at_most_as_many_runs_as_have_letters():
+def test_no_more_runs_are_compared_than_there_are_letters():
     assert compare.MOST_RUNS <= 26
 
 

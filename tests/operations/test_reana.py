@@ -55,7 +55,7 @@ def jets(folder, splits=("test",)):
         write_jets(folder / "jets" / split / "a.root", synthetic_jets(300, seed))
 
 
-def test_the_files_are_the_golden_ones(tmp_path, update_golden):
+def test_the_files_equal_the_golden_ones(tmp_path, update_golden):
     jets(tmp_path)
     render(tmp_path, **SETTINGS)
     for name in ("reana.yaml", "Snakefile"):
@@ -74,7 +74,7 @@ def test_each_step_up_to_the_evaluation_is_a_rule_that_runs_its_program(tmp_path
         assert f"python -m components.{name}" in rules[name]
 
 
-def test_a_step_takes_what_it_takes_in_the_compiled_pipeline(tmp_path):
+def test_a_rules_inputs_are_those_of_the_compiled_pipeline(tmp_path):
     _, rules = render(tmp_path)
     for task in graph.tasks():
         for parameter, source in task.parameters.items():
@@ -128,7 +128,7 @@ def test_options_that_reana_does_not_support_are_refused(tmp_path, settings, wor
     assert not (tmp_path / "reana").exists()
 
 
-def test_the_picture_in_the_docs_is_of_the_pipeline_as_it_is():
+def test_the_picture_in_the_docs_is_up_to_date():
     current = picture.svg(graph.tasks())
     committed = (ROOT / "docs/pipeline.svg").read_text()
     assert current == committed, "type: python -m operations.picture docs/pipeline.svg"

@@ -105,7 +105,7 @@ def test_the_list_shows_each_run_newest_first(tmp_path, capsys):
     ]
 
 
-def test_broken_runs_are_listed_as_such(tmp_path, capsys):
+def test_broken_runs_are_listed_as_broken(tmp_path, capsys):
     good = make_run(tmp_path, "pfn-00000001", days=1)
     for number, name in enumerate(("status.json", "summary.json"), 2):
         folder = make_run(tmp_path, f"pfn-0000000{number}")
@@ -118,7 +118,7 @@ def test_broken_runs_are_listed_as_such(tmp_path, capsys):
     assert capsys.readouterr().out.count("broken: ") == 2
 
 
-def test_many_runs_need_one_look_at_the_processes(tmp_path, capsys, monkeypatch):
+def test_the_processes_are_listed_once_for_many_runs(tmp_path, capsys, monkeypatch):
     for number in range(40):
         make_run(tmp_path, f"pfn-000000{number:02}")
     looks = []

@@ -618,7 +618,7 @@ def test_an_earlier_jobs_records_are_not_shown_for_this_job(kfp, tmp_path, capsy
 # ------------------------------------------------------------------------------------------------
 
 
-def test_logs_of_pods_by_step_and_by_trial(fake, tmp_path, capsys):
+def test_logs_of_pods_are_shown_by_step_and_by_trial(fake, tmp_path, capsys):
     backend = fake(
         node_of(loss(0.1, log="epoch 1\n"), loss(0.2, log="epoch 2\n"), Play(log="exported\n"))
     )
@@ -634,7 +634,7 @@ def test_logs_of_pods_by_step_and_by_trial(fake, tmp_path, capsys):
     assert "did you mean 'export'" in capsys.readouterr().err
 
 
-def test_logs_of_this_machine(tmp_path, capsys):
+def test_logs_of_this_machine_are_shown(tmp_path, capsys):
     local_run(tmp_path)
     folder = tmp_path / "runs" / RUN_ID / "local"
     texts = {
@@ -659,7 +659,7 @@ def test_logs_of_this_machine(tmp_path, capsys):
 # ------------------------------------------------------------------------------------------------
 
 
-def test_down_ends_the_run_on_kubeflow_first_then_removes_its_objects_and_works_twice(
+def test_down_ends_the_run_on_kubeflow_then_removes_its_objects_and_may_be_repeated(
     fake, kfp, tmp_path, capsys
 ):
     number, run_id = kfp_run(kfp, "RUNNING")

@@ -293,7 +293,9 @@ def test_a_storage_that_pods_cannot_reach_is_refused():
         ("3.0.0", "newer major version"),
     ],
 )
-def test_a_server_of_the_wrong_version_gets_nothing(kfp, s3_bucket, version, message):
+def test_nothing_is_uploaded_to_a_server_of_an_unsupported_version(
+    kfp, s3_bucket, version, message
+):
     kfp.version = version
     with pytest.raises(ClusterError, match=message):
         submit.submit(config(s3_bucket), connect(kfp.url), "steps:1")
@@ -302,7 +304,7 @@ def test_a_server_of_the_wrong_version_gets_nothing(kfp, s3_bucket, version, mes
 
 
 @pytest.mark.parametrize("version", SUPPORTED)
-def test_a_server_gets_an_ir_that_it_takes(kfp, s3_bucket, version, tmp_path, capsys):
+def test_a_server_gets_an_ir_that_it_accepts(kfp, s3_bucket, version, tmp_path, capsys):
     kfp.version = version
     server = connect(kfp.url)
     submit.submit(config(s3_bucket, s3_secret="s3-keys"), server, "steps:1")
@@ -344,7 +346,7 @@ def test_no_file_is_written_for_a_server_that_is_too_old(kfp, tmp_path, capsys):
     assert not file.exists()
 
 
-def test_many_users_and_no_namespace_are_refused_before_anything_is_sent(kfp, s3_bucket):
+def test_a_multi_user_server_without_a_namespace_is_refused_before_any_upload(kfp, s3_bucket):
     """Such a server would share the pipeline with everybody, and then refuse the run."""
     kfp.multi_user = True
     server = connect(kfp.url)
@@ -370,7 +372,9 @@ def test_a_notebooks_own_namespace_is_used(kfp, s3_bucket, monkeypatch):
         ({"namespace": "physics"}, "mine", ["ServiceAccount mine", "namespace physics"]),
     ],
 )
-def test_a_single_users_server_says_where_steps_run(kfp, s3_bucket, capsys, values, account, facts):
+def test_with_a_single_user_server_the_note_names_where_steps_run(
+    kfp, s3_bucket, capsys, values, account, facts
+):
     submit.submit(config(s3_bucket, **values), connect(kfp.url), "steps:1", account=account)
     (note,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
     assert all(fact in note for fact in facts)
@@ -398,7 +402,7 @@ def test_a_search_space_too_long_for_an_argument_is_refused(kfp, s3_bucket, coun
     assert storage.entries(s3_bucket) == []
 
 
-def test_a_refusal_of_the_server_is_one_sentence(kfp, s3_bucket):
+def test_a_refusal_of_the_server_is_an_error_of_one_line(kfp, s3_bucket):
     server = connect(kfp.url)
     kfp.failures = [409]
     with pytest.raises(ClusterError, match="did not create the run: 409 the fake was told to fail"):
@@ -413,7 +417,7 @@ def test_a_refusal_of_the_server_is_one_sentence(kfp, s3_bucket):
         ("auto", {}, ("", "")),
     ],
 )
-def test_where_the_endpoint_comes_from(monkeypatch, requested, environment, expected):
+def test_the_endpoint_comes_from_flag_or_environment(monkeypatch, requested, environment, expected):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert endpoint(requested) == expected
@@ -424,7 +428,7 @@ def test_a_notebooks_token_means_its_own_cluster(tmp_path):
     assert endpoint("auto")[0] == "in-cluster"
 
 
-def test_a_run_is_made_again_with_one_change(kfp, s3_bucket, capsys):
+def test_rerun_submits_a_run_with_changed_parameters(kfp, s3_bucket, capsys):
     common = ["--host", kfp.url, "--s3-bucket", f"{s3_bucket}/jec", "--steps-image", "steps:1"]
     data = [f"--data-{split}=s3://b/{split}/*.root" for split in ("train", "val", "test")]
     assert pipeline.main([*common, *data, "--max-trials", "9", "--batch-size", "256"]) == 0
@@ -462,7 +466,7 @@ def test_start_at_is_submitted_with_the_run(kfp, s3_bucket):
     assert StartRecord.find(run.folder.start) is None
 
 
-def test_a_run_of_an_earlier_version_is_made_again(kfp, s3_bucket):
+def test_rerun_submits_a_run_of_an_earlier_version(kfp, s3_bucket):
     """Its parameters have the names of the fields, and its search space is text."""
     space = json.dumps([{"name": "start-lr", "type": "double", "min": 0.001, "max": 0.01}])
     earlier = config(
@@ -480,7 +484,7 @@ def test_a_run_of_an_earlier_version_is_made_again(kfp, s3_bucket):
     assert now["storage_bucket"] == f"{s3_bucket}/jec"
 
 
-def test_a_run_is_made_again_in_its_own_experiment_and_namespace(kfp, s3_bucket):
+def test_rerun_keeps_experiment_and_namespace(kfp, s3_bucket):
     """Both are no parameters of a run: the server says them."""
     kfp.multi_user = True
     values = {"experiment_name": "mine", "namespace": "physics"}
@@ -536,7 +540,7 @@ def test_inputs_that_cannot_be_used_are_refused_before_anything_is_sent(
     assert storage.entries(s3_bucket) == []
 
 
-def test_runs_whose_steps_ask_for_less_have_a_version_of_their_own(kfp, s3_bucket):
+def test_runs_with_other_resources_of_steps_have_their_own_version(kfp, s3_bucket):
     server = connect(kfp.url)
     usual = submit.submit(config(s3_bucket), server, "steps:1")
     small = submit.submit(config(s3_bucket, steps_cpus="100m"), server, "steps:1")
@@ -545,7 +549,7 @@ def test_runs_whose_steps_ask_for_less_have_a_version_of_their_own(kfp, s3_bucke
     assert (small.new_version, again.version, again.new_version) == (True, small.version, False)
 
 
-def test_a_submitted_pipeline_holds_what_is_fixed_when_it_is_compiled(kfp, s3_bucket, tmp_path):
+def test_a_submitted_pipeline_equals_the_one_compiled_to_a_file(kfp, s3_bucket, tmp_path):
     """The steps of a submitted run once had no login for XRootD: it was compiled without it."""
     fixed = {
         "steps_cpus": "100m",

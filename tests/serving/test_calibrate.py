@@ -96,7 +96,7 @@ def test_the_output_records_its_source_and_its_model(tmp_path, run, onnx):
     assert record["sha256"] == facts["sha256"]
 
 
-def test_several_files_and_threads(tmp_path, run):
+def test_answers_of_several_threads_reach_their_own_files(tmp_path, run):
     """Results of threads come back to their own file and entry."""
     samples = {f"f{n}": jets(700, seed=n) for n in range(1, 6)}
     for name, columns in samples.items():
@@ -215,7 +215,7 @@ def test_the_newest_cycle_of_a_tree_is_read(tmp_path, run):
     assert_answers(jets(40, 2), tmp_path / "out" / "x.root")
 
 
-def test_names_beyond_ascii(tmp_path, run):
+def test_names_beyond_ascii_are_kept(tmp_path, run):
     columns = jets(30)
     code, _, _ = run(
         write_jets(tmp_path / "Zürich µ" / "jets é.root", columns), output=tmp_path / "ergebnisß"
@@ -386,7 +386,7 @@ def _plain_nanoaod(folder: Path) -> Path:
         (lambda folder: folder / "nothing.root", ["no ROOT file matches"]),
     ],
 )
-def test_files_that_cannot_be_calibrated(tmp_path, run, make, facts):
+def test_files_that_cannot_be_calibrated_are_refused(tmp_path, run, make, facts):
     """One sentence with the file, exit code 2, nothing written."""
     code, out, err = run(make(tmp_path))
     assert code == 2
@@ -441,7 +441,7 @@ def test_an_empty_output_is_refused(tmp_path, onnx, capsys, monkeypatch):
     assert [entry.name for entry in tmp_path.iterdir()] == ["in"]
 
 
-def test_two_commands_with_two_models_at_once(tmp_path, run, monkeypatch):
+def test_of_two_commands_with_two_models_one_is_refused(tmp_path, run, monkeypatch):
     """One of them has the folder, and the other one says that it does not."""
     path = write_jets(tmp_path / "x.root", jets(10))
     other = write_model(tmp_path / "other.onnx", factor=0.002)
@@ -480,7 +480,7 @@ def test_the_error_names_a_killed_commands_record_to_delete(tmp_path, run):
     assert run(path, model=other)[0] == 0
 
 
-def test_a_disk_that_is_full_leaves_the_folder_to_other_models(tmp_path, run, monkeypatch):
+def test_a_command_that_failed_on_a_full_disk_leaves_no_record(tmp_path, run, monkeypatch):
     path = write_jets(tmp_path / "x.root", jets(10))
 
     def full(source, target):
@@ -618,7 +618,7 @@ def test_help_is_quick():
     assert answer.stdout.strip() == "False"
 
 
-def test_names_of_columns(onnx):
+def test_the_output_columns_are_named_after_the_jets(onnx):
     description = model.local_model(str(onnx)).description
     assert outputs.column_names(description, "PFNano") == {
         "calibrated_pt": "Jet_pt_calibrated",
@@ -631,7 +631,7 @@ def test_names_of_columns(onnx):
         model.local_model(str(onnx.parent / "other.onnx"))
 
 
-def test_jets_are_not_in_a_folder_twice(tmp_path, run):
+def test_jets_that_have_an_output_in_the_folder_are_refused(tmp_path, run):
     """With B/x.root beside it, the output of A/x.root would have another name than before."""
     for folder, seed in (("A", 1), ("B", 2)):
         write_jets(tmp_path / folder / "x.root", jets(50, seed))

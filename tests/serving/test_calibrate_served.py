@@ -166,7 +166,7 @@ def test_missing_features_of_a_server_are_reported(tmp_path, server, onnx, capsy
     assert not (tmp_path / "out").exists()
 
 
-def test_a_server_that_breaks_leaves_whole_files(tmp_path, server, capsys):
+def test_a_failing_server_leaves_only_whole_files(tmp_path, server, capsys):
     for name in "ab":
         write_jets(tmp_path / "in" / f"{name}.root", jets(100))
     out = ("--output", tmp_path / "out")
@@ -182,7 +182,7 @@ def test_a_server_that_breaks_leaves_whole_files(tmp_path, server, capsys):
     assert (tmp_path / "out" / "b.root").exists()
 
 
-def test_a_server_that_serves_another_model_meanwhile(tmp_path, server, capsys):
+def test_a_file_with_answers_of_two_models_is_not_written(tmp_path, server, capsys):
     """A file with answers of two models has no output."""
     for name in "ab":
         write_jets(tmp_path / "in" / f"{name}.root", jets(100))

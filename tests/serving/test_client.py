@@ -133,12 +133,12 @@ def test_a_refused_connection_is_an_error():
         client.infer({})
 
 
-def test_a_server_that_does_not_answer_in_time(serve_answers):
+def test_a_server_that_does_not_answer_in_time_is_an_error(serve_answers):
     with pytest.raises(Unreachable, match="did not answer within 0"):
         Client(serve_answers((200, ANSWER), delay=1.0), "m", timeout=0.1).infer({})
 
 
-def test_a_server_that_is_not_up_yet(serve_answers):
+def test_a_server_that_is_not_ready_is_an_error(serve_answers):
     with pytest.raises(NotServing, match=r"cannot serve model m \(503\): starting"):
         Client(serve_answers((503, {"error": "starting"})), "m").infer({})
 

@@ -102,7 +102,7 @@ def test_the_server_serves_the_model_of_config_pbtxt(server):
     }
 
 
-def test_a_wrong_shape_is_refused_in_the_servers_words(server, repository):
+def test_a_wrong_shape_is_refused_with_the_servers_message(server, repository):
     body = golden_request(repository)
     body["inputs"][0] |= {"shape": [1, 4, 19], "data": body["inputs"][0]["data"][:76]}
     with pytest.raises(
@@ -131,12 +131,12 @@ def test_more_jets_than_max_batch_size_are_refused(server, repository):
         Client(server.url, NAME).infer(body)
 
 
-def test_an_unknown_model_is_answered_with_those_there_are(server, repository):
+def test_the_error_for_an_unknown_model_lists_the_served_ones(server, repository):
     with pytest.raises(InputError, match="unknown model 'smal'; did you mean 'small'"):
         Client(server.url, "smal").infer(golden_request(repository))
 
 
-def test_listens_on_this_machine_only(server):
+def test_the_server_listens_on_this_machine_only(server):
     port = int(server.url.rsplit(":", 1)[1])
     addresses = [
         line.split()[1]
@@ -355,9 +355,7 @@ def test_a_port_lost_to_another_process_is_replaced_by_the_next(
     assert Client(server.url, NAME).ready()
 
 
-def test_runs_from_a_wheel_that_cannot_be_written_to(
-    start_triton, repository, tmp_path, monkeypatch
-):
+def test_triton_runs_from_a_read_only_wheel(start_triton, repository, tmp_path, monkeypatch):
     wheel = triton_wheel.find()
     stub = tmp_path / wheel.stub.name
     shutil.copyfile(wheel.stub, stub)

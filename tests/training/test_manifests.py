@@ -170,7 +170,7 @@ def test_a_resumed_trial_equals_katibs_except_for_the_collector(run):
     assert policy["backoffLimit"] == RESTARTS * replicas + 1
 
 
-def test_a_searched_flag_is_not_fixed_as_well():
+def test_a_searched_parameter_has_no_fixed_flag():
     space = '[{"name": "batch-size", "type": "discrete", "list": [100, 500]}]'
     run = Run(config=RunConfig(s3_bucket="s3://b/r", run_id="a-00000000", search_space=space))
     args = program_of(pods(experiment(run))[0]["spec"]["containers"][0])
@@ -290,7 +290,7 @@ def test_all_pods_get_the_clusters_settings():
     )
 
 
-def test_a_pod_that_asks_for_nothing_special_has_none_of_it():
+def test_a_default_pod_has_no_cluster_settings():
     spec = pods(experiment(run_with()))[0]["spec"]
     assert set(spec) == {"volumes", "containers", "securityContext"}
     assert [volume["name"] for volume in spec["volumes"]] == ["shared-memory"]

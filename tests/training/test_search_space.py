@@ -176,7 +176,7 @@ def test_names_inside_a_trial_are_camel_case():
     ("number", "plain"),
     [(5.0, "5"), (5e-5, "0.00005"), (0.1, "0.1"), (-3, "-3"), (1e6, "1000000")],
 )
-def test_numbers_are_plain(number, plain):
+def test_numbers_have_no_exponent(number, plain):
     assert text(number) == plain
 
 
@@ -234,7 +234,7 @@ def test_an_algorithm_that_cannot_search_the_space_is_refused(entry, algorithm, 
         assert fact in message
 
 
-def test_the_size_of_a_grid():
+def test_a_grid_has_the_product_of_its_lists():
     space = [
         {"name": "a", "type": "int", "min": 1, "max": 6, "step": 2},
         {"name": "b", "type": "double", "min": 0, "max": 0.2, "step": 0.1},
