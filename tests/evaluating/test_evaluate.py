@@ -164,12 +164,12 @@ def test_the_run_folder_gets_numbers_report_and_figures(run, capsys):
 
 
 @pytest.fixture
-def no_figures(monkeypatch):
+def undrawn(monkeypatch):
     """Without the figures, which take seconds."""
     monkeypatch.setattr(results, "figures_of", lambda _: [])
 
 
-@pytest.mark.usefixtures("no_figures")
+@pytest.mark.usefixtures("undrawn")
 def test_metrics_json_is_a_record_with_rounded_numbers(run):
     assert command(run) == 0
     content = read_strictly(run / "metrics.json")
@@ -185,7 +185,7 @@ def test_metrics_json_is_a_record_with_rounded_numbers(run):
     assert not {"baseline", "uncorrected", "gain_over_baseline"} & set(content["bins"][0])
 
 
-@pytest.mark.usefixtures("no_figures")
+@pytest.mark.usefixtures("undrawn")
 def test_a_model_that_fails_is_an_answer_and_not_an_error(run, capsys):
     put_model(run, linear_model(0.1, offset=0.05))
     assert command(run) == 0
@@ -207,7 +207,7 @@ def earlier(run, tmp_path):
     return folder
 
 
-@pytest.mark.usefixtures("no_figures")
+@pytest.mark.usefixtures("undrawn")
 def test_a_baseline_is_measured_on_the_same_jets(run, earlier, capsys):
     assert command(run, "--baseline", str(earlier)) == 0
     metrics = read_strictly(run / "metrics.json")
@@ -237,7 +237,7 @@ def test_a_baseline_that_was_not_evaluated_is_refused(run, tmp_path, capsys):
     assert "has no metrics.json" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("no_figures")
+@pytest.mark.usefixtures("undrawn")
 def test_the_answers_are_those_of_the_model_whatever_the_batch_size(run):
     session = load_session(str(run), "pfn")
     jets = make_jets(1001)
@@ -247,7 +247,7 @@ def test_the_answers_are_those_of_the_model_whatever_the_batch_size(run):
         assert answers.correction == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.usefixtures("no_figures")
+@pytest.mark.usefixtures("undrawn")
 def test_the_uncertainty_of_a_quantile_network_is_measured(run, capsys):
     put_model(run, linear_model(0.1, [0, -0.1, 0.1], columns=["median", "q16", "q84"]))
     assert command(run) == 0
@@ -263,7 +263,7 @@ def test_the_uncertainty_of_a_quantile_network_is_measured(run, capsys):
     assert "jets between the model's q16 and q84: " in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("no_figures")
+@pytest.mark.usefixtures("undrawn")
 def test_one_answer_a_jet_has_no_uncertainty(run):
     put_model(run, linear_model(0.1, columns=["output"]))
     assert command(run) == 0
@@ -278,7 +278,7 @@ def test_columns_that_the_model_does_not_have_are_refused(run, capsys):
     assert "its output has 2" in error
 
 
-@pytest.mark.usefixtures("no_figures")
+@pytest.mark.usefixtures("undrawn")
 def test_the_speed_is_told_with_what_it_was_measured_on(run):
     assert command(run, "--batch-size", "500") == 0
     speed = read_strictly(run / "metrics.json")["inference"]
@@ -288,7 +288,7 @@ def test_the_speed_is_told_with_what_it_was_measured_on(run):
     assert speed["processor"]
 
 
-@pytest.mark.usefixtures("no_figures")
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
     ("label", "passes"),
     [
@@ -299,7 +299,7 @@ def test_the_speed_is_told_with_what_it_was_measured_on(run):
         ("np.log(genJetPt / (2 * jetPt))", False),
     ],
 )
-def test_a_model_of_another_label_is_refused_with_the_cause(run, no_figures, label, passes):
+def test_a_model_of_another_label_is_refused_with_the_cause(run, undrawn, label, passes):
     model = onnx.load_from_string(linear_model(0.1))
     onnx.helper.set_model_props(model, {"label": json.dumps({"target": label})})
     put_model(run, model.SerializeToString())
@@ -317,7 +317,7 @@ def test_a_run_without_search_or_export_record_is_measured(run):
     assert read_strictly(run / "metrics.json")["trial"] is None
 
 
-@pytest.mark.usefixtures("no_figures")
+@pytest.mark.usefixtures("undrawn")
 def test_the_trial_given_is_the_one_reported(run):
     assert command(run, "--trial", "pfn-0a1b2c3d-a") == 0
     assert read_strictly(run / "metrics.json")["trial"] == "pfn-0a1b2c3d-a"
@@ -365,7 +365,7 @@ def test_the_model_under_test_is_valid_onnx():
 
 @pytest.mark.parametrize(("factor", "passes"), [(1.0, True), (2.0, False)])
 def test_a_label_of_more_than_observers_is_judged_by_its_values(
-    run, no_figures, monkeypatch, factor, passes
+    run, undrawn, monkeypatch, factor, passes
 ):
     jets = make_jets(2500)
     test = TestJets(jets)
