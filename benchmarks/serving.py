@@ -407,7 +407,7 @@ def pieces(onnx_path: Path) -> Callable[[Inputs], Any]:
 
     options, cores = onnxruntime.SessionOptions(), len(os.sched_getaffinity(0))
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
+    one = onnxruntime.InferenceSession(
         os.fspath(onnx_path), options, providers=["CPUExecutionProvider"]
     )
     pool = ThreadPoolExecutor(cores)
@@ -419,7 +419,7 @@ def pieces(onnx_path: Path) -> Callable[[Inputs], Any]:
             {name: x[start : start + most] for name, x in feed.items()}
             for start in range(0, count, most)
         ]
-        return list(pool.map(functools.partial(session.run, None), parts))
+        return list(pool.map(functools.partial(one.run, None), parts))
 
     return run
 
@@ -613,10 +613,10 @@ def measure_run(report: Report, rounds: int, run: str) -> None:
         sessions = {name: session(folder.onnx(name), threads=threads) for name in names}
         for batch in (1, 32, 1000):
             contenders = {}
-            for name, model in sessions.items():
+            for name, one in sessions.items():
                 jets_of = np.arange(batch) % 100
                 feed = {key: np.ascontiguousarray(x[jets_of]) for key, x in requests[name].items()}
-                contenders[name] = rate(_runner(model, feed), batch)
+                contenders[name] = rate(_runner(one, feed), batch)
             runs = data[f"batch {batch}, threads {threads}"] = alternate(contenders, rounds)
             features, raw = runs.values()
             spreads = (Spread.of(of_model).text() for of_model in (features, raw))

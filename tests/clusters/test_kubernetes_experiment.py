@@ -204,7 +204,7 @@ def test_a_trial_that_katib_adds_for_one_without_metrics_is_stopped(fake):
     assert result.optimal == result.trials[1].name
 
 
-def test_katib_keeps_a_nan_as_its_optimum_but_our_optimum_is_a_number(fake):
+def test_a_number_after_a_loss_that_is_none_is_katibs_optimum_only_below_zero(fake):
     backend = fake(node_of(loss("nan"), loss(0.2)))
     result = backend.run_experiment(experiment(["nan", "0.2"], parallel=1))
     status = backend.api.find("experiments", SEARCH)["status"]

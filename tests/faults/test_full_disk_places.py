@@ -35,7 +35,7 @@ LARGE = 2**21
 INODES = 40
 
 
-def mount_tmpfs(folder, options):
+def mounted(folder, options):
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
     if os.getuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
@@ -45,7 +45,7 @@ def mount_tmpfs(folder, options):
 @pytest.fixture
 def disk(tmp_path):
     """A real disk of 1 MB that is empty."""
-    mount_tmpfs(tmp_path / "disk", f"size=1m,nr_inodes={INODES}")
+    mounted(tmp_path / "disk", f"size=1m,nr_inodes={INODES}")
     yield tmp_path / "disk"
     subprocess.run(["umount", "--lazy", str(tmp_path / "disk")], check=True)
 

@@ -73,7 +73,7 @@ def jets(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def undisturbed_run(jets, tmp_path_factory):
+def undisturbed(jets, tmp_path_factory):
     output = tmp_path_factory.mktemp("undisturbed")
     code, text = end_of(pipeline(output, *FLAGS, *jets))
     assert code == 0, text
@@ -111,14 +111,12 @@ def results(run: Path) -> dict:
     }
 
 
-def differences(expected: dict, other: dict) -> list[str]:
+def differences(one: dict, other: dict) -> list[str]:
     """The parts of two results, and of their metrics, that are not equal."""
-    parts = [name for name in expected if expected[name] != other[name]]
-    for name in expected["metrics"]:
-        if expected["metrics"][name] != other["metrics"].get(name):
-            parts.append(
-                f"metrics.{name}: {expected['metrics'][name]} {other['metrics'].get(name)}"
-            )
+    parts = [name for name in one if one[name] != other[name]]
+    for name in one["metrics"]:
+        if one["metrics"][name] != other["metrics"].get(name):
+            parts.append(f"metrics.{name}: {one['metrics'][name]} {other['metrics'].get(name)}")
     return parts
 
 
@@ -157,7 +155,7 @@ def fill_when(moment, disk: Path, process) -> Path:
 
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("point", MOMENTS)
-def test_a_run_resumes_after_its_disk_was_full(point, disk, jets, undisturbed_run):
+def test_a_run_goes_on_after_its_disk_was_full(point, disk, jets, undisturbed):
     runs = disk / "runs"
     process = pipeline(runs, *FLAGS, *jets)
     balloon = fill_when(MOMENTS[point], disk, process)
@@ -177,7 +175,7 @@ def test_a_run_resumes_after_its_disk_was_full(point, disk, jets, undisturbed_ru
     balloon.unlink()
     code, text = end_of(pipeline(runs, "--resume", run.name, *FLAGS, *jets))
     assert code == 0, text
-    assert differences(results(run), results(undisturbed_run)) == []
+    assert differences(results(run), results(undisturbed)) == []
     assert not (run / ".reserve").exists()
 
 
@@ -206,20 +204,18 @@ def step(name: str, run: Path) -> tuple[int, str]:
 
 
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize("remaining_bytes", [0, LEFT_BYTES], ids=["full", "12 kB left"])
+@pytest.mark.parametrize("left", [0, LEFT_BYTES], ids=["full", "12 kB left"])
 @pytest.mark.parametrize("name", RESULTS)
-def test_a_step_on_a_full_disk_fails_and_may_be_repeated(
-    name, remaining_bytes, disk, undisturbed_run
-):
+def test_a_step_on_a_full_disk(name, left, disk, undisturbed):
     """Its run was moved to that disk, with the room that earlier steps kept for its status."""
-    shutil.copytree(undisturbed_run.parent, disk / "runs", symlinks=True)
-    run = disk / "runs" / undisturbed_run.name
+    shutil.copytree(undisturbed.parent, disk / "runs", symlinks=True)
+    run = disk / "runs" / undisturbed.name
     for place in RESULTS[name]:
         path = run / place
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     (run / RESERVE).write_bytes(bytes(RESERVED_BYTES))
     balloon = disk / "other"
-    balloon.write_bytes(b"\0" * (space.free_bytes(disk) - remaining_bytes))
+    balloon.write_bytes(b"\0" * (space.free_bytes(disk) - left))
 
     code, text = step(name, run)
     assert code == 1, text
@@ -234,4 +230,4 @@ def test_a_step_on_a_full_disk_fails_and_may_be_repeated(
     balloon.unlink()
     code, text = step(name, run)
     assert code == 0, text
-    assert differences(results(run), results(undisturbed_run)) == []
+    assert differences(results(run), results(undisturbed)) == []

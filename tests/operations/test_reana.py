@@ -55,7 +55,7 @@ def jets(folder, splits=("test",)):
         write_jets(folder / "jets" / split / "a.root", synthetic_jets(300, seed))
 
 
-def test_the_files_equal_the_golden_ones(tmp_path, update_golden):
+def test_the_files_are_the_golden_ones(tmp_path, update_golden):
     jets(tmp_path)
     render(tmp_path, **SETTINGS)
     for name in ("reana.yaml", "Snakefile"):

@@ -111,7 +111,7 @@ def test_pods_pass_pod_security_restricted_unless_they_mount_a_folder_of_the_nod
             assert pod_security(pod["spec"]) == expected
 
 
-def test_a_pod_without_our_fields_does_not_pass_pod_security_restricted():
+def test_a_pod_as_such_does_not_pass_pod_security_restricted():
     """The rules are all there: what a pod has to say is not there by default."""
     rules = ("allowPrivilegeEscalation", "capabilities.drop", "runAsNonRoot", "seccompProfile")
     pod = {"containers": [{"name": "c"}], "volumes": [{"name": "v", "hostPath": {"path": "/"}}]}
