@@ -27,7 +27,7 @@ def error_of(check, *args):
     return str(error.value)
 
 
-def parameter(**entry):
+def one(**entry):
     return parse(json.dumps({"parameters": [entry]}))[0]
 
 
@@ -43,7 +43,7 @@ def test_our_own_spaces_fit_our_own_networks(name, network):
     assert ("k" in [p.name for p in space]) == ("particle_net" in network)
 
 
-def test_a_space_survives_a_pipeline_parameter():
+def test_a_space_survives_a_pipeline_one():
     space = load(str(ROOT / "training" / "search_space.yaml"))
     line = to_json(space)
     assert "\n" not in line
@@ -121,7 +121,7 @@ def test_a_value_that_katib_would_change_is_refused(value, text):
 
 @pytest.mark.parametrize("value", ["(0.16, 0.5, 0.84)", "a b", "a&b;c|d>e", "$HOME", "*", "`id`"])
 def test_a_value_that_only_a_shell_would_change_is_taken(value):
-    assert parameter(name="a", type="categorical", list=["plain", value]).list == ("plain", value)
+    assert one(name="a", type="categorical", list=["plain", value]).list == ("plain", value)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_files_that_do_not_parse_are_refused(content, facts):
     ],
 )
 def test_numbers_are_strings_in_an_experiment(entry, space):
-    assert parameter(name="a-b", **entry).as_katib() == {
+    assert one(name="a-b", **entry).as_katib() == {
         "name": "a-b",
         "parameterType": entry["type"],
         "feasibleSpace": space,
@@ -169,7 +169,7 @@ def test_numbers_are_strings_in_an_experiment(entry, space):
 
 
 def test_names_inside_a_trial_are_camel_case():
-    assert parameter(name="num-conv-layers", type="int", min=1, max=2).trial_name == "numConvLayers"
+    assert one(name="num-conv-layers", type="int", min=1, max=2).trial_name == "numConvLayers"
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_a_parameter_that_the_network_does_not_take_is_refused(source, facts):
         assert fact in message
 
 
-def test_a_network_that_takes_any_keyword_takes_any_parameter():
+def test_a_network_that_takes_any_keyword_takes_any_one():
     from training.network_options import check_options
 
     source = "def get_model(data_config, **options): ...\nfrom losses import get_loss"
@@ -229,7 +229,7 @@ def test_a_network_that_takes_any_keyword_takes_any_parameter():
     ],
 )
 def test_an_algorithm_that_cannot_search_the_space_is_refused(entry, algorithm, facts):
-    message = error_of(check_algorithm, [parameter(name="a", **entry)], algorithm)
+    message = error_of(check_algorithm, [one(name="a", **entry)], algorithm)
     for fact in [f"algorithm {algorithm}", *facts]:
         assert fact in message
 
@@ -272,7 +272,7 @@ def test_a_value_that_the_training_does_not_take_is_refused(entry, value):
     from training.network_options import check_options
 
     source = "def get_model(c): ...\ndef get_loss(c): ..."
-    message = error_of(check_options, [parameter(**entry)], "net.py", source)
+    message = error_of(check_options, [one(**entry)], "net.py", source)
     assert f"parameter '{entry['name']}', value {value}" in message
 
 
@@ -331,7 +331,7 @@ def test_the_network_is_built_with_the_extremes_of_the_space_and_takes_jets(entr
         "kind": {"name": "kind", "type": "categorical", "list": ["plain"]},
     }
     entries[entry["name"]] = entry
-    space = [parameter(**values) for values in entries.values()]
+    space = [one(**values) for values in entries.values()]
     network = NetworkFile(uri="net.py", source=NETWORK)
     jets = {"inputs": {"flat": {"length": None, "vars": [f"x{number}" for number in range(8)]}}}
     labels = {"labels": {"type": "custom", "value": {"t": "y"}}}
@@ -381,6 +381,6 @@ def test_a_value_that_the_network_file_rules_out_is_refused_without_building_it(
     from training.network_options import check_options
 
     path = ROOT / "networks" / "pfn_regressor_open.py"
-    message = error_of(check_options, [parameter(**entry)], str(path), path.read_text())
+    message = error_of(check_options, [one(**entry)], str(path), path.read_text())
     for fact in [f"parameter '{entry['name']}'", *facts]:
         assert fact in message
