@@ -43,7 +43,7 @@ def test_our_own_spaces_fit_our_own_networks(name, network):
     assert ("k" in [p.name for p in space]) == ("particle_net" in network)
 
 
-def test_a_space_survives_a_pipeline_one():
+def test_a_space_survives_a_pipeline_parameter():
     space = load(str(ROOT / "training" / "search_space.yaml"))
     line = to_json(space)
     assert "\n" not in line
@@ -207,7 +207,7 @@ def test_a_parameter_that_the_network_does_not_take_is_refused(source, facts):
         assert fact in message
 
 
-def test_a_network_that_takes_any_keyword_takes_any_one():
+def test_a_network_that_takes_any_keyword_takes_any_parameter():
     from training.network_options import check_options
 
     source = "def get_model(data_config, **options): ...\nfrom losses import get_loss"
