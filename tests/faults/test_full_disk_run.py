@@ -22,6 +22,7 @@ import torch
 from common.project import ROOT
 from common.storage import space
 from components.step import LOCAL_DIR, RESERVE, RESERVED_BYTES
+from tests.disks import fill, small_disk
 from tests.weaver.conftest import synthetic_jets, write_jets
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
@@ -126,13 +127,8 @@ def digest(path: Path) -> str:
 
 @pytest.fixture
 def disk(tmp_path):
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(folder)]
-    if os.getuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("only root may mount a small disk")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    with small_disk(tmp_path / "disk", f"size={DISK_MB}m") as folder:
+        yield folder
 
 
 MOMENTS = {
@@ -214,8 +210,7 @@ def test_a_step_on_a_full_disk(name, left, disk, undisturbed):
         path = run / place
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     (run / RESERVE).write_bytes(bytes(RESERVED_BYTES))
-    balloon = disk / "other"
-    balloon.write_bytes(b"\0" * (space.free_bytes(disk) - left))
+    balloon = fill(disk, left)
 
     code, text = step(name, run)
     assert code == 1, text
