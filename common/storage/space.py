@@ -33,6 +33,14 @@ write a readonly database"."""
 SHARED_MEMORY = "/dev/shm"  # noqa: S108  # named in errors; nothing is written there
 UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
+_private_folders: set[str] = set()
+"""Folders that this process made among the temporary files, and that go with it."""
+
+
+def add_private_folder(path: str | os.PathLike[str]) -> None:
+    """Let errors name the folder above this one, a temporary one that is removed afterwards."""
+    _private_folders.add(os.path.abspath(path))
+
 
 def free_bytes(path: str | os.PathLike[str]) -> int:
     """Return how many bytes this user may still write on the disk of a path, which need not exist.
@@ -72,7 +80,7 @@ def require(path: str | os.PathLike[str], num_bytes: int, what: str) -> None:
 
 def sentence(error: OSError, path: str | os.PathLike[str], num_bytes: int | None = None) -> str:
     """The error of a full disk: the folder, what is free in it, and what was needed if known."""
-    folder = _folder_of(path)
+    folder = _lasting_folder(path)
     cause, free = "the disk is full", f"{size_text(free_bytes(folder))} free"
     if error.errno == errno.EDQUOT:
         cause, free = "your quota is used up", f"{free} for others"
@@ -218,6 +226,15 @@ def size_text(size: int) -> str:
     while number >= 1000 and unit < len(UNITS) - 1:
         number, unit = number / 1000, unit + 1
     return f"{number:.0f} {UNITS[unit]}" if unit == 0 else f"{number:.1f} {UNITS[unit]}"
+
+
+def _lasting_folder(path: str | os.PathLike[str]) -> str:
+    """The nearest folder above a path that exists, and that is no private one of this process."""
+    folder = _folder_of(path)
+    for private in _private_folders:
+        if f"{folder}{os.sep}".startswith(f"{private}{os.sep}"):
+            return os.path.dirname(private)
+    return folder
 
 
 def _folder_of(path: str | os.PathLike[str]) -> str:

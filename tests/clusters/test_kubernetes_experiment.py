@@ -204,6 +204,17 @@ def test_the_trial_that_katib_makes_for_one_without_metrics_does_not_run_on(fake
     assert result.optimal == result.trials[1].name
 
 
+def test_a_trial_that_ends_after_the_one_that_katib_adds_is_removed_while_it_runs(fake):
+    """The third trial of two counts as the second one, and ends the experiment."""
+    crash = Play(seconds=60, exit_code=1)
+    backend = fake(node_of(crash, Play(), loss(0.1)))
+    result = backend.run_experiment(experiment(["broken", "silent"], parallel=2))
+    statuses = [trial.status for trial in result.trials]
+    assert statuses == ["Killed", "MetricsUnavailable", "Succeeded"]
+    assert result.trials[0].reason
+    assert backend.api.find("trials", result.trials[0].name) is None
+
+
 def test_a_number_after_a_loss_that_is_none_is_katibs_optimum_only_below_zero(fake):
     backend = fake(node_of(loss("nan"), loss(0.2)))
     result = backend.run_experiment(experiment(["nan", "0.2"], parallel=1))

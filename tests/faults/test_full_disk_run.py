@@ -22,6 +22,8 @@ import torch
 from common.project import ROOT
 from common.storage import space
 from components.step import LOCAL_DIR, RESERVE, RESERVED_BYTES
+from serving import server_folder, triton
+from tests.disks import fill, small_disk
 from tests.weaver.conftest import synthetic_jets, write_jets
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
@@ -126,13 +128,8 @@ def digest(path: Path) -> str:
 
 @pytest.fixture
 def disk(tmp_path):
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(folder)]
-    if os.getuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("only root may mount a small disk")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    with small_disk(tmp_path / "disk", f"size={DISK_MB}m") as folder:
+        yield folder
 
 
 MOMENTS = {
@@ -183,14 +180,26 @@ RESULTS = {
     "search": ["search.json", "search.html", "trials.csv", "trials", "local/search"],
     "export": ["model", "golden", "model_card.json", "model_card.md", "local/jobs"],
     "evaluate": ["metrics.json", "report.html", "figures", "local/jobs"],
+    "deploy": ["service.json", "local/services"],
 }
 """Step -> what it makes."""
+
+
+def servers_of(run: Path) -> list[server_folder.Running]:
+    """The model servers of a run that run now."""
+    servers = []
+    for server in server_folder.running():
+        if any(Path(folder).is_relative_to(run) for folder in server.models.values()):
+            servers.append(server)
+    return servers
 
 
 def step(name: str, run: Path) -> tuple[int, str]:
     """Run one step of a run alone."""
     command = [sys.executable, "-m", f"components.{name}", "--run", str(run)]
-    if name != "search":
+    if name == "deploy":
+        command += ["--passed", "true"]
+    elif name != "search":
         command += ["--trial", next(run.glob("trials/*")).name]
     process = subprocess.Popen(
         command,
@@ -214,8 +223,7 @@ def test_a_step_on_a_full_disk(name, left, disk, undisturbed):
         path = run / place
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     (run / RESERVE).write_bytes(bytes(RESERVED_BYTES))
-    balloon = disk / "other"
-    balloon.write_bytes(b"\0" * (space.free_bytes(disk) - left))
+    balloon = fill(disk, left)
 
     code, text = step(name, run)
     assert code == 1, text
@@ -226,8 +234,15 @@ def test_a_step_on_a_full_disk(name, left, disk, undisturbed):
     assert f" in {disk}" in entry["reason"]
     assert len(entry["reason"].splitlines()) == 1
     assert text.splitlines()[-1] == f"error: {entry['reason']}"
+    assert servers_of(run) == []
 
     balloon.unlink()
     code, text = step(name, run)
+    servers = servers_of(run)
+    for server in servers:
+        triton.stop(server.pid)
     assert code == 0, text
+    assert len(servers) == (name == "deploy")
     assert differences(results(run), results(undisturbed)) == []
+    if name == "deploy":  # it compared the answers
+        assert json.loads((run / "service.json").read_text())["url"] == servers[0].url
