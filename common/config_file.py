@@ -20,6 +20,7 @@ from common import yaml_text
 from common.cli import Parser
 from common.config import RETIRED, RunConfig, flag, with_former_defaults, with_types
 from common.errors import InputError, unknown
+from common.storage import nearby
 
 VARIABLE = "JEC_CONFIG"
 LARGEST_BYTES = 1_000_000
@@ -123,7 +124,7 @@ class Flags:
         result = _as(kind, value)
         if result is None:
             hint = "; write it in quotes" if kind is str and isinstance(value, bool) else ""
-            raise InputError(f"{where}: {key} is {_NAMES[kind]}, not {_name(value)}{hint}")
+            raise InputError(f"{where}: {key} must be {_NAMES[kind]}, not {_name(value)}{hint}")
         if action.choices and result not in action.choices:
             raise InputError(f"{where}: {key}: {unknown('value', result, action.choices)}")
         if kind is str and callable(action.type):
@@ -158,7 +159,7 @@ def _text(path: str, where: str) -> str:
         with Path(path).expanduser().open("rb") as file:
             content = file.read(LARGEST_BYTES + 1)
     except FileNotFoundError:
-        raise InputError(f"{where}: there is no such file") from None
+        raise InputError(f"{where}: {nearby.missing_file(path)}") from None
     except (OSError, ValueError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{where} cannot be read: {reason}") from None

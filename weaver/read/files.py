@@ -366,7 +366,7 @@ def missing_branches(
     for name in names:
         branch = unknown("branch", plan.branches[name], branches)
         parts.append(f"{branch} ({config.source} uses it in {config.used_by(name)})")
-    return InputError(f"{uri}: {'; '.join(parts)}")
+    return InputError(f"{uri}: {'; '.join(parts)}; correct the data config, or give other files")
 
 
 def inspect(entry: Entry, config: DataConfig, plan: Plan) -> DataFile:
@@ -516,7 +516,10 @@ def _inspect_hdf5(entry: Entry, plan: Plan) -> DataFile:
         for branch in columns.values():
             kind = hdf5.unreadable_type(file, branch)
             if kind:
-                raise InputError(f"{entry.uri}: array '{branch}' is not readable: {kind}")
+                raise InputError(
+                    f"{entry.uri}: array '{branch}' is not readable: {kind}; write numbers, one or"
+                    " a fixed number for each jet"
+                )
         count = hdf5.num_jets(entry.uri, file, columns.values())
         return DataFile(
             entry=entry,
@@ -537,7 +540,10 @@ def _inspect_parquet(entry: Entry, plan: Plan) -> DataFile:
             if kind is None and parquet.is_text(file, branch) and not plan.is_operand(name):
                 kind = "text; only expressions can use it, as in label == 'QCD'"
             if kind:
-                raise InputError(f"{entry.uri}: column '{branch}' is not readable: {kind}")
+                raise InputError(
+                    f"{entry.uri}: column '{branch}' is not readable: {kind}; write numbers or"
+                    " lists of numbers"
+                )
         count = file.metadata.num_rows
         size = parquet.uncompressed_bytes(file, columns.values())
         types = {}
