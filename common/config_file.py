@@ -96,8 +96,13 @@ class Flags:
             places = "; ".join(f"--{flag(name)} is from {origins[name]}" for name in origins)
             error.args = (f"{error} ({places})",)
 
-    def as_yaml(self, args: argparse.Namespace) -> str:
-        """Return the values of all keys as a file for --config, in the groups of --help."""
+    def as_yaml(self, args: argparse.Namespace, without: Mapping[str, Any]) -> str:
+        """Return the values of all keys as a file for --config, in the groups of --help.
+
+        Args:
+            args: All flags.
+            without: Key -> value with which the key is left out.
+        """
         import yaml
 
         lines = []
@@ -108,6 +113,8 @@ class Flags:
                 lines.append(f"# {group.title}")
             for key in keys:
                 value = getattr(args, key)
+                if key in without and value == without[key]:
+                    continue
                 plain = str(value) if isinstance(value, Path) else value
                 text = yaml.safe_dump({key: plain}, width=math.inf, allow_unicode=True)
                 lines.append(text.rstrip("\n"))

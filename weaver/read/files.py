@@ -114,6 +114,8 @@ class DataFile:
     """Column -> type to cast it to, if its type differs between files."""
     baskets: root_tree.Tree | None = dataclasses.field(default=None, repr=False, compare=False)
     """The baskets of the branches, if the file can be read without uproot."""
+    fallbacks: list[str] = dataclasses.field(default_factory=list, repr=False, compare=False)
+    """Why uproot decoded a range of entries in place of our decoder; each range adds a reason."""
     part: Part = WHOLE
     """The range of entries to use."""
     alone: bool = False
@@ -236,6 +238,29 @@ def _folder_contents(pattern: str) -> str:
     text = ", ".join(names[:MOST_NAMES]) or "none"
     more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
     return f"; data files in {folder}: {text}{more}"
+
+
+def note_on_uproot(files: Iterable[DataFile]) -> str:
+    """Return a line on the ROOT files that uproot reads, because that takes longer; "" if none."""
+    of_root = [file for file in files if file.tree and file.num_entries]
+    slow = [file.entry.uri for file in of_root if file.baskets is None]
+    if not slow:
+        return ""
+    return (
+        f"note: {len(slow)} of {len(of_root)} ROOT files have a form that only uproot reads, which"
+        f" takes longer (RNTuple, nested branches, objects): {_list_names(slow)}"
+    )
+
+
+def note_on_fallbacks(files: Iterable[DataFile]) -> str:
+    """Return a line on the files for which our decoder failed and uproot took over; "" if none."""
+    failed = [file for file in files if file.fallbacks]
+    if not failed:
+        return ""
+    return (
+        f"note: the decoder of ROOT files failed for {_list_names([f.entry.uri for f in failed])}"
+        f" ({failed[0].fallbacks[0]}); uproot read them instead"
+    )
 
 
 # ----------------------------------------------------------------------------------------- checks
@@ -827,7 +852,8 @@ def _columns(
             return baskets.columns(fetch, branches, start, stop)
     except StorageError:
         raise
-    except Exception:  # uproot may be able to read the file, or says what is wrong
+    except Exception as error:  # uproot may be able to read the file, or says what is wrong
+        file.fallbacks.append(f"{type(error).__name__}: {error}")
         with open_file(file.entry.uri) as file_object:
             tree = file_object[file.tree]
             uproot_branches = _branches_named(tree, set(branches))
