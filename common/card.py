@@ -13,6 +13,7 @@ from common import storage, yaml_text
 from common.config import NONE
 from common.errors import InputError
 from common.project import here
+from common.storage import nearby
 
 TABLES = (".yaml", ".yml", ".json")
 ENDINGS = (*TABLES, ".md")
@@ -27,7 +28,7 @@ def read(path: str) -> tuple[Facts, str]:
     place = here(path)
     ending = _ending(path)
     if not storage.exists(place):
-        raise InputError(f"--card {path}: there is no such file")
+        raise InputError(f"--card {path}: {nearby.missing_file(place)}")
     text = storage.read_text(place)
     if ending not in TABLES:
         return {}, text

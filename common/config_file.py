@@ -20,6 +20,7 @@ from common import yaml_text
 from common.cli import Parser
 from common.config import RETIRED, RunConfig, flag, with_former_defaults, with_types
 from common.errors import InputError, unknown
+from common.storage import nearby
 
 VARIABLE = "JEC_CONFIG"
 LARGEST_BYTES = 1_000_000
@@ -95,8 +96,13 @@ class Flags:
             places = "; ".join(f"--{flag(name)} is from {origins[name]}" for name in origins)
             error.args = (f"{error} ({places})",)
 
-    def as_yaml(self, args: argparse.Namespace) -> str:
-        """Return the values of all keys as a file for --config, in the groups of --help."""
+    def as_yaml(self, args: argparse.Namespace, without: Mapping[str, Any]) -> str:
+        """Return the values of all keys as a file for --config, in the groups of --help.
+
+        Args:
+            args: All flags.
+            without: Key -> value with which the key is left out.
+        """
         import yaml
 
         lines = []
@@ -107,6 +113,8 @@ class Flags:
                 lines.append(f"# {group.title}")
             for key in keys:
                 value = getattr(args, key)
+                if key in without and value == without[key]:
+                    continue
                 plain = str(value) if isinstance(value, Path) else value
                 text = yaml.safe_dump({key: plain}, width=math.inf, allow_unicode=True)
                 lines.append(text.rstrip("\n"))
@@ -123,7 +131,7 @@ class Flags:
         result = _as(kind, value)
         if result is None:
             hint = "; write it in quotes" if kind is str and isinstance(value, bool) else ""
-            raise InputError(f"{where}: {key} is {_NAMES[kind]}, not {_name(value)}{hint}")
+            raise InputError(f"{where}: {key} must be {_NAMES[kind]}, not {_name(value)}{hint}")
         if action.choices and result not in action.choices:
             raise InputError(f"{where}: {key}: {unknown('value', result, action.choices)}")
         if kind is str and callable(action.type):
@@ -158,7 +166,7 @@ def _text(path: str, where: str) -> str:
         with Path(path).expanduser().open("rb") as file:
             content = file.read(LARGEST_BYTES + 1)
     except FileNotFoundError:
-        raise InputError(f"{where}: there is no such file") from None
+        raise InputError(f"{where}: {nearby.missing_file(path)}") from None
     except (OSError, ValueError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{where} cannot be read: {reason}") from None

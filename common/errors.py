@@ -6,6 +6,7 @@
     │   ├── DamagedCheckpoint    a .pt file is not as it was written  (weaver.fit.checkpoint)
     │   ├── MissingFile          a web server has no such file        (common.storage.http)
     │   ├── WebPage              a web page came in place of data     (common.storage.http)
+    │   ├── NoCredentials        no keys are set for S3                (common.storage.s3)
     │   ├── AuthError            no valid login for Kubeflow                (operations.auth)
     │   └── NoCluster            no Kubernetes cluster is configured        (clusters.api)
     ├── StorageError             a read or write in the storage failed
@@ -50,6 +51,7 @@ __all__ = [
     "InputError",
     "InterruptedRun",
     "JecError",
+    "NoCredentials",
     "StorageError",
     "TrainingError",
     "UnreachableError",
@@ -63,6 +65,10 @@ FULL_DISK = 74
 """Exit code of a trial or job whose disk is full: EX_IOERR of sysexits.h."""
 PASSING_FAILURE = 75
 """Exit code of a trial or job that failed for another reason that may pass: EX_TEMPFAIL."""
+
+
+class NoCredentials(InputError):
+    """No keys are set for S3. It says nothing about the file."""
 
 
 class StorageError(JecError):

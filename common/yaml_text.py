@@ -32,7 +32,9 @@ def load(text: str, where: str) -> Any:
         finally:
             loader.dispose()
     except yaml.YAMLError as error:
-        raise InputError(f"{where} is neither YAML nor JSON: {_problem(error)}") from None
+        raise InputError(
+            f"{where} is neither YAML nor JSON: {_problem(error)}; correct the file there"
+        ) from None
     except RecursionError:
         raise InputError(
             f"{where}: lists and mappings are nested more than {DEEPEST} deep; flatten them"

@@ -242,7 +242,7 @@ def glob(pattern: str) -> list[Entry]:
     try:
         parts = urllib.parse.urlsplit(pattern)
     except ValueError as error:
-        raise InputError(f"'{pattern}' is no address: {error}") from None
+        raise InputError(f"'{pattern}' is no address: {error}; write https://server/path") from None
     root = f"{parts.scheme}://{parts.netloc}"
     files = matching_files(root, parts.path, WILDCARDS, _children)
     return [_entry(file.uri) for file in files]
@@ -364,7 +364,7 @@ def _check_status(uri: str, answer: Any) -> None:
         return
     words = f"{status_line(answer)}{_redirect_text(uri, answer.url)}"
     if status in MISSING:
-        raise MissingFile(f"there is no file {uri} ({words})")
+        raise MissingFile(f"there is no file {uri} ({words}); correct the address")
     if status in ACCESS_DENIED:
         raise AccessError(
             f"the server refused access to {uri} ({words}); renew an address with a signature or"

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from common.errors import AccessError, InputError, JecError, StorageError
-from common.storage import durable, space
+from common.storage import durable, nearby, space
 from common.storage.entry import Entry
 from common.storage.source import Source
 
@@ -39,7 +39,7 @@ def explain(
     if known.
     """
     if error.errno in MISSING and verb == "read":
-        return InputError(f"there is no file {path}")
+        return InputError(nearby.missing_file(path))
     if full := space.full_error(error, path, num_bytes):
         return full
     problem = f"cannot {verb} {path}: {error.strerror or error}"

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from common.errors import AccessError, InputError, StorageError
+from common.errors import AccessError, InputError, NoCredentials, StorageError
 from common.storage import http, space
 from common.storage.addresses import (
     BUCKET_NAME,
@@ -18,7 +18,7 @@ from common.storage.addresses import (
     wildcard_at,
 )
 from common.storage.entry import Entry
-from common.storage.retries import PassingError, retry
+from common.storage.retries import PassingError, retry, s3_attempts
 from common.storage.source import REQUESTS, Source
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ def _client(**settings: str) -> Any:
     # connections are tried again after a random pause of up to 1, 2, 4 ... 20 s, for about a minute
     # in all. (Mode "adaptive" would slow down what comes after, too.)
     config = Config(
-        retries={"mode": "standard", "total_max_attempts": 9},
+        retries={"mode": "standard", "total_max_attempts": s3_attempts()},
         connect_timeout=10,
         read_timeout=60,
         max_pool_connections=2 * REQUESTS,
@@ -281,7 +281,7 @@ def translate_errors(
     try:
         yield
     except (aws.NoCredentialsError, aws.PartialCredentialsError):
-        raise InputError(
+        raise NoCredentials(
             f"no S3 credentials for {uri}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         ) from None
     except aws.ProfileNotFound as error:
@@ -295,7 +295,10 @@ def translate_errors(
     except aws.ClientError as error:
         code = error.response.get("Error", {}).get("Code", "")
         if code in ("NoSuchKey", "404"):
-            raise InputError(f"there is no file {uri} (endpoint {endpoint})") from None
+            raise InputError(
+                f"there is no file {uri} (endpoint {endpoint}); correct the address, or the"
+                " endpoint (AWS_ENDPOINT_URL)"
+            ) from None
         if code in ("PreconditionFailed", "412"):
             raise StorageError(f"{uri} has changed while it was read; start again") from None
         if code == "NoSuchBucket":

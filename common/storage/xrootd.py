@@ -114,7 +114,7 @@ def check(status: Any, uri: str, file: Any = None) -> None:
     reason = status.message.strip().removeprefix("[ERROR] ").removeprefix("[FATAL] ")
     reason = reason.removeprefix("Server responded with an error: ")
     if status.code == SERVER_ERROR and status.errno == NOT_FOUND:
-        raise InputError(f"there is no file {uri}")
+        raise InputError(f"there is no file {uri}; correct the address")
     if status.code == SERVER_ERROR and NOT_A_FOLDER in status.message:
         raise InputError(f"{uri}: what is above it on {server} is a file")
     if status.code == SERVER_ERROR and status.errno in NOT_A_FILE:

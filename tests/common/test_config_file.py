@@ -12,6 +12,7 @@ import pipeline
 from common.config import RunConfig
 from common.config_file import Flags, keys
 from common.errors import InputError
+from images import digests
 
 
 def flags_of(*words: str) -> Flags:
@@ -49,12 +50,25 @@ def test_what_is_printed_is_every_flag_and_is_given_back_as_it_is(tmp_path, caps
     space = "parameters:\n- {name: batch, min: 1}\n"
     words = ["--seed", "7", "--goal", "0.1", "--search-space", space, "--output", str(tmp_path)]
     words += ["--min-improvement", "0.00001"]
+    words += ["--steps-image", "host.example/steps:1", "--weaver-image", "host.example/weaver:1"]
     values = printed(capsys, *words)
     fields = {field.name for field in dataclasses.fields(RunConfig)} - {"run_id"}
     assert set(values) == fields | set(pipeline.RUNNER_FLAGS)
     assert (values["seed"], values["search_space"]) == ("7", space)
     file = written(tmp_path, yaml.safe_dump(values))
     assert printed(capsys, "--config", file) == values
+
+
+def test_images_that_were_never_pushed_are_left_out(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(digests, "FILE", tmp_path / "digests.json")
+    assert {"steps_image", "weaver_image"} & set(printed(capsys)) == set()
+    image = "registry.example.org/jec/steps:1"
+    assert printed(capsys, "--steps-image", image)["steps_image"] == image
+    content = {"commit": "c", "images": {"weaver": "registry.example.org/jec/weaver@sha256:1"}}
+    digests.FILE.write_text(json.dumps(content))
+    values = printed(capsys)
+    assert values["weaver_image"] == content["images"]["weaver"]
+    assert "steps_image" not in values
 
 
 def test_a_run_json_is_taken_as_it_is_without_what_is_of_one_run(tmp_path, capsys):

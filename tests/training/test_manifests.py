@@ -111,6 +111,13 @@ def test_pods_pass_pod_security_restricted_but_for_folders_of_the_node(run):
             assert pod_security(pod["spec"]) == expected
 
 
+def test_pods_of_trials_and_jobs_have_no_token_and_the_service_s_account_decides(run):
+    for manifest in (experiment(run), export_job(run, "t"), evaluate_job(run, "t")):
+        for pod in pods(manifest):
+            assert pod["spec"]["automountServiceAccountToken"] is False
+    assert "automountServiceAccountToken" not in inference_service(run)["spec"]["predictor"]
+
+
 def test_a_pod_as_such_does_not_pass_pod_security_restricted():
     """The rules are all there: what a pod has to say is not there by default."""
     rules = ("allowPrivilegeEscalation", "capabilities.drop", "runAsNonRoot", "seccompProfile")
@@ -292,7 +299,12 @@ def test_what_a_cluster_asks_of_its_pods_is_on_all_of_them():
 
 def test_a_pod_that_asks_for_nothing_special_has_none_of_it():
     spec = pods(experiment(run_with()))[0]["spec"]
-    assert set(spec) == {"volumes", "containers", "securityContext"}
+    assert set(spec) == {
+        "volumes",
+        "containers",
+        "securityContext",
+        "automountServiceAccountToken",
+    }
     assert [volume["name"] for volume in spec["volumes"]] == ["shared-memory"]
 
 

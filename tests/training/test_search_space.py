@@ -51,6 +51,27 @@ def test_it_survives_the_way_through_a_pipeline_parameter():
 
 
 @pytest.mark.parametrize(
+    ("kind", "space", "own"),
+    [
+        ("int", {"min": "50", "max": "400"}, {"min": 50, "max": 400}),
+        (
+            "double",
+            {"min": "1e-5", "max": "0.1", "distribution": "logUniform"},
+            {"min": 1e-5, "max": 0.1, "distribution": "logUniform"},
+        ),
+        ("discrete", {"list": ["64", "0.5"]}, {"list": [64, 0.5]}),
+        ("categorical", {"list": ["adam", "1"]}, {"list": ["adam", "1"]}),
+    ],
+)
+def test_the_error_for_katibs_form_shows_the_parameter_in_our_form(kind, space, own):
+    entry = {"name": "fc-dim", "parameterType": kind, "feasibleSpace": space}
+    message = refused(parse, json.dumps({"parameters": [entry]}))
+    line = message[message.index("{") :]
+    assert json.loads(line) == {"name": "fc-dim", "type": kind, **own}
+    assert one(**json.loads(line)).type == kind
+
+
+@pytest.mark.parametrize(
     ("entry", "facts"),
     [
         ({"name": "a", "type": "integer", "min": 1, "max": 2}, ["'integer'", "'int'"]),

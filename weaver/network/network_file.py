@@ -312,7 +312,8 @@ def option_names(
         raise InputError(f"{where} is nested too deeply to be read") from None
     except (SyntaxError, ValueError) as error:
         raise InputError(
-            f"{where}, line {getattr(error, 'lineno', '?')}: {getattr(error, 'msg', error)}"
+            f"{where}, line {getattr(error, 'lineno', '?')}: {getattr(error, 'msg', error)};"
+            " correct the line"
         ) from None
     names = set(_defined_names(tree.body))
     for name in required:

@@ -123,6 +123,8 @@ def prepare(
             skip_bad_files=skip_bad_files,
             part=part,
         )
+    if note := data_files.note_on_uproot(check_result.files):
+        report(note)
     uri = address(check_result.skipped)
     if check_result.skipped and (earlier := _usable(uri, report)) is not None:
         report_skipped(check_result.skipped, report)
@@ -151,6 +153,8 @@ def prepare(
             check_unchanged(entries)  # a file that changes while it is read looks damaged
             raise
         check_unchanged(entries)
+        if note := data_files.note_on_fallbacks(check_result.files):
+            report(note)
         if address(decoding.skipped) != uri:  # some damage is noticed only in decoding
             uri = address(decoding.skipped)
             _usable(uri, report)  # this removes an earlier set with this name if it is damaged

@@ -338,7 +338,8 @@ class _RowMaker:
         if any(size != sizes[names[0]] for size in sizes.values()):
             raise InputError(
                 f"{self.config.source}: inputs:{group}: the variables of a group without length"
-                f" have different shapes for each jet: {sizes}"
+                f" have different shapes for each jet: {sizes}; put each shape into a"
+                " group of its own"
             )
         return channels[0] if len(channels) == 1 else np.stack(channels, axis=1)
 

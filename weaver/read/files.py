@@ -114,6 +114,8 @@ class DataFile:
     """Column -> type to cast it to, if its type differs between files."""
     baskets: root_tree.Tree | None = dataclasses.field(default=None, repr=False, compare=False)
     """The baskets of the branches, if the file can be read without uproot."""
+    fallbacks: list[str] = dataclasses.field(default_factory=list, repr=False, compare=False)
+    """Why uproot decoded a range of entries in place of our decoder; each range adds a reason."""
     part: Part = WHOLE
     """The range of entries to use."""
     alone: bool = False
@@ -236,6 +238,29 @@ def _folder_contents(pattern: str) -> str:
     text = ", ".join(names[:MOST_NAMES]) or "none"
     more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
     return f"; data files in {folder}: {text}{more}"
+
+
+def note_on_uproot(files: Iterable[DataFile]) -> str:
+    """Return a line on the ROOT files that uproot reads, because that takes longer; "" if none."""
+    of_root = [file for file in files if file.tree and file.num_entries]
+    slow = [file.entry.uri for file in of_root if file.baskets is None]
+    if not slow:
+        return ""
+    return (
+        f"note: {len(slow)} of {len(of_root)} ROOT files have a form that only uproot reads, which"
+        f" takes longer (RNTuple, nested branches, objects): {_list_names(slow)}"
+    )
+
+
+def note_on_fallbacks(files: Iterable[DataFile]) -> str:
+    """Return a line on the files for which our decoder failed and uproot took over; "" if none."""
+    failed = [file for file in files if file.fallbacks]
+    if not failed:
+        return ""
+    return (
+        f"note: the decoder of ROOT files failed for {_list_names([f.entry.uri for f in failed])}"
+        f" ({failed[0].fallbacks[0]}); uproot read them instead"
+    )
 
 
 # ----------------------------------------------------------------------------------------- checks
@@ -366,7 +391,7 @@ def missing_branches(
     for name in names:
         branch = unknown("branch", plan.branches[name], branches)
         parts.append(f"{branch} ({config.source} uses it in {config.used_by(name)})")
-    return InputError(f"{uri}: {'; '.join(parts)}")
+    return InputError(f"{uri}: {'; '.join(parts)}; correct the data config, or give other files")
 
 
 def inspect(entry: Entry, config: DataConfig, plan: Plan) -> DataFile:
@@ -516,7 +541,10 @@ def _inspect_hdf5(entry: Entry, plan: Plan) -> DataFile:
         for branch in columns.values():
             kind = hdf5.unreadable_type(file, branch)
             if kind:
-                raise InputError(f"{entry.uri}: array '{branch}' is not readable: {kind}")
+                raise InputError(
+                    f"{entry.uri}: array '{branch}' is not readable: {kind}; write numbers, one or"
+                    " a fixed number for each jet"
+                )
         count = hdf5.num_jets(entry.uri, file, columns.values())
         return DataFile(
             entry=entry,
@@ -537,7 +565,10 @@ def _inspect_parquet(entry: Entry, plan: Plan) -> DataFile:
             if kind is None and parquet.is_text(file, branch) and not plan.is_operand(name):
                 kind = "text; only expressions can use it, as in label == 'QCD'"
             if kind:
-                raise InputError(f"{entry.uri}: column '{branch}' is not readable: {kind}")
+                raise InputError(
+                    f"{entry.uri}: column '{branch}' is not readable: {kind}; write numbers or"
+                    " lists of numbers"
+                )
         count = file.metadata.num_rows
         size = parquet.uncompressed_bytes(file, columns.values())
         types = {}
@@ -821,7 +852,8 @@ def _columns(
             return baskets.columns(fetch, branches, start, stop)
     except StorageError:
         raise
-    except Exception:  # uproot may be able to read the file, or says what is wrong
+    except Exception as error:  # uproot may be able to read the file, or says what is wrong
+        file.fallbacks.append(f"{type(error).__name__}: {error}")
         with open_file(file.entry.uri) as file_object:
             tree = file_object[file.tree]
             uproot_branches = _branches_named(tree, set(branches))

@@ -50,6 +50,21 @@ def observer_values(patterns, folder, name: str = "x", **options) -> np.ndarray:
     return np.asarray(Dataset.open(ref.uri, config).observers()[name])
 
 
+def notes_of_preparing(patterns, folder) -> list[str]:
+    """The lines that begin with note: when the files are prepared."""
+    config = DataConfig.from_options(
+        {
+            "treename": "jets",
+            "inputs": {"g": {"length": None, "vars": [["y", None]]}},
+            "labels": {"type": "custom", "value": {"t": "y"}},
+        },
+        "files.yaml",
+    )
+    lines: list[str] = []
+    prepare(patterns, config, str(folder / "out"), for_training=False, report=lines.append)
+    return [line for line in lines if line.startswith("note:")]
+
+
 def write_tree(path, **columns) -> None:
     """An uncompressed file, so that names can be changed in it."""
     count = len(next(iter(columns.values())))
@@ -264,3 +279,32 @@ def test_files_that_are_named_twice_are_counted(tmp_path):
     messages.clear()
     data_files.find([f"{tmp_path}/a.root", f"{tmp_path}/b.root"], messages.append)
     assert messages == []
+
+
+def test_files_that_only_uproot_reads_are_one_line(tmp_path):
+    for name in ("a", "b"):
+        with uproot.recreate(tmp_path / f"{name}.root") as file:
+            file.mkrntuple("jets", {"y": np.arange(5.0, dtype="f4")})
+    write_tree(tmp_path / "simple.root", y=np.zeros(5, "f4"))
+    (note,) = notes_of_preparing(str(tmp_path / "*.root"), tmp_path)
+    assert "2 of 3 ROOT files" in note
+    assert f"{tmp_path}/a.root, {tmp_path}/b.root" in note
+    assert "simple.root" not in note
+
+
+def test_a_failure_of_our_decoder_is_one_line_with_its_reason(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        write_tree(tmp_path / f"{name}.root", y=np.arange(5, dtype="f4"))
+
+    def fail(*_):
+        raise ValueError("a basket of another kind")
+
+    monkeypatch.setattr(data_files.baskets, "columns", fail)
+    (note,) = notes_of_preparing(str(tmp_path / "*.root"), tmp_path)
+    assert "a basket of another kind" in note
+    assert f"{tmp_path}/a.root, {tmp_path}/b.root" in note
+
+
+def test_simple_files_need_no_note(tmp_path):
+    write_tree(tmp_path / "a.root", y=np.zeros(5, "f4"))
+    assert notes_of_preparing(str(tmp_path / "a.root"), tmp_path) == []
