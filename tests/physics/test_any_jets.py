@@ -130,8 +130,8 @@ def test_any_jets_give_finite_numbers_or_a_reason(data):
     metrics, reasons = metrics_of(jets, answers, gate=gate)
     assert render(Documents(metrics=metrics), [])
     assert all(np.isfinite(value) for value in headline(metrics).values())
-    num_counted = metrics.num_measured + sum(metrics.left_out.values())
-    assert num_counted == number == metrics.num_jets
+    num_accounted = metrics.num_measured + sum(metrics.left_out.values())
+    assert num_accounted == number == metrics.num_jets
     # The gate passes only with measured quantities.
     if not reasons:
         assert metrics.gain is not None
