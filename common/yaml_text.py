@@ -53,12 +53,12 @@ def _line_of_fault(root: Any) -> int:
 
     loader = yaml.SafeLoader("")
     waiting: list[Any] = [root]
-    known: set[int] = set()
+    visited_ids: set[int] = set()
     while waiting:
         node = waiting.pop()
-        if id(node) in known:
+        if id(node) in visited_ids:
             continue
-        known.add(id(node))
+        visited_ids.add(id(node))
         if isinstance(node, yaml.MappingNode):
             waiting += [part for pair in reversed(node.value) for part in reversed(pair)]
         elif isinstance(node, yaml.SequenceNode):

@@ -331,12 +331,12 @@ def _first_of(names: tuple[str, ...], present: set[str] | Arrays) -> str | None:
 
 
 def _write(path: Path, columns: Columns, source: str) -> None:
-    hidden = path.with_name(f".{path.name}.{os.getpid()}")
+    hidden_path = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        jetntuple.write(hidden, columns, source=source)
-        durable.rename(hidden, path)
+        jetntuple.write(hidden_path, columns, source=source)
+        durable.rename(hidden_path, path)
     finally:
-        hidden.unlink(missing_ok=True)
+        hidden_path.unlink(missing_ok=True)
 
 
 def _flat(array: Any) -> np.ndarray:

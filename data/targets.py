@@ -67,7 +67,7 @@ def compare(jets: Columns) -> list[Comparison]:
     for measure in (resolution, quark_gluon_gap, closure, fractions, likelihood):
         comparisons += measure(matched_jets)
     comparisons += multiplicity(jets)
-    return [one for one in comparisons if one.jets >= MIN_JETS]
+    return [comparison for comparison in comparisons if comparison.jets >= MIN_JETS]
 
 
 def resolution(jets: Columns) -> Iterable[Comparison]:
@@ -186,8 +186,8 @@ def _response(
     jets: Columns, low: float, high: float, region: str, which: np.ndarray | None = None
 ) -> np.ndarray:
     """The response of the jets in a pT bin (GeV) of a region, of those `which` (N,) where given."""
-    one = r.Bin(region=region, low=low, high=high)
-    mask = one.contains(jets["genJetPt"], jets["genJetEta"])
+    bin_ = r.Bin(region=region, low=low, high=high)
+    mask = bin_.contains(jets["genJetPt"], jets["genJetEta"])
     if which is not None:
         mask = mask & which
     return r.response(jets["jetPt"][mask], jets["genJetPt"][mask])

@@ -246,8 +246,8 @@ def linear_with_one(
     weight = torch.cat((weight, bias[:, None]), dim=1)  # (D, C + 1)
     if keep:
         zeros = torch.zeros_like(weight[:1, 1:])
-        one = torch.ones_like(weight[:1, :1])
-        weight = torch.cat((weight, torch.cat((zeros, one), dim=1)))  # (D + 1, C + 1)
+        unit = torch.ones_like(weight[:1, :1])
+        weight = torch.cat((weight, torch.cat((zeros, unit), dim=1)))  # (D + 1, C + 1)
     return x @ weight.t()
 
 

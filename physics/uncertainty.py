@@ -197,15 +197,15 @@ def coverage_in_pt(
     inside = band.contains(true, quantiles)
     half = band.half(quantiles)
     records: list[Record] = []
-    for one in r.bins(r.FINE_PT_EDGES):
-        in_bin = one.contains(jets["jetPt"], jets["genJetEta"])
+    for bin_ in r.bins(r.FINE_PT_EDGES):
+        in_bin = bin_.contains(jets["jetPt"], jets["genJetEta"])
         num_jets = int(np.count_nonzero(in_bin))
         if num_jets >= MIN_JETS:
             record = {
-                "region": one.region,
-                "pt_range": one.range,
-                "pt_low": one.low,
-                "pt_high": None if math.isinf(one.high) else one.high,
+                "region": bin_.region,
+                "pt_range": bin_.range,
+                "pt_low": bin_.low,
+                "pt_high": None if math.isinf(bin_.high) else bin_.high,
                 "pt": float(np.median(jets["jetPt"][in_bin])),
                 "num_jets": num_jets,
                 "coverage": share(inside[in_bin]),
@@ -226,8 +226,8 @@ def coverage_in_regions(
     masks: dict[tuple[str, str], Mask] = {}
     for region in ("all", *r.REGIONS):
         masks[region, ""] = r.in_region(jets["genJetEta"], region)
-    for one in r.bins(r.PT_EDGES):
-        masks[one.region, one.range] = one.contains(jets["jetPt"], jets["genJetEta"])
+    for bin_ in r.bins(r.PT_EDGES):
+        masks[bin_.region, bin_.range] = bin_.contains(jets["jetPt"], jets["genJetEta"])
     records: list[Record] = []
     for (region, pt_range), mask in masks.items():
         num_jets = int(np.count_nonzero(mask))
@@ -293,8 +293,8 @@ def wider_half(half: Floats, jets: Mapping[str, Floats]) -> NDArray[np.int8]:
     their difference is not an effect of pT.
     """
     side = np.zeros(len(half), dtype=np.int8)
-    for one in r.bins(r.FINE_PT_EDGES):
-        in_bin = np.flatnonzero(one.contains(jets["jetPt"], jets["genJetEta"]))
+    for bin_ in r.bins(r.FINE_PT_EDGES):
+        in_bin = np.flatnonzero(bin_.contains(jets["jetPt"], jets["genJetEta"]))
         by_width = in_bin[np.argsort(half[in_bin], kind="stable")]
         side[by_width[: len(by_width) // 2]] = -1
         side[by_width[(len(by_width) + 1) // 2 :]] = 1

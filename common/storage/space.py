@@ -207,7 +207,7 @@ def _advice(folder: str) -> str:
     advice = "free some space there"
     if folder.startswith(SHARED_MEMORY):
         advice += ", or give the container more (docker --shm-size, on a cluster --shared-memory)"
-    elif any(_folder_of(one) == folder for one in _temporary_folders()):
+    elif any(_folder_of(temporary) == folder for temporary in _temporary_folders()):
         advice += ", or set TMPDIR to a folder of another disk"
     return advice
 

@@ -169,14 +169,14 @@ def hard_events(collider: Collider, events: int, seed: int) -> HardEvents:
     status = ak.to_numpy(ak.flatten(batch["prt"]["status"]))
     kind = np.abs(record.id)
     is_parton = (kind <= 5) | (kind == 21)
-    seen = ~np.isin(kind, NEUTRINOS) & (np.abs(record.eta) < 5.0)
+    is_visible = ~np.isin(kind, NEUTRINOS) & (np.abs(record.eta) < 5.0)
     long_lived = np.isin(kind, LONG_LIVED)
     product = _descends_from(long_lived, batch["prt"]["mother1"])
     hadronising = (status >= HADRONISING[0]) & (status <= HADRONISING[1])
     heavy = is_hadron_with(record.id, 5) | is_hadron_with(record.id, 4)
     return HardEvents(
-        final=record[((status > 0) | long_lived) & ~product & seen],
-        detected=record[(status > 0) & seen],
+        final=record[((status > 0) | long_lived) & ~product & is_visible],
+        detected=record[(status > 0) & is_visible],
         partons=record[hadronising & is_parton],
         heavy=record[heavy & (record.pt > 5.0)],
         outgoing=record[(status == -HARD_PROCESS) & is_parton],

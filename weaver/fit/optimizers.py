@@ -77,8 +77,8 @@ class Lookahead:
         """Restore a state that `state_dict` returned."""
         self.inner.load_state_dict(state["inner"])
         self.steps = state["steps"]
-        for weights, saved in zip(self.slow, state["slow"], strict=True):
-            weights.copy_(saved)
+        for weights, stored_weights in zip(self.slow, state["slow"], strict=True):
+            weights.copy_(stored_weights)
 
     def _parameters(self) -> list[torch.Tensor]:
         parameters: list[torch.Tensor] = []

@@ -130,8 +130,8 @@ class NetworkFile:
         InputError for a regression without get_loss, and where get_loss fails.
         """
         if hasattr(self.module(), "get_loss"):
-            accepted = self._options_of("get_loss", {**(weaver_options or {}), **options})
-            return self._call("get_loss", data_config, accepted)
+            options_of_loss = self._options_of("get_loss", {**(weaver_options or {}), **options})
+            return self._call("get_loss", data_config, options_of_loss)
         if regression is None:
             regression = data_config.label_type != "simple"
         if regression:

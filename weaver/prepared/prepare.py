@@ -274,7 +274,7 @@ def _key(
         meaning.append([entry.written for entry in entries])
     if skipped_files:
         meaning.append(
-            ["left out", sorted((one.uri, one.jets, one.exact) for one in skipped_files)]
+            ["left out", sorted((file.uri, file.jets, file.exact) for file in skipped_files)]
         )
     if part != data_files.WHOLE:
         meaning.append(list(part))

@@ -31,9 +31,9 @@ def shared_jets(sets: Mapping[str, str]) -> Iterator[tuple[str, str, int, int]]:
         if all(storage.exists(file) for file in files):
             columns = [np.load(io.BytesIO(storage.read_bytes(file))) for file in files]
             momenta[name] = np.stack(columns, axis=1).astype(np.float32, copy=False)  # (N, 3)
-    for one, other in itertools.combinations(momenta, 2):
-        num_shared = int(np.count_nonzero(among(momenta[other], momenta[one])))
-        yield one, other, num_shared, len(momenta[other])
+    for first, other in itertools.combinations(momenta, 2):
+        num_shared = int(np.count_nonzero(among(momenta[other], momenta[first])))
+        yield first, other, num_shared, len(momenta[other])
 
 
 def among(jets: np.ndarray, others: np.ndarray) -> np.ndarray:

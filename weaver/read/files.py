@@ -169,7 +169,7 @@ def find(patterns: str | Iterable[str], warn: Callable[[str], None] | None = Non
             kind = "parquet" if part.text.endswith(parquet.SUFFIX) else "ROOT"
             raise InputError(f"no {kind} file matches '{part.text}'{_folder_contents(part.text)}")
         for entry in matches:
-            path = _path_as_given(part.text, entry.uri)
+            path = _path_as_written(part.text, entry.uri)
             entry_for_tree = dataclasses.replace(entry, written=path, tree=part.tree)
             key = (entry.uri, part.tree)
             if key in entries:
@@ -215,7 +215,7 @@ def _list_names(uris: list[str]) -> str:
     return f"{', '.join(sorted(uris)[:MOST_NAMES])}{more}"
 
 
-def _path_as_given(pattern: str, uri: str) -> str:
+def _path_as_written(pattern: str, uri: str) -> str:
     """The address of a matching file, relative if the pattern is relative."""
     if not storage.is_local(pattern):
         return uri
@@ -597,7 +597,7 @@ def read(
         if is_ntuple(tree):
             steps = _ntuple_steps(tree, branches, rows, start, stop)
         else:
-            selected_branches = _branches_named(tree, branches)
+            selected_branches = _branches_with_names(tree, branches)
             steps = tree.iterate(
                 filter_branch=_is_one_of(selected_branches),
                 step_size=rows,
@@ -675,7 +675,7 @@ def _is_one_of(branches: list[Any]) -> Callable[[Any], bool]:
     return lambda branch: id(branch) in identities
 
 
-def _branches_named(tree: Any, names: set[str]) -> list[Any]:
+def _branches_with_names(tree: Any, names: set[str]) -> list[Any]:
     """The branches with these names of uproot's tree."""
     return [branch for name, branch in first_branches(tree).items() if name in names]
 
@@ -735,8 +735,8 @@ def loads(
             each = -(-size // (len(slices) + 1))
             yield Load(shared.begin, each)
             own = []
-            for one in slices:
-                decode = functools.partial(_steps, file, plan, constants, shared, [one])
+            for slice_ in slices:
+                decode = functools.partial(_steps, file, plan, constants, shared, [slice_])
                 own.append(Load(decode, each))
         yield from waiting
         waiting = own
@@ -824,7 +824,7 @@ def _columns(
     except Exception:  # uproot may be able to read the file, or says what is wrong
         with open_file(file.entry.uri) as file_object:
             tree = file_object[file.tree]
-            uproot_branches = _branches_named(tree, set(branches))
+            uproot_branches = _branches_with_names(tree, set(branches))
             steps = tree.iterate(
                 filter_branch=_is_one_of(uproot_branches),
                 step_size=stop,
@@ -845,8 +845,8 @@ def _steps(
 ) -> Iterator[Step]:
     """Yield steps of a range of entries; slices: the entries of each step within the range."""
     arrays = shared.columns()
-    for one in slices:
-        part = {name: values[one] for name, values in arrays.items()}
+    for slice_ in slices:
+        part = {name: values[slice_] for name, values in arrays.items()}
         yield from _with_plan_names(iter([part]), file, plan, constants)
 
 
