@@ -117,7 +117,12 @@ def schema(where: str, present: Mapping[str, str]) -> list[Finding]:
 
 
 def values(where: str, columns: Columns) -> list[Finding]:
-    """Find values that are not finite, out of range, contradictory, or unusable."""
+    """Find values that are not finite, out of range, contradictory, or unusable.
+
+    Args:
+        where: the file, for the findings.
+        columns: branch of the JetNtuple schema -> (N,), or (entries of all jets,) for lists.
+    """
     findings: list[Finding] = []
     for check in (not_finite, out_of_range, contradictory, unusable):
         findings += check(where, columns)
@@ -269,7 +274,14 @@ def duplicates(sets: Mapping[str, Columns]) -> list[Finding]:
 
 
 def overlap(first: str, second: str, a: Columns, b: Columns) -> Iterable[Finding]:
-    """Find jets and events that are in both sets, `first` and `second`."""
+    """Find jets and events that are in both sets.
+
+    Args:
+        first: name of one set.
+        second: name of the other set.
+        a: data.summary columns of the first set, (N,) each.
+        b: those of the second set.
+    """
     common = np.isin(a["key"], b["key"])
     where = f"{first} and {second}"
     if common.any():

@@ -61,7 +61,11 @@ class Comparison:
 
 
 def compare(jets: Columns) -> list[Comparison]:
-    """Compare all quantities for which there are at least MIN_JETS jets."""
+    """Compare all quantities for which there are at least MIN_JETS jets.
+
+    Args:
+        jets: data.summary columns, (N,) each.
+    """
     matched_jets = {name: values[jets["genJetPt"] > 0] for name, values in jets.items()}
     comparisons: list[Comparison] = []
     for measure in (resolution, quark_gluon_gap, closure, fractions, likelihood):
@@ -172,6 +176,10 @@ def area_under_roc(signal: np.ndarray, background: np.ndarray) -> float:
     """P(signal > background) + P(equal) / 2, NaN where either is empty.
 
     Source: D. Bamber, J. Math. Psychol. 12 (1975) 387.
+
+    Args:
+        signal: (S,), scores of the signal.
+        background: (B,), scores of the background.
     """
     if not len(signal) or not len(background):
         return float("nan")

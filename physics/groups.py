@@ -121,7 +121,11 @@ def masks(columns: Mapping[str, np.ndarray]) -> dict[str, Mask]:
 
 
 def has_flavours(columns: Mapping[str, np.ndarray]) -> bool:
-    """Return whether the jets' flavours are among the observers."""
+    """Return whether partonFlav and hadronFlav are among the observers.
+
+    Args:
+        columns: observer -> (N,).
+    """
     return "partonFlav" in columns and "hadronFlav" in columns
 
 
@@ -134,6 +138,12 @@ def slice_edges(columns: Mapping[str, np.ndarray]) -> dict[str, Floats]:
     """Return column of RESIDUALS -> edges of slices with equally many jets.
 
     A column that is missing, not finite or nearly constant has no entry.
+
+    Args:
+        columns: observer -> (N,).
+
+    Returns:
+        Column -> at most SLICES + 1 rising edges, in the column's unit.
     """
     closing = closing_jets(columns)
     result = {}
@@ -160,7 +170,11 @@ def equal_slices(values: Floats, number: int) -> Floats:
 
 
 def pileup_slices(columns: Mapping[str, np.ndarray]) -> list[tuple[float, float]]:
-    """(low, high) of the slices of PILEUP; none where it is missing or not finite."""
+    """Return the (low, high) of each slice of PILEUP; none where it is missing or not finite.
+
+    Args:
+        columns: observer -> (N,).
+    """
     values = np.asarray(columns.get(PILEUP, ()), dtype=np.float64)
     closing = closing_jets(columns)
     if not len(values) or not np.isfinite(values).all() or not closing.any():

@@ -90,7 +90,19 @@ def measure(
     seed: int = 0,
     advance: Callable[[], None] | None = None,
 ) -> Record:
-    """Compute all metrics of a model's answers; arguments as for `sample_of`."""
+    """Compute all metrics of a model's answers.
+
+    Args:
+        columns: observer -> (N,); momenta in GeV.
+        output: (N,), log(pT_gen / jetPt) as the model predicts it.
+        baseline: (N,), the same by an earlier model.
+        replicates: number of draws of the bootstrap.
+        seed: of the draws.
+        advance: is called after each draw.
+
+    Returns:
+        The record of `record_of`.
+    """
     sample = sample_of(
         columns, output, baseline=baseline, replicates=replicates, seed=seed, advance=advance
     )

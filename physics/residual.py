@@ -284,7 +284,9 @@ def measure(region: str, log_pt: Floats, gen_pt: Floats) -> list[Point]:
 def curve_through(points: Sequence[Point], shares: Floats) -> Curve:
     """Build the curve of a region from two or more points: smooth, bounded, rising.
 
-    shares: of WIDTHS, as `width_shares` gives them.
+    Args:
+        points: by rising pT.
+        shares: (len(WIDTHS),), weight of each width of the prior, from `width_shares`.
     """
     from scipy.interpolate import PchipInterpolator
 

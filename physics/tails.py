@@ -27,7 +27,14 @@ def off_by_30_percent(response: Floats) -> Mask:
 
 
 def off_by_a_factor(response: Floats) -> Mask:
-    """Which responses are above 1.5 or below 1 / 1.5."""
+    """Return which responses are above 1.5 or below 1 / 1.5.
+
+    Args:
+        response: (N,), pT over the generator's pT.
+
+    Returns:
+        (N,) bool.
+    """
     far: Mask = (response > 1.5) | (response < 1 / 1.5)
     return far
 

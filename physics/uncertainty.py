@@ -193,7 +193,16 @@ def _below(true: Floats, quantiles: Mapping[str, Floats]) -> list[Record]:
 def coverage_in_pt(
     band: Band, true: Floats, quantiles: Mapping[str, Floats], jets: Mapping[str, Floats]
 ) -> list[Record]:
-    """Coverage and mean half-width of the band by the pT of the file (GeV), in each region."""
+    """Coverage and mean half-width of the band by the pT of the file (GeV), in each region.
+
+    Bins with too few jets are left out.
+
+    Args:
+        band: two opposite quantiles.
+        true: (N,), log(pT_gen / jetPt).
+        quantiles: column of the network -> (N,).
+        jets: jetPt (GeV) and genJetEta, (N,) each.
+    """
     inside = band.contains(true, quantiles)
     half = band.half(quantiles)
     records: list[Record] = []
@@ -221,6 +230,12 @@ def coverage_in_regions(
     """Coverage of the band over all jets, in each region, and in its wide bins of the file's pT.
 
     Groups with too few jets are left out.
+
+    Args:
+        band: two opposite quantiles.
+        true: (N,), log(pT_gen / jetPt).
+        quantiles: column of the network -> (N,).
+        jets: jetPt (GeV) and genJetEta, (N,) each.
     """
     inside = band.contains(true, quantiles)
     masks: dict[tuple[str, str], Mask] = {}
@@ -306,7 +321,15 @@ def halves_of_same_pt(
 ) -> Record | None:
     """Measured and predicted half-widths of both halves of `wider_half`, and their ratio.
 
-    The ratio is paired. None with too few jets.
+    The ratio is paired: both halves come from the same draws.
+
+    Args:
+        errors: group -> (R + 1,), measured half-width in the sample and in each draw.
+        groups: "narrow" and "wide" -> (N,) bool.
+        half: (N,), predicted half-width.
+
+    Returns:
+        The record; None with too few jets.
     """
     if not {"narrow", "wide"} <= groups.keys():
         return None

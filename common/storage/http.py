@@ -238,7 +238,11 @@ def entries(uri: str) -> list[Entry]:
 
 
 def glob(pattern: str) -> list[Entry]:
-    """The files that match, in folders that the server lists."""
+    """The files that match, in folders that the server lists.
+
+    Raises:
+        InputError: the pattern is no address.
+    """
     try:
         parts = urllib.parse.urlsplit(pattern)
     except ValueError as error:

@@ -164,7 +164,11 @@ def listing(prefix: str) -> Iterator[Entry]:
 
 
 def glob(pattern: str) -> list[Entry]:
-    """The objects that match; only what begins with the text before the wildcard is listed."""
+    """The objects that match; only what begins with the text before the wildcard is listed.
+
+    Raises:
+        InputError: the bucket's name has a wildcard.
+    """
     prefix = pattern[: wildcard_at(pattern)]
     if "/" not in prefix.removeprefix("s3://"):
         raise InputError(f"'{pattern}': name the bucket without wildcards")

@@ -107,7 +107,12 @@ def cluster(inputs: Inputs, events: int, min_pt: float) -> Jets:
 
 
 def select(jets: Jets, order: np.ndarray) -> Jets:
-    """Return the jets at these indices, in this order, with their members."""
+    """Return the jets at these indices, in this order, with their members.
+
+    Args:
+        jets: J jets.
+        order: (n,) indices from 0 to J - 1.
+    """
     size = ragged.counts_of(jets.member_jet, len(jets))
     places = ragged.ranges(ragged.starts(size)[order], size[order])
     return Jets(

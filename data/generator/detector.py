@@ -212,7 +212,15 @@ def track_candidates(
     track_pt: np.ndarray,
     rng: np.random.Generator,
 ) -> Candidates:
-    """Charged hadrons, electrons and muons."""
+    """Charged hadrons, electrons and muons.
+
+    Args:
+        particles: P particles.
+        kind: their types.
+        has_track: (P,) bool.
+        track_pt: (P,), measured pT in GeV.
+        rng: random numbers of the measurement.
+    """
     which = np.flatnonzero(has_track)
     electron = kind.electron[which]
     muon = kind.muon[which]
@@ -261,7 +269,14 @@ def photon_candidates(
 ) -> Candidates:
     """ECAL clusters: photons, and electrons without a track.
 
-    Those too close to be told apart are merged.
+    Clusters in the same cell are merged.
+
+    Args:
+        particles: P particles.
+        kind: their types.
+        has_track: (P,) bool.
+        detector: resolutions and thresholds.
+        rng: random numbers of the measurement.
     """
     showers = particles[np.flatnonzero(kind.electromagnetic & ~has_track)]
     cell, cells = cell_index(showers.event, showers.eta, showers.phi, detector.ecal_cell)
@@ -304,7 +319,16 @@ def hadron_candidates(
     detector: Detector,
     rng: np.random.Generator,
 ) -> Candidates:
-    """HCAL energy above that expected from the tracks in the same tower, as neutral hadrons."""
+    """HCAL energy above that expected from the tracks in the same tower, as neutral hadrons.
+
+    Args:
+        particles: P particles.
+        kind: their types.
+        has_track: (P,) bool.
+        track_pt: (P,), measured pT in GeV.
+        detector: resolutions and thresholds.
+        rng: random numbers of the measurement.
+    """
     which = np.flatnonzero(kind.hadron & kind.reaches_calorimeter)
     event = particles.event[which]
     eta = particles.eta[which]

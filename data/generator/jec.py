@@ -126,7 +126,11 @@ def _short(value: float) -> float:
 
 
 def no_corrections(eta_edges: np.ndarray) -> StandardJEC:
-    """Corrections that do nothing: the start of a derivation."""
+    """Corrections that do nothing: the start of a derivation.
+
+    Args:
+        eta_edges: (B + 1,), edges of the bins in |eta|.
+    """
     count = len(eta_edges) - 1
     return StandardJEC(
         eta_edges=np.asarray(eta_edges, dtype=float),

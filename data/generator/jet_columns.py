@@ -119,7 +119,16 @@ def leading_jets(
 ) -> Columns:
     """Angles between the two leading jets, and alpha = pT of the third / mean pT of the two.
 
-    (events,) each, 0 in events without two jets. Input as for `passing`; phi in radians.
+    Args:
+        event: (J,), event of each jet.
+        pt: (J,) in GeV.
+        eta: (J,).
+        phi: (J,) in radians.
+        rank: (J,), 0 for the jet of highest pT in its event.
+        events: number of events.
+
+    Returns:
+        Name -> (events,), 0 in events without two jets.
     """
     # (3, events): the three leading jets of each event, 0 where there are fewer
     lead_pt = np.zeros((3, events))

@@ -98,7 +98,11 @@ class _Worker:
             raise self._death() from None
 
     def receive(self) -> tuple[int, Any]:
-        """Return the number of the next finished block, and its result."""
+        """Return the number of the next finished block, and its result.
+
+        Raises:
+            JecError: the block failed, or the process died.
+        """
         try:
             number, result, failure = self.pipe.recv()
         except (EOFError, OSError):

@@ -56,7 +56,7 @@ class Resident:
         return len(self._all)
 
     def batch(self, index: np.ndarray) -> Batch:
-        """The jets at these positions (int64) as tensors on the device."""
+        """The jets at these positions, (n,) int64, as tensors on the device."""
         positions = np.ascontiguousarray(index, np.int64)
         on_device = torch.from_numpy(positions).to(self.device, non_blocking=True)
 

@@ -36,7 +36,11 @@ def make_store(
 def main() -> None:
     """Run torchrun's command line.
 
-    A rank's exit code that says that its failure may pass becomes torchrun's own.
+    A rank's exit code for a retryable failure becomes torchrun's own.
+
+    Raises:
+        SystemExit: a rank ended with such an exit code.
+        ChildFailedError: a rank failed otherwise.
     """
     # The static rendezvous, torchrun's default, has no argument for a socket.
     static_tcp_rendezvous.TCPStore = make_store  # type: ignore[misc, assignment]

@@ -143,7 +143,12 @@ class Preprocessing(torch.nn.Module):
         return (*self.inputs(run), run(self.program.reference))
 
     def run(self, columns: Sequence[torch.Tensor]) -> _Run:
-        """Start an evaluation of the program on a batch; columns: in the order of its inputs."""
+        """Start an evaluation of the program on a batch.
+
+        Args:
+            columns: in the order of the program's inputs; (N, 1) for one value a jet, (N, P) for
+                particles.
+        """
         by_name = dict(zip(raw_inputs(self.program), columns, strict=True))
         return _Run(by_name, assumes_finite=self.assumes_finite)
 

@@ -207,7 +207,11 @@ class _Compiler:
         return self.values[name]
 
     def branch(self, name: str) -> Value:
-        """The Value of a column of the files, which becomes an input of the model."""
+        """The Value of a column of the files, which becomes an input of the model.
+
+        Raises:
+            InputError: the column comes from no branch, or no file has the branch.
+        """
         if name == TRAINING_FLAG or name not in self.branches:
             raise self.error(name, "it comes from no branch, so that a served model cannot know it")
         branch = self.branches[name]
