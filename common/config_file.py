@@ -31,7 +31,7 @@ _NOT_TYPED = object()
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """Values of flags, by field, and their origin as errors name it."""
+    """Values of flags by field, and the name of their file for errors."""
 
     where: str
     values: Mapping[str, Any]
@@ -182,7 +182,7 @@ _NAMES: dict[type, str] = {
 
 
 def _name(value: Any) -> str:
-    """What a value of a file is, in words."""
+    """Describe a value of a file in words."""
     if isinstance(value, bool):
         return "true or false"
     if value is None:

@@ -60,7 +60,7 @@ def send(
     """Send one request and return the answer, whatever its status.
 
     `options` are those of requests.Session.request. Raises UnreachableError where no answer comes;
-    its text is the reason alone, because the address may hold a secret.
+    its text has only the reason, because the address may contain a secret.
     """
     import requests
 
@@ -82,8 +82,8 @@ def status_line(answer: requests.Response) -> str:
 def reason_of(error: BaseException) -> str:
     """Return the system's own words for a failed request.
 
-    The texts of requests and urllib3 repeat the address, with what it holds of secrets. So only the
-    innermost error of the system is quoted, and of any other its kind.
+    The texts of requests and urllib3 contain the address, which may contain secrets. So only the
+    innermost error of the system is quoted; other errors are named by their class.
     """
     import requests
 

@@ -1,4 +1,4 @@
-"""Read YAML, and refuse what a file of settings never means: a key twice, or bottomless nesting."""
+"""Read YAML, and refuse duplicate keys and very deep nesting, which no file of settings needs."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _line_of_fault(root: Any) -> int:
 
 
 def _problem(error: Exception) -> str:
-    """What PyYAML says, without the line of the file that it shows: it may hold a secret."""
+    """PyYAML's message without the quoted line of the file, which may contain a secret."""
     problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
     if not problem or mark is None:
         return " ".join(str(error).split())
