@@ -19,7 +19,7 @@ import numpy as np
 
 FOLDER, TREE_NAME = "AK4jets", "jetTree"
 TREE = f"{FOLDER}/{TREE_NAME}"
-SOURCE = "source"  # name of the text beside the tree that names the file that the jets come from
+SOURCE = "source"  # name of the text beside the tree, with the file that the jets come from
 
 Columns = dict[str, np.ndarray]
 """Branch -> values: (N,), or flat with the branch's counter."""
@@ -172,7 +172,7 @@ def write(path: str | os.PathLike, columns: Columns, *, source: str = "") -> Non
 
 
 def source(path: str | os.PathLike) -> str:
-    """Return the file that the jets of a file were made of; empty where that is not stored."""
+    """Return the file from which a file's jets were converted; empty where that is not stored."""
     import uproot
 
     try:

@@ -54,7 +54,7 @@ def validate(sets: Mapping[str, list[str]]) -> tuple[dict[str, Columns], list[Fi
 
 
 def _summaries(uri: str, findings: list[Finding]) -> Iterator[Columns]:
-    """Read a file's jets, a chunk at a time; append what is wrong to `findings`."""
+    """Read a file's jets, a chunk at a time; append problems to `findings`."""
     with open_tree(uri, TREE, "python -m data.from_nanoaod makes one of NanoAOD") as tree:
         present = {branch.name: type_name(branch.interpretation) for branch in tree.branches}
         schema = checks.schema(uri, present)

@@ -23,7 +23,7 @@ LANES = 32  # values of bfloat16 in a vector register of 512 bits; a multiple fo
 
 
 class TrackingNorm(Protocol):
-    """What is used here of a BatchNorm1d or 2d that keeps running statistics, (C,) each."""
+    """The attributes of a BatchNorm1d or 2d that are used here; running statistics are (C,)."""
 
     weight: torch.Tensor
     bias: torch.Tensor

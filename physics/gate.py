@@ -166,7 +166,7 @@ def gain_check(sample: Sample, settings: GateSettings) -> Record | None:
 
 
 def missing_gain_reason(sample: Sample) -> str:
-    """Say that too few test jets are left to measure the gain."""
+    """The reason that too few test jets remain to measure the gain."""
     whole = groups.SUMMARY[-1]
     return (
         f"the resolution gain cannot be measured: the test set has {sample.sizes[whole.name]:,}"

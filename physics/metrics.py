@@ -140,7 +140,7 @@ def sample_of(
     unmeasured: list[Record] = []
     raw = responses.get("uncorrected")
     if raw is not None and not usable(raw)[usable(responses["standard"])].all():
-        # A column for the report alone must not decide which jets the gate sees.
+        # A column that only the report uses must not decide which jets the gate uses.
         del responses["uncorrected"]
         reason = "jetRawPt has values that are not finite and positive"
         unmeasured.append(unmeasured_record("uncorrected response", "all jets", len(raw), reason))

@@ -272,10 +272,11 @@ def width_groups(half: Floats, jets: Mapping[str, Floats]) -> dict[str, Mask]:
 def _widths(
     draws: Mapping[str, Mapping[str, Floats]], groups: Mapping[str, Mask], half: Floats
 ) -> Record:
-    """Predicted half-widths beside measured ones, the pull, and what the prediction knows.
+    """Predicted and measured half-widths, the pull, and the prediction's separation of jets.
 
     draws: 'error' and 'pull' -> group -> (replicates + 1, 3), the quantiles at the band's lower
-    level, one half and upper level. `same_pt` is what the prediction knows of jets of the same pT.
+    level, one half and upper level. `same_pt` compares jets of the same pT with narrow and wide
+    predictions.
     """
     errors = {group: half_width(q) for group, q in draws["error"].items()}
     widths: list[Record] = []

@@ -78,7 +78,7 @@ def _tails(bins: Sequence[TailBin]) -> Table | None:
         row = [bin_.tail, bin_.region, bin_.pt_range, f"{bin_.num_jets:,}"]
         for name in names:
             row.append(bin_.by_calibration()[name].percent(100, 2, sign=""))
-        # Where no jet lies in either tail, a normal interval has no width and means nothing.
+        # Without a jet in either tail, the normal interval has no width and is not valid.
         is_empty = bin_.model.value == bin_.standard.value == 0
         rows.append([*row, MISSING if is_empty else bin_.difference.text(100, 2)])
     head = ["Tail", "Region", "pT (GeV)", "Jets"]

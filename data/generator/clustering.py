@@ -1,4 +1,4 @@
-"""Anti-kT jets, R = 0.4, of many events at once, with their areas and what was clustered into them.
+"""Anti-kT jets, R = 0.4, of many events at once, with their areas and their members.
 
 FastJet: M. Cacciari, G. P. Salam, G. Soyez, EPJ C 72 (2012) 1896, arXiv:1111.6097; anti-kT: JHEP 04
 (2008) 063, arXiv:0802.1189; jet areas from ghosts: JHEP 04 (2008) 005, arXiv:0802.1188. Momenta in
@@ -26,7 +26,7 @@ GHOST_PT = 1e-50  # GeV; a ghost must not move any jet
 
 @dataclasses.dataclass(frozen=True)
 class Inputs(Table):
-    """What is clustered, (N,) each, sorted by event. GeV."""
+    """Inputs of the clustering, (N,) each, sorted by event. GeV."""
 
     event: np.ndarray
     px: np.ndarray

@@ -6,8 +6,8 @@ The detector is parametrised; pile-up is laid over each event.
 
 writes samples/train/jets_0000.root, jets_0001.root, ... with 10,000 jets each. The same seed gives
 the same jets, whatever the number of workers. Use different seeds for training, validation and
-test. The files appear together when all are written: what an interrupted run leaves are hidden
-files, which the next run removes.
+test. The files appear together when all are written; an interrupted run leaves hidden files, which
+the next run removes.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def generate(
 ) -> list[Path]:
     """Write `jets` jets into the folder `output` and return the files.
 
-    Raises InputError for numbers that make no sense, a folder that cannot be written or already
+    Raises InputError for invalid numbers, a folder that cannot be written or already
     holds ROOT files, or where Pythia 8 or FastJet is not installed; JecError if a worker process
     fails.
     """

@@ -1,4 +1,4 @@
-"""Where torch.compile keeps what it has compiled: a temporary folder that goes with the command.
+"""The cache of torch.compile: a temporary folder that is removed with the command.
 
 By itself it leaves `torchinductor_<user>` and Triton's cache behind. Whoever wants compiled code to
 outlive a command, such as the trials of a search that share it, sets TORCHINDUCTOR_CACHE_DIR.

@@ -49,7 +49,7 @@ class TensorBoard:
 
         with contextlib.ExitStack() as stack:
             if not storage.is_local(self.uri):
-                # a folder in it: what is beside, such as its lock, is not uploaded
+                # a folder in it, so that other files, such as its lock, are not uploaded
                 self.folder = str(stack.enter_context(scratch.folder(TEMPORARY)) / "events")
             stack.enter_context(_hide_full_disk_traceback())
             stack.enter_context(space.catch_full_disk(self.folder))

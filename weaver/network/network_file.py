@@ -227,7 +227,7 @@ class NetworkFile:
     def error(self, what: str, exception: BaseException, advice: str = "") -> InputError:
         """Describe an exception that the user's file raised, with the last of its lines involved.
 
-        what: what failed, such as "get_model failed". advice: what to do, as the end of a sentence.
+        what: the failure, such as "get_model failed". advice: a remedy, as the end of a sentence.
         """
         line = None
         trace = exception.__traceback__

@@ -821,7 +821,7 @@ def _columns(
             return baskets.columns(fetch, branches, start, stop)
     except StorageError:
         raise
-    except Exception:  # uproot may be able to read the file, or says what is wrong
+    except Exception:  # uproot may be able to read the file, or reports the error
         with open_file(file.entry.uri) as file_object:
             tree = file_object[file.tree]
             uproot_branches = _branches_with_names(tree, set(branches))
