@@ -29,7 +29,7 @@ def describe_layer_differences(
     """Name the first layer whose outputs differ for these jets, and the one that differs most.
 
     Args:
-        model: PyTorch's network.
+        model (torch.nn.Module): the network.
         onnx_path: its exported file.
         input_names: in the order of the network's arguments.
         inputs: name -> (N, C, P) or (N, C), the jets.

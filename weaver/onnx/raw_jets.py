@@ -245,7 +245,7 @@ def describe_worst_input(
     """Name the variable in which the graph's preprocessing differs most from weaver's own.
 
     Args:
-        model: the raw model.
+        model (torch.nn.Module): the raw model.
         input_names: in the order of its arguments.
         jets: input of the raw model -> (N, 1) or (N, P).
         reference: input group -> (N, C, P), (N, C) or (N,), as `reference_inputs` computes it.
