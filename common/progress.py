@@ -59,9 +59,9 @@ class Progress:
         seconds = max(time.monotonic() - self._start_time, 1e-9)
         rate = (self.num_done - self._num_resumed) / seconds
         share = min(self.num_done / self.total, 1.0) if self.total else 1.0
-        seconds_left = (self.total - self.num_done) / rate if rate > 0 else 0.0
+        remaining_seconds = (self.total - self.num_done) / rate if rate > 0 else 0.0
         bar = "█" * int(20 * share) + "░" * (20 - int(20 * share))
-        time_part = f"{clock(seconds_left)} left" if share < 1 else f"in {clock(seconds)}"
+        time_part = f"{clock(remaining_seconds)} left" if share < 1 else f"in {clock(seconds)}"
         note = f"  {self._note}" if self._note else ""
         speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
         count = f"{self.num_done:,}/{self.total:,} {self.unit}"

@@ -138,7 +138,7 @@ class CheckResult:
 
     files: list[DataFile]
     plan: Plan
-    skipped: list[SkippedFile]
+    skipped_files: list[SkippedFile]
 
 
 # --------------------------------------------------------------------------------------- patterns
@@ -305,11 +305,11 @@ def check(
 
     # The jets in a damaged file cannot be counted, so their number is estimated by its size.
     jets_per_byte = num_jets / sum(file.entry.size for file in files)
-    skipped = []
+    skipped_files = []
     for entry, error in bad_files:
         jets = round(jets_per_byte * (error.whole_size or entry.size))
-        skipped.append(SkippedFile(uri=entry.uri, reason=str(error), jets=jets, exact=False))
-    return CheckResult(files=files, plan=plan, skipped=skipped)
+        skipped_files.append(SkippedFile(uri=entry.uri, reason=str(error), jets=jets, exact=False))
+    return CheckResult(files=files, plan=plan, skipped_files=skipped_files)
 
 
 def _with_common_types(files: list[DataFile], config: DataConfig) -> list[DataFile]:
