@@ -1,4 +1,4 @@
-"""Section of report.html on the gate: each number that it judged, its limit and its margin."""
+"""Section of report.html on the gate: each checked number, its limit and its margin."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def realm(folder):
 
 @pytest.fixture(scope="module")
 def ticket_server(realm):
-    """A server that takes Kerberos tickets alone."""
+    """A server that accepts only Kerberos tickets."""
     xrootd.own(realm.keytab)
     server = xrootd.start(
         "xrootd.seclib libXrdSec.so",
@@ -124,7 +124,7 @@ def issuer(folder):
 
 @pytest.fixture(scope="module")
 def token_server(grid, issuer):
-    """A server that takes bearer tokens alone, over TLS, and does what their scopes say."""
+    """A server that accepts only bearer tokens, over TLS, and enforces their scopes."""
     certificate, key = grid.host()
     xrootd.own(key)
     server = xrootd.start(

@@ -47,13 +47,13 @@ def failed_quantities(gate: Record) -> set[str]:
     return {check["quantity"] for check in gate["checks"] if not check["passed"]}
 
 
-def is_refused_rightly(model: Model, harm: Harm) -> bool:
+def is_refused_for_its_harm(model: Model, harm: Harm) -> bool:
     """Whether the harm is refused, with one of its quantities among the reasons."""
     gate, reasons = verdict(harm.apply(model), gate=harm.gate)
     names = [name for name in harm.reasons if name in failed_quantities(gate)]
     if not reasons or not names:
         return False
-    # Each sentence says what fails.
+    # Each sentence names its quantity.
     text = " ".join(reasons)
     return any(name in text for name in names)
 
@@ -81,20 +81,20 @@ def test_the_good_model_passes(number):
 
 @pytest.mark.parametrize("harm", [*HARMS.values(), *MORE_HARMS.values()], ids=[*HARMS, *MORE_HARMS])
 def test_a_harmful_model_is_refused_for_its_harm(harm):
-    assert is_refused_rightly(copy_of_good(0), harm)
+    assert is_refused_for_its_harm(copy_of_good(0), harm)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
 def test_a_harmful_model_is_refused_in_bootstrap_copies(harm):
-    refusals = [is_refused_rightly(copy_of_good(number), harm) for number in range(COPIES)]
+    refusals = [is_refused_for_its_harm(copy_of_good(number), harm) for number in range(COPIES)]
     assert sum(refusals) >= MIN_CORRECT
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("harm", MORE_HARMS.values(), ids=MORE_HARMS)
 def test_other_harmful_models_are_refused_in_bootstrap_copies(harm):
-    assert all(is_refused_rightly(copy_of_good(number), harm) for number in range(1, 5))
+    assert all(is_refused_for_its_harm(copy_of_good(number), harm) for number in range(1, 5))
 
 
 def test_doing_nothing_passes_the_default_gate():

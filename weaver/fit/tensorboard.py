@@ -53,8 +53,7 @@ class TensorBoard:
                 self.folder = str(stack.enter_context(scratch.folder(TEMPORARY)) / "events")
             stack.enter_context(_hide_full_disk_traceback())
             stack.enter_context(space.catch_full_disk(self.folder))
-            # What an interrupted run wrote about epochs that are now done again is hidden by
-            # purge_step.
+            # purge_step hides the records of an interrupted run about epochs that are now repeated
             self.writer = SummaryWriter(self.folder, purge_step=self.first_epoch or None)
             stack.callback(self.writer.close)
             self._open = stack.pop_all()

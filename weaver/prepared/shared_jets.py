@@ -1,8 +1,8 @@
-"""Count the jets that two prepared sets share, whatever the names and the order of their files.
+"""Count the jets that two prepared sets share, for any names and order of their files.
 
-A network's performance on jets that were used for its training or selection says nothing about
-other jets. Two jets count as the same if their momenta are equal to the last bit of float32; among
-a million different jets and another hundred thousand there is no such pair.
+A network's performance on jets that were used for its training or selection does not predict its
+performance on other jets. Two jets count as the same if their momenta are equal to the last bit of
+float32; among a million different jets and another hundred thousand there is no such pair.
 """
 
 from __future__ import annotations

@@ -545,7 +545,7 @@ def _check_counts(
 
 
 def _first_entries(counts: np.ndarray, num_kept: np.ndarray) -> np.ndarray | None:
-    """Positions of the first `kept` (N,) entries of each jet in the flat entries.
+    """Positions of the first `num_kept` of the `counts` entries of each jet, (N,) both.
 
     None if these are all of them, which saves a copy.
     """

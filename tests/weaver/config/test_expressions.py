@@ -1,5 +1,5 @@
-"""Expressions mean what Python, numpy and awkward mean by them, and nothing outside the vocabulary
-gets through.
+"""Expressions have the meaning of Python, numpy and awkward, and names outside the vocabulary are
+refused.
 """
 
 from __future__ import annotations

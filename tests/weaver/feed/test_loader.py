@@ -39,7 +39,7 @@ def jets(prepared) -> Dataset:
 
 
 def targets(batches) -> np.ndarray:
-    """The targets of the batches' real jets, in order: they tell the jets apart."""
+    """The targets of the batches' real jets, in order, which identify the jets."""
     return np.concatenate([batch.labels["target"][batch.weights > 0].numpy() for batch in batches])
 
 

@@ -249,7 +249,7 @@ def report_commands(folder: Path, python: str, *, write: bool) -> int:
 
 
 def report_exchange(folder: Path, python: str) -> int:
-    """Let both programs take the weights of the other; returns how many numbers differ."""
+    """Let each program load the weights of the other; returns how many numbers differ."""
     place = folder / "exchange"
     place.mkdir()
     differences = exchange(place, python)
