@@ -118,7 +118,12 @@ def measure(
 
 
 def steps_of(columns: Columns, predictions: Predictions) -> list[EdgeStep]:
-    """Return the steps in response at the edges of the valid range; empty without a range."""
+    """Return the steps in response at the edges of the valid range; empty without a range.
+
+    Args:
+        columns: jetPt and genJetPt, (N,) in GeV.
+        predictions: answers for the same jets.
+    """
     limits = predictions.valid_range
     if limits is None:
         return []
