@@ -24,7 +24,7 @@ class Finding(NamedTuple):
 
     state: str
     what: str
-    found: str
+    result: str
     cure: str = ""
 
 

@@ -86,11 +86,11 @@ def verdict(metrics: MetricsRecord) -> list[str]:
         baseline = storage.name(metrics.baseline)
         lines.append(f"resolution gain over {baseline}: {metrics.gain_over_baseline.percent()}")
     lowest = metrics.closure.from_gev
-    for bin_ in metrics.closure.bins:
+    for closure_bin in metrics.closure.bins:
         # The report has the bins of pT.
-        if bin_.is_whole(lowest):
-            bias = bin_.model.percent(100, 2)
-            lines.append(f"closure, {bin_.region}, pT > {lowest:g} GeV: {bias}")
+        if closure_bin.is_whole(lowest):
+            bias = closure_bin.model.percent(100, 2)
+            lines.append(f"closure, {closure_bin.region}, pT > {lowest:g} GeV: {bias}")
     for region, entry in metrics.flavour.regions.items():
         if entry.reduction:
             lines.append(f"flavour spread removed, {region}: {entry.reduction.percent()}")

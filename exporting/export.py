@@ -225,8 +225,8 @@ def staging(run: str) -> Iterator[Path]:
         with scratch.folder("jec-export-") as folder:
             yield folder
         return
-    for abandoned in Path(run).glob(".export-*"):
-        shutil.rmtree(abandoned, ignore_errors=True)  # of an export that was killed
+    for leftover in Path(run).glob(".export-*"):
+        shutil.rmtree(leftover, ignore_errors=True)  # of an export that was killed
     with space.catch_full_disk(run):
         folder = Path(tempfile.mkdtemp(prefix=".export-", dir=run))
     try:

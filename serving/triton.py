@@ -312,7 +312,7 @@ def free_port() -> int:
 
 
 def triton_command(attempt: _Start, port: int) -> tuple[list[str], dict[str, str]]:
-    """Return command line and environment of Triton."""
+    """Return command line and environment of Triton. Raises ClusterError if it is not installed."""
     wheel = triton_wheel.find()
     if wheel is None:
         raise ClusterError(

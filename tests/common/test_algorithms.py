@@ -50,7 +50,7 @@ def test_an_algorithm_of_the_table_is_accepted_and_rendered(annealing: Algorithm
         run_id="a-00000000",
         search_space=space({"name": "fc-dim", "type": "discrete", "list": [50, 100, 200]}),
     )
-    spec = experiment(Run(config=config), carried=1)["spec"]
+    spec = experiment(Run(config=config), earlier_trials=1)["spec"]
     assert spec["algorithm"] == {
         "algorithmName": "annealing",
         "algorithmSettings": [{"name": "seed", "value": "8"}],

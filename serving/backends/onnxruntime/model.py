@@ -283,7 +283,7 @@ def check(
 
 
 def as_tensor(name: str, array: np.ndarray) -> Any:
-    """Return a Triton tensor made with DLPack.
+    """Return an array of any shape as a Triton tensor, made with DLPack.
 
     The compiled stub is built against NumPy 1: with NumPy 2, pb.Tensor(name, array) silently sends
     0 bytes and as_numpy() is wrong. It also gives the capsule a name of its own, for which NumPy
