@@ -166,9 +166,10 @@ class TritonPythonModel:
         """Run an idle session; there are as many as threads."""
         session = self.idle_sessions.get()
         try:
-            return session.run(self.outputs, feed)
+            outputs: list[np.ndarray] = session.run(self.outputs, feed)
         finally:
             self.idle_sessions.put(session)
+        return outputs
 
     def pieces(self, feeds: Sequence[Feed], counts: Sequence[int]) -> Iterator[Feed]:
         """Yield the inputs of each run: small requests combined, large ones split.
