@@ -108,7 +108,7 @@ def test_preparing_on_a_full_disk_leaves_nothing_and_works_once_there_is_space(d
     with pytest.raises(StorageError, match=re.escape(f"{disk}/cache/")):
         run()
     # said before it is begun: 100,000 jets of two inputs and a label are 1.2 MB
-    estimate = re.search(r"up to (\d\.\d) MB, but only 1\.0 MB are free", lines[0])
+    estimate = re.search(r"up to (\d\.\d) MB, but only 1\.0 MB are free", "\n".join(lines))
     assert 0.8 <= float(estimate[1]) <= 2
     assert list((disk / "cache").iterdir()) == []
     subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)

@@ -792,6 +792,8 @@ def test_what_one_server_does_to_all_sets_is_said_once(jet_files, no_pauses):
 
 
 def test_keys_that_are_not_set_are_said_once(jet_files, monkeypatch):
+    # the session of other tests has keys already
+    monkeypatch.setattr("boto3.DEFAULT_SESSION", None)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
