@@ -27,7 +27,7 @@ from common.cli import Parser, age, local_path, output_file, output_folder, run_
 from common.config import AUTO, RunConfig, add_arguments
 from common.errors import InputError, JecError
 from common.storage.local import check_writable_folder
-from images.digests import image
+from images.digests import image, unpushed
 
 COMMANDS = (
     "check",
@@ -468,7 +468,9 @@ def act(flags: config_file.Flags, args: argparse.Namespace) -> int:
         use_endpoint(args.s3_endpoint)
     config = RunConfig.from_args(args)
     if args.write_config:
-        print(flags.as_yaml(args), end="")
+        # These images are on no registry, and this file would keep the user from pushed ones.
+        images = {"steps_image": unpushed("steps"), "weaver_image": unpushed("weaver")}
+        print(flags.as_yaml(args, without=images), end="")
         return 0
     if (
         args.serve
@@ -514,6 +516,8 @@ def write_files(config: RunConfig, args: argparse.Namespace) -> int:
     if args.render_reana:
         from operations import reana
 
+        for text in reana.unpullable([args.steps_image, config.weaver_image]):
+            print(f"warning: {text}", file=sys.stderr)
         paths = reana.render(config, args.render_reana, args.steps_image)
     else:
         from operations.render import render

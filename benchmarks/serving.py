@@ -25,6 +25,7 @@ import csv
 import functools
 import json
 import os
+import queue
 import shutil
 import socket
 import subprocess
@@ -57,6 +58,7 @@ LOAD_SECONDS = 2.5
 ANALYZER = "perf_analyzer"
 WINDOW_MS = 500
 PIECE = 32  # as in serving/backends/onnxruntime/model.py, which cannot be imported outside Triton
+IN_PIECES = "in pieces"
 RATES = ("Triton", "in process", "in process, in pieces", "empty model")
 # jets a request: one, an event's or a file's
 REQUESTS = {"ParticleNet": (1, 32), "PFN": (1, 32, 128, 256)}
@@ -135,8 +137,8 @@ def export_pair(name: str, folder: Path) -> tuple[dict[str, Path], Any]:
     model, info, config = build(name, **({"use_counts": False} if name == "ParticleNet" else {}))
     forms = {"ours": model, "published form": plain_form(model)}
     return {
-        form: export_onnx(network, info, config, folder / f"{name}-{form}.onnx")
-        for form, network in forms.items()
+        form: export_onnx(one, info, config, folder / f"{name}-{form}.onnx")
+        for form, one in forms.items()
     }, config
 
 
@@ -145,20 +147,17 @@ def rate(run: Callable[[], Any], count: int) -> Callable[[], float]:
 
     def measure_once() -> float:
         """Run for SECONDS; return jets/s."""
-        start, num_jets = time.perf_counter(), 0
-        while time.perf_counter() - start < SECONDS:
+        started, done = time.perf_counter(), 0
+        while time.perf_counter() - started < SECONDS:
             run()
-            num_jets += count
-        return num_jets / (time.perf_counter() - start)
+            done += count
+        return done / (time.perf_counter() - started)
 
     return measure_once
 
 
 def apart(answers: np.ndarray, expected: np.ndarray) -> dict[str, float]:
-    """Largest and median difference, and the share of jets within the gate's 1e-5.
-
-    Both arrays are (N, C): C outputs of N jets.
-    """
+    """Largest and median difference, and the share of jets within the gate's 1e-5."""
     difference = np.abs(answers.astype(np.float64) - expected).max(axis=1)
     return {
         "largest": float(difference.max()),
@@ -180,7 +179,7 @@ def runtime(report: Report, rounds: int) -> None:
             paths, config = export_pair(name, Path(folder))
             sessions = {form: session(path) for form, path in paths.items()}
             inputs = jets(config, max(BATCHES))
-            answers = {form: model.run(None, inputs)[0] for form, model in sessions.items()}
+            answers = {form: one.run(None, inputs)[0] for form, one in sessions.items()}
             close = apart(answers["ours"], answers["published form"])
             notes.append(
                 f"{name}: the two forms agree within {close['largest']:.1e} (median"
@@ -189,7 +188,7 @@ def runtime(report: Report, rounds: int) -> None:
             for batch in BATCHES:
                 feed = {key: x[:batch] for key, x in inputs.items()}
                 runs = alternate(
-                    {form: rate(_runner(model, feed), batch) for form, model in sessions.items()},
+                    {form: rate(_runner(one, feed), batch) for form, one in sessions.items()},
                     rounds,
                 )
                 gain = ratio(runs["ours"], runs["published form"])
@@ -268,8 +267,7 @@ def _variants(name: str, folder: Path) -> tuple[dict[str, Callable[[Inputs], np.
     )
     sessions = {label: session(path) for label, path in paths.items()}
     runners = {
-        label: lambda feed, model=model: model.run(None, feed)[0]
-        for label, model in sessions.items()
+        label: lambda feed, one=one: one.run(None, feed)[0] for label, one in sessions.items()
     }
 
     def bf16(feed: Inputs) -> np.ndarray:
@@ -309,7 +307,7 @@ def _measure_triton(report: Report, name: str, rounds: int, folder: Path) -> Non
             ("Triton", "in process, in pieces"),
             ("empty model", "in process"),
         )
-        ratios = (ratio(runs[first], runs[other]).text(".2f") for first, other in pairs)
+        ratios = (ratio(runs[one], runs[other]).text(".2f") for one, other in pairs)
         rows.append(
             [*label.split(" over "), Spread.of(runs["mean batch"]).text(".1f"), *rates, *ratios]
         )
@@ -379,7 +377,7 @@ def _measure_cases(
     try:
         for _ in range(rounds):
             for request, way in cases:
-                rate_of_triton, batch = _load(server.url, name.lower(), request, way, port)
+                got, batch = _load(server.url, name.lower(), request, way, port)
                 empty, _ = _load(server.url, EMPTY, request, way, port)
                 feed = jets(config, max(round(batch), 1))
                 local = [
@@ -387,12 +385,11 @@ def _measure_cases(
                     for run in (in_process, in_pieces)
                 ]
                 for key, value in zip(
-                    (*RATES, "mean batch"), (rate_of_triton, *local, empty, batch), strict=True
+                    (*RATES, "mean batch"), (got, *local, empty, batch), strict=True
                 ):
                     runs[f"{request} over {way}"][key].append(value)
                 print(
-                    f"{name} {request} over {way}: {rate_of_triton:,.0f} jets/s;"
-                    f" in process {local[0]:,.0f}",
+                    f"{name} {request} over {way}: {got:,.0f} jets/s; in process {local[0]:,.0f}",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -403,23 +400,28 @@ def _measure_cases(
 
 def pieces(onnx_path: Path) -> Callable[[Inputs], Any]:
     """A batch run in pieces, each on a core by itself, as serving/backends/onnxruntime does."""
-    import onnxruntime
+    from weaver.onnx.runtime import session
 
-    options, cores = onnxruntime.SessionOptions(), len(os.sched_getaffinity(0))
-    options.intra_op_num_threads = 1
-    one = onnxruntime.InferenceSession(
-        os.fspath(onnx_path), options, providers=["CPUExecutionProvider"]
-    )
-    pool = ThreadPoolExecutor(cores)
+    idle_sessions: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    for _ in range(cores()):
+        idle_sessions.put(session(onnx_path, threads=1))
+    pool = ThreadPoolExecutor(cores())
+
+    def run_piece(feed: Inputs) -> Any:
+        one = idle_sessions.get()
+        try:
+            return one.run(None, feed)
+        finally:
+            idle_sessions.put(one)
 
     def run(feed: Inputs) -> list[Any]:
-        count = len(feed["pf_mask"])
-        most = min(PIECE, -(-count // cores))
+        count = len(next(iter(feed.values())))
+        most = min(PIECE, -(-count // cores()))
         parts = [
             {name: x[start : start + most] for name, x in feed.items()}
             for start in range(0, count, most)
         ]
-        return list(pool.map(functools.partial(one.run, None), parts))
+        return list(pool.map(run_piece, parts)) if len(parts) > 1 else [run_piece(feed)]
 
     return run
 
@@ -443,8 +445,8 @@ def _repository(name: str, folder: Path) -> tuple[Path, Any]:
     model, info, config = build(name)
     path = folder / name.lower() / "1" / "model.onnx"
     empty = folder / EMPTY / "1"
-    for folder_of_version in (path.parent, empty):
-        folder_of_version.mkdir(parents=True)
+    for one in (path.parent, empty):
+        one.mkdir(parents=True)
     export_onnx(model, info, config, path)
     text = triton_config(
         path, name.lower(), warmup=(1, 100), device="cpu", instances=LOCAL_INSTANCES
@@ -461,7 +463,7 @@ def _repository(name: str, folder: Path) -> tuple[Path, Any]:
 def _load(url: str, model: str, request: int, way: str, grpc_port: int) -> tuple[float, float]:
     """Jets a second and the mean batch that Triton ran, under load from another process."""
     before = _statistics(url, model)
-    rate_of_requests = (
+    got = (
         _analyzer_rate(url, model, request, way, grpc_port)
         if shutil.which(ANALYZER)
         else _client_rate(url, model, request)
@@ -469,7 +471,7 @@ def _load(url: str, model: str, request: int, way: str, grpc_port: int) -> tuple
     inferences, executions = (
         after - b for after, b in zip(_statistics(url, model), before, strict=True)
     )
-    return rate_of_requests, inferences / executions
+    return got, inferences / executions
 
 
 def _analyzer_rate(url: str, model: str, request: int, way: str, grpc_port: int) -> float:
@@ -530,7 +532,7 @@ def _client_rate(url: str, model: str, request: int) -> float:
 
 
 def _output_of(command: list[str]) -> str:
-    process = subprocess.run(
+    done = subprocess.run(
         command,
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -539,9 +541,9 @@ def _output_of(command: list[str]) -> str:
         timeout=120,
         check=False,
     )
-    if process.returncode:
-        raise RuntimeError(f"{command[0]}: {process.stdout[-500:]} {process.stderr[-2000:]}")
-    return process.stdout
+    if done.returncode:
+        raise RuntimeError(f"{command[0]}: {done.stdout[-500:]} {done.stderr[-2000:]}")
+    return done.stdout
 
 
 def _statistics(url: str, model: str) -> tuple[int, int]:
@@ -556,8 +558,7 @@ def _statistics(url: str, model: str) -> tuple[int, int]:
 def load(url: str, model: str, request: int) -> None:
     """CONCURRENCY threads that send the next request as soon as the last is answered.
 
-    Prints the rate after a second of warming up. A thread ends with RuntimeError at the first
-    answer that is no success.
+    Prints the rate after a second of warming up.
     """
     from jec_client.connection import Connections
     from serving import golden
@@ -566,7 +567,7 @@ def load(url: str, model: str, request: int) -> None:
     metadata = json.loads(connections.request(f"/v2/models/{model}", None, {}).content)
     shapes = {entry["name"]: entry["shape"] for entry in metadata["inputs"]}
     body, headers = golden.to_binary(jets(types.SimpleNamespace(input_shapes=shapes), request))
-    request_counts = [0] * CONCURRENCY
+    done = [0] * CONCURRENCY
     ends = time.perf_counter() + 1 + LOAD_SECONDS
 
     def ask(index: int) -> None:
@@ -574,16 +575,15 @@ def load(url: str, model: str, request: int) -> None:
             reply = connections.request(f"/v2/models/{model}/infer", body, headers)
             if reply.status != 200:
                 raise RuntimeError(reply.content[:300])
-            request_counts[index] += 1
+            done[index] += 1
 
     threads = [threading.Thread(target=ask, args=(index,)) for index in range(CONCURRENCY)]
     for thread in threads:
         thread.start()
     time.sleep(1)
-    start, before = time.perf_counter(), sum(request_counts)
+    started, before = time.perf_counter(), sum(done)
     time.sleep(LOAD_SECONDS - 0.2)
-    seconds = time.perf_counter() - start
-    print(json.dumps({"rate": (sum(request_counts) - before) * request / seconds}))
+    print(json.dumps({"rate": (sum(done) - before) * request / (time.perf_counter() - started)}))
     for thread in threads:
         thread.join()
 
@@ -592,7 +592,7 @@ def measure_run(report: Report, rounds: int, run: str) -> None:
     """A run's own two models, the one that takes features and the raw one, on its golden jets.
 
     Both take jets that are decoded and in memory. The 100 golden jets of each model, of the
-    validation set, are repeated to the batch. Raises SystemExit for a run without a raw model.
+    validation set, are repeated to the batch.
     """
     from common.layout import RAW_SUFFIX, RunFolder
     from common.records import ExportRecord, TrialOptions
@@ -609,18 +609,26 @@ def measure_run(report: Report, rounds: int, run: str) -> None:
         body = json.loads(Path(folder.golden(name), "request-100.json").read_text())
         requests[name] = golden.arrays(body["inputs"])
     rows, data = [], {}
-    for threads in sorted({1, cores()}):
-        sessions = {name: session(folder.onnx(name), threads=threads) for name in names}
+    ways = {f"{threads} threads": threads for threads in sorted({1, cores()})}
+    ways = {"1 thread" if threads == 1 else label: threads for label, threads in ways.items()}
+    for way in (*ways, IN_PIECES):
+        if way == IN_PIECES:
+            runners = {name: pieces(folder.onnx(name)) for name in names}
+        else:
+            runners = {
+                name: functools.partial(session(folder.onnx(name), threads=ways[way]).run, None)
+                for name in names
+            }
         for batch in (1, 32, 1000):
             contenders = {}
-            for name, one in sessions.items():
+            for name, run_model in runners.items():
                 jets_of = np.arange(batch) % 100
                 feed = {key: np.ascontiguousarray(x[jets_of]) for key, x in requests[name].items()}
-                contenders[name] = rate(_runner(one, feed), batch)
-            runs = data[f"batch {batch}, threads {threads}"] = alternate(contenders, rounds)
+                contenders[name] = rate(functools.partial(run_model, feed), batch)
+            runs = data[f"batch {batch}, {way}"] = alternate(contenders, rounds)
             features, raw = runs.values()
             spreads = (Spread.of(of_model).text() for of_model in (features, raw))
-            rows.append([threads, batch, *spreads, ratio(raw, features).text(".2f")])
+            rows.append([way, batch, *spreads, ratio(raw, features).text(".2f")])
     places = max(x.shape[1] for x in requests[record.model + RAW_SUFFIX].values())
     options = TrialOptions.load(folder.options(record.trial)).network_options or {}
     size = " ".join(f"{key} {value}" for key, value in options.items())
@@ -628,13 +636,13 @@ def measure_run(report: Report, rounds: int, run: str) -> None:
         f"{Path(folder.uri).name}: {record.model}, {size}",
         f"jets of up to {places} particles; {os.cpu_count()} cores",
         (
-            "our backend for Triton runs pieces of 32 jets on one thread each; one thread at batch"
-            " 32 is its case"
+            f"{IN_PIECES}: as our backend for Triton runs a batch, at most {PIECE} jets at a time,"
+            " one piece on each core"
         ),
     ]
     report.section(
         f"The two models of a run: {size}",
-        columns=["threads", "batch", "features, jets/s", "raw jets, jets/s", "ratio"],
+        columns=["run", "batch", "features, jets/s", "raw jets, jets/s", "ratio"],
         rows=rows,
         notes=notes,
         runs=data,

@@ -291,7 +291,7 @@ def predictor_name(name: str) -> str:
 def service_record(service: Manifest, namespace: str, *, inside: bool, certain: bool) -> Service:
     """Return a service with the address that answers from here, and how to reach it from outside.
 
-    The address inside the cluster needs no log-in at the gateway. In RawDeployment mode status.url
+    The address inside the cluster needs no login at the gateway. In RawDeployment mode status.url
     is the host of an Ingress, which need not exist; from outside, `kubectl port-forward` always
     works.
     """

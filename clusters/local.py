@@ -252,15 +252,17 @@ class LocalCluster:
             http_port=http_port,
             owner=run_lock.owner(folder.parents[1]),
         )
-        storage.write_json(
-            str(folder / "service.json"),
-            {
-                "pid": server.pid,
-                "started": run_lock.start_time(server.pid),
-                "url": server.url,
-                "kind": server.kind,
-            },
-        )
+        record = {
+            "pid": server.pid,
+            "started": run_lock.start_time(server.pid),
+            "url": server.url,
+            "kind": server.kind,
+        }
+        try:
+            storage.write_json(str(folder / "service.json"), record)
+        except BaseException:
+            self._servers.stop(server.pid)  # no later command would find it
+            raise
         return server
 
     @property

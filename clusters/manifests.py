@@ -247,6 +247,7 @@ def pod_fields(
     shared_memory: str = "",
     service_account: str = "",
     restricted: bool = True,
+    keep_token: bool = False,
 ) -> Manifest:
     """Return the spec of a pod without its containers: where it runs, as which user, its volumes.
 
@@ -258,12 +259,16 @@ def pod_fields(
         shared_memory: Size of /dev/shm.
         service_account: Name of the ServiceAccount.
         restricted: Meet the Pod Security level `restricted`; otherwise run as the image's user.
+        keep_token: Let the ServiceAccount decide whether its token for Kubernetes' API is mounted.
+            Otherwise it is not: trials and jobs do not use the API.
     """
     fields = settings.pod_fields()
     if restricted:
         fields["securityContext"] = POD_SECURITY
     if service_account:
         fields["serviceAccountName"] = service_account
+    if not keep_token:
+        fields["automountServiceAccountToken"] = False
     volumes = settings.volumes()
     if shared_memory:
         # Docker's 64 MB are too small for NCCL and data loading. It counts towards the memory

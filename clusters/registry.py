@@ -60,7 +60,7 @@ class Reference:
 def digest_of(image: str, *, seconds: float = SECONDS) -> str | None:
     """Return the digest of an image from its reference, or else from its registry.
 
-    None if neither has it, for example if the registry is unreachable or requires a log-in.
+    None if neither has it, for example if the registry is unreachable or requires a login.
     """
     digest = image.partition("@")[2]
     if digest:

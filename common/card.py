@@ -13,6 +13,7 @@ from common import storage, yaml_text
 from common.config import NONE
 from common.errors import InputError
 from common.project import here
+from common.storage import nearby
 
 TABLES = (".yaml", ".yml", ".json")
 ENDINGS = (*TABLES, ".md")
@@ -27,7 +28,7 @@ def read(path: str) -> tuple[Facts, str]:
     place = here(path)
     ending = _ending(path)
     if not storage.exists(place):
-        raise InputError(f"--card {path}: there is no such file")
+        raise InputError(f"--card {path}: {nearby.missing_file(place)}")
     text = storage.read_text(place)
     if ending not in TABLES:
         return {}, text
@@ -40,9 +41,9 @@ def read(path: str) -> tuple[Facts, str]:
     facts = {}
     for name, value in content.items():
         values = value if isinstance(value, list) else [value]
-        if any(isinstance(one, dict | list) for one in values):
+        if any(isinstance(item, dict | list) for item in values):
             raise InputError(f"--card {path}: '{name}' is nested; write one value, or a list")
-        facts[str(name)] = ", ".join(str(one) for one in values)
+        facts[str(name)] = ", ".join(str(item) for item in values)
     return facts, ""
 
 

@@ -20,6 +20,7 @@ from common import yaml_text
 from common.cli import Parser
 from common.config import RETIRED, RunConfig, flag, with_former_defaults, with_types
 from common.errors import InputError, unknown
+from common.storage import nearby
 
 VARIABLE = "JEC_CONFIG"
 LARGEST_BYTES = 1_000_000
@@ -31,7 +32,7 @@ _NOT_TYPED = object()
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """Values of flags, by field, and their origin as errors name it."""
+    """Values of flags by field, and the name of their file for errors."""
 
     where: str
     values: Mapping[str, Any]
@@ -52,7 +53,7 @@ class Flags:
         destinations = vars(parser.parse_args(words))
         blank = argparse.Namespace(**dict.fromkeys(destinations, _NOT_TYPED))
         values = vars(parser.parse_args(words, blank))
-        self._typed = {name for name, value in values.items() if value is not _NOT_TYPED}
+        self._typed_names = {name for name, value in values.items() if value is not _NOT_TYPED}
 
     def parse(self) -> argparse.Namespace:
         """Return all flags: from the command line, else from the sources, else the defaults."""
@@ -86,7 +87,7 @@ class Flags:
         """Append to the error's text which file set the flags that the text names."""
         origins = {}
         for name in self.keys:
-            if name in self._typed or not re.search(rf"--{flag(name)}(?![\w-])", str(error)):
+            if name in self._typed_names or not re.search(rf"--{flag(name)}(?![\w-])", str(error)):
                 continue
             for source in self.sources:
                 if name in source.values:
@@ -95,8 +96,13 @@ class Flags:
             places = "; ".join(f"--{flag(name)} is from {origins[name]}" for name in origins)
             error.args = (f"{error} ({places})",)
 
-    def as_yaml(self, args: argparse.Namespace) -> str:
-        """Return the values of all keys as a file for --config, in the groups of --help."""
+    def as_yaml(self, args: argparse.Namespace, without: Mapping[str, Any]) -> str:
+        """Return the values of all keys as a file for --config, in the groups of --help.
+
+        Args:
+            args: All flags.
+            without: Key -> value with which the key is left out.
+        """
         import yaml
 
         lines = []
@@ -107,6 +113,8 @@ class Flags:
                 lines.append(f"# {group.title}")
             for key in keys:
                 value = getattr(args, key)
+                if key in without and value == without[key]:
+                    continue
                 plain = str(value) if isinstance(value, Path) else value
                 text = yaml.safe_dump({key: plain}, width=math.inf, allow_unicode=True)
                 lines.append(text.rstrip("\n"))
@@ -123,7 +131,7 @@ class Flags:
         result = _as(kind, value)
         if result is None:
             hint = "; write it in quotes" if kind is str and isinstance(value, bool) else ""
-            raise InputError(f"{where}: {key} is {_NAMES[kind]}, not {_name(value)}{hint}")
+            raise InputError(f"{where}: {key} must be {_NAMES[kind]}, not {_name(value)}{hint}")
         if action.choices and result not in action.choices:
             raise InputError(f"{where}: {key}: {unknown('value', result, action.choices)}")
         if kind is str and callable(action.type):
@@ -158,7 +166,7 @@ def _text(path: str, where: str) -> str:
         with Path(path).expanduser().open("rb") as file:
             content = file.read(LARGEST_BYTES + 1)
     except FileNotFoundError:
-        raise InputError(f"{where}: there is no such file") from None
+        raise InputError(f"{where}: {nearby.missing_file(path)}") from None
     except (OSError, ValueError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{where} cannot be read: {reason}") from None
@@ -182,7 +190,7 @@ _NAMES: dict[type, str] = {
 
 
 def _name(value: Any) -> str:
-    """What a value of a file is, in words."""
+    """Describe a value of a file in words."""
     if isinstance(value, bool):
         return "true or false"
     if value is None:

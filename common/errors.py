@@ -6,6 +6,7 @@
     │   ├── DamagedCheckpoint    a .pt file is not as it was written  (weaver.fit.checkpoint)
     │   ├── MissingFile          a web server has no such file        (common.storage.http)
     │   ├── WebPage              a web page came in place of data     (common.storage.http)
+    │   ├── NoCredentials        no keys are set for S3                (common.storage.s3)
     │   ├── AuthError            no valid login for Kubeflow                (operations.auth)
     │   └── NoCluster            no Kubernetes cluster is configured        (clusters.api)
     ├── StorageError             a read or write in the storage failed
@@ -50,6 +51,7 @@ __all__ = [
     "InputError",
     "InterruptedRun",
     "JecError",
+    "NoCredentials",
     "StorageError",
     "TrainingError",
     "UnreachableError",
@@ -65,6 +67,10 @@ PASSING_FAILURE = 75
 """Exit code of a trial or job that failed for another reason that may pass: EX_TEMPFAIL."""
 
 
+class NoCredentials(InputError):
+    """No keys are set for S3. It says nothing about the file."""
+
+
 class StorageError(JecError):
     """A read or write in the storage failed, in spite of the client's own retries."""
 
@@ -74,14 +80,15 @@ class StorageError(JecError):
 class AccessError(StorageError):
     """A storage refuses access: rights, keys or a token, which somebody has to renew.
 
-    It says nothing about the file: the text says what to renew, and the same command then goes on.
+    It does not mean that the file is damaged. The text names what to renew; then the same command
+    succeeds.
     """
 
 
 class FullDiskError(StorageError):
     """A disk is full, or the user's quota on it is used up.
 
-    The text names the folder, what is free there and, where known, what was needed.
+    The text names the folder, its free space and, if known, the space that is needed.
     """
 
 

@@ -20,6 +20,18 @@ CONNECT_SECONDS = 6.0
 RETRIES = 1
 """A gateway that restarts refuses connections, or answers 502 to 504, for a moment."""
 
+REASONS = {
+    "InvalidURL": "the address is not valid",
+    "MissingSchema": "the address does not begin with https:// or http://",
+    "InvalidSchema": "the address does not begin with https:// or http://",
+    "TooManyRedirects": "the server redirects without end",
+    "ChunkedEncodingError": "the answer broke off",
+    "ContentDecodingError": "the answer cannot be decompressed",
+    "ReadTimeout": "no answer in time",
+    "ConnectTimeout": "no connection in time",
+}
+"""Names of exceptions of requests -> the reason in words."""
+
 
 def session() -> requests.Session:
     """Open a session that honours the environment's proxies, keeps cookies and retries once.
@@ -60,7 +72,7 @@ def send(
     """Send one request and return the answer, whatever its status.
 
     `options` are those of requests.Session.request. Raises UnreachableError where no answer comes;
-    its text is the reason alone, because the address may hold a secret.
+    its text has only the reason, because the address may contain a secret.
     """
     import requests
 
@@ -80,17 +92,21 @@ def status_line(answer: requests.Response) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the system's own words for a failed request.
+    """Return why a request failed, in words, without the address.
 
-    The texts of requests and urllib3 repeat the address, with what it holds of secrets. So only the
-    innermost error of the system is quoted, and of any other its kind.
+    The texts of requests and urllib3 contain the address, which may contain secrets. So the text is
+    that of the innermost error of the system, or of `REASONS` if there is none.
     """
     import requests
+    from urllib3.exceptions import NameResolutionError
 
-    reason = type(error).__name__
+    reason = REASONS.get(type(error).__name__, f"the request failed ({type(error).__name__})")
     cause: BaseException | None = error
     while cause is not None:
+        if isinstance(cause, NameResolutionError):
+            # The host of the connection: a proxy's, if the request goes through one.
+            return f"the host name {cause.conn.host} cannot be resolved"
         if isinstance(cause, OSError) and not isinstance(cause, requests.RequestException):
-            reason = f"{type(cause).__name__}: {cause.strerror or cause}"
+            reason = cause.strerror or str(cause)
         cause = cause.__cause__ or cause.__context__
     return reason

@@ -54,7 +54,7 @@ webhook and clean-up. Without its line a parameter has its default. `auto` and `
 **Storage of runs**: `storage_`. Leave `storage_run_id` at `auto` for a new run.
 
 Of the form's other fields, choose an *Experiment*; *Service Account* may stay empty. All
-parameters: `python pipeline.py --help`. Manual: `docs/kubeflow.md` of the project.
+parameters: `python pipeline.py --help`. Manual: `docs/kubeflow-runs.md` of the project.
 """
 """Markdown that Kubeflow's UI shows."""
 STEPS_IMAGE = "jec-steps:latest"

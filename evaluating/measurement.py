@@ -121,8 +121,8 @@ def steps_of(columns: Columns, predictions: Predictions) -> list[EdgeStep]:
     """Return the steps in response at the edges of the valid range; empty without a range.
 
     Args:
-        columns: jetPt and genJetPt, (N,) in GeV.
-        predictions: answers for the same jets.
+        columns: Observers of the N jets by name, (N,) each; jetPt and genJetPt in GeV.
+        predictions: Outputs of the model for the same jets.
     """
     limits = predictions.valid_range
     if limits is None:

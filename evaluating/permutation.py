@@ -85,10 +85,10 @@ def importances(
                 losses.append(reference_gain - gain_with(inputs, rng.permutation(jets)))
             results.append(InputImportance(name=name, inputs=inputs, gain_lost=losses))
     if not np.isfinite(
-        [reference_gain, *(loss for group in results for loss in group.gain_lost)]
+        [reference_gain, *(loss for group_result in results for loss in group_result.gain_lost)]
     ).all():
         return None
-    results.sort(key=lambda group: group.mean, reverse=True)
+    results.sort(key=lambda group_result: group_result.mean, reverse=True)
     return Importances(num_jets=number, gain=reference_gain, groups=results)
 
 

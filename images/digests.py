@@ -22,9 +22,14 @@ class Digests(TypedDict):
     """Image -> its reference, REPOSITORY@sha256:..."""
 
 
+def unpushed(name: str) -> str:
+    """Return the reference of the image `steps` or `weaver` that stands for one never pushed."""
+    return f"jec-{name}:latest"
+
+
 def image(name: str) -> str:
     """Return the reference of the image `steps` or `weaver`, by digest if pushed from here."""
-    return read_digests()["images"].get(name, f"jec-{name}:latest")
+    return read_digests()["images"].get(name, unpushed(name))
 
 
 def commit() -> str:

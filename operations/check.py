@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from clusters.protocol import STEP_LABEL
+from common import storage
 from common.config import AUTO, RunConfig
 from common.errors import InputError, JecError
 from operations import table
@@ -68,8 +69,9 @@ def check(config: RunConfig, args: argparse.Namespace) -> int:
         ("images", lambda: check_images(images, on_cluster=on_kubeflow)),
     ]
     lines: list[Line] = []
-    for name, section in sections:
-        lines += table.show(lines_or_error(name, section, lines), hidden_states)
+    with storage.few_retries():
+        for name, section in sections:
+            lines += table.show(lines_or_error(name, section, lines), hidden_states)
 
     fails = table.count(lines, State.ERROR) > 0
     if args.json:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 
 from common import algorithms, storage
 from common.choices import SPLITS
 from common.config import RunConfig
-from common.errors import InputError, StorageError
+from common.errors import InputError, JecError, NoCredentials, StorageError
 from components.inputs import CONFIGURATION_CHECKS, DATA_CHECKS, Check, Inputs
 from operations.table import Line, error, not_seen, ok, warning
 from training.search_space import cautions
@@ -19,10 +20,22 @@ def check_inputs(config: RunConfig, *, on_kubeflow: bool = False) -> Iterator[Li
     Lines on how Katib departs from the search space are for runs on Kubeflow only.
     """
     inputs = Inputs(config)
+    data_errors: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    names_of_data = [f"{split} data" for split in SPLITS]
     for check in (*CONFIGURATION_CHECKS, *DATA_CHECKS):
         # A data configuration that cannot be read has its own line already.
-        if inputs.data_config is not None or not check.reads_data_config:
+        if inputs.data_config is None and check.reads_data_config:
+            continue
+        try:
             yield from lines_of(check, inputs)
+        except (InputError, StorageError) as problem:
+            # The checks after it still run: the other data may be on another server.
+            if check.name in names_of_data:
+                data_errors.setdefault(cause_of(problem), []).append((check.name, str(problem)))
+            else:
+                yield error(check.name, str(problem))
+        if check.name == names_of_data[-1]:
+            yield from merged_errors(data_errors.values())
 
     # random and tpe follow the search space closely: a note about them is no warning.
     line = ok if algorithms.find_offered(config.algorithm).step_caution else warning
@@ -31,8 +44,8 @@ def check_inputs(config: RunConfig, *, on_kubeflow: bool = False) -> Iterator[Li
     for split in SPLITS:
         name = f"{split} data"
         if split in inputs.file_checks:
-            for skipped in inputs.file_checks[split].skipped:
-                yield warning(name, f"{skipped.uri} is damaged and will be left out")
+            for file in inputs.file_checks[split].skipped_files:
+                yield warning(name, f"{file.uri} is damaged and will be left out")
         here = [storage.is_local(entry.uri) for entry in inputs.files.get(split, [])]
         if storage.is_s3(config.s3_bucket) and any(here):
             yield warning(
@@ -43,16 +56,8 @@ def check_inputs(config: RunConfig, *, on_kubeflow: bool = False) -> Iterator[Li
 
 
 def lines_of(check: Check, inputs: Inputs) -> Iterator[Line]:
-    """Run a check and yield its lines; its exception becomes an error line.
-
-    So the checks after it still run, also if a storage server does not answer: the other data may
-    be elsewhere.
-    """
-    try:
-        result = check.run(inputs)
-    except (InputError, StorageError) as problem:
-        yield error(check.name, str(problem))
-        return
+    """Run a check and yield its lines. Raises what the check raises."""
+    result = check.run(inputs)
     yield (
         ok(check.name, result.text)
         if result.is_checked
@@ -60,3 +65,23 @@ def lines_of(check: Check, inputs: Inputs) -> Iterator[Line]:
     )
     if result.warning:
         yield warning(check.name, result.warning)
+
+
+def cause_of(problem: JecError) -> tuple[str, str]:
+    """Return a key that is the same for errors of several sets with one cause.
+
+    An error of the storage concerns the server, whichever file it names.
+    """
+    text = str(problem)
+    if isinstance(problem, StorageError | NoCredentials):
+        text = re.sub(r"(\w+://[^/\s]+)/\S*", r"\1", text)
+    return type(problem).__name__, text
+
+
+def merged_errors(groups: Iterable[list[tuple[str, str]]]) -> Iterator[Line]:
+    """Yield one error line for each group of (name of the set, text), with the first text."""
+    for group in groups:
+        names = [name.removesuffix(" data") for name, _ in group]
+        *first, last = names
+        what = f"{', '.join(first)} and {last}" if first else last
+        yield error(f"{what} data", group[0][1])

@@ -31,7 +31,7 @@ def endpoint(host: str) -> tuple[str, str]:
                 check_url(address)
             except InputError as error:
                 raise InputError(
-                    f"{source}: {error}, as https://KUBEFLOW/pipeline, or none"
+                    f"{source}: {error}; write https://KUBEFLOW/pipeline, or none"
                 ) from None
             return address.rstrip("/"), source
     if notebook_token().exists():

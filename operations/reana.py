@@ -9,8 +9,10 @@ workspace.
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 
+from clusters.registry import Reference
 from common import form, storage
 from common.choices import SPLITS
 from common.config import AUTO, NONE, SERVED, RunConfig, flag, quantity
@@ -59,6 +61,16 @@ def render(config: RunConfig, folder: Path, steps_image: str) -> list[Path]:
     specification.write_text(yaml.safe_dump(content, sort_keys=False))
     snakefile.write_text(snakefile_text(config, steps_image))
     return [specification, snakefile, *copies]
+
+
+def unpullable(images: Iterable[str]) -> list[str]:
+    """Return a warning for each image without a registry, which no cluster can pull."""
+    return [
+        f"REANA cannot pull the image {image}, which names no registry; push images with"
+        " make images REGISTRY=REGISTRY/PROJECT, or give --steps-image and --weaver-image"
+        for image in dict.fromkeys(images)
+        if Reference.parse(image) is None
+    ]
 
 
 def check(config: RunConfig, folder: Path) -> None:

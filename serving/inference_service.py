@@ -67,7 +67,11 @@ def inference_service(run: Run, trial: str = "") -> Manifest:
         "spec": {
             "predictor": {
                 **manifests.pod_fields(
-                    settings, service_account=config.service_account, restricted=restricted
+                    settings,
+                    service_account=config.service_account,
+                    restricted=restricted,
+                    # the account is the operator's, and what else reads its token is not known
+                    keep_token=True,
                 ),
                 **strategy,
                 "minReplicas": config.min_replicas,

@@ -177,7 +177,7 @@ def load(repository: Path, name: str) -> tuple[onnxruntime.InferenceSession, Any
     text = config_path.read_text()
     onnx_path = folder / str(max(versions)) / "model.onnx"
     if not onnx_path.is_file():
-        raise InputError(f"there is no file {onnx_path}")
+        raise InputError(f"there is no file {onnx_path}; export the model again, or copy it there")
     config = check_config(text, onnx_path, str(config_path))
     if config.name and config.name != name:
         raise InputError(

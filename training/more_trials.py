@@ -24,11 +24,12 @@ def with_more_trials(config: RunConfig, more: str) -> RunConfig:
         raise InputError(
             f"--more-trials '{more}': write a whole number from 1 up, followed by the run id"
         )
-    place = RunFolder(storage.join(config.s3_bucket, config.run_id)).search
+    folder = RunFolder(storage.join(config.s3_bucket, config.run_id))
+    place = folder.search
     if not storage.exists(place):
         raise InputError(
-            f"the search of {config.run_id} has not ended ({place} is not there); resume it with"
-            f" --resume {config.run_id}"
+            f"the search of {config.run_id} has not ended ({place} is not there); resume it first:"
+            f" {folder.resume_command}"
         )
     record = SearchRecord.load(place)
     loss = record.best_value

@@ -6,6 +6,7 @@ underscores. Values are passed to trials as text.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fnmatch
 import json
@@ -60,6 +61,11 @@ class Parameter:
         Raises:
             InputError: If a key is unknown, or a value is invalid.
         """
+        if isinstance(entry, dict) and ("parameterType" in entry or "feasibleSpace" in entry):
+            raise InputError(
+                f"{where}: parameter '{entry.get('name', '')}' is in Katib's own form; write"
+                f" {_from_katib(entry)}"
+            )
         if not isinstance(entry, dict) or "name" not in entry or "type" not in entry:
             raise InputError(
                 f"{where}: {entry!r} is not a parameter; write {{name: ..., type: ...}}"
@@ -223,6 +229,32 @@ class Parameter:
             else:
                 entry[key] = value
         return entry
+
+
+def _from_katib(entry: Mapping[str, object]) -> str:
+    """Return a parameter of a Katib Experiment in the form of this file, as JSON, which YAML reads.
+
+    Katib writes numbers as text; here they are numbers again.
+    """
+    kind = entry.get("parameterType", "double")
+    own: dict[str, object] = {"name": entry.get("name", "..."), "type": kind}
+    space = entry.get("feasibleSpace")
+    for key, value in space.items() if isinstance(space, dict) else ():
+        if kind == "categorical" or key == "distribution":
+            own[key] = value
+        elif isinstance(value, list):
+            own[key] = [_as_number(item) for item in value]
+        else:
+            own[key] = _as_number(value)
+    return json.dumps(own)
+
+
+def _as_number(value: object) -> object:
+    """Return the number that a text holds; the value itself if it holds none."""
+    for convert in (int, float):
+        with contextlib.suppress(TypeError, ValueError):
+            return convert(str(value))
+    return value
 
 
 def parse(content: str, *, where: str = "the search space") -> list[Parameter]:

@@ -7,16 +7,17 @@ multipart upload on S3. Web servers are read only.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from common.errors import InputError
-from common.storage import http, local, s3, xrootd
+from common.storage import http, local, retries, s3, xrootd
 from common.storage.addresses import (
     LOCAL,
     S3,
@@ -65,7 +66,7 @@ __all__ = [
 
 
 class Backend(Protocol):
-    """What a module of this package does for its schemes."""
+    """The functions that each module of this package has for its schemes."""
 
     def open_source(self, uri: str, entry: Entry | None = None, /) -> Source: ...
     def exists(self, uri: str, /) -> bool: ...
@@ -79,7 +80,7 @@ class Backend(Protocol):
 
 
 def _backend(uri: str) -> tuple[Backend, str]:
-    """The module for an address, and the address as that module takes it.
+    """The module for an address, and the address in that module's form.
 
     Raises InputError for an unknown scheme.
     """
@@ -119,6 +120,17 @@ def read_bytes(uri: str) -> bytes:
     return backend.read_bytes(uri)
 
 
+@contextlib.contextmanager
+def few_retries() -> Iterator[None]:
+    """Give up soon on servers that do not answer, within the block: `--check` has many to ask."""
+    with retries.quick():
+        forget_client()
+        try:
+            yield
+        finally:
+            forget_client()
+
+
 def read_text(uri: str) -> str:
     """The content of one text file. Raises InputError where there is none, or no text."""
     try:
@@ -133,7 +145,7 @@ def read_json(uri: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{uri} is not JSON: {error}") from None
+        raise InputError(f"{uri} is not JSON: {error}; correct the file there") from None
 
 
 def find_json(uri: str, default: Any = None) -> Any:
@@ -208,7 +220,7 @@ def _sort(files: Sequence[Entry]) -> list[Entry]:
 def upload(path: str | os.PathLike[str], uri: str) -> None:
     """Copy a local file, or a folder with everything in it, to a URI.
 
-    A folder's files arrive one by one, each whole.
+    A folder's files are written one by one, each atomically.
     """
     path = Path(path)
     if path.is_dir():

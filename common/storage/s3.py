@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from common.errors import AccessError, InputError, StorageError
+from common.errors import AccessError, InputError, NoCredentials, StorageError
 from common.storage import http, space
 from common.storage.addresses import (
     BUCKET_NAME,
@@ -18,7 +18,7 @@ from common.storage.addresses import (
     wildcard_at,
 )
 from common.storage.entry import Entry
-from common.storage.retries import PassingError, retry
+from common.storage.retries import PassingError, retry, s3_attempts
 from common.storage.source import REQUESTS, Source
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ ACCESS_DENIED = (
 class S3Source(Source):
     """An object of S3.
 
-    Its ranges are asked for at an address that boto3 has signed once, because a request by boto3
-    takes 2 ms of CPU time. Where that does not work, boto3 reads the rest: it retries, renews its
-    keys, finds a bucket's region, and its errors give the reason.
+    Ranges are read from an address that boto3 has signed once, because a request by boto3 takes
+    2 ms of CPU time. If that fails, boto3 reads the rest: it retries, renews its keys, finds a
+    bucket's region, and reports errors with their reason.
     """
 
     def __init__(self, uri: str, entry: Entry | None = None) -> None:
@@ -88,7 +88,7 @@ class S3Source(Source):
 
 
 def _get(uri: str, **options: str) -> bytes:
-    """The body of one GET. Raises PassingError where the connection is cut while it is read."""
+    """The body of one GET. Raises PassingError if the connection is lost while it is read."""
     bucket, key = split_s3(uri)
     with translate_errors(uri):
         body = client().get_object(Bucket=bucket, Key=key, **options)["Body"]
@@ -164,7 +164,11 @@ def listing(prefix: str) -> Iterator[Entry]:
 
 
 def glob(pattern: str) -> list[Entry]:
-    """The objects that match; only what begins with the text before the wildcard is listed."""
+    """The objects that match; only what begins with the text before the wildcard is listed.
+
+    Raises:
+        InputError: the bucket's name has a wildcard.
+    """
     prefix = pattern[: wildcard_at(pattern)]
     if "/" not in prefix.removeprefix("s3://"):
         raise InputError(f"'{pattern}': name the bucket without wildcards")
@@ -176,7 +180,7 @@ def _is_below(key: str, folder: str) -> bool:
 
 
 def upload(path: str, uri: str) -> None:
-    """Copy one local file to S3: it appears when it is whole."""
+    """Copy one local file to S3, atomically."""
     bucket, key = split_s3(uri)
     with translate_errors(uri):
         from boto3.exceptions import S3UploadFailedError
@@ -200,7 +204,7 @@ def download(uri: str, target: str) -> None:
 
 
 def delete(uri: str) -> int:
-    """Remove an object, or everything below a folder; returns how many went."""
+    """Remove an object, or everything below a folder; returns the number of objects."""
     objects = entries(uri)
     with translate_errors(uri):
         for entry in objects:
@@ -235,7 +239,7 @@ def _client(**settings: str) -> Any:
     # connections are tried again after a random pause of up to 1, 2, 4 ... 20 s, for about a minute
     # in all. (Mode "adaptive" would slow down what comes after, too.)
     config = Config(
-        retries={"mode": "standard", "total_max_attempts": 9},
+        retries={"mode": "standard", "total_max_attempts": s3_attempts()},
         connect_timeout=10,
         read_timeout=60,
         max_pool_connections=2 * REQUESTS,
@@ -251,7 +255,7 @@ def _client(**settings: str) -> Any:
 
 
 def forget_client() -> None:
-    """Have the next request read the AWS variables anew."""
+    """Have the next request read the AWS variables again."""
     client.cache_clear()
     signer.cache_clear()
 
@@ -281,7 +285,7 @@ def translate_errors(
     try:
         yield
     except (aws.NoCredentialsError, aws.PartialCredentialsError):
-        raise InputError(
+        raise NoCredentials(
             f"no S3 credentials for {uri}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         ) from None
     except aws.ProfileNotFound as error:
@@ -295,7 +299,10 @@ def translate_errors(
     except aws.ClientError as error:
         code = error.response.get("Error", {}).get("Code", "")
         if code in ("NoSuchKey", "404"):
-            raise InputError(f"there is no file {uri} (endpoint {endpoint})") from None
+            raise InputError(
+                f"there is no file {uri} (endpoint {endpoint}); correct the address, or the"
+                " endpoint (AWS_ENDPOINT_URL)"
+            ) from None
         if code in ("PreconditionFailed", "412"):
             raise StorageError(f"{uri} has changed while it was read; start again") from None
         if code == "NoSuchBucket":
@@ -314,5 +321,5 @@ def translate_errors(
         raise StorageError(f"{endpoint} answered {code} for {uri}: {error}") from None
     except (aws.BotoCoreError, OSError, boto3.exceptions.RetriesExceededError) as error:
         if isinstance(error, OSError) and error.errno in space.FULL:
-            raise  # it is about the file that a copy goes to, which whoever writes it names
+            raise  # it is about the target of a copy, which its writer reports
         raise connection_error(f"cannot reach {uri} at {endpoint}: {error}") from None

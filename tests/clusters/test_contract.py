@@ -50,8 +50,15 @@ def test_experiment_finds_the_maximum(backend):
 
 
 def test_experiment_survives_fewer_failures_than_the_limit(backend):
-    result = backend.run_experiment(experiment(["broken", "1.5e-1/.14", "silent", "7.5E-02"]))
+    """One trial at a time, so that Katib makes none more for the one without metrics.
+
+    Such a trial could end before "broken", whose pod starts several times; the experiment would
+    end with its fourth trial, and "broken" would be removed while it runs.
+    """
+    losses = ["broken", "1.5e-1/.14", "silent", "7.5E-02"]
+    result = backend.run_experiment(experiment(losses, parallel=1))
     trials = by_losses(result)
+    assert len(result.trials) == len(losses)
     assert result.optimal == trials["7.5E-02"].name
     assert trials["7.5E-02"].metrics["AvgLoss"].latest == 0.075
     assert trials["1.5e-1/.14"].metrics["AvgLoss"].max == 0.15

@@ -204,7 +204,18 @@ def test_a_trial_that_katib_adds_for_one_without_metrics_is_stopped(fake):
     assert result.optimal == result.trials[1].name
 
 
-def test_a_number_after_a_loss_that_is_none_is_katibs_optimum_only_below_zero(fake):
+def test_a_trial_that_ends_after_the_one_that_katib_adds_is_removed_while_it_runs(fake):
+    """The third trial of two counts as the second one, and ends the experiment."""
+    crash = Play(seconds=60, exit_code=1)
+    backend = fake(node_of(crash, Play(), loss(0.1)))
+    result = backend.run_experiment(experiment(["broken", "silent"], parallel=2))
+    statuses = [trial.status for trial in result.trials]
+    assert statuses == ["Killed", "MetricsUnavailable", "Succeeded"]
+    assert result.trials[0].reason
+    assert backend.api.find("trials", result.trials[0].name) is None
+
+
+def test_katib_keeps_a_nan_as_its_optimum_but_our_optimum_is_a_number(fake):
     backend = fake(node_of(loss("nan"), loss(0.2)))
     result = backend.run_experiment(experiment(["nan", "0.2"], parallel=1))
     status = backend.api.find("experiments", SEARCH)["status"]

@@ -12,6 +12,7 @@ from clusters.protocol import ExperimentResult
 from common import storage
 from common.config import RunConfig
 from common.errors import InputError
+from common.layout import RunFolder
 from common.records import Observation, Trial
 from common.run import Run
 from components import search, step
@@ -163,5 +164,6 @@ def test_an_impossible_number_of_more_trials_is_refused(run, backend, goal, more
 
 
 def test_more_trials_of_a_search_that_has_not_ended_are_refused(run):
-    with pytest.raises(InputError, match="has not ended"):
+    with pytest.raises(InputError, match="has not ended") as error:
         with_more_trials(run.config, "2")
+    assert RunFolder(run.uri).resume_command in str(error.value)

@@ -140,3 +140,19 @@ def test_each_plot_shows_existing_results(plot):
     assert plots.digest_of(bars) in svg, "type: python -m benchmarks.plots docs/performance"
     assert f"performance/{plot.name}.svg" in (DOCS / "performance.md").read_text()
     assert all(bar.low <= bar.value <= bar.high for bar in bars)
+
+
+def test_a_flag_in_a_sentence_is_marked_and_a_command_in_a_block_is_not():
+    hooks = load(DOCS / "hooks.py")
+    html = "<p><code>--num-gpus 1</code></p><pre><code>python x --num-gpus 1</code></pre>"
+    assert hooks.on_page_content(html) == (
+        '<p><code><span class="flag">--num-gpus</span> 1</code></p>'
+        "<pre><code>python x --num-gpus 1</code></pre>"
+    )
+
+
+@pytest.mark.parametrize("name", [path.name for path in sorted(DOCS.glob("*.md"))])
+def test_lines_of_code_fit_the_page(name):
+    blocks = re.findall(r"^ *```\w*\n(.*?)^ *```", page(name), re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    assert [line for line in lines if len(line) > 102] == []

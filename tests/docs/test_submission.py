@@ -46,7 +46,7 @@ SUBMISSIONS = [
 
 def test_the_pages_show_runs_and_schedules():
     pages = {parameters.values[0] for parameters in SUBMISSIONS}
-    assert {"README.md", "docs/kubeflow.md", "docs/storage.md", WITH_SITE_FILE} <= pages
+    assert {"README.md", "docs/kubeflow-runs.md", "docs/storage.md", WITH_SITE_FILE} <= pages
     assert any("--schedule" in parameters.values[1] for parameters in SUBMISSIONS)
 
 

@@ -18,6 +18,7 @@ from common.errors import StorageError
 from common.layout import RunFolder
 from common.storage import space
 from components import step
+from tests.disks import fill, small_disk
 from weaver.fit import disk_need
 from weaver.fit.checkpoint import TrialFolder, TrialProgress
 from weaver.prepared import columns, prepare
@@ -42,21 +43,8 @@ labels:
 @pytest.fixture
 def disk(tmp_path):
     """A real disk of 1 MB that is empty."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if os.getuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("only root may mount a small disk")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def fill(disk, leave=0):
-    """Fill the disk but for some bytes; returns the file that does."""
-    path = disk / "other"
-    with path.open("wb") as file:
-        file.write(b"\0" * (space.free_bytes(disk) - leave))
-    return path
+    with small_disk(tmp_path / "disk", "size=1m") as folder:
+        yield folder
 
 
 def state(value, size=20_000):
@@ -120,7 +108,7 @@ def test_preparing_on_a_full_disk_leaves_nothing_and_works_once_there_is_space(d
     with pytest.raises(StorageError, match=re.escape(f"{disk}/cache/")):
         run()
     # said before it is begun: 100,000 jets of two inputs and a label are 1.2 MB
-    estimate = re.search(r"up to (\d\.\d) MB, but only 1\.0 MB are free", lines[0])
+    estimate = re.search(r"up to (\d\.\d) MB, but only 1\.0 MB are free", "\n".join(lines))
     assert 0.8 <= float(estimate[1]) <= 2
     assert list((disk / "cache").iterdir()) == []
     subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)

@@ -23,8 +23,10 @@ from common.layout import RunFolder
 from common.project import ROOT
 from common.storage import space
 from components import step
-from serving import triton
+from serving import server_folder, server_processes, triton
+from tests.clusters.contract import service
 from tests.clusters.test_local import experiment, job, run
+from tests.disks import fill, small_disk
 from weaver.fit import metrics_log
 from weaver.fit.tensorboard import TensorBoard
 
@@ -35,19 +37,11 @@ LARGE = 2**21
 INODES = 40
 
 
-def mounted(folder, options):
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-    if os.getuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("only root may mount a small disk")
-
-
 @pytest.fixture
 def disk(tmp_path):
     """A real disk of 1 MB that is empty."""
-    mounted(tmp_path / "disk", f"size=1m,nr_inodes={INODES}")
-    yield tmp_path / "disk"
-    subprocess.run(["umount", "--lazy", str(tmp_path / "disk")], check=True)
+    with small_disk(tmp_path / "disk", f"size=1m,nr_inodes={INODES}") as folder:
+        yield folder
 
 
 @pytest.fixture
@@ -56,13 +50,6 @@ def temporary(disk, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(disk))
     monkeypatch.setenv("TMPDIR", str(disk))
     return disk
-
-
-def fill(disk, leave=0):
-    """Fill the disk but for some bytes; returns the file that does."""
-    path = disk / "other"
-    path.write_bytes(b"\0" * (space.free_bytes(disk) - leave))
-    return path
 
 
 # ------------------------------------------------------------------------------------- libraries
@@ -396,9 +383,61 @@ def test_the_metrics_file_of_a_trial_is_whole_again_after_a_full_disk(disk):
 
 def test_a_server_whose_temporary_folder_is_full_is_not_started(temporary, tmp_path):
     fill(temporary, leave=16384)
-    with pytest.raises(FullDiskError, match=re.escape(f"in {temporary}")):
+    with pytest.raises(FullDiskError, match=re.escape(f" in {temporary};")) as error:
         triton.start_models({"m": str(tmp_path)}, log=tmp_path / "log", kind="triton")
+    assert "TMPDIR" in str(error.value)
     assert [path.name for path in temporary.iterdir()] == ["other"]
+
+
+def test_a_server_that_cannot_be_recorded_is_stopped(monkeypatch, tmp_path):
+    pids = []
+
+    def start(attempt, http_port):
+        sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+        process = server_processes.launch(sleep, os.environ, folder=attempt.folder, log=attempt.log)
+        pids.append(process.pid)
+        return process.pid, 8000
+
+    def record(folder, running):
+        raise FullDiskError("full")
+
+    monkeypatch.setattr(triton._Start, "start_on_port", start)
+    monkeypatch.setattr(server_folder.ServerFolder, "record", record)
+    with pytest.raises(FullDiskError):
+        triton.start_models({"m": str(tmp_path)}, log=tmp_path / "log", kind="kserve-server")
+    assert not server_processes.lives(pids[0])
+
+
+class ServersThatFillTheDisk:
+    """Servers whose logs take the last room of the disk."""
+
+    def __init__(self, disk):
+        self.disk = disk
+        self.running = set()
+
+    def start(self, repository, *, log, **options):
+        log.parent.mkdir(parents=True)
+        self.other = fill(self.disk)
+        self.running.add(4242)
+        return types.SimpleNamespace(pid=4242, url="http://127.0.0.1:1", kind="triton")
+
+    def stop(self, pid):
+        self.running.remove(pid)
+
+
+def test_a_service_that_cannot_be_recorded_is_stopped(disk):
+    """No later command would find it."""
+    servers = ServersThatFillTheDisk(disk)
+    cluster = LocalCluster(disk / "runs", servers=servers)
+    with pytest.raises(FullDiskError, match=re.escape(f"in {disk}/runs/")):
+        cluster.deploy(
+            service(),
+            check=lambda service: None,
+            backup="",
+            deadline=5,
+            report=lambda line: None,
+        )
+    assert not servers.running
 
 
 TRITON = (

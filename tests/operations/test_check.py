@@ -21,6 +21,7 @@ from clusters.survey import Survey
 from common import storage
 from common.config import RunConfig
 from common.errors import InputError
+from common.storage import retries
 from operations import (
     check,
     check_cluster,
@@ -778,6 +779,52 @@ def test_a_server_that_does_not_answer_leaves_the_other_lines(jet_files, no_paus
     assert "http://localhost:1/a.root" in text
     assert table["val data"][0][0] == table["test data"][0][0] == "ok"
     assert "baseline" in table
+
+
+def test_what_one_server_does_to_all_sets_is_said_once(jet_files, no_pauses):
+    values = {f"data_{name}": f"http://localhost:1/{name}.root" for name in ("train", "val")}
+    table = lines(check_inputs.check_inputs(RunConfig(**(data(jet_files) | values))))
+    ((state, text),) = table["train and val data"]
+    assert state == "error"
+    assert "http://localhost:1/train.root" in text
+    assert table["test data"][0][0] == "ok"
+    assert "val data" not in table
+
+
+def test_keys_that_are_not_set_are_said_once(jet_files, monkeypatch):
+    # the session of other tests has keys already
+    monkeypatch.setattr("boto3.DEFAULT_SESSION", None)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    values = {f"data_{name}": f"s3://bucket/{name}.root" for name in ("train", "val", "test")}
+    storage.forget_client()
+    table = lines(check_inputs.check_inputs(RunConfig(**values)))
+    storage.forget_client()
+    ((state, text),) = table["train, val and test data"]
+    assert state == "error"
+    assert "AWS_ACCESS_KEY_ID" in text
+
+
+def test_different_mistakes_in_the_data_are_lines_of_their_own(jet_files):
+    missing = {name: f"{jet_files}/nowhere/{name}.root" for name in ("train", "val")}
+    table = lines(check_inputs.check_inputs(RunConfig(**data(jet_files, **missing))))
+    assert "nowhere/train.root" in table["train data"][0][1]
+    assert "nowhere/val.root" in table["val data"][0][1]
+
+
+def test_a_check_gives_up_soon_on_servers_that_refuse_connections(monkeypatch, capsys):
+    """Of an address that refuses connections, all sets and the storage are known in seconds."""
+    pauses = []
+    monkeypatch.setattr("common.storage.retries.sleep", pauses.append)
+    values = [f"--data-{name}=http://localhost:1/{name}.root" for name in ("train", "val", "test")]
+    assert pipeline.main(["--check", "--runner", "local", *values]) == 1
+    assert len(pauses) == 3 * len(retries.QUICK_PAUSES)
+    assert sum(retries.QUICK_PAUSES) <= 2
+    assert "train, val and test data" in capsys.readouterr().out
+    assert retries.s3_attempts() == 9
 
 
 def test_an_earlier_run_that_is_not_there_is_an_error(jet_files, tmp_path):

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import pipeline
 from common.config import RunConfig
 from common.errors import InputError
 from common.project import ROOT
@@ -55,7 +56,22 @@ def jets(folder, splits=("test",)):
         write_jets(folder / "jets" / split / "a.root", synthetic_jets(300, seed))
 
 
-def test_the_files_are_the_golden_ones(tmp_path, update_golden):
+def test_images_that_no_cluster_can_pull_are_warned_of():
+    assert reana.unpullable([STEPS_IMAGE, SETTINGS["weaver_image"]]) == []
+    texts = reana.unpullable(["jec-steps:latest", STEPS_IMAGE, "jec-weaver:latest"])
+    assert ["jec-steps:latest" in texts[0], "jec-weaver:latest" in texts[1]] == [True, True]
+
+
+def test_the_command_warns_of_images_and_still_writes_the_files(tmp_path, capsys):
+    words = ["--render-reana", str(tmp_path), "--weaver-image", SETTINGS["weaver_image"]]
+    assert pipeline.main([*words, "--steps-image", "jec-steps:latest"]) == 0
+    printed = capsys.readouterr()
+    assert "jec-steps:latest" in printed.err
+    assert SETTINGS["weaver_image"] not in printed.err
+    assert (tmp_path / "Snakefile").exists()
+
+
+def test_the_files_equal_the_golden_ones(tmp_path, update_golden):
     jets(tmp_path)
     render(tmp_path, **SETTINGS)
     for name in ("reana.yaml", "Snakefile"):

@@ -78,7 +78,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         elif kind == "away":
             self._send(302, b"", {"Location": f"http://127.0.0.1:{number}/{name}"})
         elif kind == "cut":
-            self._file(name, cut=self._first(path + self.headers["Range"], int(number)))
+            self._file(name, is_cut=self._first(path + self.headers["Range"], int(number)))
         elif kind == "busy":
             self._file(name)
         elif kind == "plain":

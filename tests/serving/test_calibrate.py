@@ -18,7 +18,9 @@ import uproot
 from common import storage
 from common.errors import InputError, StorageError
 from serving import calibrate
+from serving.calibrate import FORMATS
 from serving.calibration import batches, model, outputs, work
+from tests.disks import fill, small_disk
 from tests.serving.calibration_files import TREE, expected, jets, write_jets, write_model
 
 
@@ -43,6 +45,13 @@ def run(tmp_path, onnx, capsys):
 def friend(path: Path) -> dict[str, np.ndarray]:
     with uproot.open(path) as file:
         return file["calibration"].arrays(library="np")
+
+
+def columns_of(path: Path) -> dict | list:
+    """All columns of an output of either format."""
+    if path.suffix == ".parquet":
+        return ak.to_list(ak.from_parquet(path))
+    return {name: values.tolist() for name, values in friend(path).items()}
 
 
 def info(path: Path) -> dict:
@@ -491,6 +500,66 @@ def test_a_command_that_failed_on_a_full_disk_leaves_no_record(tmp_path, run, mo
         assert run(path)[0] == 1
     assert not list((tmp_path / "out").iterdir())
     assert run(path, model=write_model(tmp_path / "other.onnx", factor=0.002))[0] == 0
+
+
+def full_disk_error(err: str) -> str:
+    """The one line of an error about a full disk."""
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in err
+    assert "disk is full" in lines[0]
+    assert err.splitlines()[-1] == lines[0]
+    return lines[0]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize(("left", "kept"), [(0, 0), (8192, 0), (110_000, 1)])
+def test_a_full_disk_of_the_outputs(tmp_path, run, form, left, kept):
+    """What is finished stays, and the same command goes on once there is room."""
+    for number in (1, 2):
+        write_jets(tmp_path / "in" / f"{number}.root", jets(2500, seed=number))
+    words = [tmp_path / "in" / "*.root", "--format", form]
+    assert run(*words, output=tmp_path / "undisturbed")[0] == 0
+    with small_disk(tmp_path / "disk", "size=1m") as disk:
+        other = fill(disk, left)
+        code, _, err = run(*words, output=disk / "out")
+        assert code == 1
+        assert f" in {disk}" in full_disk_error(err)
+        files = [f"1.{form}", "calibration.json"][: 2 * kept]
+        assert sorted(path.name for path in (disk / "out").glob("*")) == files
+        other.unlink()
+        code, out, _ = run(*words, output=disk / "out")
+        assert code == 0
+        assert ("1 files were calibrated before" in out) == bool(kept)
+        for number in (1, 2):
+            path = Path(f"{number}.{form}")
+            assert columns_of(disk / "out" / path) == columns_of(tmp_path / "undisturbed" / path)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("left", [0, 8192])
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_full_disk_of_temporary_files(tmp_path, run, monkeypatch, form, left):
+    """The outputs are written there first; nothing of them stays."""
+    path = write_jets(tmp_path / "x.root", jets(2500))
+    words = [path, "--format", form]
+    assert run(*words, output=tmp_path / "undisturbed")[0] == 0
+    with small_disk(tmp_path / "disk", "size=1m") as disk, monkeypatch.context() as patched:
+        patched.setattr("tempfile.tempdir", str(disk))
+        patched.setenv("TMPDIR", str(disk))
+        other = fill(disk, left)
+        code, _, err = run(*words)
+        assert code == 1
+        error = full_disk_error(err)
+        assert f" in {disk}" in error
+        assert "TMPDIR" in error
+        assert [entry.name for entry in disk.iterdir()] == ["other"]
+        assert list((tmp_path / "out").iterdir()) == []
+        other.unlink()
+        assert run(*words)[0] == 0
+        assert list(disk.iterdir()) == []
+    name = f"x.{form}"
+    assert columns_of(tmp_path / "out" / name) == columns_of(tmp_path / "undisturbed" / name)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -25,6 +25,7 @@ from serving import golden, server_folder, server_processes
 from serving.client import Client, golden_check
 from serving.serve import main, models_at
 from serving.triton import Server, free_port
+from tests.disks import fill, small_disk
 from tests.exporting.small import write_repository
 from tests.serving.conftest import NAME
 
@@ -203,6 +204,37 @@ def test_a_killed_server_is_restarted_and_ends_with_its_killed_command(triton_ru
         assert not folder.exists()
         assert server_processes.members(again.pid) == {}
         assert list(server_folder.SHARED_MEMORY.glob(f"{folder.name}*")) == []
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+def test_a_full_temporary_folder_refuses_and_the_same_command_serves_later(
+    triton_runs, run, tmp_path, monkeypatch
+):
+    """Whether a copy of a program has no room, or the log (Python avoids a full TMPDIR)."""
+    with small_disk(tmp_path / "disk", "size=8m") as disk:
+        monkeypatch.setenv("TMPDIR", str(disk))
+        for left in (16 * 1024, 2 * 2**20, 2_875 * 1024):
+            other = fill(disk, left)
+            command = [sys.executable, "-m", "serving.serve", str(run)]
+            ended = subprocess.run(
+                command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+            )
+            assert ended.returncode == 1, (left, ended.stderr)
+            assert "Traceback" not in ended.stderr
+            error = ended.stderr.splitlines()[-1]
+            assert error.startswith("error: ")
+            assert f" in {disk};" in error
+            assert "TMPDIR" in error
+            assert [path.name for path in disk.iterdir()] == ["other"]
+            other.unlink()
+        with serving(run) as (_, text):
+            answers = str(run / "golden" / NAME)
+            assert golden_check(url_of(text), NAME, answers, 10).answer
+            # also while its disk is full
+            fill(disk)
+            assert golden_check(url_of(text), NAME, answers, 10).answer
+        assert [path.name for path in disk.iterdir()] == ["other"]
 
 
 @pytest.mark.faults

@@ -111,7 +111,14 @@ def test_pods_pass_pod_security_restricted_unless_they_mount_a_folder_of_the_nod
             assert pod_security(pod["spec"]) == expected
 
 
-def test_a_pod_as_such_does_not_pass_pod_security_restricted():
+def test_pods_of_trials_and_jobs_have_no_token_and_the_service_s_account_decides(run):
+    for manifest in (experiment(run), export_job(run, "t"), evaluate_job(run, "t")):
+        for pod in pods(manifest):
+            assert pod["spec"]["automountServiceAccountToken"] is False
+    assert "automountServiceAccountToken" not in inference_service(run)["spec"]["predictor"]
+
+
+def test_a_pod_without_our_fields_does_not_pass_pod_security_restricted():
     """The rules are all there: what a pod has to say is not there by default."""
     rules = ("allowPrivilegeEscalation", "capabilities.drop", "runAsNonRoot", "seccompProfile")
     pod = {"containers": [{"name": "c"}], "volumes": [{"name": "v", "hostPath": {"path": "/"}}]}
@@ -292,7 +299,12 @@ def test_all_pods_get_the_clusters_settings():
 
 def test_a_default_pod_has_no_cluster_settings():
     spec = pods(experiment(run_with()))[0]["spec"]
-    assert set(spec) == {"volumes", "containers", "securityContext"}
+    assert set(spec) == {
+        "volumes",
+        "containers",
+        "securityContext",
+        "automountServiceAccountToken",
+    }
     assert [volume["name"] for volume in spec["volumes"]] == ["shared-memory"]
 
 

@@ -27,7 +27,7 @@ def error_of(check, *args):
     return str(error.value)
 
 
-def one(**entry):
+def parameter(**entry):
     return parse(json.dumps({"parameters": [entry]}))[0]
 
 
@@ -48,6 +48,27 @@ def test_a_space_survives_a_pipeline_parameter():
     line = to_json(space)
     assert "\n" not in line
     assert load(line) == space
+
+
+@pytest.mark.parametrize(
+    ("kind", "space", "own"),
+    [
+        ("int", {"min": "50", "max": "400"}, {"min": 50, "max": 400}),
+        (
+            "double",
+            {"min": "1e-5", "max": "0.1", "distribution": "logUniform"},
+            {"min": 1e-5, "max": 0.1, "distribution": "logUniform"},
+        ),
+        ("discrete", {"list": ["64", "0.5"]}, {"list": [64, 0.5]}),
+        ("categorical", {"list": ["adam", "1"]}, {"list": ["adam", "1"]}),
+    ],
+)
+def test_the_error_for_katibs_form_shows_the_parameter_in_our_form(kind, space, own):
+    entry = {"name": "fc-dim", "parameterType": kind, "feasibleSpace": space}
+    message = error_of(parse, json.dumps({"parameters": [entry]}))
+    line = message[message.index("{") :]
+    assert json.loads(line) == {"name": "fc-dim", "type": kind, **own}
+    assert parameter(**json.loads(line)).type == kind
 
 
 @pytest.mark.parametrize(
@@ -121,7 +142,7 @@ def test_a_value_that_katib_would_change_is_refused(value, text):
 
 @pytest.mark.parametrize("value", ["(0.16, 0.5, 0.84)", "a b", "a&b;c|d>e", "$HOME", "*", "`id`"])
 def test_a_value_that_only_a_shell_would_change_is_taken(value):
-    assert one(name="a", type="categorical", list=["plain", value]).list == ("plain", value)
+    assert parameter(name="a", type="categorical", list=["plain", value]).list == ("plain", value)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +182,7 @@ def test_files_that_do_not_parse_are_refused(content, facts):
     ],
 )
 def test_numbers_are_strings_in_an_experiment(entry, space):
-    assert one(name="a-b", **entry).as_katib() == {
+    assert parameter(name="a-b", **entry).as_katib() == {
         "name": "a-b",
         "parameterType": entry["type"],
         "feasibleSpace": space,
@@ -169,7 +190,7 @@ def test_numbers_are_strings_in_an_experiment(entry, space):
 
 
 def test_names_inside_a_trial_are_camel_case():
-    assert one(name="num-conv-layers", type="int", min=1, max=2).trial_name == "numConvLayers"
+    assert parameter(name="num-conv-layers", type="int", min=1, max=2).trial_name == "numConvLayers"
 
 
 @pytest.mark.parametrize(
@@ -229,7 +250,7 @@ def test_a_network_that_takes_any_keyword_takes_any_parameter():
     ],
 )
 def test_an_algorithm_that_cannot_search_the_space_is_refused(entry, algorithm, facts):
-    message = error_of(check_algorithm, [one(name="a", **entry)], algorithm)
+    message = error_of(check_algorithm, [parameter(name="a", **entry)], algorithm)
     for fact in [f"algorithm {algorithm}", *facts]:
         assert fact in message
 
@@ -272,7 +293,7 @@ def test_a_value_that_the_training_does_not_take_is_refused(entry, value):
     from training.network_options import check_options
 
     source = "def get_model(c): ...\ndef get_loss(c): ..."
-    message = error_of(check_options, [one(**entry)], "net.py", source)
+    message = error_of(check_options, [parameter(**entry)], "net.py", source)
     assert f"parameter '{entry['name']}', value {value}" in message
 
 
@@ -331,7 +352,7 @@ def test_the_network_is_built_with_the_extremes_of_the_space_and_takes_jets(entr
         "kind": {"name": "kind", "type": "categorical", "list": ["plain"]},
     }
     entries[entry["name"]] = entry
-    space = [one(**values) for values in entries.values()]
+    space = [parameter(**values) for values in entries.values()]
     network = NetworkFile(uri="net.py", source=NETWORK)
     jets = {"inputs": {"flat": {"length": None, "vars": [f"x{number}" for number in range(8)]}}}
     labels = {"labels": {"type": "custom", "value": {"t": "y"}}}
@@ -381,6 +402,6 @@ def test_a_value_that_the_network_file_rules_out_is_refused_without_building_it(
     from training.network_options import check_options
 
     path = ROOT / "networks" / "pfn_regressor_open.py"
-    message = error_of(check_options, [one(**entry)], str(path), path.read_text())
+    message = error_of(check_options, [parameter(**entry)], str(path), path.read_text())
     for fact in [f"parameter '{entry['name']}'", *facts]:
         assert fact in message

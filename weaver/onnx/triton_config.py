@@ -146,7 +146,9 @@ def parse_config(text: str, where: str = "config.pbtxt"):
     try:
         return text_format.Parse(text, messages().ModelConfig())
     except text_format.ParseError as error:
-        raise InputError(f"{where} is not a Triton model configuration: {error}") from None
+        raise InputError(
+            f"{where} is not a Triton model configuration: {error}; correct the file there"
+        ) from None
 
 
 def check_config(text: str, onnx_path: str | os.PathLike, where: str = "config.pbtxt"):

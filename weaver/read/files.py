@@ -114,6 +114,8 @@ class DataFile:
     """Column -> type to cast it to, if its type differs between files."""
     baskets: root_tree.Tree | None = dataclasses.field(default=None, repr=False, compare=False)
     """The baskets of the branches, if the file can be read without uproot."""
+    fallbacks: list[str] = dataclasses.field(default_factory=list, repr=False, compare=False)
+    """Why uproot decoded a range of entries in place of our decoder; each range adds a reason."""
     part: Part = WHOLE
     """The range of entries to use."""
     alone: bool = False
@@ -138,7 +140,7 @@ class CheckResult:
 
     files: list[DataFile]
     plan: Plan
-    skipped: list[SkippedFile]
+    skipped_files: list[SkippedFile]
 
 
 # --------------------------------------------------------------------------------------- patterns
@@ -169,7 +171,7 @@ def find(patterns: str | Iterable[str], warn: Callable[[str], None] | None = Non
             kind = "parquet" if part.text.endswith(parquet.SUFFIX) else "ROOT"
             raise InputError(f"no {kind} file matches '{part.text}'{_folder_contents(part.text)}")
         for entry in matches:
-            path = _path_as_given(part.text, entry.uri)
+            path = _path_as_written(part.text, entry.uri)
             entry_for_tree = dataclasses.replace(entry, written=path, tree=part.tree)
             key = (entry.uri, part.tree)
             if key in entries:
@@ -215,7 +217,7 @@ def _list_names(uris: list[str]) -> str:
     return f"{', '.join(sorted(uris)[:MOST_NAMES])}{more}"
 
 
-def _path_as_given(pattern: str, uri: str) -> str:
+def _path_as_written(pattern: str, uri: str) -> str:
     """The address of a matching file, relative if the pattern is relative."""
     if not storage.is_local(pattern):
         return uri
@@ -236,6 +238,29 @@ def _folder_contents(pattern: str) -> str:
     text = ", ".join(names[:MOST_NAMES]) or "none"
     more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
     return f"; data files in {folder}: {text}{more}"
+
+
+def note_on_uproot(files: Iterable[DataFile]) -> str:
+    """Return a line on the ROOT files that uproot reads, because that takes longer; "" if none."""
+    of_root = [file for file in files if file.tree and file.num_entries]
+    slow = [file.entry.uri for file in of_root if file.baskets is None]
+    if not slow:
+        return ""
+    return (
+        f"note: {len(slow)} of {len(of_root)} ROOT files have a form that only uproot reads, which"
+        f" takes longer (RNTuple, nested branches, objects): {_list_names(slow)}"
+    )
+
+
+def note_on_fallbacks(files: Iterable[DataFile]) -> str:
+    """Return a line on the files for which our decoder failed and uproot took over; "" if none."""
+    failed = [file for file in files if file.fallbacks]
+    if not failed:
+        return ""
+    return (
+        f"note: the decoder of ROOT files failed for {_list_names([f.entry.uri for f in failed])}"
+        f" ({failed[0].fallbacks[0]}); uproot read them instead"
+    )
 
 
 # ----------------------------------------------------------------------------------------- checks
@@ -305,11 +330,11 @@ def check(
 
     # The jets in a damaged file cannot be counted, so their number is estimated by its size.
     jets_per_byte = num_jets / sum(file.entry.size for file in files)
-    skipped = []
+    skipped_files = []
     for entry, error in bad_files:
         jets = round(jets_per_byte * (error.whole_size or entry.size))
-        skipped.append(SkippedFile(uri=entry.uri, reason=str(error), jets=jets, exact=False))
-    return CheckResult(files=files, plan=plan, skipped=skipped)
+        skipped_files.append(SkippedFile(uri=entry.uri, reason=str(error), jets=jets, exact=False))
+    return CheckResult(files=files, plan=plan, skipped_files=skipped_files)
 
 
 def _with_common_types(files: list[DataFile], config: DataConfig) -> list[DataFile]:
@@ -366,7 +391,7 @@ def missing_branches(
     for name in names:
         branch = unknown("branch", plan.branches[name], branches)
         parts.append(f"{branch} ({config.source} uses it in {config.used_by(name)})")
-    return InputError(f"{uri}: {'; '.join(parts)}")
+    return InputError(f"{uri}: {'; '.join(parts)}; correct the data config, or give other files")
 
 
 def inspect(entry: Entry, config: DataConfig, plan: Plan) -> DataFile:
@@ -516,7 +541,10 @@ def _inspect_hdf5(entry: Entry, plan: Plan) -> DataFile:
         for branch in columns.values():
             kind = hdf5.unreadable_type(file, branch)
             if kind:
-                raise InputError(f"{entry.uri}: array '{branch}' is not readable: {kind}")
+                raise InputError(
+                    f"{entry.uri}: array '{branch}' is not readable: {kind}; write numbers, one or"
+                    " a fixed number for each jet"
+                )
         count = hdf5.num_jets(entry.uri, file, columns.values())
         return DataFile(
             entry=entry,
@@ -537,7 +565,10 @@ def _inspect_parquet(entry: Entry, plan: Plan) -> DataFile:
             if kind is None and parquet.is_text(file, branch) and not plan.is_operand(name):
                 kind = "text; only expressions can use it, as in label == 'QCD'"
             if kind:
-                raise InputError(f"{entry.uri}: column '{branch}' is not readable: {kind}")
+                raise InputError(
+                    f"{entry.uri}: column '{branch}' is not readable: {kind}; write numbers or"
+                    " lists of numbers"
+                )
         count = file.metadata.num_rows
         size = parquet.uncompressed_bytes(file, columns.values())
         types = {}
@@ -597,7 +628,7 @@ def read(
         if is_ntuple(tree):
             steps = _ntuple_steps(tree, branches, rows, start, stop)
         else:
-            selected_branches = _branches_named(tree, branches)
+            selected_branches = _branches_with_names(tree, branches)
             steps = tree.iterate(
                 filter_branch=_is_one_of(selected_branches),
                 step_size=rows,
@@ -675,7 +706,7 @@ def _is_one_of(branches: list[Any]) -> Callable[[Any], bool]:
     return lambda branch: id(branch) in identities
 
 
-def _branches_named(tree: Any, names: set[str]) -> list[Any]:
+def _branches_with_names(tree: Any, names: set[str]) -> list[Any]:
     """The branches with these names of uproot's tree."""
     return [branch for name, branch in first_branches(tree).items() if name in names]
 
@@ -735,8 +766,8 @@ def loads(
             each = -(-size // (len(slices) + 1))
             yield Load(shared.begin, each)
             own = []
-            for one in slices:
-                decode = functools.partial(_steps, file, plan, constants, shared, [one])
+            for slice_ in slices:
+                decode = functools.partial(_steps, file, plan, constants, shared, [slice_])
                 own.append(Load(decode, each))
         yield from waiting
         waiting = own
@@ -821,10 +852,11 @@ def _columns(
             return baskets.columns(fetch, branches, start, stop)
     except StorageError:
         raise
-    except Exception:  # uproot may be able to read the file, or says what is wrong
+    except Exception as error:  # uproot may be able to read the file, or reports the error
+        file.fallbacks.append(f"{type(error).__name__}: {error}")
         with open_file(file.entry.uri) as file_object:
             tree = file_object[file.tree]
-            uproot_branches = _branches_named(tree, set(branches))
+            uproot_branches = _branches_with_names(tree, set(branches))
             steps = tree.iterate(
                 filter_branch=_is_one_of(uproot_branches),
                 step_size=stop,
@@ -845,8 +877,8 @@ def _steps(
 ) -> Iterator[Step]:
     """Yield steps of a range of entries; slices: the entries of each step within the range."""
     arrays = shared.columns()
-    for one in slices:
-        part = {name: values[one] for name, values in arrays.items()}
+    for slice_ in slices:
+        part = {name: values[slice_] for name, values in arrays.items()}
         yield from _with_plan_names(iter([part]), file, plan, constants)
 
 

@@ -61,7 +61,10 @@ def num_jets(uri: str, file: Any, columns: Iterable[str]) -> int:
     """The number of jets. Raises InputError if the arrays have different lengths."""
     lengths = {name: int(getattr(file.root, name).shape[0]) for name in columns}
     if len(set(lengths.values())) > 1:
-        raise InputError(f"{uri}: the arrays have different lengths: {lengths}")
+        raise InputError(
+            f"{uri}: the arrays have different lengths: {lengths}; write one value for each jet"
+            " into every array"
+        )
     return next(iter(lengths.values()), 0)
 
 

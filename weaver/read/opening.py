@@ -78,7 +78,10 @@ def check_header(entry: Entry, fetch: Fetch) -> None:
     header = bytes(fetch(0, HEADER))
     if len(header) < 20 or header[:4] != b"root":
         begins = f"it begins with {header[:8]!r}" if header else "it is empty"
-        raise DamagedFile(f"{entry.uri} is not a ROOT file: {begins}")
+        raise DamagedFile(
+            f"{entry.uri} is not a ROOT file: {begins}; replace the file, or leave it out with"
+            " --skip-bad-files"
+        )
     # big-endian: "root", version, place of the first record, end
     (version,) = struct.unpack_from(">i", header, 4)
     (end,) = struct.unpack_from(">q" if version >= LARGE_FILE else ">i", header, 12)

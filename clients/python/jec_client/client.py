@@ -407,10 +407,11 @@ class Client:
         if refusal.code == 404 and not model_names and not self.server_name():
             return InputError(
                 f"{self.url} does not speak the Open Inference Protocol v2, or is too old for it"
-                f" (404 at /v2): {refusal}"
+                f" (404 at /v2): {refusal}; give the address of a Triton or KServe server"
             )
         return InputError(
-            f"{self.url} refused the request for model {self.model} ({refusal.code}): {refusal}"
+            f"{self.url} refused the request for model {self.model} ({refusal.code}): {refusal};"
+            " compare the jets with the model's inputs (Client.metadata)"
         )
 
 
@@ -474,7 +475,9 @@ def _parts(url: str) -> urllib.parse.SplitResult:
         if re.search(r"[\s\x00-\x1f\x7f]", url):
             raise ValueError("it holds a blank or a control character")
     except ValueError as error:
-        raise InputError(f"'{url}' is no address of a server: {error}") from None
+        raise InputError(
+            f"'{url}' is no address of a server: {error}; write http://HOST:PORT"
+        ) from None
     return parts
 
 

@@ -75,7 +75,7 @@ class Secret:
                 reason = getattr(error, "strerror", None) or "it is no text"
                 raise InputError(f"{self.option}: cannot read {where}: {reason}") from None
         if not text.strip():
-            raise InputError(f"{self.option}: {where} is empty")
+            raise InputError(f"{self.option}: {where} is empty; write the secret into it")
         return text.strip()
 
     def __str__(self) -> str:
@@ -119,7 +119,8 @@ def _of_jar(cookies: Secret, host: str) -> list[str]:
         # its text quotes the line, which is a secret
         raise InputError(
             f"cookies: {cookies} is no cookie file in Netscape's format, which begins with"
-            " '# Netscape HTTP Cookie File'"
+            " '# Netscape HTTP Cookie File'; write one with curl --cookie-jar or"
+            " auth-get-sso-cookie"
         ) from None
     of_host = []
     for cookie in jar:
