@@ -137,8 +137,8 @@ def export_pair(name: str, folder: Path) -> tuple[dict[str, Path], Any]:
     model, info, config = build(name, **({"use_counts": False} if name == "ParticleNet" else {}))
     forms = {"ours": model, "published form": plain_form(model)}
     return {
-        form: export_onnx(one, info, config, folder / f"{name}-{form}.onnx")
-        for form, one in forms.items()
+        form: export_onnx(network, info, config, folder / f"{name}-{form}.onnx")
+        for form, network in forms.items()
     }, config
 
 
@@ -147,17 +147,20 @@ def rate(run: Callable[[], Any], count: int) -> Callable[[], float]:
 
     def measure_once() -> float:
         """Run for SECONDS; return jets/s."""
-        started, done = time.perf_counter(), 0
-        while time.perf_counter() - started < SECONDS:
+        start, num_jets = time.perf_counter(), 0
+        while time.perf_counter() - start < SECONDS:
             run()
-            done += count
-        return done / (time.perf_counter() - started)
+            num_jets += count
+        return num_jets / (time.perf_counter() - start)
 
     return measure_once
 
 
 def apart(answers: np.ndarray, expected: np.ndarray) -> dict[str, float]:
-    """Largest and median difference, and the share of jets within the gate's 1e-5."""
+    """Largest and median difference, and the share of jets within the gate's 1e-5.
+
+    Both arrays are (N, C): C outputs of N jets.
+    """
     difference = np.abs(answers.astype(np.float64) - expected).max(axis=1)
     return {
         "largest": float(difference.max()),
@@ -179,7 +182,7 @@ def runtime(report: Report, rounds: int) -> None:
             paths, config = export_pair(name, Path(folder))
             sessions = {form: session(path) for form, path in paths.items()}
             inputs = jets(config, max(BATCHES))
-            answers = {form: one.run(None, inputs)[0] for form, one in sessions.items()}
+            answers = {form: model.run(None, inputs)[0] for form, model in sessions.items()}
             close = apart(answers["ours"], answers["published form"])
             notes.append(
                 f"{name}: the two forms agree within {close['largest']:.1e} (median"
@@ -188,7 +191,7 @@ def runtime(report: Report, rounds: int) -> None:
             for batch in BATCHES:
                 feed = {key: x[:batch] for key, x in inputs.items()}
                 runs = alternate(
-                    {form: rate(_runner(one, feed), batch) for form, one in sessions.items()},
+                    {form: rate(_runner(model, feed), batch) for form, model in sessions.items()},
                     rounds,
                 )
                 gain = ratio(runs["ours"], runs["published form"])
@@ -267,7 +270,8 @@ def _variants(name: str, folder: Path) -> tuple[dict[str, Callable[[Inputs], np.
     )
     sessions = {label: session(path) for label, path in paths.items()}
     runners = {
-        label: lambda feed, one=one: one.run(None, feed)[0] for label, one in sessions.items()
+        label: lambda feed, model=model: model.run(None, feed)[0]
+        for label, model in sessions.items()
     }
 
     def bf16(feed: Inputs) -> np.ndarray:
@@ -307,7 +311,7 @@ def _measure_triton(report: Report, name: str, rounds: int, folder: Path) -> Non
             ("Triton", "in process, in pieces"),
             ("empty model", "in process"),
         )
-        ratios = (ratio(runs[one], runs[other]).text(".2f") for one, other in pairs)
+        ratios = (ratio(runs[first], runs[other]).text(".2f") for first, other in pairs)
         rows.append(
             [*label.split(" over "), Spread.of(runs["mean batch"]).text(".1f"), *rates, *ratios]
         )
@@ -377,7 +381,7 @@ def _measure_cases(
     try:
         for _ in range(rounds):
             for request, way in cases:
-                got, batch = _load(server.url, name.lower(), request, way, port)
+                rate_of_triton, batch = _load(server.url, name.lower(), request, way, port)
                 empty, _ = _load(server.url, EMPTY, request, way, port)
                 feed = jets(config, max(round(batch), 1))
                 local = [
@@ -385,11 +389,12 @@ def _measure_cases(
                     for run in (in_process, in_pieces)
                 ]
                 for key, value in zip(
-                    (*RATES, "mean batch"), (got, *local, empty, batch), strict=True
+                    (*RATES, "mean batch"), (rate_of_triton, *local, empty, batch), strict=True
                 ):
                     runs[f"{request} over {way}"][key].append(value)
                 print(
-                    f"{name} {request} over {way}: {got:,.0f} jets/s; in process {local[0]:,.0f}",
+                    f"{name} {request} over {way}: {rate_of_triton:,.0f} jets/s;"
+                    f" in process {local[0]:,.0f}",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -408,11 +413,11 @@ def pieces(onnx_path: Path) -> Callable[[Inputs], Any]:
     pool = ThreadPoolExecutor(cores())
 
     def run_piece(feed: Inputs) -> Any:
-        one = idle_sessions.get()
+        idle_session = idle_sessions.get()
         try:
-            return one.run(None, feed)
+            return idle_session.run(None, feed)
         finally:
-            idle_sessions.put(one)
+            idle_sessions.put(idle_session)
 
     def run(feed: Inputs) -> list[Any]:
         count = len(next(iter(feed.values())))
@@ -445,8 +450,8 @@ def _repository(name: str, folder: Path) -> tuple[Path, Any]:
     model, info, config = build(name)
     path = folder / name.lower() / "1" / "model.onnx"
     empty = folder / EMPTY / "1"
-    for one in (path.parent, empty):
-        one.mkdir(parents=True)
+    for folder_of_version in (path.parent, empty):
+        folder_of_version.mkdir(parents=True)
     export_onnx(model, info, config, path)
     text = triton_config(
         path, name.lower(), warmup=(1, 100), device="cpu", instances=LOCAL_INSTANCES
@@ -463,7 +468,7 @@ def _repository(name: str, folder: Path) -> tuple[Path, Any]:
 def _load(url: str, model: str, request: int, way: str, grpc_port: int) -> tuple[float, float]:
     """Jets a second and the mean batch that Triton ran, under load from another process."""
     before = _statistics(url, model)
-    got = (
+    rate_of_requests = (
         _analyzer_rate(url, model, request, way, grpc_port)
         if shutil.which(ANALYZER)
         else _client_rate(url, model, request)
@@ -471,7 +476,7 @@ def _load(url: str, model: str, request: int, way: str, grpc_port: int) -> tuple
     inferences, executions = (
         after - b for after, b in zip(_statistics(url, model), before, strict=True)
     )
-    return got, inferences / executions
+    return rate_of_requests, inferences / executions
 
 
 def _analyzer_rate(url: str, model: str, request: int, way: str, grpc_port: int) -> float:
@@ -532,7 +537,7 @@ def _client_rate(url: str, model: str, request: int) -> float:
 
 
 def _output_of(command: list[str]) -> str:
-    done = subprocess.run(
+    process = subprocess.run(
         command,
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -541,9 +546,9 @@ def _output_of(command: list[str]) -> str:
         timeout=120,
         check=False,
     )
-    if done.returncode:
-        raise RuntimeError(f"{command[0]}: {done.stdout[-500:]} {done.stderr[-2000:]}")
-    return done.stdout
+    if process.returncode:
+        raise RuntimeError(f"{command[0]}: {process.stdout[-500:]} {process.stderr[-2000:]}")
+    return process.stdout
 
 
 def _statistics(url: str, model: str) -> tuple[int, int]:
@@ -558,7 +563,8 @@ def _statistics(url: str, model: str) -> tuple[int, int]:
 def load(url: str, model: str, request: int) -> None:
     """CONCURRENCY threads that send the next request as soon as the last is answered.
 
-    Prints the rate after a second of warming up.
+    Prints the rate after a second of warming up. A thread ends with RuntimeError at the first
+    answer that is no success.
     """
     from jec_client.connection import Connections
     from serving import golden
@@ -567,7 +573,7 @@ def load(url: str, model: str, request: int) -> None:
     metadata = json.loads(connections.request(f"/v2/models/{model}", None, {}).content)
     shapes = {entry["name"]: entry["shape"] for entry in metadata["inputs"]}
     body, headers = golden.to_binary(jets(types.SimpleNamespace(input_shapes=shapes), request))
-    done = [0] * CONCURRENCY
+    request_counts = [0] * CONCURRENCY
     ends = time.perf_counter() + 1 + LOAD_SECONDS
 
     def ask(index: int) -> None:
@@ -575,15 +581,16 @@ def load(url: str, model: str, request: int) -> None:
             reply = connections.request(f"/v2/models/{model}/infer", body, headers)
             if reply.status != 200:
                 raise RuntimeError(reply.content[:300])
-            done[index] += 1
+            request_counts[index] += 1
 
     threads = [threading.Thread(target=ask, args=(index,)) for index in range(CONCURRENCY)]
     for thread in threads:
         thread.start()
     time.sleep(1)
-    started, before = time.perf_counter(), sum(done)
+    start, before = time.perf_counter(), sum(request_counts)
     time.sleep(LOAD_SECONDS - 0.2)
-    print(json.dumps({"rate": (sum(done) - before) * request / (time.perf_counter() - started)}))
+    seconds = time.perf_counter() - start
+    print(json.dumps({"rate": (sum(request_counts) - before) * request / seconds}))
     for thread in threads:
         thread.join()
 

@@ -65,9 +65,9 @@ def test_images_that_no_cluster_can_pull_are_warned_of():
 def test_the_command_warns_of_images_and_still_writes_the_files(tmp_path, capsys):
     words = ["--render-reana", str(tmp_path), "--weaver-image", SETTINGS["weaver_image"]]
     assert pipeline.main([*words, "--steps-image", "jec-steps:latest"]) == 0
-    printed = capsys.readouterr()
-    assert "jec-steps:latest" in printed.err
-    assert SETTINGS["weaver_image"] not in printed.err
+    captured = capsys.readouterr()
+    assert "jec-steps:latest" in captured.err
+    assert SETTINGS["weaver_image"] not in captured.err
     assert (tmp_path / "Snakefile").exists()
 
 

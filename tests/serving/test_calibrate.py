@@ -513,41 +513,41 @@ def full_disk_error(err: str) -> str:
 
 @pytest.mark.faults
 @pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize(("left", "kept"), [(0, 0), (8192, 0), (110_000, 1)])
-def test_a_full_disk_of_the_outputs(tmp_path, run, form, left, kept):
-    """What is finished stays, and the same command goes on once there is room."""
+@pytest.mark.parametrize(("free_bytes", "kept_count"), [(0, 0), (8192, 0), (110_000, 1)])
+def test_a_full_disk_of_the_outputs(tmp_path, run, form, free_bytes, kept_count):
+    """Finished outputs stay, and the same command continues once there is room."""
     for number in (1, 2):
         write_jets(tmp_path / "in" / f"{number}.root", jets(2500, seed=number))
     words = [tmp_path / "in" / "*.root", "--format", form]
     assert run(*words, output=tmp_path / "undisturbed")[0] == 0
     with small_disk(tmp_path / "disk", "size=1m") as disk:
-        other = fill(disk, left)
+        other = fill(disk, free_bytes)
         code, _, err = run(*words, output=disk / "out")
         assert code == 1
         assert f" in {disk}" in full_disk_error(err)
-        files = [f"1.{form}", "calibration.json"][: 2 * kept]
+        files = [f"1.{form}", "calibration.json"][: 2 * kept_count]
         assert sorted(path.name for path in (disk / "out").glob("*")) == files
         other.unlink()
         code, out, _ = run(*words, output=disk / "out")
         assert code == 0
-        assert ("1 files were calibrated before" in out) == bool(kept)
+        assert ("1 files were calibrated before" in out) == bool(kept_count)
         for number in (1, 2):
             path = Path(f"{number}.{form}")
             assert columns_of(disk / "out" / path) == columns_of(tmp_path / "undisturbed" / path)
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("left", [0, 8192])
+@pytest.mark.parametrize("free_bytes", [0, 8192])
 @pytest.mark.parametrize("form", FORMATS)
-def test_a_full_disk_of_temporary_files(tmp_path, run, monkeypatch, form, left):
-    """The outputs are written there first; nothing of them stays."""
+def test_a_full_disk_of_temporary_files(tmp_path, run, monkeypatch, form, free_bytes):
+    """The outputs are written there first; no part of them stays."""
     path = write_jets(tmp_path / "x.root", jets(2500))
     words = [path, "--format", form]
     assert run(*words, output=tmp_path / "undisturbed")[0] == 0
-    with small_disk(tmp_path / "disk", "size=1m") as disk, monkeypatch.context() as patched:
-        patched.setattr("tempfile.tempdir", str(disk))
-        patched.setenv("TMPDIR", str(disk))
-        other = fill(disk, left)
+    with small_disk(tmp_path / "disk", "size=1m") as disk, monkeypatch.context() as patch:
+        patch.setattr("tempfile.tempdir", str(disk))
+        patch.setenv("TMPDIR", str(disk))
+        other = fill(disk, free_bytes)
         code, _, err = run(*words)
         assert code == 1
         error = full_disk_error(err)

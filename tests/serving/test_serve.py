@@ -214,15 +214,15 @@ def test_a_full_temporary_folder_refuses_and_the_same_command_serves_later(
     """Whether a copy of a program has no room, or the log (Python avoids a full TMPDIR)."""
     with small_disk(tmp_path / "disk", "size=8m") as disk:
         monkeypatch.setenv("TMPDIR", str(disk))
-        for left in (16 * 1024, 2 * 2**20, 2_875 * 1024):
-            other = fill(disk, left)
+        for free_bytes in (16 * 1024, 2 * 2**20, 2_875 * 1024):
+            other = fill(disk, free_bytes)
             command = [sys.executable, "-m", "serving.serve", str(run)]
-            ended = subprocess.run(
+            process = subprocess.run(
                 command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
             )
-            assert ended.returncode == 1, (left, ended.stderr)
-            assert "Traceback" not in ended.stderr
-            error = ended.stderr.splitlines()[-1]
+            assert process.returncode == 1, (free_bytes, process.stderr)
+            assert "Traceback" not in process.stderr
+            error = process.stderr.splitlines()[-1]
             assert error.startswith("error: ")
             assert f" in {disk};" in error
             assert "TMPDIR" in error
