@@ -161,3 +161,10 @@ def test_lines_of_code_fit_the_page(name):
     blocks = re.findall(r"^ *```\w*\n(.*?)^ *```", page(name), re.MULTILINE | re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines()]
     assert [line for line in lines if len(line) > 102] == []
+
+
+@pytest.mark.parametrize("name", [path.name for path in sorted(DOCS.glob("*.md"))])
+def test_a_block_within_a_list_is_indented_so_that_the_list_goes_on(name):
+    """Python-Markdown ends a list at a block of fewer than four blanks."""
+    fences = re.findall(r"^( *)```", page(name), re.MULTILINE)
+    assert [len(blanks) for blanks in fences if len(blanks) % 4] == []
