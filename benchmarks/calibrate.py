@@ -68,9 +68,9 @@ def rate_of_command(model: str, patterns: Sequence[str], is_warm: bool) -> float
         if is_warm:
             first = files.find(patterns)[0].uri
             command = [sys.executable, "-c", WARM, model, folder, first, *patterns]
-        started = time.perf_counter()
+        start = time.perf_counter()
         answer = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - start
         if is_warm:
             seconds = float(answer.stdout.split()[-1])
         infos = [read_info(str(path)) for path in Path(folder, "all").glob("*.root")]
@@ -82,11 +82,11 @@ def rate_of_session(onnx: str, batches: Sequence[Batch]) -> float:
     runtime = session(storage.read_bytes(onnx), threads=cores())
     fed = [feed_of(runtime, batch) for batch in batches]
     runtime.run(None, fed[0])
-    started = time.perf_counter()
+    start = time.perf_counter()
     for inputs in fed:
         runtime.run(None, inputs)
     jets = sum(len(next(iter(inputs.values()))) for inputs in fed)
-    return jets / (time.perf_counter() - started)
+    return jets / (time.perf_counter() - start)
 
 
 def read_batches(
@@ -128,10 +128,10 @@ def measure(report: Report, uri: str, patterns: Sequence[str], rounds: int) -> b
         rounds,
     )
     rows = [[name, Spread.of(runs[name]).text(), "", ""] for name in (FILES, COMMAND)]
-    all_passed = True
+    meets_goals = True
     for name, least in LIMITS.items():
         spread = ratio(runs[FILES], runs[name])
-        all_passed = all_passed and spread.median >= least
+        meets_goals = meets_goals and spread.median >= least
         rows.append([name, Spread.of(runs[name]).text(), spread.text(".2f"), f"{least:g}"])
     entries = files.find(patterns)
     report.section(
@@ -148,7 +148,7 @@ def measure(report: Report, uri: str, patterns: Sequence[str], rounds: int) -> b
         ],
         runs=runs,
     )
-    return all_passed
+    return meets_goals
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -165,9 +165,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def body() -> int:
         report = Report("calibrate", "Files of jets, calibrated")
-        all_passed = measure(report, arguments.run, arguments.files, arguments.rounds)
+        meets_goals = measure(report, arguments.run, arguments.files, arguments.rounds)
         report.save()
-        return 0 if all_passed else 1
+        return 0 if meets_goals else 1
 
     return run_main(body)
 

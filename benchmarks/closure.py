@@ -40,9 +40,10 @@ Jets = Mapping[str, Floats]
 the one that the label divides by (GeV) and eta is jetEta."""
 
 
-def inside(one: ResidualBin) -> bool:
+def inside(residual_bin: ResidualBin) -> bool:
     """Return whether closure is required in a bin."""
-    return one.pt_low >= RANGE[0] and one.pt_high is not None and one.pt_high <= RANGE[1]
+    low, high = residual_bin.pt_low, residual_bin.pt_high
+    return low >= RANGE[0] and high is not None and high <= RANGE[1]
 
 
 def add(report: Report, uri: str, note: str) -> None:
@@ -52,16 +53,16 @@ def add(report: Report, uri: str, note: str) -> None:
     effect = metrics.residual
     if effect is None or export.residual is None:
         raise InputError(f"{uri}: its model has no residual correction: {export.residual_reason}")
-    standard = {(one.region, one.pt_range): one.standard for one in metrics.closure.bins}
+    standard = {(part.region, part.pt_range): part.standard for part in metrics.closure.bins}
     rows = []
-    for one in effect.bins:
-        place = (one.region, one.pt_range)
-        biases = [standard[place], one.without, one.with_residual]
-        remark = "" if one.measured else "unmeasured"
-        rows.append([*place, f"{one.num_jets:,}", *(b.percent(100, 2) for b in biases), remark])
-    bins = [one for one in effect.bins if inside(one)]
+    for part in effect.bins:
+        place = (part.region, part.pt_range)
+        biases = [standard[place], part.without, part.with_residual]
+        remark = "" if part.measured else "unmeasured"
+        rows.append([*place, f"{part.num_jets:,}", *(b.percent(100, 2) for b in biases), remark])
+    bins = [part for part in effect.bins if inside(part)]
     largest = {
-        name: max(abs(getattr(one, name).value) for one in bins)
+        name: max(abs(getattr(part, name).value) for part in bins)
         for name in ("without", "with_residual")
     }
     notes = [
@@ -71,7 +72,7 @@ def add(report: Report, uri: str, note: str) -> None:
         f" {100 * largest['without']:.2f} % without the correction,"
         f" {100 * largest['with_residual']:.2f} % with it. Bins that are not measured to"
         f" {100 * effect.measured_to:g} % to either side:"
-        f" {sum(not one.measured for one in bins)} of {len(bins)}.",
+        f" {sum(not part.measured for part in bins)} of {len(bins)}.",
     ]
     if effect.gain:
         notes.append(
@@ -116,12 +117,19 @@ def jets_of(uri: str, split: str) -> Jets:
 
 
 def biases(jets: Jets, log_r: Floats | float) -> Floats:
-    """Return median response - 1 in each bin in which closure is required: (bins,)."""
+    """Return median response - 1 in each bin in which closure is required: (bins,).
+
+    Args:
+        jets: Columns of the N jets, see `Jets`.
+        log_r: Added to the model's logarithm of the correction, (N,) or one number.
+    """
     response = jets["pt"] * np.exp(jets["output"][:, 0] + log_r) / jets["genJetPt"]
     values = []
-    for one in r.bins(r.FINE_PT_EDGES):
-        if one.low >= RANGE[0] and one.high <= RANGE[1]:
-            values.append(np.median(response[one.contains(jets["genJetPt"], jets["genJetEta"])]))
+    for jet_bin in r.bins(r.FINE_PT_EDGES):
+        if jet_bin.low >= RANGE[0] and jet_bin.high <= RANGE[1]:
+            values.append(
+                np.median(response[jet_bin.contains(jets["genJetPt"], jets["genJetEta"])])
+            )
     return np.array(values) - 1
 
 

@@ -64,7 +64,7 @@ def feed(order: dict[str, Any]) -> dict[str, Any]:
     from weaver.prepared.prepare import prepare
 
     with tempfile.TemporaryDirectory(dir=order["scratch"]) as storage:
-        started = time.perf_counter()
+        start = time.perf_counter()
         config = DataConfig.load(order["config"])
         reference = prepare(
             order["files"], config, storage, for_training=True, report=lambda line: None
@@ -73,21 +73,21 @@ def feed(order: dict[str, Any]) -> dict[str, Any]:
         dataset = Dataset.open(reference.uri, config)
         open_end = time.perf_counter()
         loader = Loader(dataset, order["batch_size"], shuffle=True, seed=1)
-        first = sum(len(batch) for batch in loader.epoch(0)) / (time.perf_counter() - started)
+        first = sum(len(batch) for batch in loader.epoch(0)) / (time.perf_counter() - start)
         resident = Loader(dataset, order["batch_size"], shuffle=True, seed=1, in_memory=True)
         return {
             "rates": [first, *(_epoch_rate(loader, number) for number in range(1, EPOCHS))],
             "in_memory": [_epoch_rate(resident, number) for number in range(1, EPOCHS)],
-            "prepare_seconds": prepare_end - started,
+            "prepare_seconds": prepare_end - start,
             "open_seconds": open_end - prepare_end,
             "jets": len(dataset),
         }
 
 
 def _epoch_rate(loader: Any, number: int) -> float:
-    started = time.perf_counter()
+    start = time.perf_counter()
     jets = sum(len(batch) for batch in loader.epoch(number))
-    return jets / (time.perf_counter() - started)
+    return jets / (time.perf_counter() - start)
 
 
 def decompress(order: dict[str, Any]) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def decompress(order: dict[str, Any]) -> dict[str, Any]:
     seconds, cpu = [], []
     with ThreadPoolExecutor(threads) as pool:
         for _ in range(3):
-            started, used = time.perf_counter(), time.process_time()
+            start, cpu_start = time.perf_counter(), time.process_time()
             list(
                 pool.map(
                     lambda branches: [
@@ -126,8 +126,8 @@ def decompress(order: dict[str, Any]) -> dict[str, Any]:
                     records,
                 )
             )
-            seconds.append(time.perf_counter() - started)
-            cpu.append(time.process_time() - used)
+            seconds.append(time.perf_counter() - start)
+            cpu.append(time.process_time() - cpu_start)
     jets = sum(file.num_entries for file in file_check.files)
     return {"jets": jets, "seconds": min(seconds), "cpu": min(cpu), "threads": threads}
 
@@ -154,7 +154,7 @@ def hold(order: dict[str, Any]) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory(dir=order["scratch"]) as storage:
         config = DataConfig.load(order["config"])
-        # what is made once, whatever the size
+        # made once for all sizes
         prepare(order["files"][:1], config, storage, for_training=True, report=lambda line: None)
         before = _anonymous()
         with _Peak() as preparing:
@@ -182,17 +182,17 @@ class _Peak:
         import threading
 
         self.first = self.most = _anonymous()
-        self._ended = threading.Event()
+        self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._ended.set()
+        self._end.set()
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._ended.wait(0.005):
+        while not self._end.wait(0.005):
             self.most = max(self.most, _anonymous())
 
 

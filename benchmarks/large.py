@@ -109,7 +109,10 @@ class MemoryGroup:
         return [sys.executable, "-c", _ENTER, str(self.path / "cgroup.procs"), *command]
 
     def anonymous(self) -> int:
-        """Bytes in memory now that no file backs, of all processes of the group."""
+        """Bytes in memory now that no file backs, of all processes of the group.
+
+        Raises JecError if the control group does not count them.
+        """
         name = "anon" if self.is_v2 else "rss"
         for line in (self.path / "memory.stat").read_text().splitlines():
             key, value = line.split()
@@ -151,10 +154,10 @@ class Use:
     seconds: float
 
 
-def run_limited(command: Sequence[str], limit: int, log: Path) -> Use:
+def run_with_limit(command: Sequence[str], limit: int, log: Path) -> Use:
     """Run a command below a memory limit. Raises JecError if it takes too long."""
     group = MemoryGroup(limit)
-    started = time.monotonic()
+    start = time.monotonic()
     most = 0
     try:
         with log.open("w") as file:
@@ -164,7 +167,7 @@ def run_limited(command: Sequence[str], limit: int, log: Path) -> Use:
             try:
                 while process.poll() is None:
                     most = max(most, group.anonymous())
-                    if time.monotonic() - started > DEADLINE:
+                    if time.monotonic() - start > DEADLINE:
                         raise JecError(f"{' '.join(command)} runs for {DEADLINE:.0f} s: stopped")
                     time.sleep(POLL)
             finally:
@@ -175,7 +178,7 @@ def run_limited(command: Sequence[str], limit: int, log: Path) -> Use:
             peak=group.peak(),
             kills=group.kills(),
             exit_code=process.returncode,
-            seconds=time.monotonic() - started,
+            seconds=time.monotonic() - start,
         )
     finally:
         group.remove()
@@ -257,10 +260,10 @@ def stream(folder: Path, limit: int, least: int, kind: Rows, steps: int | None) 
     val = _prepare(data / "val.root", folder, None, "--validation")
     per_jet = size_of(val) / 2_000
     files = int(np.ceil(least / (per_jet * JETS)))
-    needed = (2 if kind.full_digits else 1.3) * files * per_jet * JETS
-    space.require(folder, int(needed), "this data set")
+    need = (2 if kind.full_digits else 1.3) * files * per_jet * JETS
+    space.require(folder, int(need), "this data set")
     write_file(data / "train-000.root", JETS, 1, kind)
-    for number in range(1, files):  # the same jets under other names: what is tried is the size
+    for number in range(1, files):  # the same jets under other names: only the size matters here
         shutil.copyfile(data / "train-000.root", data / f"train-{number:03}.root")
     uses = []
     train = _prepare(data / "train-*.root", folder, (limit, uses))
@@ -273,7 +276,8 @@ def stream(folder: Path, limit: int, least: int, kind: Rows, steps: int | None) 
     for name, value in zip(SMALL[::2], SMALL[1::2], strict=True):
         command += ["--network-option", name, value]
     command += ["--model-prefix", str(folder / "model"), "--regression-mode"]
-    uses.append(_check_use(run_limited(command, limit, folder / "train.log"), folder / "train.log"))
+    log = folder / "train.log"
+    uses.append(_check_use(run_with_limit(command, limit, log), log))
     jets = json.loads((train / "dataset.json").read_text())["num_jets"]
     return StreamResult(
         root=size_of(data),
@@ -301,7 +305,7 @@ def _prepare(
     log = folder / "prepare.log"
     if limit_and_uses:
         limit, uses = limit_and_uses
-        uses.append(_check_use(run_limited(command, limit, log), log))
+        uses.append(_check_use(run_with_limit(command, limit, log), log))
     else:
         with log.open("w") as file:
             subprocess.run(command, cwd=ROOT, check=True, stdout=file, stderr=subprocess.STDOUT)

@@ -182,10 +182,10 @@ def peak_flops(dtype: Any, device: str = "cpu", size: int = 2048, seconds: float
     wait = torch.cuda.synchronize if device.startswith("cuda") else (lambda: None)
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:
-        started = time.perf_counter()
+        step_start = time.perf_counter()
         torch.matmul(a, b)
         wait()
-        best = min(best, time.perf_counter() - started)
+        best = min(best, time.perf_counter() - step_start)
     return 2 * size**3 / best
 
 

@@ -116,11 +116,13 @@ def measure(
             for form, model in forms.items()
             for dtype in peaks
         }
-        floors = {key: flops(one) / peaks[key[1]] for key, one in steps.items()}
+        floors = {key: flops(run_step) / peaks[key[1]] for key, run_step in steps.items()}
         # by then the heap has grown to what a step needs
-        for one in (*steps.values(), *steps.values()):
-            one()
-        contenders = {label(*key): rate(one, args.batch_size) for key, one in steps.items()}
+        for run_step in (*steps.values(), *steps.values()):
+            run_step()
+        contenders = {
+            label(*key): rate(run_step, args.batch_size) for key, run_step in steps.items()
+        }
         runs = alternate(contenders, args.rounds)
         rows += [
             row(mode, form, dtype, runs, floors[form, dtype], args.batch_size)
@@ -182,13 +184,13 @@ def jets(
 def step(
     run: Callable, model: nn.Module, batch: dict, target: torch.Tensor, dtype: torch.dtype
 ) -> Callable[[], None]:
-    """Return a call that runs one step."""
+    """Return a call that runs one step on these inputs by group, (N, ...) each; target: (N,)."""
     inputs = tuple(batch[group] for group in GROUPS if group in batch)
     return lambda: run(model, inputs, target, dtype)
 
 
 def train(model: nn.Module, inputs: tuple, target: torch.Tensor, dtype: torch.dtype) -> None:
-    """Run a forward and a backward pass."""
+    """Run a forward and a backward pass; inputs: (N, ...) each, target: (N,)."""
     model.train()
     with torch.autocast("cpu", BF16, enabled=dtype == BF16):
         output = model(*inputs)
@@ -198,13 +200,13 @@ def train(model: nn.Module, inputs: tuple, target: torch.Tensor, dtype: torch.dt
 
 @torch.no_grad()
 def evaluate(model: nn.Module, inputs: tuple, target: torch.Tensor, dtype: torch.dtype) -> None:
-    """Run a forward pass in evaluation mode."""
+    """Run a forward pass in evaluation mode; inputs: (N, ...) each. The target is not used."""
     model.eval()
     with torch.autocast("cpu", BF16, enabled=dtype == BF16):
         model(*inputs)
 
 
-def rate(one: Callable[[], None], batch_size: int) -> Callable[[], float]:
+def rate(step: Callable[[], None], batch_size: int) -> Callable[[], float]:
     """A contender: jets a second of the quicker of two steps.
 
     So a hiccup of the machine is not taken for the network's.
@@ -213,9 +215,9 @@ def rate(one: Callable[[], None], batch_size: int) -> Callable[[], float]:
     def time_step() -> float:
         seconds = []
         for _ in range(2):
-            started = time.perf_counter()
-            one()
-            seconds.append(time.perf_counter() - started)
+            start = time.perf_counter()
+            step()
+            seconds.append(time.perf_counter() - start)
         return batch_size / min(seconds)
 
     return time_step
@@ -246,10 +248,10 @@ def row(
     ]
 
 
-def flops(one: Callable[[], None]) -> int:
+def flops(step: Callable[[], None]) -> int:
     """Multiplications and additions of the matrix products and convolutions of a step."""
     with FlopCounterMode(display=False) as counter:
-        one()
+        step()
     return counter.get_total_flops()
 
 
@@ -258,9 +260,9 @@ def peak(dtype: torch.dtype, size: int = 2048) -> float:
     image, weight = torch.randn(1, size, size, 1).to(dtype), torch.randn(size, size, 1, 1).to(dtype)
     image, best = image.contiguous(memory_format=torch.channels_last), float("inf")
     for _ in range(8):
-        started = time.perf_counter()
+        start = time.perf_counter()
         nn.functional.conv2d(image, weight)
-        best = min(best, time.perf_counter() - started)
+        best = min(best, time.perf_counter() - start)
     return max(peak_flops(dtype, size=size), 2 * size**3 / best)
 
 

@@ -354,7 +354,7 @@ class Bench:
                 f"{name}:{value}" for name, value in variant.options(network).items()
             ),
         }
-        started = time.monotonic()
+        start = time.monotonic()
         self.weaver(
             task,
             threads,
@@ -365,7 +365,7 @@ class Bench:
             },
         )
         (folder / "time.json").write_text(
-            json.dumps({"seconds": time.monotonic() - started, "threads": threads})
+            json.dumps({"seconds": time.monotonic() - start, "threads": threads})
         )
         (folder / "partial.npz").rename(folder / "answers.npz")
 
@@ -550,8 +550,8 @@ class Judge:
         near = np.abs(target) < 1
         return float(np.abs(self.answers[task] - target)[near].sum() / len(target))
 
-    def measured(self, variant: str) -> dict:
-        """What the report of a run would say of the first seed's network."""
+    def results_of(self, variant: str) -> dict:
+        """The results that a run's report would show for the first seed's network."""
         task = next(task for task in self.tasks if task.variant == variant)
         return metrics.measure(self.columns, self.answers[task], replicates=REPLICATES)
 
@@ -624,32 +624,34 @@ def write_trees(report: Report, judge: Judge) -> None:
 def write_headline(report: Report, judge: Judge) -> None:
     """Gain by pT, closure from 60 GeV up, flavour spread and training time of full and open."""
     variants = [name for name in ("full", "open") if name in judge.variants]
-    measured = {name: judge.measured(name) for name in variants}
+    results = {name: judge.results_of(name) for name in variants}
     rows = []
     for region in ("barrel", "endcap"):
-        for one in (record for record in measured["full"]["bins"] if record["region"] == region):
+        for gain_bin in (
+            record for record in results["full"]["bins"] if record["region"] == region
+        ):
             other = [
-                _value(next(b for b in measured[n]["bins"] if _place(b) == _place(one))["gain"])
+                _value(next(b for b in results[n]["bins"] if _place(b) == _place(gain_bin))["gain"])
                 for n in variants
             ]
-            rows.append([f"gain (%), {region}", f"{one['pt_range']} GeV", *other])
-    for number, one in enumerate(measured["full"]["closure"]["bins"]):
-        bins = [100 * _array(measured[n]["closure"]["bins"][number]["model"]) for n in variants]
+            rows.append([f"gain (%), {region}", f"{gain_bin['pt_range']} GeV", *other])
+    for number, closure_bin in enumerate(results["full"]["closure"]["bins"]):
+        bins = [100 * _array(results[n]["closure"]["bins"][number]["model"]) for n in variants]
         rows.append(
             [
-                f"closure (%), {one['region']}",
-                f"{one['pt_range']} GeV",
+                f"closure (%), {closure_bin['region']}",
+                f"{closure_bin['pt_range']} GeV",
                 *(f"{b[0]:+.2f} [{b[1]:+.2f}, {b[2]:+.2f}]" for b in bins),
             ]
         )
-    for region in measured["full"]["flavour"]["regions"]:
+    for region in results["full"]["flavour"]["regions"]:
         reductions = [
-            _value(measured[n]["flavour"]["regions"][region]["reduction"]) for n in variants
+            _value(results[n]["flavour"]["regions"][region]["reduction"]) for n in variants
         ]
         rows.append(
             [
                 f"flavour spread taken off (%), {region}",
-                f"above {measured['full']['flavour']['from_gev']:g} GeV",
+                f"above {results['full']['flavour']['from_gev']:g} GeV",
                 *reductions,
             ]
         )
@@ -694,6 +696,7 @@ def tasks_of(arguments: argparse.Namespace) -> list[Task]:
     """The trainings of the command line.
 
     ParticleNet, which takes long on a CPU, has `full` and `open` alone unless others are named.
+    Raises InputError for a variant that does not exist.
     """
     variants_of_all = arguments.variants.split(",") if arguments.variants else None
     for name in variants_of_all or ():

@@ -104,7 +104,7 @@ def section_of(plot: Plot) -> tuple[str, dict[str, Any]]:
             sections[path.stem] = content[plot.section]
     if not sections:
         raise KeyError(f"no {plot.benchmark}-*.json in {RESULTS} has the section {plot.section}")
-    name = max(sections, key=lambda one: (len(sections[one]["rows"]), one))
+    name = max(sections, key=lambda file: (len(sections[file]["rows"]), file))
     return name, sections[name]
 
 

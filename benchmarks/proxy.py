@@ -69,7 +69,7 @@ class Proxy:
         self._ends: set[_End] = set()
         self._empty_pipes: list[_Pipe] = []
         self._pipes: list[_Pipe] = []
-        self._stopped = threading.Event()
+        self._stop = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="proxy", daemon=True)
         self._thread.start()
 
@@ -87,7 +87,7 @@ class Proxy:
 
     def close(self) -> None:
         """Cut all connections and stop listening."""
-        self._stopped.set()
+        self._stop.set()
         self._thread.join()
         for end in list(self._ends):
             self._close_end(end)
@@ -99,7 +99,7 @@ class Proxy:
     # ------------------------------------------------------------------------------ in the thread
 
     def _serve(self) -> None:
-        while not self._stopped.is_set():
+        while not self._stop.is_set():
             for key, events in self._selector.select(self._seconds_to_next()):
                 if key.data is None:
                     self._accept()
@@ -152,7 +152,7 @@ class Proxy:
             return
         peer = end.peer
         peer.outgoing.append((time.monotonic() + self.delay, piece))
-        peer.held += size
+        peer.buffered_bytes += size
         if not size:  # end of the stream, which is forwarded with the same delay
             end.has_ended = True
         elif end.is_client:
@@ -201,7 +201,7 @@ class Proxy:
             except OSError:
                 self._close_end(end)
                 return
-            end.held -= count
+            end.buffered_bytes -= count
             if piece.size:
                 end.waits_for_room = True
                 break
@@ -216,7 +216,7 @@ class Proxy:
         if end.is_closed:
             return
         events = 0
-        if not end.has_ended and end.peer.held < MAX_BUFFERED:
+        if not end.has_ended and end.peer.buffered_bytes < MAX_BUFFERED:
             events |= selectors.EVENT_READ
         if end.waits_for_room:
             events |= selectors.EVENT_WRITE
@@ -232,17 +232,17 @@ class Proxy:
 
     def _close_end(self, end: _End) -> None:
         """Close both ends of a connection."""
-        for one in (end, end.peer):
-            if not one.is_closed:
-                one.is_closed = True
-                self._ends.discard(one)
-                if one.events:
-                    self._selector.unregister(one.socket)
-                one.socket.close()
-                for _, piece in one.outgoing:
+        for side in (end, end.peer):
+            if not side.is_closed:
+                side.is_closed = True
+                self._ends.discard(side)
+                if side.events:
+                    self._selector.unregister(side.socket)
+                side.socket.close()
+                for _, piece in side.outgoing:
                     piece.drop()
                     self._give_back(piece)
-                one.outgoing.clear()
+                side.outgoing.clear()
 
 
 class _Pipe:
@@ -311,7 +311,7 @@ class _End:
         self.socket = of
         self.is_client = is_client
         self.outgoing: collections.deque[tuple[float, _Pipe | _Copy]] = collections.deque()
-        self.held = 0  # bytes in it
+        self.buffered_bytes = 0  # bytes in it
         self.events = selectors.EVENT_READ
         self.waits_for_room = False
         self.has_ended = False  # nothing more comes from it

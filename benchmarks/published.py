@@ -138,7 +138,7 @@ def settle(model: nn.Module, seed: int = 2) -> nn.Module:
 
 
 def plain_form(model: nn.Module) -> nn.Module:
-    """The plain form of a network of ours, with copies of its weights and its training mode.
+    """The plain form of one of our networks, with copies of its weights and its training mode.
 
     Ours are those of networks/. Its parameters and buffers come in the same order as those of
     `model`.

@@ -170,12 +170,12 @@ class _Watch:
     """Wall and CPU time of this process from now on."""
 
     def __init__(self) -> None:
-        self._started, self._used = time.perf_counter(), time.process_time()
+        self._start, self._cpu_start = time.perf_counter(), time.process_time()
 
     def read(self) -> dict[str, float]:
         return {
-            "seconds": time.perf_counter() - self._started,
-            "cpu": time.process_time() - self._used,
+            "seconds": time.perf_counter() - self._start,
+            "cpu": time.process_time() - self._cpu_start,
         }
 
 
@@ -225,12 +225,12 @@ class Cores:
         if self.client == self.servers:
             return f"Client, server and proxy share {len(self.client)} cores."
         return (
-            f"The client (also from disk) runs on {_listed(self.client)}, server and proxy on"
-            f" {_listed(self.servers)}, as on two machines."
+            f"The client (also from disk) runs on {_list_cores(self.client)}, server and proxy on"
+            f" {_list_cores(self.servers)}, as on two machines."
         )
 
 
-def _listed(cores: frozenset[int]) -> str:
+def _list_cores(cores: frozenset[int]) -> str:
     name = "core" if len(cores) == 1 else "cores"
     return f"{name} {', '.join(str(core) for core in sorted(cores))}"
 
@@ -273,10 +273,10 @@ class Place:
         order |= {"cores": sorted(self.cores.client)}
         if self.proxy is not None:
             self.proxy.take_counts()
-        used = {name: servers.cpu_seconds(process) for name, process in self.line.items()}
+        cpu_before = {name: servers.cpu_seconds(process) for name, process in self.line.items()}
         answer = _answer(work, order, self.environment)
         for name, process in self.line.items():
-            answer[name] = servers.cpu_seconds(process) - used[name]
+            answer[name] = servers.cpu_seconds(process) - cpu_before[name]
         if self.proxy is not None:
             counts = self.proxy.take_counts()
             answer |= dataclasses.asdict(counts)
@@ -383,7 +383,10 @@ class Comparison:
         self.best: dict[str, dict[str, Any]] = {}
 
     def scan(self) -> None:
-        """Find the fastest source of uproot for each kind of place, at its longest delay."""
+        """Find the fastest source of uproot for each kind of place, at its longest delay.
+
+        Raises JecError if no source reads from a place.
+        """
         farthest = {place.where: place for place in self.places}
         for where, place in farthest.items():
             rates = {}
@@ -456,8 +459,8 @@ class Comparison:
             cells += [byte_ratio.text(".3f"), requests.text(".1f")]
         cells.append(cpu.text(".1f"))
         for process in ("server_cpu", "proxy_cpu"):
-            used = Spread.of(1e6 * answer.get(process, 0) / answer["jets"] for answer in answers)
-            cells.append(used.text(".1f") if place.line else "")
+            spread = Spread.of(1e6 * answer.get(process, 0) / answer["jets"] for answer in answers)
+            cells.append(spread.text(".1f") if place.line else "")
         busy = ""
         if place.line:
             busy = Spread.of(busy_share(place, answer) for answer in answers).text(".0%")
@@ -467,8 +470,8 @@ class Comparison:
 
 def busy_share(place: Place, answer: dict[str, Any]) -> float:
     """The part of their cores' time that server and proxy took during a run."""
-    used: float = answer["server_cpu"] + answer["proxy_cpu"]
-    return used / answer["seconds"] / len(place.cores.servers)
+    cpu_seconds: float = answer["server_cpu"] + answer["proxy_cpu"]
+    return cpu_seconds / answer["seconds"] / len(place.cores.servers)
 
 
 def measure(report: Report, comparison: Comparison, rounds: int, s3_name: str) -> None:
@@ -553,12 +556,12 @@ def _verdict(comparison: Comparison, place: Place, runs: dict[str, list[float]])
     """Say which goals are met at a place, and whether its server kept up."""
     ours = runs[f"{place.name}: {OURS}"]
     answers = comparison.answers[f"{place.name}: {OURS}"]
-    moved = max(answer["received"] / comparison.needed["bytes"] for answer in answers)
+    moved_bytes = max(answer["received"] / comparison.needed["bytes"] for answer in answers)
     of_disk = ratio(ours, runs[f"{DISK}: {OURS}"]).median
     goals = [
         f"{of_disk:.2f} of disk ({_meets_or_misses(of_disk >= GOAL_OF_DISK)} {GOAL_OF_DISK})",
-        f"{moved:.3f} of the needed bytes"
-        f" ({_meets_or_misses(moved <= GOAL_OF_BYTES)} {GOAL_OF_BYTES})",
+        f"{moved_bytes:.3f} of the needed bytes"
+        f" ({_meets_or_misses(moved_bytes <= GOAL_OF_BYTES)} {GOAL_OF_BYTES})",
     ]
     for name, goal in ((PLAIN, 1.0), (DECODED, GOAL_OF_DECODER)):
         if name in comparison.names:

@@ -31,8 +31,10 @@ from typing import Any
 
 from benchmarks.measure import Report, Spread
 from clusters.local_search import LocalSearch
+from clusters.local_trial import RunningTrial
 from common.config import RunConfig
 from common.project import ROOT
+from common.records import TrialStatus
 from components.prepare import prepare
 from training.experiment import experiment
 
@@ -64,16 +66,16 @@ class TimedSearch(LocalSearch):
         self.before = _children_seconds()
         self.records: list[dict[str, Any]] = []
 
-    def _end(self, trial, status, reason) -> None:
-        super()._end(trial, status, reason)
+    def _end(self, trial: RunningTrial, status: TrialStatus, reason: str, **options: Any) -> None:
+        super()._end(trial, status, reason, **options)
         seconds = _children_seconds() - self.before
         self.records.append({"status": status, "loss": trial.objective_value(), "seconds": seconds})
 
 
 def _children_seconds() -> float:
     """CPU seconds of all processes that this one has started and that have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def search(
@@ -115,13 +117,18 @@ def seconds_to_loss(records: Sequence[dict[str, Any]], loss: float) -> float | N
     None if it never had.
     """
     return next(
-        (one["seconds"] for one in records if one["loss"] is not None and one["loss"] <= loss), None
+        (
+            record["seconds"]
+            for record in records
+            if record["loss"] is not None and record["loss"] <= loss
+        ),
+        None,
     )
 
 
 def best(records: Sequence[dict[str, Any]]) -> float:
     """Return the least loss."""
-    return min(one["loss"] for one in records if one["loss"] is not None)
+    return min(record["loss"] for record in records if record["loss"] is not None)
 
 
 def measure(
@@ -176,7 +183,7 @@ def write(
     for seed, searches in sorted(results.items()):
         goal, seconds = best(searches[random]), searches[random][-1]["seconds"]
         when = seconds_to_loss(searches[other], goal)
-        num_stopped = sum(one["status"] == "EarlyStopped" for one in searches[other])
+        num_stopped = sum(record["status"] == "EarlyStopped" for record in searches[other])
         ratios += [when / seconds] if when else []
         gains.append(best(searches[other]) - goal)
         rows.append(
@@ -203,10 +210,10 @@ def write(
         "share",
     ]
     losses = [
-        one["loss"]
+        record["loss"]
         for searches in results.values()
-        for one in searches[random]
-        if one["loss"] is not None
+        for record in searches[random]
+        if record["loss"] is not None
     ]
     low, middle, high = statistics.quantiles(losses, n=10)[::4]
     notes = [

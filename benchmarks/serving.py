@@ -25,6 +25,7 @@ import csv
 import functools
 import json
 import os
+import queue
 import shutil
 import socket
 import subprocess
@@ -57,6 +58,7 @@ LOAD_SECONDS = 2.5
 ANALYZER = "perf_analyzer"
 WINDOW_MS = 500
 PIECE = 32  # as in serving/backends/onnxruntime/model.py, which cannot be imported outside Triton
+IN_PIECES = "in pieces"
 RATES = ("Triton", "in process", "in process, in pieces", "empty model")
 # jets a request: one, an event's or a file's
 REQUESTS = {"ParticleNet": (1, 32), "PFN": (1, 32, 128, 256)}
@@ -398,23 +400,28 @@ def _measure_cases(
 
 def pieces(onnx_path: Path) -> Callable[[Inputs], Any]:
     """A batch run in pieces, each on a core by itself, as serving/backends/onnxruntime does."""
-    import onnxruntime
+    from weaver.onnx.runtime import session
 
-    options, cores = onnxruntime.SessionOptions(), len(os.sched_getaffinity(0))
-    options.intra_op_num_threads = 1
-    one = onnxruntime.InferenceSession(
-        os.fspath(onnx_path), options, providers=["CPUExecutionProvider"]
-    )
-    pool = ThreadPoolExecutor(cores)
+    idle_sessions: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    for _ in range(cores()):
+        idle_sessions.put(session(onnx_path, threads=1))
+    pool = ThreadPoolExecutor(cores())
+
+    def run_piece(feed: Inputs) -> Any:
+        one = idle_sessions.get()
+        try:
+            return one.run(None, feed)
+        finally:
+            idle_sessions.put(one)
 
     def run(feed: Inputs) -> list[Any]:
-        count = len(feed["pf_mask"])
-        most = min(PIECE, -(-count // cores))
+        count = len(next(iter(feed.values())))
+        most = min(PIECE, -(-count // cores()))
         parts = [
             {name: x[start : start + most] for name, x in feed.items()}
             for start in range(0, count, most)
         ]
-        return list(pool.map(functools.partial(one.run, None), parts))
+        return list(pool.map(run_piece, parts)) if len(parts) > 1 else [run_piece(feed)]
 
     return run
 
@@ -602,18 +609,26 @@ def measure_run(report: Report, rounds: int, run: str) -> None:
         body = json.loads(Path(folder.golden(name), "request-100.json").read_text())
         requests[name] = golden.arrays(body["inputs"])
     rows, data = [], {}
-    for threads in sorted({1, cores()}):
-        sessions = {name: session(folder.onnx(name), threads=threads) for name in names}
+    ways = {f"{threads} threads": threads for threads in sorted({1, cores()})}
+    ways = {"1 thread" if threads == 1 else label: threads for label, threads in ways.items()}
+    for way in (*ways, IN_PIECES):
+        if way == IN_PIECES:
+            runners = {name: pieces(folder.onnx(name)) for name in names}
+        else:
+            runners = {
+                name: functools.partial(session(folder.onnx(name), threads=ways[way]).run, None)
+                for name in names
+            }
         for batch in (1, 32, 1000):
             contenders = {}
-            for name, one in sessions.items():
+            for name, run_model in runners.items():
                 jets_of = np.arange(batch) % 100
                 feed = {key: np.ascontiguousarray(x[jets_of]) for key, x in requests[name].items()}
-                contenders[name] = rate(_runner(one, feed), batch)
-            runs = data[f"batch {batch}, threads {threads}"] = alternate(contenders, rounds)
+                contenders[name] = rate(functools.partial(run_model, feed), batch)
+            runs = data[f"batch {batch}, {way}"] = alternate(contenders, rounds)
             features, raw = runs.values()
             spreads = (Spread.of(of_model).text() for of_model in (features, raw))
-            rows.append([threads, batch, *spreads, ratio(raw, features).text(".2f")])
+            rows.append([way, batch, *spreads, ratio(raw, features).text(".2f")])
     places = max(x.shape[1] for x in requests[record.model + RAW_SUFFIX].values())
     options = TrialOptions.load(folder.options(record.trial)).network_options or {}
     size = " ".join(f"{key} {value}" for key, value in options.items())
@@ -621,13 +636,13 @@ def measure_run(report: Report, rounds: int, run: str) -> None:
         f"{Path(folder.uri).name}: {record.model}, {size}",
         f"jets of up to {places} particles; {os.cpu_count()} cores",
         (
-            "our backend for Triton runs pieces of 32 jets on one thread each; one thread at batch"
-            " 32 is its case"
+            f"{IN_PIECES}: as our backend for Triton runs a batch, at most {PIECE} jets at a time,"
+            " one piece on each core"
         ),
     ]
     report.section(
         f"The two models of a run: {size}",
-        columns=["threads", "batch", "features, jets/s", "raw jets, jets/s", "ratio"],
+        columns=["run", "batch", "features, jets/s", "raw jets, jets/s", "ratio"],
         rows=rows,
         notes=notes,
         runs=data,

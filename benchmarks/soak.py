@@ -56,7 +56,7 @@ SAMPLE_SECONDS = 0.5
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Count:
-    """What is counted after each search."""
+    """The quantities that are counted after each search."""
 
     name: str
     unit: str
@@ -83,12 +83,12 @@ class TreeMemory(threading.Thread):
         """Make the thread; `start` begins to sample."""
         super().__init__(daemon=True)
         self.most = 0
-        self._ended = threading.Event()
+        self._end = threading.Event()
 
     def run(self) -> None:
         """Sample until `stop`."""
         own = psutil.Process()
-        while not self._ended.wait(SAMPLE_SECONDS):
+        while not self._end.wait(SAMPLE_SECONDS):
             memory = own.memory_info().rss
             for process in own.children(recursive=True):
                 try:
@@ -99,7 +99,7 @@ class TreeMemory(threading.Thread):
 
     def stop(self) -> int:
         """End it; the largest sum in bytes."""
-        self._ended.set()
+        self._end.set()
         self.join()
         return self.most
 
@@ -195,8 +195,8 @@ def soak(output: Path, searches: int, minutes: float, jets: int) -> list[list[fl
     os.environ[CACHE_VARIABLE] = str(temporary / "node-cache")
     counts = []
     for number in range(searches):
-        started = time.monotonic()
-        if started > end and number >= WARM_UP + 3:
+        start = time.monotonic()
+        if start > end and number >= WARM_UP + 3:
             break
         memory = TreeMemory()
         memory.start()
@@ -205,8 +205,11 @@ def soak(output: Path, searches: int, minutes: float, jets: int) -> list[list[fl
         finally:
             most = memory.stop()
         counts.append(count(output, temporary, number, most))
-        texts = [f"{one.name} {value:.4g}" for one, value in zip(COUNTS, counts[-1], strict=True)]
-        seconds = time.monotonic() - started
+        texts = [
+            f"{quantity.name} {value:.4g}"
+            for quantity, value in zip(COUNTS, counts[-1], strict=True)
+        ]
+        seconds = time.monotonic() - start
         print(f"search {number + 1}/{searches}, {seconds:.0f} s: {', '.join(texts)}", flush=True)
     return counts
 
@@ -249,12 +252,12 @@ def write(counts: list[list[float]], arguments: argparse.Namespace) -> list[str]
     report = Report("soak", "Many searches in one process", arguments.results)
     rows = []
     growing = []
-    for one, line, first in zip(COUNTS, lines_of(counts), counts[WARM_UP], strict=True):
+    for quantity, line, first in zip(COUNTS, lines_of(counts), counts[WARM_UP], strict=True):
         if line.grows:
-            growing.append(one.name)
+            growing.append(quantity.name)
         rows.append(
             [
-                f"{one.name} ({one.unit})" if one.unit else one.name,
+                f"{quantity.name} ({quantity.unit})" if quantity.unit else quantity.name,
                 f"{first:.4g}",
                 f"{counts[-1][len(rows)]:.4g}",
                 f"{line.slope:+.4f} ± {line.error:.4f}",

@@ -24,7 +24,7 @@ class KeyCheck(NamedTuple):
 
     state: str
     what: str
-    found: str
+    result: str
     cure: str = ""
 
 

@@ -106,7 +106,7 @@ class KubernetesCluster:
         manifests: Sequence[Manifest],
         *,
         parallel: int,
-        ended: JobEnded,
+        on_end: JobEnded,
         deadline: float,
         report: Report,
     ) -> None:
@@ -115,7 +115,7 @@ class KubernetesCluster:
             self._objects,
             [self._objects.namespaced_copy(manifest, PYTORCHJOB) for manifest in manifests],
             parallel=parallel,
-            ended=ended,
+            on_end=on_end,
             patience=self._patience,
             deadline=deadline,
             report=report,
@@ -164,8 +164,8 @@ class KubernetesCluster:
             DeadlineError: If objects remain at the deadline; it names them.
         """
         wait = Wait(f"removal of what run {run_id} left unfinished", deadline, report)
-        removed = kubernetes_experiment.delete_unfinished(self._objects, run_id, wait)
-        return removed + kubernetes_job.delete_unfinished(self._objects, run_id, wait)
+        names = kubernetes_experiment.delete_unfinished(self._objects, run_id, wait)
+        return names + kubernetes_job.delete_unfinished(self._objects, run_id, wait)
 
     def find(self, run_id: str) -> list[str]:
         """Return 'Kind/name' of all objects that `delete` would delete."""

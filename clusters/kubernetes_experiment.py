@@ -76,7 +76,12 @@ class ExperimentRun:
         )
 
     def run(self) -> ExperimentResult:
-        """Run the experiment to its end, or continue with the existing one of this run."""
+        """Run the experiment to its end, or continue with the existing one of this run.
+
+        Raises:
+            ClusterError: If it failed, with the reasons of its trials.
+            DeadlineError: At the deadline.
+        """
         self._submit()
         while True:
             experiment = self._objects.existing(EXPERIMENT, self._name, self._wait)
@@ -177,7 +182,7 @@ class ExperimentRun:
             key=lambda trial: (trial["metadata"].get("creationTimestamp", ""), name_of(trial))
         )
         failed_names = [name_of(trial) for trial in objects if status_of(trial) == "Failed"]
-        self._diagnostics.read_failed(failed_names)
+        self._diagnostics.read_pods_of(failed_names)
         trials = []
         for trial in objects:
             ending = (
@@ -308,7 +313,7 @@ def delete_unfinished(objects: Objects, run_id: str, wait: Wait) -> list[str]:
     Raises:
         DeadlineError: If experiments remain at the deadline.
     """
-    things, deleted = [], []
+    things, names = [], []
     for experiment in objects.api.list_objects(EXPERIMENT, f"{RUN_LABEL}={run_id}", wait):
         name = name_of(experiment)
         if not _has_ended(experiment):
@@ -316,8 +321,8 @@ def delete_unfinished(objects: Objects, run_id: str, wait: Wait) -> list[str]:
             continue
         for trial in objects.api.list_objects(TRIAL, f"{TRIALS_LABEL}={name}", wait):
             if status_of(trial) in UNFINISHED and objects.api.delete(TRIAL, name_of(trial), wait):
-                deleted.append(f"{TRIAL.name}/{name_of(trial)}")
-    return deleted + objects.remove(things, wait)
+                names.append(f"{TRIAL.name}/{name_of(trial)}")
+    return names + objects.remove(things, wait)
 
 
 def _has_ended(experiment: Manifest) -> bool:

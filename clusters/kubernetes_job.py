@@ -116,7 +116,7 @@ def run_jobs(
     manifests: Sequence[Manifest],
     *,
     parallel: int,
-    ended: JobEnded,
+    on_end: JobEnded,
     patience: float,
     deadline: float,
     report: Report,
@@ -144,7 +144,7 @@ def run_jobs(
                 running.remove(job)
                 if job.error:
                     report(str(job.error))
-                ended(job.name, job.reason)
+                on_end(job.name, job.reason)
         if running:
             running[0].wait.sleep(objects.poll)
 

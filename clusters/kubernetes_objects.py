@@ -199,14 +199,16 @@ class Objects:
         """
         names = ", ".join(f"{kind.name} {name}" for kind, name in things)
         wait = wait or Wait(f"removal of {names}", REMOVAL_SECONDS, ignore)
-        deleted = [(kind, name) for kind, name in things if self.api.delete(kind, name, wait)]
-        remaining = self._still_there(deleted, wait)
+        deleted_things = [
+            (kind, name) for kind, name in things if self.api.delete(kind, name, wait)
+        ]
+        remaining = self._still_there(deleted_things, wait)
         while remaining:
             wait.sleep(self.poll)
             remaining = self._still_there(remaining, wait)
         for kind, name in things:
             self.wait_for_dependents(kind, name, wait, wait_for_algorithm=wait_for_algorithm)
-        return [f"{kind.name}/{name}" for kind, name in deleted]
+        return [f"{kind.name}/{name}" for kind, name in deleted_things]
 
     def wait_for_dependents(
         self, kind: Kind, name: str, wait: Wait, *, wait_for_algorithm: bool
@@ -275,13 +277,13 @@ class Objects:
             'Kind/name' of each deleted object.
         """
         wait = Wait(f"removal of run {run_id}", REMOVAL_SECONDS, report, quiet=QUIET_SECONDS)
-        deleted = self.remove(self._of_run(run_id, wait), wait)
+        names = self.remove(self._of_run(run_id, wait), wait)
         # pods may outlive their object during their grace period, and occupy GPUs
         while pods := self._remaining_pods(run_id, wait):
             for pod in pods:
                 wait.obstacle(f"Pod {name_of(pod)}", "still there")
             wait.sleep(self.poll)
-        return deleted
+        return names
 
     def _remaining_pods(self, run_id: str, wait: Wait) -> list[Manifest]:
         """Return the pods of a run that a removal waits for.
@@ -319,7 +321,10 @@ def _is_algorithm(pod: Manifest) -> bool:
 
 def _is_terminating_without_gpu(pod: Manifest) -> bool:
     """Return whether a pod is being deleted and has no GPU or other device."""
-    limits = [one.get("resources", {}).get("limits") or {} for one in pod["spec"]["containers"]]
+    limits = [
+        container.get("resources", {}).get("limits") or {}
+        for container in pod["spec"]["containers"]
+    ]
     # only devices have a domain in their name, like nvidia.com/gpu
     devices = [name for resources in limits for name in resources if "/" in name]
     return bool(pod["metadata"].get("deletionTimestamp")) and not devices

@@ -345,7 +345,7 @@ def describe(api: Api, name: str) -> str:
                 pod=name_of(pod),
                 container=SERVER,
                 reason=crash.reason if crash else phase_of(pod),
-                finished="",
+                end_time="",
                 previous=False,
                 restarts=0,
             )

@@ -120,7 +120,13 @@ class LocalCluster:
         return {study.parent.name: {} for study in studies}
 
     def run_job(self, manifest: Manifest, *, deadline: float, report: Report) -> None:
-        """See clusters.protocol.Cluster. Output of the Master is reported line by line."""
+        """See clusters.protocol.Cluster. Output of the Master is reported line by line.
+
+        Raises:
+            ClusterError: If a replica failed, with its last log lines.
+            DeadlineError: At the deadline, or at that of the manifest.
+            FullDiskError: If a full disk ended a replica.
+        """
         name = manifest["metadata"]["name"]
         job = self._job(manifest, threads=cores())
         deadline = min(deadline, _own_deadline(manifest))
@@ -139,11 +145,16 @@ class LocalCluster:
         manifests: Sequence[Manifest],
         *,
         parallel: int,
-        ended: JobEnded,
+        on_end: JobEnded,
         deadline: float,
         report: Report,
     ) -> None:
-        """See clusters.protocol.Cluster. At most one job per core runs. No process remains."""
+        """See clusters.protocol.Cluster. At most one job per core runs. No process remains.
+
+        Raises:
+            DeadlineError: At the deadline.
+            FullDiskError: If a full disk ended a job; the other jobs are stopped.
+        """
         end = time.monotonic() + deadline
         parallel = max(1, min(parallel, cores(), len(manifests)))
         waiting = list(manifests)
@@ -172,7 +183,7 @@ class LocalCluster:
                         reason = job.reason() if code else ""
                     del running[name]
                     report(f"job {name} failed: {reason}" if reason else f"job {name}: succeeded")
-                    ended(name, reason)
+                    on_end(name, reason)
                 if time.monotonic() > end:
                     raise DeadlineError(f"{', '.join(running)} did not end within {deadline:.0f} s")
                 time.sleep(POLL)
@@ -241,15 +252,17 @@ class LocalCluster:
             http_port=http_port,
             owner=run_lock.owner(folder.parents[1]),
         )
-        storage.write_json(
-            str(folder / "service.json"),
-            {
-                "pid": server.pid,
-                "started": run_lock.start_time(server.pid),
-                "url": server.url,
-                "kind": server.kind,
-            },
-        )
+        record = {
+            "pid": server.pid,
+            "started": run_lock.start_time(server.pid),
+            "url": server.url,
+            "kind": server.kind,
+        }
+        try:
+            storage.write_json(str(folder / "service.json"), record)
+        except BaseException:
+            self._servers.stop(server.pid)  # no later command would find it
+            raise
         return server
 
     @property
@@ -271,7 +284,7 @@ class LocalCluster:
     def delete(self, run_id: str) -> list[str]:
         """See clusters.protocol.Cluster. Results in the run's storage stay."""
         local = self.workdir / run_id / "local"
-        deleted = []
+        names = []
         for place, kind in (
             ("services", "InferenceService"),
             ("jobs", "PyTorchJob"),
@@ -282,13 +295,13 @@ class LocalCluster:
             for folder in sorted((local / place).glob("*")):
                 if folder.is_symlink():
                     folder.unlink()  # its target does not belong to the run
-                    deleted.append(f"{kind}/{folder.name}")
+                    names.append(f"{kind}/{folder.name}")
                     continue
                 if place == "services":
                     self.end_service(folder)
                 shutil.rmtree(folder, ignore_errors=True)
-                deleted.append(f"{kind}/{folder.name}")
-        return deleted
+                names.append(f"{kind}/{folder.name}")
+        return names
 
     def end_service(self, folder: Path) -> None:
         """Stop the server that the folder of a service names; no error if it is gone."""
@@ -307,12 +320,12 @@ class LocalCluster:
         """
         try:
             values = json.loads((folder / "service.json").read_text())
-            pid, began = int(values["pid"]), values.get("started")
+            pid, server_start = int(values["pid"]), values.get("started")
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
         if not orphans.is_alive(pid):
             return pid  # its children may still run, in the process group with this number
-        if began is not None and began != run_lock.start_time(pid):
+        if server_start is not None and server_start != run_lock.start_time(pid):
             return None
         run_id = folder.parents[2].name
         return pid if orphans.may_be_of(pid, run_id, self.workdir) else None

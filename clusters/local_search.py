@@ -17,7 +17,7 @@ from pathlib import Path
 
 from clusters import katib
 from clusters.local_sampling import Sampling
-from clusters.local_study import Proposal, Study, too_many_failed
+from clusters.local_study import Proposal, Study, reaches_failure_limit
 from clusters.local_trial import RunningTrial
 from clusters.processes import cores, is_transient, stop
 from clusters.protocol import ExperimentResult, Manifest, Report
@@ -188,16 +188,16 @@ class LocalSearch:
             ClusterError: If too many trials failed.
         """
         trials = self.study.ended_trials()
-        if too_many_failed(self.spec, trials):
+        if reaches_failure_limit(self.spec, trials):
             error = ClusterError(
                 f"experiment {self.name} failed: {self.spec['maxFailedTrialCount']} failed trials"
                 f" end the search\n{_reasons(trials)}"
             )
             error.retryable = self.study.has_transient_failures()
             raise error
-        return self._goal_met(trials) or (not self.running and len(trials) >= self.maximum)
+        return self._reaches_goal(trials) or (not self.running and len(trials) >= self.maximum)
 
-    def _goal_met(self, trials: list[Trial]) -> bool:
+    def _reaches_goal(self, trials: list[Trial]) -> bool:
         goal: float | None = self.spec["objective"].get("goal")
         best = best_trial(self.manifest, trials)
         value = katib.objective_value(self.manifest, best.metrics) if best else None
@@ -241,7 +241,7 @@ class LocalSearch:
         if not ended_trials:
             return ""
         mean = sum(_duration(trial) for trial in ended_trials) / len(ended_trials)
-        elapsed = sum(min(time.monotonic() - trial.started, mean) for trial in self.running)
+        elapsed = sum(min(time.monotonic() - trial.start_time, mean) for trial in self.running)
         estimate = (mean * (self.maximum - len(ended_trials)) - elapsed) / self.parallel
         # no estimate for trials that take longer than the mean of the others
         return f"; about {clock(estimate)} left" if estimate > POLL else ""

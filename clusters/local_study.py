@@ -279,7 +279,7 @@ def failed_count(trials: list[Trial]) -> int:
     return sum(trial.status in FAILED for trial in trials)
 
 
-def too_many_failed(spec: Manifest, trials: list[Trial]) -> bool:
+def reaches_failure_limit(spec: Manifest, trials: list[Trial]) -> bool:
     """Return whether Katib fails the experiment: at, not above, maxFailedTrialCount."""
     num_failed = failed_count(trials)
     return num_failed > 0 and num_failed >= spec["maxFailedTrialCount"]
@@ -288,7 +288,9 @@ def too_many_failed(spec: Manifest, trials: list[Trial]) -> bool:
 def has_failed(spec: Manifest, trials: list[Trial]) -> bool:
     """Return whether the experiment has failed, which it also has if all its trials have."""
     num_failed = failed_count(trials)
-    return too_many_failed(spec, trials) or (num_failed > 0 and num_failed >= spec["maxTrialCount"])
+    return reaches_failure_limit(spec, trials) or (
+        num_failed > 0 and num_failed >= spec["maxTrialCount"]
+    )
 
 
 def _ended_trials(study: optuna.Study) -> list[Trial]:

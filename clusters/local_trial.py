@@ -49,7 +49,7 @@ class RunningTrial:
         # a trial that resumes writes its earlier epochs again
         self._metrics.unlink(missing_ok=True)
         self.job.start()
-        self.started = time.monotonic()
+        self.start_time = time.monotonic()
 
     def _on_restart(self, reason: str) -> None:
         self._metrics.unlink(missing_ok=True)
@@ -63,7 +63,7 @@ class RunningTrial:
 
     def is_overdue(self) -> bool:
         """Return whether the deadline has passed."""
-        return time.monotonic() - self.started > self.deadline
+        return time.monotonic() - self.start_time > self.deadline
 
     def values(self) -> list[float]:
         """Return the values of the objective so far, in order."""

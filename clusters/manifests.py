@@ -176,7 +176,8 @@ class PodSettings:
         may read them.
         """
         volumes: list[Manifest] = [
-            {"name": one.name, "hostPath": {"path": one.path, "type": ""}} for one in self.folders
+            {"name": folder.name, "hostPath": {"path": folder.path, "type": ""}}
+            for folder in self.folders
         ]
         if self.xrootd_secret:
             source = {"secretName": self.xrootd_secret, "defaultMode": 0o444, "optional": True}
@@ -190,8 +191,8 @@ class PodSettings:
         first use.
         """
         mounts: list[Manifest] = [
-            {"name": one.name, "mountPath": one.mount, "mountPropagation": "HostToContainer"}
-            for one in self.folders
+            {"name": folder.name, "mountPath": folder.mount, "mountPropagation": "HostToContainer"}
+            for folder in self.folders
         ]
         if self.xrootd_secret:
             mount = {"name": "xrootd-secret", "mountPath": XROOTD_FOLDER, "readOnly": True}

@@ -21,7 +21,7 @@ class Permission:
     """Plural, with a subresource after a slash."""
     verbs: tuple[str, ...]
     why: str
-    needed: bool = True
+    is_needed: bool = True
     """False if a run succeeds without it and only explains less."""
 
     @property
@@ -60,17 +60,21 @@ PERMISSIONS = (
         resource="pods",
         verbs=("get", "list"),
         why="why something waits or failed, and the workflow that a step's pod belongs to",
-        needed=False,
+        is_needed=False,
     ),
     Permission(
-        group="", resource="pods/log", verbs=("get",), why="last lines of what failed", needed=False
+        group="",
+        resource="pods/log",
+        verbs=("get",),
+        why="last lines of what failed",
+        is_needed=False,
     ),
     Permission(
         group="",
         resource="events",
         verbs=("list",),
         why="quota, images and volumes that hold something up",
-        needed=False,
+        is_needed=False,
     ),
     # Without these two, a missing key shows only when KServe's storage initializer fails.
     Permission(
@@ -78,28 +82,28 @@ PERMISSIONS = (
         resource="secrets",
         verbs=("get",),
         why="that the S3 Secret has its keys before a service is made",
-        needed=False,
+        is_needed=False,
     ),
     Permission(
         group="",
         resource="serviceaccounts",
         verbs=("get",),
         why="that the predictor's account names the Secret",
-        needed=False,
+        is_needed=False,
     ),
     Permission(
         group="",
         resource="resourcequotas",
         verbs=("list",),
         why="how many trials fit at once, and whether a second pod of the service does",
-        needed=False,
+        is_needed=False,
     ),
     Permission(
         group="apps",
         resource="deployments",
         verbs=("get",),
         why="whether an update of the service is through, where pods may not be listed",
-        needed=False,
+        is_needed=False,
     ),
     # For Argo and KFP in the pod of a step. Without them a run with another account than the
     # default of the namespace fails in its first pod (seen with KFP 2.15.0 and Argo 3.7.3).
@@ -120,7 +124,7 @@ PERMISSIONS = (
         resource="workflows",
         verbs=("get",),
         why="whether the run was terminated, for its summary",
-        needed=False,
+        is_needed=False,
     ),
 )
 

@@ -18,7 +18,9 @@ def violations(spec: Manifest, level: str) -> list[str]:
     if level not in (BASELINE, RESTRICTED):
         return []
     problems = []
-    folders = [one["hostPath"]["path"] for one in spec.get("volumes") or [] if "hostPath" in one]
+    folders = [
+        volume["hostPath"]["path"] for volume in spec.get("volumes") or [] if "hostPath" in volume
+    ]
     if folders:
         problems.append(f"folders of the node ({', '.join(folders)})")
     pod_context = spec.get("securityContext") or {}
@@ -34,18 +36,19 @@ def violations(spec: Manifest, level: str) -> list[str]:
     return problems
 
 
-def _missing(own: Manifest, merged: Manifest) -> list[str]:
+def _missing(own: Manifest, effective: Manifest) -> list[str]:
     """Return the rules of `restricted` that a container violates.
 
     Args:
         own: The securityContext of the container.
-        merged: The same, with the fields of the pod's securityContext where it has none.
+        effective: The same, with the fields of the pod's securityContext where it has none.
     """
     holds = {
         "allowPrivilegeEscalation: false": own.get("allowPrivilegeEscalation") is False,
         "capabilities drop ALL": "ALL" in ((own.get("capabilities") or {}).get("drop") or []),
-        "runAsNonRoot: true": merged.get("runAsNonRoot") is True and merged.get("runAsUser") != 0,
-        "seccompProfile RuntimeDefault": (merged.get("seccompProfile") or {}).get("type")
+        "runAsNonRoot: true": effective.get("runAsNonRoot") is True
+        and effective.get("runAsUser") != 0,
+        "seccompProfile RuntimeDefault": (effective.get("seccompProfile") or {}).get("type")
         in ("RuntimeDefault", "Localhost"),
     }
     return [f"no {rule}" for rule, is_there in holds.items() if not is_there]

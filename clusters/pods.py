@@ -144,8 +144,8 @@ class PodDiagnostics:
             self._check_stuck(pod)
         return pods_by_owner
 
-    def read_failed(self, owners: Iterable[str]) -> None:
-        """Read the pods of failed owners, to remember how their containers ended.
+    def read_pods_of(self, owners: Iterable[str]) -> None:
+        """Read the pods of failed trials or jobs, to remember how their containers ended.
 
         Each owner is read once successfully; later calls skip it.
         """
@@ -219,7 +219,7 @@ class PodDiagnostics:
         ending = Ending(crash=crash, lines=lines, cause=cause)
         endings = self._endings.setdefault(pod["metadata"]["labels"][self._owner_label], [])
         endings.append(ending)
-        endings.sort(key=lambda ending: ending.crash.finished)
+        endings.sort(key=lambda ending: ending.crash.end_time)
         # a container may restart; the pod has ended only if no container is the cause
         what = f"container {crash.container} of pod" if crash.container else "pod"
         self._wait.tell(f"ending {crash.pod}", f"{what} {crash.pod} ended: {ending.reason()}")

@@ -132,7 +132,7 @@ class Replicas:
         self.threads = threads
         self.rewrites = rewrites or {}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self.failed = ""
+        self.failed_replica = ""
         self.restarts = 0
         self._on_restart = on_restart
         self._is_stopped = False
@@ -168,7 +168,7 @@ class Replicas:
             if was_killed(code) and not self._is_stopped and self.restarts < self._max_restarts:
                 self._restart(name)
                 return None
-            self.failed = name
+            self.failed_replica = name
             self.stop()
             return code
         return None if None in codes.values() else 0
@@ -191,17 +191,17 @@ class Replicas:
 
     def _restart(self, name: str) -> None:
         """Start all replicas again, because the others cannot continue without the killed one."""
-        self.failed = name
+        self.failed_replica = name
         how = self._how_it_ended()
         stop(*self.processes.values())
         self.restarts += 1
-        self.failed = ""
+        self.failed_replica = ""
         self._on_restart(f"{name} {how}: started again ({self.restarts} of {self._max_restarts})")
         self.processes = {}
         self.start()
 
     def _how_it_ended(self) -> str:
-        code = self.processes[self.failed].returncode
+        code = self.processes[self.failed_replica].returncode
         if code < 0:
             return f"was killed by {signal.Signals(-code).name}"
         return f"ended with exit code {code}"
@@ -213,9 +213,10 @@ class Replicas:
     def reason(self) -> str:
         """Return exit code or signal, and last log lines, of the replica that failed first."""
         tries = f", after {self.restarts} restarts" if self.restarts else ""
+        log = self.log(self.failed_replica)
         return (
-            f"{self.failed} {self._how_it_ended()}{tries}; its log ({self.log(self.failed)})"
-            f" ends:\n{tail(self.log(self.failed))}"
+            f"{self.failed_replica} {self._how_it_ended()}{tries}; its log ({log})"
+            f" ends:\n{tail(log)}"
         )
 
     def full_disk(self, code: int) -> FullDiskError | None:
@@ -227,7 +228,7 @@ class Replicas:
         if code not in (FULL_DISK, -signal.SIGBUS, 128 + signal.SIGBUS):
             return None
         if code == FULL_DISK:
-            for line in reversed(tail(self.log(self.failed)).splitlines()):
+            for line in reversed(tail(self.log(self.failed_replica)).splitlines()):
                 if line.startswith(ERROR):
                     return FullDiskError(line.removeprefix(ERROR))
         folder = space.full_folder(self.folder)

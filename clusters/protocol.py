@@ -117,7 +117,7 @@ class Cluster(Protocol):
         manifests: Sequence[Manifest],
         *,
         parallel: int,
-        ended: JobEnded,
+        on_end: JobEnded,
         deadline: float,
         report: Report,
     ) -> None:
@@ -128,7 +128,7 @@ class Cluster(Protocol):
         Args:
             manifests: The jobs.
             parallel: How many run at a time, at least 1.
-            ended: Called for each job that has ended; its exceptions pass through.
+            on_end: Called for each job that has ended; its exceptions pass through.
             deadline: Seconds until all must have ended.
             report: Called with each line of progress.
 

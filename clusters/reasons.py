@@ -45,7 +45,7 @@ class Crash:
     """Empty if no container was the cause."""
     reason: str
     """'exit code 1', 'OOMKilled (exit code 137)' or 'Evicted: <the message>'."""
-    finished: str
+    end_time: str
     previous: bool
     """Whether the container has restarted since, so that its log is the previous one."""
     restarts: int
@@ -122,9 +122,9 @@ def crash_of(pod: Manifest) -> Crash | None:
         crashes = [
             dataclasses.replace(crash, sidecar=True)
             for crash in ends
-            if crash and last_start <= crash.finished
+            if crash and last_start <= crash.end_time
         ]
-    first = min(crashes, key=lambda crash: crash.finished, default=None)
+    first = min(crashes, key=lambda crash: crash.end_time, default=None)
     status = pod.get("status", {})
     if phase_of(pod) != "Failed" or not status.get("reason"):
         return first
@@ -137,7 +137,7 @@ def crash_of(pod: Manifest) -> Crash | None:
         pod=name_of(pod),
         container="",
         reason=status["reason"] + message,
-        finished="",
+        end_time="",
         previous=False,
         restarts=0,
     )
@@ -182,7 +182,7 @@ def _container_crash(pod: Manifest, status: Manifest) -> Crash | None:
                 pod=name_of(pod),
                 container=status["name"],
                 reason=_exit_reason(end),
-                finished=end.get("finishedAt") or "",
+                end_time=end.get("finishedAt") or "",
                 previous=previous,
                 restarts=status.get("restartCount", 0),
             )

@@ -113,9 +113,9 @@ def _cure(message: str) -> str:
     return next((cure for pattern, cure in HOPELESS if pattern.search(message)), "")
 
 
-def _exceeds(requested: str, limited: str) -> bool:
+def _exceeds(requested: str, limit: str) -> bool:
     """Return whether one request alone exceeds a limit: 'cpu=2,pods=1' and 'cpu=1,pods=10'."""
-    limits = _amounts(limited)
+    limits = _amounts(limit)
     return any(amount > limits.get(name, amount) for name, amount in _amounts(requested).items())
 
 

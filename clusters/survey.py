@@ -126,16 +126,16 @@ class Survey:
             raise ClusterError(f"cannot ask for our rights: {complaint(error)}") from error
 
     def account_is_allowed(
-        self, account: str, permission: Permission, verb: str, home: str
+        self, account: str, permission: Permission, verb: str, account_namespace: str
     ) -> bool | None:
         """Return whether a ServiceAccount has a right here (LocalSubjectAccessReview).
 
-        `home` is the namespace of the account. None if we may not ask about others.
+        `account_namespace` is the namespace of the account. None if we may not ask about others.
         """
-        user = f"system:serviceaccount:{home}:{account}"
+        user = f"system:serviceaccount:{account_namespace}:{account}"
         groups = [
             "system:serviceaccounts",
-            f"system:serviceaccounts:{home}",
+            f"system:serviceaccounts:{account_namespace}",
             "system:authenticated",
         ]
         spec = client.V1SubjectAccessReviewSpec(

@@ -137,7 +137,8 @@ def eviction_of(events: list[Manifest]) -> str:
 def _with_main_only(pod: Manifest) -> Manifest:
     """Return the pod without Argo's own containers, which end because that of the step does."""
     status = pod.get("status", {})
-    own = [one for one in status.get("containerStatuses") or [] if one.get("name") == MAIN]
+    statuses = status.get("containerStatuses") or []
+    own = [container for container in statuses if container.get("name") == MAIN]
     return {**pod, "status": {**status, "initContainerStatuses": [], "containerStatuses": own}}
 
 

@@ -16,8 +16,8 @@ from typing import Literal
 from common.errors import InputError, unknown
 
 Plan = Literal["none", "sequence", "grid"]
-"""How one machine plans trials: each as it comes, along a Sobol sequence, or point by point of a
-grid.
+"""How one machine chooses trials: one at a time by the sampler, along a Sobol sequence, or point by
+point of a grid.
 """
 
 
@@ -41,12 +41,13 @@ class Algorithm:
     log_integers: bool = True
     """Whether it can draw whole numbers logarithmically."""
     step_caution: str = ""
-    """What the user is told of uniform parameters with a step, which whole numbers have.
+    """Warning about uniform parameters with a step, such as integers.
 
-    `{names}` stands for these. Empty where Katib draws each value with the same probability.
+    `{names}` is replaced by their names. Empty where Katib draws each value with equal
+    probability.
     """
     log_caution: str = ""
-    """What the user is told where parameters are logUniform; `{names}` stands for these.
+    """Warning about logUniform parameters; `{names}` is replaced by their names.
 
     Empty where Katib draws them logarithmically.
     """
@@ -64,7 +65,7 @@ class Algorithm:
 
     @property
     def is_offered(self) -> bool:
-        """Whether this project offers it. Whatever a cluster runs, one machine runs, too."""
+        """Whether this project offers it, on a cluster and on one machine."""
         return bool(self.sampler)
 
     @property
@@ -104,7 +105,7 @@ TABLE: dict[str, Algorithm] = {
             step_caution=_HALF_AT_ENDS,
             log_caution=_UNIFORM_ON_OLD_KATIB,
             sampler="TPESampler",
-            # Trials run side by side: without it they would all be drawn at the same place.
+            # Trials run in parallel: without it they would all be drawn at the same point.
             sampler_options={"constant_liar": True},
             # Katib's tpe draws only its first batch at random, too.
             random_start=True,
@@ -123,7 +124,7 @@ TABLE: dict[str, Algorithm] = {
         ),
         Algorithm(
             name="sobol",
-            # Katib's sequence is always the same one and leaves the seed unread; on one machine
+            # Katib's sequence is always the same and ignores the seed; on one machine
             # the seed scrambles the sequence.
             seed_setting="random_state",
             log_integers=False,

@@ -41,9 +41,9 @@ def read(path: str) -> tuple[Facts, str]:
     facts = {}
     for name, value in content.items():
         values = value if isinstance(value, list) else [value]
-        if any(isinstance(one, dict | list) for one in values):
+        if any(isinstance(item, dict | list) for item in values):
             raise InputError(f"--card {path}: '{name}' is nested; write one value, or a list")
-        facts[str(name)] = ", ".join(str(one) for one in values)
+        facts[str(name)] = ", ".join(str(item) for item in values)
     return facts, ""
 
 

@@ -1,6 +1,6 @@
 """Choices and defaults that several rooms share.
 
-They stand below all rooms, so that the flags of pipeline.py, the programs of the steps and the
+This module is below all rooms, so that the flags of pipeline.py, the programs of the steps and the
 physics name the same values.
 """
 
@@ -10,25 +10,25 @@ SPLITS = ("train", "val", "test")
 """The sets of jets: trials see the first two, only the evaluation reads the third."""
 
 PRECISIONS = ("auto", "float32", "bf16", "fp16")
-"""Arithmetic of a training; `auto` takes what is fast and safe on the device."""
+"""Arithmetic of a training; `auto` chooses a fast and safe precision for the device."""
 
 RAW_MODELS = ("auto", "required", "none")
-"""Whether a second model takes the files' own columns: where the data config allows it, in any
-case, or not at all.
+"""Whether a second model takes the columns of the files: if the data config allows it, always, or
+never.
 """
 
 EARLY_STOPPING = ("none", "medianstop")
 """Katib's names of the rules by which trials are stopped early."""
 
 START_STEPS = ("export", "evaluate", "deploy")
-"""Steps that --start-at may begin with; before them a run has nothing to keep but decoded data."""
+"""Steps that --start-at may begin with; an earlier start would reuse only the decoded data."""
 
 ROLLOUTS = ("auto", "surge", "recreate")
-"""How a new pod of the service replaces the former one: by the quota, first or afterwards."""
+"""When a new pod of the service starts: as the quota allows, before the old one ends, or after."""
 
 GATES = ("default", "strict")
-"""What the gate refuses: a model whose test jets show that it is worse than allowed, or any that
-they do not show to be within the limits.
+"""The gate refuses a model that is significantly worse than the limits (default), or one that is
+not significantly within them (strict).
 """
 
 GATE_REGIONS = ("both", "barrel", "endcap")
@@ -45,8 +45,7 @@ MAX_CLOSURE = 0.01
 MAX_RESOLUTION_RATIO = 1.05
 MAX_TAIL_RATIO = 1.05
 MAX_FLAVOUR_RATIO = 1.05
-"""Of the standard JEC's: a trade of one quantity for another is refused before it is seen in an
-analysis.
+"""Relative to the standard JEC: a gain in one quantity must not come at the cost of another.
 """
 
 MAX_COVERAGE_POINTS = 4.0

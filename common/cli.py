@@ -35,7 +35,7 @@ from common.storage.addresses import check_text, check_url
 from common.storage.local import check_writable_file, check_writable_folder
 
 UNEXPECTED = 70
-"""Exit code of an exception that nobody expected: EX_SOFTWARE of sysexits.h."""
+"""Exit code of an unexpected exception: EX_SOFTWARE of sysexits.h."""
 AGE_UNITS = {"m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
 """Letter of a duration -> seconds."""
 SIZE_UNITS = {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
@@ -48,18 +48,18 @@ BROKEN_PIPE = 141
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with the nearest flag or value behind its own message.
+    """argparse, whose errors also name the nearest flag or value.
 
-    Abbreviated flags are refused: a later version may have two flags that begin so.
+    Abbreviated flags are refused: a later version may have two flags with the same beginning.
     """
 
     def __init__(self, **options: Any) -> None:
-        """Take argparse's options; a description keeps its line breaks."""
+        """Create the parser with argparse's options; line breaks of a description are kept."""
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **options)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse as argparse does; refuse words that are no text, which no file could hold."""
+        """Parse like argparse; refuse words that cannot be written in UTF-8."""
         words: Sequence[str] = sys.argv[1:] if args is None else args
         for word in words:
             try:
@@ -121,7 +121,7 @@ def output_file(text: str) -> Path:
 
 
 def output_address(text: str) -> str:
-    """A file to be written, as a path or an address; a path is looked at as `output_file` does."""
+    """A file to be written, as a path or an address; a path is checked as by `output_file`."""
     try:
         check_text(text)
         if storage.is_local(text):
@@ -244,7 +244,7 @@ def run_job(body: Callable[[], int | None]) -> int:
 
 
 def _complain(text: str) -> None:
-    """Write a line to stderr, if the disk that it goes to takes one.
+    """Write a line to stderr, unless its disk is full.
 
     The interpreter would otherwise end with an exit code of its own when it flushes at its end.
     """
@@ -267,7 +267,7 @@ def _discard(stream: Any) -> None:
 
 
 def report_missing_package(error: ModuleNotFoundError) -> int:
-    """Say which Python lacks a package, and how to use the project's own; return the exit code.
+    """Report a missing package with its Python and the project's; return the exit code.
 
     A missing module of ours is a fault of the program, and in a pod the image is at fault.
     """
@@ -312,7 +312,7 @@ def report_unexpected(error: Exception) -> int:
 
 
 def _remove_old_tracebacks() -> None:
-    """Remove the tracebacks of this user that nobody has sent for TRACEBACK_SECONDS."""
+    """Remove this user's traceback files that are older than TRACEBACK_SECONDS."""
     for path in Path(tempfile.gettempdir()).glob(f"{TRACEBACK}*.txt"):
         with contextlib.suppress(OSError):
             status = path.lstat()

@@ -96,7 +96,10 @@ def option(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What to run, on what, with how much. Raises InputError for values that cannot be meant."""
+    """The configuration of a run: data, search, resources, gates.
+
+    Raises InputError for invalid values.
+    """
 
     # -- data and network
     data_config: str = option(
@@ -219,7 +222,7 @@ class RunConfig:
         group="search",
         choices=EARLY_STOPPING,
     )
-    # Katib's own default: with fewer successes their mean says little.
+    # Katib's default: the mean of fewer successes is too uncertain.
     early_stopping_min_trials: int = option(
         3, "trials that must have succeeded before any is stopped early", group="search"
     )
@@ -467,14 +470,14 @@ class RunConfig:
         group="gates and serving",
     )
     max_replicas: int = option(1, "maximum number of servers", group="gates and serving")
-    # A jet takes microseconds on a CPU; a GPU that waits for requests is missed elsewhere.
+    # A jet takes microseconds on a CPU; a GPU would be idle most of the time.
     serving_gpus: int = option(
         0,
         "GPUs of each server",
         group="gates and serving",
         form="serve_gpus",
     )
-    # Two: one for the server, one for the model; room for large batches in 4Gi.
+    # Two CPUs: one for the server, one for the model; 4Gi suffice for large batches.
     serving_cpus: str = option(
         "2",
         "CPUs of each server, as 2 or 500m",
@@ -740,7 +743,7 @@ class RunConfig:
         )
 
     def _check_tracking(self) -> None:
-        """Refuse addresses and names of Secrets that cannot be meant."""
+        """Refuse invalid addresses and names of Secrets."""
         if self.mlflow not in (AUTO, NONE):
             self._check_address("mlflow", check_tracking_address, [self.mlflow])
         if self.model_registry != NONE:
@@ -801,7 +804,7 @@ class RunConfig:
         return self.sample_jets, part, part
 
     def parameters(self) -> dict[str, Any]:
-        """The values by field name, in order: what KFP and run.json take."""
+        """The values by field name, in order, as KFP and run.json store them."""
         return dataclasses.asdict(self)
 
     def replace(self, **changes: Any) -> RunConfig:
@@ -889,7 +892,7 @@ MOST: dict[str, float] = {
     "min_replicas": 10_000,
     "max_replicas": 10_000,
 }
-"""Far above what anybody runs: a larger number is a typing error, or overflows somewhere later."""
+"""Upper limits far above any use: a larger number is a typing error, or overflows later."""
 
 
 def is_whole(text: str) -> bool:
@@ -921,7 +924,7 @@ def flag(name: str) -> str:
 def add_arguments(parser: argparse.ArgumentParser, *, skip: tuple[str, ...] = ()) -> None:
     """One flag a field, in the field's group.
 
-    A boolean flag alone means true; Kubeflow writes the word behind it.
+    A boolean flag without a value is true; Kubeflow always writes a value.
     """
     groups: dict[str, argparse._ArgumentGroup] = {}
     for field in dataclasses.fields(RunConfig):
@@ -954,7 +957,7 @@ def _metavar(field: dataclasses.Field[Any]) -> str | None:
 
 
 def label_value(text: str) -> str:
-    """The text as Kubernetes takes it for a label's value; 'unknown' where nothing is left."""
+    """Convert a text to a valid value of a Kubernetes label; 'unknown' if no character is valid."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", text)[:63].strip("-_.") or "unknown"
 
 

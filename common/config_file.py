@@ -32,7 +32,7 @@ _NOT_TYPED = object()
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """Values of flags, by field, and their origin as errors name it."""
+    """Values of flags by field, and the name of their file for errors."""
 
     where: str
     values: Mapping[str, Any]
@@ -53,7 +53,7 @@ class Flags:
         destinations = vars(parser.parse_args(words))
         blank = argparse.Namespace(**dict.fromkeys(destinations, _NOT_TYPED))
         values = vars(parser.parse_args(words, blank))
-        self._typed = {name for name, value in values.items() if value is not _NOT_TYPED}
+        self._typed_names = {name for name, value in values.items() if value is not _NOT_TYPED}
 
     def parse(self) -> argparse.Namespace:
         """Return all flags: from the command line, else from the sources, else the defaults."""
@@ -87,7 +87,7 @@ class Flags:
         """Append to the error's text which file set the flags that the text names."""
         origins = {}
         for name in self.keys:
-            if name in self._typed or not re.search(rf"--{flag(name)}(?![\w-])", str(error)):
+            if name in self._typed_names or not re.search(rf"--{flag(name)}(?![\w-])", str(error)):
                 continue
             for source in self.sources:
                 if name in source.values:
@@ -190,7 +190,7 @@ _NAMES: dict[type, str] = {
 
 
 def _name(value: Any) -> str:
-    """What a value of a file is, in words."""
+    """Describe a value of a file in words."""
     if isinstance(value, bool):
         return "true or false"
     if value is None:

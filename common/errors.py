@@ -80,14 +80,15 @@ class StorageError(JecError):
 class AccessError(StorageError):
     """A storage refuses access: rights, keys or a token, which somebody has to renew.
 
-    It says nothing about the file: the text says what to renew, and the same command then goes on.
+    It does not mean that the file is damaged. The text names what to renew; then the same command
+    succeeds.
     """
 
 
 class FullDiskError(StorageError):
     """A disk is full, or the user's quota on it is used up.
 
-    The text names the folder, what is free there and, where known, what was needed.
+    The text names the folder, its free space and, if known, the space that is needed.
     """
 
 

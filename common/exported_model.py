@@ -17,7 +17,7 @@ def check_model(uri: str, content: bytes) -> None:
     """Compare the bytes of a model with the SHA-256 in the record of its export.
 
     uri: REPOSITORY/NAME/1/model.onnx. A repository without the record, or a record without the
-    model, says nothing. Raises InputError for other bytes than were exported.
+    model, is accepted. Raises InputError for other bytes than were exported.
     """
     if not uri.endswith(ONNX):
         return

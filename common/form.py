@@ -144,11 +144,11 @@ def fields_of_settings(text: str) -> dict[str, Any]:
             )
         if name not in entries:
             raise InputError(f"{SETTINGS}: {unknown('setting', name, list(entries))}")
-        values[entries[name].field] = _typed(entries[name], value)
+        values[entries[name].field] = _to_field_type(entries[name], value)
     return values
 
 
-def _typed(entry: Entry, value: Any) -> Any:
+def _to_field_type(entry: Entry, value: Any) -> Any:
     """Convert a JSON value to the field's type: 2.0 to 2 for an int, 7 to '7' for text."""
     wrong = InputError(
         f"{SETTINGS}: {entry.name} is {json.dumps(value)}; write"

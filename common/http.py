@@ -72,7 +72,7 @@ def send(
     """Send one request and return the answer, whatever its status.
 
     `options` are those of requests.Session.request. Raises UnreachableError where no answer comes;
-    its text is the reason alone, because the address may hold a secret.
+    its text has only the reason, because the address may contain a secret.
     """
     import requests
 
@@ -94,8 +94,8 @@ def status_line(answer: requests.Response) -> str:
 def reason_of(error: BaseException) -> str:
     """Return why a request failed, in words, without the address.
 
-    The texts of requests and urllib3 repeat the address, which may contain a secret. So the words
-    are those of the innermost error of the system, or of `REASONS` if there is none.
+    The texts of requests and urllib3 contain the address, which may contain secrets. So the text is
+    that of the innermost error of the system, or of `REASONS` if there is none.
     """
     import requests
     from urllib3.exceptions import NameResolutionError

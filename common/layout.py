@@ -11,7 +11,7 @@ from common.storage.addresses import local_path
 
 LAST_SUCCESS = "last_success"
 """Folder beside the runs: the last completed run for each set of parameters."""
-RAW_SUFFIX = "-raw"  # of the model that takes the files' own columns
+RAW_SUFFIX = "-raw"  # of the model that takes the columns of the files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +125,7 @@ class RunFolder:
         """A figure of the report as PDF."""
         return self.path("figures", f"{name}.pdf")
 
-    # What a run was made of
+    # Inputs of a run
 
     @property
     def config(self) -> str:
@@ -194,12 +194,12 @@ class RunFolder:
 
     @property
     def card(self) -> str:
-        """model_card.json: what the models are, beside the repository and not in it."""
+        """model_card.json: the description of the models; it is not in the repository."""
         return self.path("model_card.json")
 
     @property
     def card_page(self) -> str:
-        """model_card.md: the same to read."""
+        """model_card.md: the same for readers."""
         return self.path("model_card.md")
 
     @property

@@ -447,7 +447,7 @@ class InputImportance:
     @property
     def spread(self) -> float:
         """Standard deviation of the shufflings; 0 of a single one."""
-        squares = sum((one - self.mean) ** 2 for one in self.gain_lost)
+        squares = sum((gain - self.mean) ** 2 for gain in self.gain_lost)
         return float((squares / max(len(self.gain_lost) - 1, 1)) ** 0.5)
 
 

@@ -1,4 +1,4 @@
-"""A folder of this user alone, in a place where others may write as well, such as /tmp."""
+"""A private folder of this user in a shared folder, such as /tmp."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from common.storage import space
 def make(path: Path, variable: str) -> Path:
     """Make a folder of mode 0700, or check one that exists; returns its path.
 
-    Whoever may write to it can change what we later read as ours. So it must be a folder, no link,
-    owned by this user, and nobody else may write to it. variable: the environment variable that
+    Anyone with write access could replace files that we read later. So it must be a folder and no
+    link, owned by this user, and writable by nobody else. variable: the environment variable that
     names another folder, for the error. Raises InputError, and StorageError where the disk refuses.
     """
     try:
@@ -47,7 +47,7 @@ def make(path: Path, variable: str) -> Path:
 def open_lock(path: Path) -> int:
     """Open a lock file for reading and writing, and make it where there is none; its descriptor.
 
-    A link is refused, and what the file holds stays. Raises InputError and StorageError.
+    A link is refused; the file's content is not changed. Raises InputError and StorageError.
     """
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

@@ -24,10 +24,10 @@ class Progress:
         self.label = label
         self.total = total
         self.unit = unit
-        self.done = 0
-        self._resumed = 0
-        self._started = time.monotonic()
-        self._shown = self._started
+        self.num_done = 0
+        self._num_resumed = 0
+        self._start_time = time.monotonic()
+        self._last_update = self._start_time
         self._note = ""
         self._tty = sys.stderr.isatty()
         self._width = 0
@@ -40,34 +40,32 @@ class Progress:
         """Show the last state; the bar ends with a line of its own if all went well."""
         self._show(final=kind is None)
 
-    def resume(self, done: int) -> None:
+    def resume(self, num_done: int) -> None:
         """Start with items that an earlier process has done; they do not count for the rate."""
-        self.done = done
-        self._resumed = done
+        self.num_done = num_done
+        self._num_resumed = num_done
 
     def advance(self, count: int = 1, note: str = "") -> None:
         """Count more items as done; update the display if the last update is long enough ago."""
-        self.done += count
+        self.num_done += count
         self._note = note or self._note
         now = time.monotonic()
-        if now - self._shown >= (0.1 if self._tty else QUIET_SECONDS):
-            self._shown = now
+        if now - self._last_update >= (0.1 if self._tty else QUIET_SECONDS):
+            self._last_update = now
             self._show()
 
     def text(self) -> str:
         """The line now: label, bar, count, rate, time left."""
-        seconds = max(time.monotonic() - self._started, 1e-9)
-        rate = (self.done - self._resumed) / seconds
-        share = min(self.done / self.total, 1.0) if self.total else 1.0
-        seconds_left = (self.total - self.done) / rate if rate > 0 else 0.0
+        seconds = max(time.monotonic() - self._start_time, 1e-9)
+        rate = (self.num_done - self._num_resumed) / seconds
+        share = min(self.num_done / self.total, 1.0) if self.total else 1.0
+        remaining_seconds = (self.total - self.num_done) / rate if rate > 0 else 0.0
         bar = "█" * int(20 * share) + "░" * (20 - int(20 * share))
-        time_part = f"{clock(seconds_left)} left" if share < 1 else f"in {clock(seconds)}"
+        time_part = f"{clock(remaining_seconds)} left" if share < 1 else f"in {clock(seconds)}"
         note = f"  {self._note}" if self._note else ""
         speed = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
-        return (
-            f"{self.label} {bar} {self.done:,}/{self.total:,} {self.unit}  {speed} {self.unit}/s "
-            f" {time_part}{note}"
-        )
+        count = f"{self.num_done:,}/{self.total:,} {self.unit}"
+        return f"{self.label} {bar} {count}  {speed} {self.unit}/s  {time_part}{note}"
 
     def _show(self, final: bool = False) -> None:
         text = self.text()

@@ -210,18 +210,18 @@ class RunRecord(Record):
     images: dict[str, str] = dataclasses.field(default_factory=dict)
     """steps and weaver -> the image as the user named it; none on one machine."""
     image_digests: dict[str, str | None] = dataclasses.field(default_factory=dict)
-    """The same names -> the image's digest; None where nobody could tell it."""
+    """The same names -> the image's digest; None if it is not known."""
     shared_jets: dict[str, int] = dataclasses.field(default_factory=dict)
     """"train and test" -> jets that both sets hold."""
     kfp_run: str = ""
     """KFP job that prepared the run."""
     inputs_digest: str = ""
-    """Digest of all that makes the results but the data; empty in runs of earlier versions."""
+    """Digest of all inputs of the results except the data; empty in runs of earlier versions."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SuccessRecord(Record):
-    """last_success/<inputs digest>.json beside the runs: the last one that came to its end."""
+    """last_success/<inputs digest>.json beside the runs: the last completed run."""
 
     run_id: str
     data_fingerprint: str
@@ -243,7 +243,7 @@ class UnchangedRecord(Record):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StartRecord(Record):
-    """start_at.json: the wish of --start-at, and whose it is."""
+    """start_at.json: the step of --start-at, and the job that starts there."""
 
     step: str
     job_id: str = ""
@@ -255,7 +255,7 @@ class StartRecord(Record):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EpochRecord:
-    """What is read of one epoch in history.json, which weaver writes as a list of epochs."""
+    """One epoch of history.json, which weaver writes as a list of epochs."""
 
     epoch: int
     # None where it was not finite: NaN is no JSON.
@@ -277,7 +277,7 @@ def find_history(uri: str) -> list[EpochRecord]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrialOptions(Record):
-    """options.json: what a trial was trained with, and its best epoch. weaver writes it."""
+    """options.json: the options of a trial, and its best epoch. weaver writes it."""
 
     OMIT_DEFAULTS: ClassVar[bool] = True
 
@@ -297,7 +297,7 @@ class TrialOptions(Record):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Observation:
-    """What a metrics collector observed of one metric of one trial: over all lines, and last."""
+    """Lowest, highest and last value of one metric of one trial, from a metrics collector."""
 
     min: float
     max: float
@@ -384,7 +384,7 @@ class SearchRecord(Record):
     @property
     def trials_with_values(self) -> list[tuple[Trial, float]]:
         """The trials that have an objective that counts, each with it, in their order."""
-        # As Katib counts: the values of a trial that failed or was killed say nothing.
+        # Like Katib: values of trials that failed or were killed do not count.
         pairs = []
         for trial in self.trials:
             value = self.objective.value(trial)
@@ -532,20 +532,20 @@ class ExportRecord(ModelRecord, Record):
     """Why the model has no residual correction."""
     versions: str = ""
     valid_range: ValidRangeRecord | None = None
-    """Outside of which the raw model returns the standard correction; None where the observers do
-    not say the pT."""
+    """For jets outside of it the raw model returns the standard correction; None if pT is not among
+    the observers."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelCard(Record):
-    """model_card.json: what somebody who meets the models must know."""
+    """model_card.json: the description of the models for their users."""
 
     models: list[str]
     """Of the repository: the one that takes features, then the raw one where there is one."""
     run_id: str
     trial: str
     trained_on: dict[str, str] = dataclasses.field(default_factory=dict)
-    """What the user's file says: era, campaign, jet type, JEC version."""
+    """Entries of the user's file: era, campaign, jet type, JEC version."""
     notes: str = ""
     """The user's file, where it is text."""
     selection: str = ""
@@ -615,7 +615,7 @@ class MetricsRecord(Record):
     uncertainty: Uncertainty | None = None
     """Of a quantile network."""
     gate: Gate | None = None
-    """What the gate judged; None in runs of earlier versions."""
+    """The gate's checks; None in runs of earlier versions."""
     unmeasured: list[Unmeasured] = dataclasses.field(default_factory=list)
     """What could not be measured, and why."""
     left_out: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -627,7 +627,7 @@ class MetricsRecord(Record):
     trees: Trees | None = None
     """None in runs of earlier versions, as are those below."""
     label: dict[str, str] = dataclasses.field(default_factory=dict)
-    """What the network learned: label -> expression; empty where the model does not say."""
+    """The network's target: label -> expression; empty if the model's metadata lack it."""
     test_fingerprint: str = ""
     """Digest of the momenta of the test jets: equal for runs that were tested on the same ones."""
     fine_eta: list[EtaBin] = dataclasses.field(default_factory=list)
@@ -647,7 +647,7 @@ class MetricsRecord(Record):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GoldenAnswers:
-    """What a service answered to the golden requests."""
+    """A service's answers to the golden requests."""
 
     max_difference: dict[str, float]
     """Number of jets in the request -> largest difference from PyTorch's answer."""
@@ -669,13 +669,13 @@ class RoundTrip:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ServiceRecord(Record):
-    """service.json: where the model is served, what it answered, and how fast."""
+    """service.json: where the model is served, its answers to golden requests, and its speed."""
 
     name: str
     url: str
     kind: str
     details: JsonObject
-    """What the backend needs to end it, such as its pid on one machine."""
+    """Data that the backend needs to stop it, such as its pid on one machine."""
     golden: GoldenAnswers
     others: dict[str, dict[str, float]]
     """Name of a further model -> largest difference by number of jets in the request."""
@@ -693,7 +693,7 @@ TERMINATED = "the run was terminated by a user"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepStatus:
-    """How one step of a run is, or how it ended."""
+    """State of one step of a run, or how it ended."""
 
     state: str
     """running, done, failed or interrupted."""
@@ -704,7 +704,7 @@ class StepStatus:
     retryable: bool = True
     """Whether another attempt may succeed, although nobody has changed anything."""
     refused: int = 0
-    """Attempts that ended at once since, because the failure is not retryable."""
+    """Later attempts that ended immediately, because the failure is not retryable."""
     attempts: int = 0
     """Attempts of the job that have begun the step's work, since the run last ended."""
 
@@ -739,7 +739,7 @@ class StatusRecord(RecordOfSteps):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SummaryRecord(RecordOfSteps):
-    """summary.json: how a run ended, and what there is of results."""
+    """summary.json: how a run ended, and its results."""
 
     run_id: str
     run: str

@@ -25,7 +25,7 @@ SLUG = 20
 class Run:
     """A run with its id and storage.
 
-    `record` holds what run.json says beyond the configuration.
+    `record` has the content of run.json beside the configuration.
     """
 
     config: RunConfig
@@ -55,7 +55,7 @@ class Run:
 
     @property
     def namespace(self) -> dict[str, str]:
-        """The entry of an object's metadata; none where the backend's own namespace is meant."""
+        """The entry of an object's metadata; empty for the backend's default namespace."""
         return {} if self.config.namespace == AUTO else {"namespace": self.config.namespace}
 
     @property
@@ -88,7 +88,7 @@ class Run:
             )
         content = read_run(place)
         record = RunRecord.from_json(content, place)
-        # The folder may have been moved or mounted elsewhere: where it lies now is where it is.
+        # The folder may have been moved or mounted elsewhere, so its present address is used.
         folder = storage.absolute(uri).rsplit("/", 1)[0]
         config = RunConfig.from_dict(content["config"]).replace(s3_bucket=folder)
         return cls(config=config, record=record)

@@ -29,9 +29,9 @@ from common.storage.addresses import SQLITE, check_tracking_address
 
 ADDRESS = "MLFLOW_TRACKING_URI"
 EXPERIMENT = "MLFLOW_EXPERIMENT_NAME"
-"""MLflow's own variable, which tells a pod the experiment that its run belongs to."""
+"""MLflow's variable for the experiment of a pod's run."""
 RUN = "JEC_MLFLOW_RUN"
-"""Variable that tells a pod the id of its run; without it the pod logs nothing."""
+"""Variable for the id of a pod's run; without it the pod logs nothing."""
 CREDENTIALS = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 SECRET_KEYS = (ADDRESS, *CREDENTIALS)
 """Keys of the Secret of --mlflow-secret, and the variables that they become."""

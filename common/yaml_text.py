@@ -1,4 +1,4 @@
-"""Read YAML, and refuse what a file of settings never means: a key twice, or bottomless nesting."""
+"""Read YAML, and refuse duplicate keys and very deep nesting, which no file of settings needs."""
 
 from __future__ import annotations
 
@@ -55,12 +55,12 @@ def _line_of_fault(root: Any) -> int:
 
     loader = yaml.SafeLoader("")
     waiting: list[Any] = [root]
-    known: set[int] = set()
+    visited_ids: set[int] = set()
     while waiting:
         node = waiting.pop()
-        if id(node) in known:
+        if id(node) in visited_ids:
             continue
-        known.add(id(node))
+        visited_ids.add(id(node))
         if isinstance(node, yaml.MappingNode):
             waiting += [part for pair in reversed(node.value) for part in reversed(pair)]
         elif isinstance(node, yaml.SequenceNode):
@@ -74,7 +74,7 @@ def _line_of_fault(root: Any) -> int:
 
 
 def _problem(error: Exception) -> str:
-    """What PyYAML says, without the line of the file that it shows: it may hold a secret."""
+    """PyYAML's message without the quoted line of the file, which may contain a secret."""
     problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
     if not problem or mark is None:
         return " ".join(str(error).split())

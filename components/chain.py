@@ -108,7 +108,10 @@ def pipeline(config: RunConfig, image: str = STEPS_IMAGE, *, support: Support = 
 
         def task(name: str, **arguments: Any) -> Any:
             """Add a step with its artifacts and the settings of its pod."""
-            artifacts = {one: tasks[producer(one)].outputs[one] for one in step_of(name).artifacts}
+            artifacts = {
+                artifact: tasks[producer(artifact)].outputs[artifact]
+                for artifact in step_of(name).artifacts
+            }
             task = components[name](**arguments, **artifacts)
             tasks[name] = task
             if support.display_names:

@@ -51,8 +51,8 @@ def main(argv: list[str] | None = None) -> int:
 
     def body(run: Run) -> None:
         """Run `evaluate` and write its output."""
-        passed = evaluate(run, args.trial, step.Artifacts(args.executor_input), args.job_id)
-        step.write_output(args.passed_output, str(passed).lower())
+        has_passed = evaluate(run, args.trial, step.Artifacts(args.executor_input), args.job_id)
+        step.write_output(args.passed_output, str(has_passed).lower())
 
     return step.main("evaluate", args, body)
 

@@ -55,7 +55,7 @@ class _Session:
     on_end: Callable[[str, list[str]], None]
     quiet: bool = False
     running: list[subprocess.Popen[str]] = dataclasses.field(default_factory=list)
-    failed: StepError | None = None
+    error: StepError | None = None
     stopping: bool = False
     lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
@@ -101,10 +101,10 @@ def run_pipeline(
         except RuntimeError:
             if session.stopping:
                 raise InterruptedRun("interrupted") from None
-            if session.failed is None:
+            if session.error is None:
                 raise
-        if session.failed:
-            raise session.failed
+        if session.error:
+            raise session.error
 
 
 def _without_retries(path: Path) -> str:
@@ -177,7 +177,7 @@ def _run(session: _Session, command: list[str], env: dict[str, str]) -> bool:
         if session.quiet and not session.stopping:
             terminal.writelines(last_lines)
             terminal.flush()
-        session.failed = session.failed or StepError(name, code)
+        session.error = session.error or StepError(name, code)
         return False
     session.on_end(name, command)
     return True

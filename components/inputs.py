@@ -183,10 +183,10 @@ def check_network(inputs: Inputs) -> Result:
     try:
         inputs.parameters = check_builds(inputs.space, inputs.network, inputs.known_data_config)
     except InputError as error:
-        chosen = inputs.config.network_config
+        network_file = inputs.config.network_config
         other = network_for(inputs.known_data_config)
-        # Whoever gives a network of their own wants that one.
-        if chosen not in PROJECT_NETWORKS or other in (None, chosen):
+        # A user who gives a network of their own wants to use that one.
+        if network_file not in PROJECT_NETWORKS or other in (None, network_file):
             raise
         raise InputError(
             f"{error}; the network for these inputs is --network-config {other}"

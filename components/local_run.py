@@ -63,7 +63,7 @@ class LocalRun:
         self, config: RunConfig, output: Path, *, serve: bool, quiet: bool = False
     ) -> None:
         """Decide where the results go; nothing is started yet."""
-        self.output, self.serve, self.started = output.resolve(), serve, time.monotonic()
+        self.output, self.serve, self.start_time = output.resolve(), serve, time.monotonic()
         self.quiet = quiet
         place = str(self.output) if config.s3_bucket == AUTO else storage.absolute(config.s3_bucket)
         self.config = tracking.with_server_address(
@@ -108,7 +108,7 @@ class LocalRun:
             self._end_service()
             if self.lock is not None:
                 self.lock.release()
-                self._forget_refused(self.lock.run_id)
+                self._remove_refused_run(self.lock.run_id)
 
     def _chain(self, ir: Path, work: Path) -> int:
         """Run the chain, and serve where that is asked for; returns the exit code.
@@ -180,7 +180,7 @@ class LocalRun:
             self.environment[RUN_VARIABLE] = run.id
             self._point_latest(run)
 
-    def _forget_refused(self, run_id: str) -> None:
+    def _remove_refused_run(self, run_id: str) -> None:
         """Remove the folder of a run that prepare refused; it has nothing but the lock."""
         folder = self.output / run_id
         files = [path for path in folder.rglob("*") if not path.is_dir()]
@@ -231,7 +231,7 @@ class LocalRun:
         search = SearchRecord.load(run.folder.search)
         metrics = MetricsRecord.load(run.folder.metrics)
         best = search.best
-        duration = clock(time.monotonic() - self.started)
+        duration = clock(time.monotonic() - self.start_time)
         lines = [("run", f"{_short_path(self.output / run.id)} ({duration})")]
         if self.config.s3_bucket != str(self.output):
             lines.append(("results", run.uri))

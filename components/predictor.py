@@ -33,11 +33,11 @@ def check_keys(run: Run) -> None:
     ):
         if finding.state == "error":
             raise InputError(
-                f"the service could not load its model: {finding.what} {finding.found};"
+                f"the service could not load its model: {finding.what} {finding.result};"
                 f" {finding.cure}"
             )
         if finding.state == "not seen":
-            step.say(f"not seen: {finding.what}: {finding.found}")
+            step.say(f"not seen: {finding.what}: {finding.result}")
 
 
 def check_keys_early(run: Run) -> None:

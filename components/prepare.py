@@ -516,18 +516,18 @@ def check_shared(sets: Mapping[str, str]) -> dict[str, int]:
     from weaver.prepared.shared_jets import shared_jets
 
     counts = {}
-    for one, other, number, jets in shared_jets(sets):
-        counts[f"{one} and {other}"] = number
+    for first, second, number, jets in shared_jets(sets):
+        counts[f"{first} and {second}"] = number
         if number > MAX_SHARED * jets:
             raise InputError(
-                f"{number:,} of the {jets:,} jets of --data-{other} are in --data-{one} as well, in"
-                " files of other names; give each set jets of its own (python -m data.validate"
-                f" '{one}:FILES' '{other}:FILES' looks at the files)"
+                f"{number:,} of the {jets:,} jets of --data-{second} are in --data-{first} as well,"
+                " in files of other names; give each set jets of its own (python -m data.validate"
+                f" '{first}:FILES' '{second}:FILES' looks at the files)"
             )
         if number:
             step.say(
-                f"warning: {number:,} of the {jets:,} jets of --data-{other} are in --data-{one} as"
-                " well"
+                f"warning: {number:,} of the {jets:,} jets of --data-{second} are in --data-{first}"
+                " as well"
             )
     return counts
 

@@ -63,7 +63,7 @@ def resume_trials(
             cluster.run_jobs(
                 jobs,
                 parallel=run.config.parallel_trials,
-                ended=outcome.note_end,
+                on_end=outcome.note_end,
                 deadline=deadline,
                 report=step.say,
             )
@@ -103,7 +103,7 @@ class _Outcome:
     def __init__(self, run: Run, trials: Sequence[UnfinishedTrial]) -> None:
         self._run = run
         self._trials = {trial.name: trial for trial in trials}
-        self._ended: set[str] = set()
+        self._ended_names: set[str] = set()
         before = ResumedRecord.find(run.folder.resumed)
         names = [*(before.names if before else []), *self._trials]
         self._record = ResumedRecord(
@@ -115,7 +115,7 @@ class _Outcome:
 
     def note_end(self, name: str, reason: str) -> None:
         """Record that a job has ended. Raises ClusterError when max_failed_trials have failed."""
-        self._ended.add(name)
+        self._ended_names.add(name)
         status: TrialStatus = "Failed"
         if not reason and finished_trial(self._run, name) is None:
             status = "MetricsUnavailable"
@@ -145,7 +145,7 @@ class _Outcome:
     def remove_unfinished(self, cluster: Cluster) -> None:
         """Remove the jobs that have not ended; failed jobs stay for inspection."""
         for name in self._trials:
-            if name not in self._ended:
+            if name not in self._ended_names:
                 cluster.delete_job(name)
 
 

@@ -98,8 +98,8 @@ def _plan(run: Run, cluster: Cluster, earlier: SearchRecord | None, end: float) 
         failed_names &= {trial.name for trial in others}
         manifest = experiment(
             run,
-            carried=len(others),
-            failed=len(failed_names),
+            earlier_trials=len(others),
+            earlier_failures=len(failed_names),
             name=name,
             reproducible=cluster.resumes,
         )
@@ -112,7 +112,10 @@ def _plan(run: Run, cluster: Cluster, earlier: SearchRecord | None, end: float) 
     if earlier is None and not trials and not cluster.resumes:
         _say_cautions(run)
     manifest = experiment(
-        run, carried=len(trials), failed=len(failed_names), reproducible=cluster.resumes
+        run,
+        earlier_trials=len(trials),
+        earlier_failures=len(failed_names),
+        reproducible=cluster.resumes,
     )
     is_done = _is_enough(run, trials)
     if trials and not is_done:
@@ -241,7 +244,7 @@ def as_record(
 ) -> SearchRecord:
     """Return the content of search.json; `num_earlier` trials come from earlier experiments."""
     setting = algorithms.find_offered(run.config.algorithm).seed_setting
-    names = [one["name"] for one in manifest["spec"]["algorithm"]["algorithmSettings"]]
+    names = [entry["name"] for entry in manifest["spec"]["algorithm"]["algorithmSettings"]]
     return SearchRecord(
         experiment=result.name,
         objective=Objective(name=OBJECTIVE),

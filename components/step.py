@@ -365,7 +365,7 @@ class Artifacts:
         self._outputs: dict[str, Any] = (
             json.loads(executor_input).get("outputs", {}) if executor_input else {}
         )
-        self._written: dict[str, Any] = {}
+        self._artifacts: dict[str, Any] = {}
 
     def set(
         self, name: str, *, metadata: dict[str, Any] | None = None, content: str | None = None
@@ -375,9 +375,9 @@ class Artifacts:
             if content is not None:
                 write_output(_local_path(artifact["uri"]), content)
             if metadata is not None:
-                self._written[name] = {"artifacts": [{"metadata": metadata}]}
-        if self._outputs.get("outputFile") and self._written:
-            write_output(self._outputs["outputFile"], json.dumps({"artifacts": self._written}))
+                self._artifacts[name] = {"artifacts": [{"metadata": metadata}]}
+        if self._outputs.get("outputFile") and self._artifacts:
+            write_output(self._outputs["outputFile"], json.dumps({"artifacts": self._artifacts}))
 
 
 def _local_path(uri: str) -> str:

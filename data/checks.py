@@ -117,7 +117,12 @@ def schema(where: str, present: Mapping[str, str]) -> list[Finding]:
 
 
 def values(where: str, columns: Columns) -> list[Finding]:
-    """Find values that are not finite, out of range, contradictory, or unusable."""
+    """Find values that are not finite, out of range, contradictory, or unusable.
+
+    Args:
+        where: the file, for the findings.
+        columns: branch of the JetNtuple schema -> (N,), or (entries of all jets,) for lists.
+    """
     findings: list[Finding] = []
     for check in (not_finite, out_of_range, contradictory, unusable):
         findings += check(where, columns)
@@ -263,21 +268,28 @@ def duplicates(sets: Mapping[str, Columns]) -> list[Finding]:
                     remedy="a file was given or merged twice: intervals would come out too narrow",
                 )
             )
-    for left, right in itertools.combinations(sets, 2):
-        findings += overlap(left, right, sets[left], sets[right])
+    for first, second in itertools.combinations(sets, 2):
+        findings += overlap(first, second, sets[first], sets[second])
     return findings
 
 
-def overlap(left: str, right: str, a: Columns, b: Columns) -> Iterable[Finding]:
-    """Find jets and events that are in both sets, `left` and `right`."""
+def overlap(first: str, second: str, a: Columns, b: Columns) -> Iterable[Finding]:
+    """Find jets and events that are in both sets.
+
+    Args:
+        first: name of one set.
+        second: name of the other set.
+        a: data.summary columns of the first set, (N,) each.
+        b: those of the second set.
+    """
     common = np.isin(a["key"], b["key"])
-    where = f"{left} and {right}"
+    where = f"{first} and {second}"
     if common.any():
         yield Finding(
             level=ERROR,
             where=where,
             problem=f"{np.count_nonzero(common):,} jets are in both",
-            remedy="give each set files of its own: what was seen in training measures nothing",
+            remedy="give each set files of its own: jets of the training cannot measure the model",
         )
     events = np.isin(summary.event_keys(a), summary.event_keys(b)) & ~common
     if events.any():
@@ -298,12 +310,12 @@ def overlap(left: str, right: str, a: Columns, b: Columns) -> Iterable[Finding]:
 def summarise(findings: Iterable[Finding]) -> list[Finding]:
     """Put errors first, and join equal findings of several files into one."""
     groups: dict[tuple[str, str, str], list[Finding]] = {}
-    for one in findings:
+    for finding in findings:
         # The numbers after the colon differ from file to file.
-        what = one.problem.split(":")[0]
-        groups.setdefault((one.level, what, one.remedy), []).append(one)
+        what = finding.problem.split(":")[0]
+        groups.setdefault((finding.level, what, finding.remedy), []).append(finding)
     summary_findings = []
     for first, *others in groups.values():
         where = f"{first.where} and {len(others)} other files" if others else first.where
         summary_findings.append(dataclasses.replace(first, where=where))
-    return sorted(summary_findings, key=lambda one: one.level != ERROR)
+    return sorted(summary_findings, key=lambda finding: finding.level != ERROR)

@@ -2,11 +2,11 @@
 
     python -m data.from_nanoaod 'pfnano/*.root' --output DIR [--all-events] [--events-per-file 5000]
 
-What a network needs is taken over or computed from the candidates with the generator's own
-formulas. Branches without a source in NanoAOD are listed after the conversion:
+The inputs of a network are copied, or computed from the candidates with the generator's formulas.
+Branches without a source in NanoAOD are listed after the conversion:
 
 * PF_fromPV: PFNano has the quality of the association and dz to the leading vertex, not the vertex
-  that a track was assigned to. A track is taken for the leading vertex's if |dz| < 0.1 cm; then 3
+  that a track was assigned to. A track counts as from the leading vertex if |dz| < 0.1 cm; then 3
   if its quality is 7 (used in the fit), else 2; others are 1 below quality 6 and 0 from there on.
   Neutral candidates have 2, as MiniAOD gives them.
 * physFlav: the nearest outgoing parton of the hard process (GenPart, status 23) within dR < 0.4.
@@ -91,7 +91,7 @@ GROUPS = {
     ("Pileup_nPU",): "Pileup_nPU: 0",
     ("Pileup_nTrueInt",): "Pileup_nTrueInt: 0",
 }
-"""Optional branches that serve together -> what the JetNtuple holds without them."""
+"""Optional branches that are used together -> values of the JetNtuple without them."""
 
 DENSITIES = {
     "rhoAll": ("fixedGridRhoFastjetAll", "Rho_fixedGridRhoFastjetAll"),
@@ -235,7 +235,7 @@ def convert(
 
 
 def check_branches(uri: str, present: set[str]) -> tuple[list[str], list[str]]:
-    """(branches to read, what is lacking in words).
+    """(branches to read, descriptions of missing branches).
 
     Raises InputError if one of REQUIRED_BRANCHES is not there.
     """
@@ -251,7 +251,7 @@ def check_branches(uri: str, present: set[str]) -> tuple[list[str], list[str]]:
     lacking = []
     for group, result in GROUPS.items():
         absent = [name for name in group if name not in present]
-        # A group serves only as a whole, so a part of it is not read at all.
+        # An incomplete group is of no use, so it is not read.
         if absent:
             lacking.append(f"{', '.join(absent)} ({result})")
         else:
@@ -282,7 +282,7 @@ def columns_of(arrays: Arrays, *, all_events: bool = False) -> Columns:
 
 
 def branches_for(columns: Iterable[str], present: set[str]) -> tuple[list[str], dict[str, str]]:
-    """What to read for these columns of every jet: (branches, column -> why it cannot be made).
+    """The branches to read for these columns of every jet, and column -> why it cannot be made.
 
     present: the branches of the file.
     """
@@ -331,12 +331,12 @@ def _first_of(names: tuple[str, ...], present: set[str] | Arrays) -> str | None:
 
 
 def _write(path: Path, columns: Columns, source: str) -> None:
-    hidden = path.with_name(f".{path.name}.{os.getpid()}")
+    hidden_path = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        jetntuple.write(hidden, columns, source=source)
-        durable.rename(hidden, path)
+        jetntuple.write(hidden_path, columns, source=source)
+        durable.rename(hidden_path, path)
     finally:
-        hidden.unlink(missing_ok=True)
+        hidden_path.unlink(missing_ok=True)
 
 
 def _flat(array: Any) -> np.ndarray:
@@ -436,7 +436,7 @@ class _Jets:
         )
 
     def select(self, jets: np.ndarray) -> _Jets:
-        """Those at these places."""
+        """The jets at these indices, (n,), or of a mask, (J,)."""
         of_jets = ("event", "source", "pt", "eta", "phi", "mass", "raw", "area", "order")
         values = {name: getattr(self, name)[jets] for name in of_jets}
         return dataclasses.replace(self, **values)
@@ -460,7 +460,7 @@ class _Jets:
 
 @dataclasses.dataclass(frozen=True)
 class _Members:
-    """The candidates that the stored jets are made of, and the jet of each."""
+    """The candidates of the stored jets, and the jet of each."""
 
     jet: np.ndarray
     candidates: Candidates
@@ -468,7 +468,7 @@ class _Members:
 
 
 def _empty(counter: str) -> Columns:
-    """The branches of a counter for jets that all have none of what it counts."""
+    """The branches of a counter for jets without any entries."""
     branches = jetntuple.BY_NAME.values()
     return {branch.name: np.zeros(0) for branch in branches if branch.counter == counter}
 
@@ -511,9 +511,9 @@ def _candidates(arrays: Arrays, jets: _Jets) -> tuple[_Members | None, Columns]:
 
 
 def from_pv(arrays: Arrays, charge: np.ndarray) -> np.ndarray:
-    """PF_fromPV from what PFNano keeps (see the module's text): (N,) int.
+    """PF_fromPV from PFNano's branches (see the module's text): (N,) int.
 
-    charge: of the candidates, (N,). 0 for tracks if the file keeps nothing.
+    charge: of the candidates, (N,). 0 for tracks if the file has no such branch.
     """
     neutral = np.where(charge == 0, detector.TIGHT, detector.NOT_FROM_VERTEX)
     if not set(arrays) >= set(VERTEX):

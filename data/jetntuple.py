@@ -19,7 +19,7 @@ import numpy as np
 
 FOLDER, TREE_NAME = "AK4jets", "jetTree"
 TREE = f"{FOLDER}/{TREE_NAME}"
-SOURCE = "source"  # name of the text beside the tree that names the file that the jets come from
+SOURCE = "source"  # name of the text beside the tree, with the file that the jets come from
 
 Columns = dict[str, np.ndarray]
 """Branch -> values: (N,), or flat with the branch's counter."""
@@ -87,14 +87,19 @@ COUNTERS = {"nPF": "PF", "nGenJetPF": "genJetPF"}
 
 
 def length(columns: Columns) -> int:
-    """Number of jets."""
+    """Number of jets of columns in the schema."""
     return len(columns["jetPt"])
 
 
 def in_schema(columns: Columns) -> Columns:
     """Return the columns in the schema's order and types.
 
-    Raises KeyError for one that is missing, ValueError for one too many.
+    Args:
+        columns: branch -> (N,) for jets, (entries of all jets,) for lists.
+
+    Raises:
+        KeyError: a branch is missing.
+        ValueError: a column is not in the schema.
     """
     extra = columns.keys() - BY_NAME.keys()
     if extra:
@@ -105,7 +110,7 @@ def in_schema(columns: Columns) -> Columns:
 
 
 def concatenate(parts: list[Columns]) -> Columns:
-    """One sample of several, in their order."""
+    """Join samples, in their order, to one; the columns are those of the first sample."""
     together = {}
     for name in parts[0]:
         together[name] = np.concatenate([part[name] for part in parts])
@@ -113,7 +118,13 @@ def concatenate(parts: list[Columns]) -> Columns:
 
 
 def slice_jets(columns: Columns, first: int, last: int) -> Columns:
-    """Jets first, ..., last - 1 with the values that belong to them."""
+    """Jets first, ..., last - 1 with the values that belong to them.
+
+    Args:
+        columns: branch -> (N,) for jets, (entries of all jets,) for lists.
+        first: number of the first jet.
+        last: number after the last jet.
+    """
     jets = length(columns)
     part = {}
     for name, values in columns.items():
@@ -128,10 +139,15 @@ def slice_jets(columns: Columns, first: int, last: int) -> Columns:
 
 
 def write(path: str | os.PathLike, columns: Columns, *, source: str = "") -> None:
-    """Write one ROOT file. source: the file that the jets come from, which `source` returns.
+    """Write one ROOT file.
 
-    Write under a temporary name and rename the file afterwards, as a killed process leaves an
+    Write under a temporary name and rename the file afterwards, because a killed process leaves an
     incomplete file.
+
+    Args:
+        path: of the file.
+        columns: branch -> (N,) for jets, (entries of all jets,) for lists.
+        source: the file that the jets come from, which `source` returns.
     """
     import uproot
 
@@ -156,7 +172,7 @@ def write(path: str | os.PathLike, columns: Columns, *, source: str = "") -> Non
 
 
 def source(path: str | os.PathLike) -> str:
-    """Return the file that the jets of a file were made of; empty where that is not stored."""
+    """Return the file from which a file's jets were converted; empty where that is not stored."""
     import uproot
 
     try:

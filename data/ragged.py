@@ -20,6 +20,13 @@ def ranges(first: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
     >>> ranges(np.array([5, 0]), np.array([2, 3])).tolist()
     [5, 6, 0, 1, 2]
+
+    Args:
+        first: (G,) whole numbers.
+        counts: (G,) whole numbers from 0.
+
+    Returns:
+        (sum(counts),).
     """
     return np.repeat(np.asarray(first) - starts(counts), counts) + np.arange(int(np.sum(counts)))
 
@@ -37,9 +44,15 @@ def total(group: np.ndarray, values: np.ndarray, groups: int) -> np.ndarray:
 def pairs(
     left_event: np.ndarray, right_event: np.ndarray, events: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """All (left, right) index pairs that share an event, in the order of `left`.
+    """All pairs of a left and a right entry that share an event.
 
-    `right_event` must be sorted.
+    Args:
+        left_event: (L,), event of each left entry.
+        right_event: (R,), event of each right entry, sorted.
+        events: number of events.
+
+    Returns:
+        Indices of the left and of the right entries, (pairs,) each, in the order of `left_event`.
     """
     counts = counts_of(right_event, events)
     number = counts[left_event]
@@ -75,7 +88,12 @@ def rank_in_group(group: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 
 def delta_phi(a: np.ndarray, b: np.ndarray | float = 0.0) -> np.ndarray:
-    """Azimuth a - b brought into [-pi, pi) (radians)."""
+    """Azimuth a - b brought into [-pi, pi).
+
+    Args:
+        a: radians, of any shape.
+        b: radians, of a shape that broadcasts with `a`.
+    """
     return (a - b + np.pi) % (2 * np.pi) - np.pi
 
 

@@ -16,7 +16,7 @@ SCALARS = tuple(
 
 CONE = 0.4  # dR: the jet radius
 CHARGED_HADRON, NEUTRAL_HADRONS, PHOTONS = 211, (130, 1), (22, 2)
-"""PDG numbers of particle-flow candidates; 1 and 2 are what the forward calorimeter sees."""
+"""PDG numbers of particle-flow candidates; 1 and 2 are those of the forward calorimeter."""
 
 
 def summarise(columns: Columns) -> Columns:

@@ -61,13 +61,17 @@ class Comparison:
 
 
 def compare(jets: Columns) -> list[Comparison]:
-    """Compare all quantities for which there are at least MIN_JETS jets."""
+    """Compare all quantities for which there are at least MIN_JETS jets.
+
+    Args:
+        jets: data.summary columns, (N,) each.
+    """
     matched_jets = {name: values[jets["genJetPt"] > 0] for name, values in jets.items()}
     comparisons: list[Comparison] = []
     for measure in (resolution, quark_gluon_gap, closure, fractions, likelihood):
         comparisons += measure(matched_jets)
     comparisons += multiplicity(jets)
-    return [one for one in comparisons if one.jets >= MIN_JETS]
+    return [comparison for comparison in comparisons if comparison.jets >= MIN_JETS]
 
 
 def resolution(jets: Columns) -> Iterable[Comparison]:
@@ -172,6 +176,10 @@ def area_under_roc(signal: np.ndarray, background: np.ndarray) -> float:
     """P(signal > background) + P(equal) / 2, NaN where either is empty.
 
     Source: D. Bamber, J. Math. Psychol. 12 (1975) 387.
+
+    Args:
+        signal: (S,), scores of the signal.
+        background: (B,), scores of the background.
     """
     if not len(signal) or not len(background):
         return float("nan")
@@ -186,8 +194,8 @@ def _response(
     jets: Columns, low: float, high: float, region: str, which: np.ndarray | None = None
 ) -> np.ndarray:
     """The response of the jets in a pT bin (GeV) of a region, of those `which` (N,) where given."""
-    one = r.Bin(region=region, low=low, high=high)
-    mask = one.contains(jets["genJetPt"], jets["genJetEta"])
+    bin_ = r.Bin(region=region, low=low, high=high)
+    mask = bin_.contains(jets["genJetPt"], jets["genJetEta"])
     if which is not None:
         mask = mask & which
     return r.response(jets["jetPt"][mask], jets["genJetPt"][mask])

@@ -1,4 +1,4 @@
-"""Find files with a tree, and open the tree; errors say what the file holds instead."""
+"""Find files with a tree, and open the tree; errors list the trees in the file."""
 
 from __future__ import annotations
 

@@ -54,12 +54,12 @@ def validate(sets: Mapping[str, list[str]]) -> tuple[dict[str, Columns], list[Fi
 
 
 def _summaries(uri: str, findings: list[Finding]) -> Iterator[Columns]:
-    """Read a file's jets, a chunk at a time; append what is wrong to `findings`."""
+    """Read a file's jets, a chunk at a time; append problems to `findings`."""
     with open_tree(uri, TREE, "python -m data.from_nanoaod makes one of NanoAOD") as tree:
         present = {branch.name: type_name(branch.interpretation) for branch in tree.branches}
         schema = checks.schema(uri, present)
         findings += schema
-        if any(one.level == ERROR for one in schema):
+        if any(finding.level == ERROR for finding in schema):
             return
         with Progress(
             f"reading {storage.name(uri)}", total=tree.num_entries, unit="jets"
@@ -105,8 +105,8 @@ def lines(
     """Write the results as lines for the console."""
     for name, jets in sets.items():
         yield f"{name}: {len(jets['jetPt']):,} jets"
-    for one in findings:
-        yield f"{one.level}: {one.where}: {one.problem}; {one.remedy}"
+    for finding in findings:
+        yield f"{finding.level}: {finding.where}: {finding.problem}; {finding.remedy}"
     for number in comparisons:
         mark = "as in CMS simulation" if number.within else "unlike CMS simulation"
         yield (
@@ -141,8 +141,8 @@ def _run(options: Namespace) -> int:
     sets, findings = validate(named_sets(options.files))
     comparisons = compare(concatenate(list(sets.values()))) if sets else []
     print("\n".join(lines(sets, findings, comparisons)))
-    errors = sum(one.level == ERROR for one in findings)
-    near = sum(one.within for one in comparisons)
+    errors = sum(item.level == ERROR for item in findings)
+    near = sum(item.within for item in comparisons)
     print(
         f"{errors} errors, {len(findings) - errors} warnings, {near} of {len(comparisons)} numbers"
         " as in CMS simulation"

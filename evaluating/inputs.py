@@ -120,7 +120,7 @@ class TestSet(Protocol):
         """Return a label of all jets, (N,) or (N, k)."""
 
     def batch(self, index: NDArray[np.int64]) -> Batch:
-        """Return the jets with these indices."""
+        """Return the jets with these indices, (n,), in their order."""
 
 
 def open_test_set(uri: str) -> TestSet:

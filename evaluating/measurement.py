@@ -118,7 +118,12 @@ def measure(
 
 
 def steps_of(columns: Columns, predictions: Predictions) -> list[EdgeStep]:
-    """Return the steps in response at the edges of the valid range; empty without a range."""
+    """Return the steps in response at the edges of the valid range; empty without a range.
+
+    Args:
+        columns: Observers of the N jets by name, (N,) each; jetPt and genJetPt in GeV.
+        predictions: Outputs of the model for the same jets.
+    """
     limits = predictions.valid_range
     if limits is None:
         return []
@@ -153,6 +158,12 @@ def widths_of(
     columns: Columns, predictions: Predictions, replicates: int, seed: int
 ) -> Record | None:
     """Measure the coverage of the quantiles that a network predicts (physics.uncertainty).
+
+    Args:
+        columns: Observers of the N jets by name, (N,) each; momenta in GeV.
+        predictions: Outputs of the model for the same jets.
+        replicates: Number of bootstrap draws for the intervals.
+        seed: Seed of the draws.
 
     Returns:
         The measurements; empty with too few jets. None for a network without quantiles.

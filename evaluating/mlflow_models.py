@@ -85,7 +85,9 @@ def _write(folder: RunFolder, name: str, target: Path, mlflow_run: str) -> None:
         mlflow_model=Model(artifact_path=name, run_id=mlflow_run),
         signature=signature_of(graph),
         input_example=arrays(request["inputs"]),
-        pip_requirements=[f"{one}=={importlib.metadata.version(one)}" for one in PACKAGES],
+        pip_requirements=[
+            f"{package}=={importlib.metadata.version(package)}" for package in PACKAGES
+        ],
         onnx_execution_providers=["CPUExecutionProvider"],
     )
 

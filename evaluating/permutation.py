@@ -68,7 +68,7 @@ def importances(
     with Progress("shuffling inputs", total=total, unit="jets") as progress:
 
         def gain_with(shuffled_inputs: list[str], donors: np.ndarray) -> float:
-            """Return the gain when these inputs are taken from the jets `donors`."""
+            """Return the gain with these inputs of the jets `donors`, indices of shape (n,)."""
             parts = []
             for start in range(0, number, BATCH_SIZE):
                 own, other = jets[start : start + BATCH_SIZE], donors[start : start + BATCH_SIZE]
@@ -85,10 +85,10 @@ def importances(
                 losses.append(reference_gain - gain_with(inputs, rng.permutation(jets)))
             results.append(InputImportance(name=name, inputs=inputs, gain_lost=losses))
     if not np.isfinite(
-        [reference_gain, *(loss for one in results for loss in one.gain_lost)]
+        [reference_gain, *(loss for group_result in results for loss in group_result.gain_lost)]
     ).all():
         return None
-    results.sort(key=lambda one: one.mean, reverse=True)
+    results.sort(key=lambda group_result: group_result.mean, reverse=True)
     return Importances(num_jets=number, gain=reference_gain, groups=results)
 
 

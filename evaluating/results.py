@@ -21,9 +21,9 @@ def round_floats(metrics: MetricsRecord) -> MetricsRecord:
 
     def round_value(value: object) -> object:
         if isinstance(value, dict):
-            return {key: round_value(one) for key, one in value.items()}
+            return {key: round_value(item) for key, item in value.items()}
         if isinstance(value, list):
-            return [round_value(one) for one in value]
+            return [round_value(item) for item in value]
         if isinstance(value, float) and math.isfinite(value):
             return float(f"{value:.{DIGITS}g}")
         return value
@@ -86,11 +86,11 @@ def verdict(metrics: MetricsRecord) -> list[str]:
         baseline = storage.name(metrics.baseline)
         lines.append(f"resolution gain over {baseline}: {metrics.gain_over_baseline.percent()}")
     lowest = metrics.closure.from_gev
-    for one in metrics.closure.bins:
+    for closure_bin in metrics.closure.bins:
         # The report has the bins of pT.
-        if one.is_whole(lowest):
-            bias = one.model.percent(100, 2)
-            lines.append(f"closure, {one.region}, pT > {lowest:g} GeV: {bias}")
+        if closure_bin.is_whole(lowest):
+            bias = closure_bin.model.percent(100, 2)
+            lines.append(f"closure, {closure_bin.region}, pT > {lowest:g} GeV: {bias}")
     for region, entry in metrics.flavour.regions.items():
         if entry.reduction:
             lines.append(f"flavour spread removed, {region}: {entry.reduction.percent()}")

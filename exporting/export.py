@@ -10,12 +10,13 @@ writes into the run's folder
         are (weaver/onnx/raw_model.py)
     model/<either>/configs/local.pbtxt                       the variant for one machine without a
         GPU
-    model_card.json, model_card.md                           what the models are: completed by
-        evaluate
+    model_card.json, model_card.md                           the description of the models,
+    completed
+        by evaluate
     residual.json                                            the correction that makes the
         calibration close, which both models end with (physics/residual.py), for correctionlib
-    model/export.json                                        what was exported, and how well it
-        agrees with PyTorch
+    model/export.json                                        the exported models, and how well they
+        agree with PyTorch
     golden/<either>/request.json, response.json              one validation jet and PyTorch's answer
         (Open Inference Protocol v2)
     golden/<either>/request-100.json, response-100.json      a hundred of them
@@ -224,8 +225,8 @@ def staging(run: str) -> Iterator[Path]:
         with scratch.folder("jec-export-") as folder:
             yield folder
         return
-    for left in Path(run).glob(".export-*"):
-        shutil.rmtree(left, ignore_errors=True)  # of an export that was killed
+    for leftover in Path(run).glob(".export-*"):
+        shutil.rmtree(leftover, ignore_errors=True)  # of an export that was killed
     with space.catch_full_disk(run):
         folder = Path(tempfile.mkdtemp(prefix=".export-", dir=run))
     try:

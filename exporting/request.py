@@ -17,7 +17,7 @@ BUDGET = "1Gi"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Export:
-    """What to export, and how."""
+    """A request to export a trial: its run, its name and its options."""
 
     run: str
     """URI of the run's folder."""

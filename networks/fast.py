@@ -23,7 +23,7 @@ LANES = 32  # values of bfloat16 in a vector register of 512 bits; a multiple fo
 
 
 class TrackingNorm(Protocol):
-    """What is used here of a BatchNorm1d or 2d that keeps running statistics, (C,) each."""
+    """The attributes of a BatchNorm1d or 2d that are used here; running statistics are (C,)."""
 
     weight: torch.Tensor
     bias: torch.Tensor
@@ -246,8 +246,8 @@ def linear_with_one(
     weight = torch.cat((weight, bias[:, None]), dim=1)  # (D, C + 1)
     if keep:
         zeros = torch.zeros_like(weight[:1, 1:])
-        one = torch.ones_like(weight[:1, :1])
-        weight = torch.cat((weight, torch.cat((zeros, one), dim=1)))  # (D + 1, C + 1)
+        unit = torch.ones_like(weight[:1, :1])
+        weight = torch.cat((weight, torch.cat((zeros, unit), dim=1)))  # (D + 1, C + 1)
     return x @ weight.t()
 
 

@@ -166,7 +166,15 @@ class LinearNorm(nn.Module):
         return self.linear.weight * scale[:, None], shift
 
     def finish(self, y: torch.Tensor, *, relu: bool) -> torch.Tensor:
-        """Apply what follows the linear layer."""
+        """Apply what follows the linear layer: normalisation and, with `relu`, ReLU.
+
+        Args:
+            y: (..., D), output of the linear layer.
+            relu: whether to apply ReLU.
+
+        Returns:
+            (..., D).
+        """
         if self.by_batch and self.training:
             return self.norm(y, relu=relu)
         y = y if self.by_batch else self.norm(y)

@@ -16,7 +16,7 @@ Rule = Mapping[str, Any]
 """What one option may be: {"choices": [...]}, or {"least": a, "below": b, "several": True}."""
 
 ModelInfo = dict[str, Any]
-"""What get_model returns beside the model: input_names, input_shapes, output_names, dynamic_axes;
+"""The second result of get_model: input_names, input_shapes, output_names, dynamic_axes;
 weaver-core and torch.onnx.export fix the names."""
 
 Options = dict[str, Any]

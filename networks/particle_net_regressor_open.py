@@ -89,7 +89,7 @@ class ParticleNet(nn.Module):
             points = functional.pad(points, (0, short))
             features = functional.pad(features, (0, short))
             real = functional.pad(real, (0, short))
-        # What lies in padding, even NaN, reaches no answer.
+        # Values in padding, even NaN, do not change the output.
         points = points.masked_fill(~real, 0.0).transpose(1, 2)  # (N, P, D)
         x = self.input_norm(features.masked_fill(~real, 0.0).transpose(1, 2))  # (N, P, C)
         real = real.transpose(1, 2)  # (N, P, 1)

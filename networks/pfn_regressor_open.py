@@ -74,8 +74,8 @@ class ParticleFlowNetwork(nn.Module):
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
         """Return log(genJetPt / jetPt), or its quantiles, for each jet; (N, C)."""
         features, mask, *jet = (inputs[i] for i in self.order)
-        # Once, at the input, so that what lies in padding, even NaN, reaches no sum; the sum itself
-        # then only needs the mask.
+        # Once, at the input, so that values in padding, even NaN, do not enter the sum; the sum
+        # itself then only needs the mask.
         x = torch.where(mask.bool(), features, 0.0) if self.masks else features  # (N, C, P)
         if torch.onnx.is_in_onnx_export() and not self.by_row:
             if not self.has_one:

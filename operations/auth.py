@@ -73,7 +73,7 @@ class Credentials:
             headers["Cookie"] = self.cookies
         return headers
 
-    def refused(self, host: str, how: str) -> AuthError:
+    def refusal(self, host: str, how: str) -> AuthError:
         """Return the error for a gateway that rejects the credential; `how` is its answer."""
         what = f"{self.source} was not accepted"
         if self.kind == "none":

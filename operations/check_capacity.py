@@ -40,7 +40,7 @@ class Limit:
 
     quota: str
     resource: str
-    left: float
+    available: float
     hard: float
 
 
@@ -61,11 +61,11 @@ def check_quota(survey: Survey, run: Run, step: Needs) -> Iterator[Line]:
         yield not_seen("quota", survey.unseen.get("ResourceQuotas", "not readable"))
         return
     limits = []
-    for name, hards, used in quotas:
+    for name, hards, usage in quotas:
         for resource, text in hards.items():
             hard = amount(text)
-            available = hard - amount(used.get(resource, "0"))
-            limits.append(Limit(quota=name, resource=resource, left=available, hard=hard))
+            available = hard - amount(usage.get(resource, "0"))
+            limits.append(Limit(quota=name, resource=resource, available=available, hard=hard))
     if not limits:
         yield ok("quota", "the namespace has none")
         return
@@ -92,10 +92,10 @@ def trials_line(limits: list[Limit], run: Run, step: Needs) -> Line:
                 f"{text}; {limit.quota} allows {short_number(limit.hard)} in all",
                 f"ask for less ({SMALLER}) or for a larger quota",
             )
-        room = max(0, int((limit.left - others) // need)) if need else fits
+        room = max(0, int((limit.available - others) // need)) if need else fits
         if room < fits:
             fits = room
-            rest = short_number(max(limit.left, 0.0))
+            rest = short_number(max(limit.available, 0.0))
             total = short_number(limit.hard)
             tightest = f"{limit.resource}: {rest} of {total} left in {limit.quota}, {text}"
     if not tightest:
@@ -117,7 +117,7 @@ def service_lines(limits: list[Limit], run: Run, step: Needs) -> Iterator[Line]:
     """Yield a line for each limit that the service exceeds; it starts after the trials."""
     needs = service_needs(run)
     together = total_needs(
-        step, {key: max(run.config.min_replicas, 1) * one for key, one in needs.items()}
+        step, {key: max(run.config.min_replicas, 1) * value for key, value in needs.items()}
     )
     for limit in limits:
         need = together.get(limit.resource, 0.0)
@@ -129,11 +129,11 @@ def service_lines(limits: list[Limit], run: Run, step: Needs) -> Iterator[Line]:
                 f"{text}; {limit.quota} allows {short_number(limit.hard)} in all",
                 "ask for a larger quota",
             )
-        elif need > limit.left:
+        elif need > limit.available:
             yield warning(
                 "quota",
-                f"{text}; {short_number(max(limit.left, 0.0))} of {short_number(limit.hard)} are"
-                f" left in {limit.quota}",
+                f"{text}; {short_number(max(limit.available, 0.0))} of {short_number(limit.hard)}"
+                f" are left in {limit.quota}",
                 "the service will wait for room; if it runs already, it is part of what is used",
             )
 
@@ -197,7 +197,9 @@ def trial_needs(run: Run) -> Needs:
     job = objects(run)["experiment.yaml"]["spec"]["trialTemplate"]["trialSpec"]["spec"]
     needs: Needs = {}
     for replica in job["pytorchReplicaSpecs"].values():
-        containers = [one["resources"] for one in replica["template"]["spec"]["containers"]]
+        containers = [
+            container["resources"] for container in replica["template"]["spec"]["containers"]
+        ]
         for _ in range(replica["replicas"]):
             needs = total_needs(needs, of_containers(containers))
     collector = of_containers([KATIB])

@@ -63,8 +63,10 @@ def check_cluster(
     cure = "set KUBECONFIG, or run this in a notebook of the cluster" if on_cluster else ""
     try:
         connection = connect()
-        home = server_namespace(connection, config.namespace) if single_user else ""
-        namespace = home if home and config.namespace == AUTO else config.namespace
+        steps_namespace = server_namespace(connection, config.namespace) if single_user else ""
+        namespace = (
+            steps_namespace if steps_namespace and config.namespace == AUTO else config.namespace
+        )
         survey = Survey(connection, namespace_of(connection, namespace))
         version = survey.version()
     except InputError as problem:
@@ -82,9 +84,9 @@ def check_cluster(
     yield from check_apis(survey, served_kinds)
     if account == AUTO:
         account = SINGLE_USER_ACCOUNT if single_user else MULTI_USER_ACCOUNT
-    steps = Survey(connection, home) if home else survey
+    steps = Survey(connection, steps_namespace) if steps_namespace else survey
     yield from check_our_permissions(survey)
-    if single_user and not home:
+    if single_user and not steps_namespace:
         yield not_seen(
             "rights of the steps",
             f"no namespace that was checked has the ServiceAccount {SINGLE_USER_ACCOUNT}, as which"
@@ -99,7 +101,7 @@ def check_cluster(
     for finding in keys.findings(
         survey, secret=config.s3_secret, account=config.service_account, endpoint=endpoint
     ):
-        yield Line(State(finding.state), finding.what, finding.found, finding.cure)
+        yield Line(State(finding.state), finding.what, finding.result, finding.cure)
     # The form 'triton' names its own image and needs no serving runtime.
     if config.predictor_form == "model":
         yield check_runtime(survey)
@@ -164,13 +166,13 @@ def check_our_permissions(survey: Survey) -> Iterator[Line]:
         for permission, verb in permissions.requests()
         if permission.name not in STEP_NAMESPACE_RIGHTS
     ]
-    denied = [
+    denials = [
         (permission, verb) for permission, verb in ours if not survey.is_allowed(permission, verb)
     ]
     yield from denied_lines(
         f"namespace {namespace}",
         "we",
-        denied,
+        denials,
         len(ours),
         f"have the owner of namespace {namespace} apply {OVERLAY} and bind you:"
         f" kubectl -n {namespace} create rolebinding NAME --role jec-launcher --user YOU",
@@ -182,40 +184,42 @@ def check_steps_permissions(survey: Survey, account: str, steps: Survey) -> Iter
 
     `survey` is of the namespace of the objects, `steps` of the one that the steps run in.
     """
-    namespace, home = survey.namespace, steps.namespace
+    namespace, steps_namespace = survey.namespace, steps.namespace
     what, unseen = "rights of the steps", f"rights of ServiceAccount {account}"
-    who = f"ServiceAccount {account}" + (f" of {home}" if home != namespace else "")
-    denied = []
+    who = f"ServiceAccount {account}" + (
+        f" of {steps_namespace}" if steps_namespace != namespace else ""
+    )
+    denials = []
     for permission, verb in permissions.requests():
         place = steps if permission.name in STEP_NAMESPACE_RIGHTS else survey
-        allowed = place.account_is_allowed(account, permission, verb, home)
-        if allowed is None:
+        is_allowed = place.account_is_allowed(account, permission, verb, steps_namespace)
+        if is_allowed is None:
             # The right to ask about another account covers all questions or none.
             yield not_seen(
                 what,
                 f"{who}: we may not ask for others ({place.unseen.get(unseen, '')})",
                 f"kubectl auth can-i create experiments.kubeflow.org -n {namespace} --as"
-                f" system:serviceaccount:{home}:{account}, or run this in a notebook",
+                f" system:serviceaccount:{steps_namespace}:{account}, or run this in a notebook",
             )
             return
-        if not allowed:
-            denied.append((permission, verb))
-    spaces = sorted({namespace, home})
+        if not is_allowed:
+            denials.append((permission, verb))
+    spaces = sorted({namespace, steps_namespace})
     yield from denied_lines(
         what,
         who,
-        denied,
+        denials,
         sum(1 for _ in permissions.requests()),
         f"kubectl apply -k {OVERLAY} in namespace {' and '.join(spaces)}, then kubectl -n"
         f" {namespace} create rolebinding {account} --role jec-launcher --serviceaccount"
-        f" {home}:{account}",
+        f" {steps_namespace}:{account}",
     )
 
 
 def denied_lines(
     what: str,
     who: str,
-    denied: list[tuple[permissions.Permission, str]],
+    denials: list[tuple[permissions.Permission, str]],
     total: int,
     cure: str,
 ) -> Iterator[Line]:
@@ -223,13 +227,13 @@ def denied_lines(
 
     The cure is the same for all lines and is printed with the first.
     """
-    if not denied:
+    if not denials:
         yield ok(what, f"{who} may do all {total} things that a run does")
     verbs_of: dict[permissions.Permission, list[str]] = {}
-    for permission, verb in denied:
+    for permission, verb in denials:
         verbs_of.setdefault(permission, []).append(verb)
     for permission, verbs in verbs_of.items():
-        line = error if permission.needed else warning
+        line = error if permission.is_needed else warning
         yield line(
             what,
             f"{who} may not {', '.join(verbs)} {permission.name} ({permission.why};"

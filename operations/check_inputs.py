@@ -44,8 +44,8 @@ def check_inputs(config: RunConfig, *, on_kubeflow: bool = False) -> Iterator[Li
     for split in SPLITS:
         name = f"{split} data"
         if split in inputs.file_checks:
-            for skipped in inputs.file_checks[split].skipped:
-                yield warning(name, f"{skipped.uri} is damaged and will be left out")
+            for file in inputs.file_checks[split].skipped_files:
+                yield warning(name, f"{file.uri} is damaged and will be left out")
         here = [storage.is_local(entry.uri) for entry in inputs.files.get(split, [])]
         if storage.is_s3(config.s3_bucket) and any(here):
             yield warning(

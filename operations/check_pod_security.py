@@ -39,11 +39,11 @@ def check_pod_security(survey: Survey, run: Run) -> Iterator[Line]:
     if level not in (BASELINE, RESTRICTED):
         yield ok(WHAT, f"namespace {survey.namespace} takes all pods ({ENFORCE}: {level})")
         return
-    any_refused = False
+    has_problem = False
     for line in [*own_lines(survey, run, level), *foreign_lines(survey, run, level)]:
-        any_refused = True
+        has_problem = True
         yield line
-    if not any_refused:
+    if not has_problem:
         yield ok(WHAT, f"namespace {survey.namespace} enforces {level}, and takes every pod")
 
 
@@ -150,10 +150,10 @@ def katib_lines(survey: Survey, run: Run) -> Iterator[Line]:
             f"{RESTRICTED} refuses every trial: Katib's metrics collector has no security context",
             f"have the administrator set {collector_cure}",
         )
-    for one in (config.get("runtime") or {}).get("suggestions") or []:
-        if one.get("algorithmName") != algorithm:
+    for suggestion in (config.get("runtime") or {}).get("suggestions") or []:
+        if suggestion.get("algorithmName") != algorithm:
             continue
-        reasons = violations({"containers": [{**one, "name": "suggestion"}]}, RESTRICTED)
+        reasons = violations({"containers": [{**suggestion, "name": "suggestion"}]}, RESTRICTED)
         if reasons:
             yield error(
                 WHAT,

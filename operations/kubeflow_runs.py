@@ -120,9 +120,9 @@ class Step:
     name: str
     state: str
     """KFP's state, or OMITTED for a step that its run never started."""
-    started: str
+    start_time: str
     """ISO 8601; empty if it has not started."""
-    ended: str
+    end_time: str
     """ISO 8601; empty if it has not ended."""
     error: str
     """KFP's error message; empty if there is none."""
@@ -210,8 +210,8 @@ def steps(run: KubeflowRun) -> list[Step]:
             latest[task.display_name] = Step(
                 name=task.display_name,
                 state=_state(task),
-                started=_time(task.start_time),
-                ended=_time(task.end_time),
+                start_time=_time(task.start_time),
+                end_time=_time(task.end_time),
                 error=(task.error and task.error.message) or "",
             )
     return [latest[name] for name in chain_steps.NAMES if name in latest]

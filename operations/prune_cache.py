@@ -40,7 +40,7 @@ class DecodedSet:
 
     folder: Path
     size: int
-    used: float
+    last_use: float
     """When it was written or opened last, in seconds since 1970."""
     keep_reason: str
     """Why it must not be removed; empty if it may be."""
@@ -64,7 +64,7 @@ def act(args: argparse.Namespace) -> int:
         print(f"nothing to remove in {' and '.join(str(place) for place in places(args))}")
         return 0
     for decoded_set in candidates:
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(decoded_set.used))
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(decoded_set.last_use))
         print(f"{decoded_set.folder}  used {when}  {size_text(decoded_set.size)}")
     if not (args.yes or confirm(len(candidates), "sets of decoded jets")):
         print("nothing was removed")
@@ -106,7 +106,7 @@ def sets_of(args: argparse.Namespace) -> list[DecodedSet]:
     references = sets_of_active_runs(of_runs.parent)
     open_folders = folders_in_use([of_runs, of_node])
     sets = [*_sets_in(of_runs, references, open_folders), *_sets_in(of_node, {}, open_folders)]
-    return sorted(sets, key=lambda decoded_set: decoded_set.used, reverse=True)
+    return sorted(sets, key=lambda decoded_set: decoded_set.last_use, reverse=True)
 
 
 def _sets_in(
@@ -118,13 +118,15 @@ def _sets_in(
         description = folder / DESCRIPTION
         if folder.is_symlink() or not description.is_file():
             continue
-        used = max(description.stat().st_mtime, folder.stat().st_mtime)
+        last_use = max(description.stat().st_mtime, folder.stat().st_mtime)
         keep_reason = references.get(folder.resolve(), "")
         if folder.resolve() in open_folders:
             keep_reason = "a process has it open"
-        elif time.time() - used < RECENT_SECONDS:
+        elif time.time() - last_use < RECENT_SECONDS:
             keep_reason = keep_reason or "it was used a moment ago"
-        yield DecodedSet(folder=folder, size=size_of(folder), used=used, keep_reason=keep_reason)
+        yield DecodedSet(
+            folder=folder, size=size_of(folder), last_use=last_use, keep_reason=keep_reason
+        )
 
 
 def sets_of_active_runs(output: Path) -> dict[Path, str]:
@@ -188,7 +190,7 @@ def matches(decoded_set: DecodedSet, older_than: float | None, larger_than: floa
 
     A limit of None does not apply.
     """
-    if older_than is not None and time.time() - decoded_set.used <= older_than:
+    if older_than is not None and time.time() - decoded_set.last_use <= older_than:
         return False
     return larger_than is None or decoded_set.size > larger_than
 

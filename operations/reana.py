@@ -133,10 +133,10 @@ def with_copied_files(config: RunConfig, folder: Path) -> tuple[RunConfig, list[
 
 def reana_specification(config: RunConfig, copies: list[str]) -> dict[str, object]:
     """Return the content of reana.yaml: files to upload, the workflow, files to download."""
-    data = [one for split in SPLITS for one in local_patterns(config, split)]
+    data = [pattern for split in SPLITS for pattern in local_patterns(config, split)]
     inputs: dict[str, object] = {"files": ["Snakefile", *copies]}
     if data:
-        inputs["directories"] = sorted({one.split("/")[0] for one in data})
+        inputs["directories"] = sorted({pattern.split("/")[0] for pattern in data})
     run_folder = f"{RESULTS}/{config.run_id}"
     return {
         "inputs": inputs,

@@ -117,24 +117,24 @@ def line_of_local_run(folder: Path, living: set[str]) -> RunLine:
     """Return the line of a run on this machine; `living` has the ids of runs with processes."""
     going_on = is_going_on(folder, living)
     line = line_of(str(folder), size_of(folder))
-    kept, served = why_not_own(folder), False
-    if not kept and recorded_id(folder) is None:
-        kept = "it has no run.json, or one that cannot be read"
+    keep_reason, is_served = why_not_own(folder), False
+    if not keep_reason and recorded_id(folder) is None:
+        keep_reason = "it has no run.json, or one that cannot be read"
     if line.state.endswith(RUNNING) and not going_on:
         line = dataclasses.replace(line, state=f"stopped in {line.state.removesuffix(RUNNING)}")
     try:
         service = ServiceRecord.find(RunFolder(str(folder)).service)
         # A local server is one of the run's processes. Whether a cluster's still runs is unknown.
-        served = service is not None and (service.kind != "triton" or folder.name in living)
+        is_served = service is not None and (service.kind != "triton" or folder.name in living)
     except JecError:
-        kept = kept or "its service.json cannot be read"
-    if served:
-        kept = "it is served"
+        keep_reason = keep_reason or "its service.json cannot be read"
+    if is_served:
+        keep_reason = "it is served"
     elif going_on:
-        kept = "it is going on"
-    elif not line.has_ended and not kept and may_run_elsewhere(folder, line):
-        kept = "it may be going on on another machine"
-    return dataclasses.replace(line, served=served, kept=kept)
+        keep_reason = "it is going on"
+    elif not line.has_ended and not keep_reason and may_run_elsewhere(folder, line):
+        keep_reason = "it may be going on on another machine"
+    return dataclasses.replace(line, served=is_served, kept=keep_reason)
 
 
 def may_run_elsewhere(folder: Path, line: RunLine) -> bool:
@@ -180,14 +180,14 @@ def stored_runs(place: str) -> Iterator[RunLine]:
 def line_of_stored_run(uri: str, size: int, paths: Collection[str]) -> RunLine:
     """Return the line of a run at an address; `paths` are its files relative to it."""
     line = line_of(uri, size)
-    kept = ""
+    keep_reason = ""
     if "service.json" in paths:
-        kept = f"it was served; if it no longer is: --down {line.run_id} --storage"
+        keep_reason = f"it was served; if it no longer is: --down {line.run_id} --storage"
     elif not {"run.json", "unchanged.json"} & set(paths):
-        kept = "it has no run.json"
+        keep_reason = "it has no run.json"
     elif not line.has_ended:
-        kept = "it may be going on"
-    return dataclasses.replace(line, served="service.json" in paths, kept=kept)
+        keep_reason = "it may be going on"
+    return dataclasses.replace(line, served="service.json" in paths, kept=keep_reason)
 
 
 def line_of(uri: str, size: int) -> RunLine:
@@ -248,8 +248,10 @@ def show(lines: Sequence[RunLine], place: str) -> int:
     rows = [head]
     for line in lines:
         when = line.changed.astimezone().strftime("%Y-%m-%d %H:%M") if line.changed else "–"
-        served = "yes" if line.served else "no"
-        rows.append((line.run_id, when, size_text(line.size), served, line.gain or "–", line.state))
+        served_text = "yes" if line.served else "no"
+        rows.append(
+            (line.run_id, when, size_text(line.size), served_text, line.gain or "–", line.state)
+        )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]

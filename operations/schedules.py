@@ -115,8 +115,15 @@ def show(existing: Sequence[Schedule], host: str) -> None:
         print(f"no schedules at {host}")
         return
     rows = [("schedule", "state", "cron (second first)", "created")]
-    for one in existing:
-        rows.append((one.name, "on" if one.is_on else "paused", one.cron or "–", one.created))
+    for schedule in existing:
+        rows.append(
+            (
+                schedule.name,
+                "on" if schedule.is_on else "paused",
+                schedule.cron or "–",
+                schedule.created,
+            )
+        )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]

@@ -144,7 +144,7 @@ class Server:
         words = _words(error)
         # KFP answers a request without a user with 'Unauthenticated', but not always with a 401.
         if error.status == 401 or "unauthenticated" in words.lower():
-            return self.credentials.refused(self.host, words)
+            return self.credentials.refusal(self.host, words)
         return ClusterError(
             f"Kubeflow Pipelines at {self.host}: we may not {action}: {words}. Is --namespace one"
             " of yours?"
@@ -168,7 +168,7 @@ def connect(host: str, auth: str = "auto", namespace: str | None = None) -> Serv
         """Send a request; raise AuthError if the answer is a login page."""
         answer = send(*arguments, **options)
         if is_page(answer.data):
-            raise login.refused(host, "it answered with a login page")
+            raise login.refusal(host, "it answered with a login page")
         return answer
 
     rest.request = request
@@ -213,7 +213,7 @@ def probe(host: str, login: Credentials) -> Health:
         with contextlib.suppress(ClusterError):
             older = _health(f"{base}/apis/v1beta1/healthz", host, login)
             version = older.get("tag_name") or older.get("apiServerTagName")
-    # a server that was built without a version tells 'unknown'
+    # a server that was built without a version reports 'unknown'
     text = str(version or "")
     return Health(
         version=text if version_numbers(text) else "",
@@ -244,7 +244,7 @@ def _health(url: str, host: str, login: Credentials) -> Mapping[str, object]:
             " check --host"
         )
     if re.search(rb"password|log ?in|sign ?in", answer.content, re.IGNORECASE):
-        raise login.refused(host, "it answered with a login page")
+        raise login.refusal(host, "it answered with a login page")
     raise ClusterError(
         f"{host} answers with a web page, not with the API of Kubeflow Pipelines; try --host"
         f" {host.rstrip('/')}/pipeline"
@@ -256,12 +256,12 @@ def refusal(
 ) -> JecError:
     """Return the error for an answer with a status of 300 or more ('404 Not Found')."""
     if code in (401, 403):
-        return login.refused(host, status)
+        return login.refusal(host, status)
     if code in (301, 302, 303, 307, 308):
         location = headers.get("Location", "")
         parts = urlsplit(location)
         if LOGIN_PAGE.search(parts.path) or LOGIN_PAGE.search(parts.netloc):
-            return login.refused(host, f"it redirects to the login at {parts.netloc or host}")
+            return login.refusal(host, f"it redirects to the login at {parts.netloc or host}")
         return ClusterError(f"{host} has moved to {location}; give that as --host")
     if code == 404:
         return ClusterError(

@@ -205,7 +205,7 @@ def with_reason(line: str, reason: str) -> str:
     first, rest = "".join(lines[:1]), lines[1:REASON_LINES]
     if len(lines) > REASON_LINES:
         rest.append(f"({len(lines) - REASON_LINES} more lines in status.json)")
-    return "\n".join([f"{line} {first}".rstrip(), *(f"    {one.strip()}" for one in rest)])
+    return "\n".join([f"{line} {first}".rstrip(), *(f"    {text.strip()}" for text in rest)])
 
 
 WORDS = {"SUCCEEDED": "done", "CANCELED": "interrupted"}
@@ -248,7 +248,7 @@ def merged_steps(run: KubeflowRun, record: StatusRecord) -> list[StepState]:
         elif state == "failed" and not reason:
             is_terminated = workflow.is_terminated(run.workflow)
             reason = TERMINATED if is_terminated else "stopped before it could write a reason"
-        time = (step.started if step else "") or (own.time if own else "")
+        time = (step.start_time if step else "") or (own.time if own else "")
         states.append(StepState(name=name, state=state, time=time, reason=reason))
     return states
 

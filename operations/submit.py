@@ -137,7 +137,7 @@ def upload(config: RunConfig, server: Server, image: str, *, account: str = AUTO
     config = with_uploaded_files(config)
     if server.multi_user:
         # 'auto' is the namespace of the steps' pods, so that a clone of the run works in the
-        # namespace of whoever clones it.
+        # namespace of the user who clones it.
         config = config.replace(namespace=AUTO)
     with tempfile.TemporaryDirectory() as folder:
         # The IR has the site's defaults and not this run's parameters, so that all runs of a site
@@ -265,7 +265,7 @@ def for_pods(config: RunConfig) -> RunConfig:
 
 
 def check_version(server: Server) -> None:
-    """Warn if the server does not tell its version. Raises ClusterError if it is unsuitable."""
+    """Warn if the server does not report its version. Raises ClusterError if it is unsuitable."""
     if problem := version_problem(server.version, chain.sdk_version()):
         if server.version:
             raise ClusterError(f"Kubeflow Pipelines at {server.host}: {problem}")

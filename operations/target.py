@@ -56,8 +56,8 @@ class Target:
     @property
     def is_unreachable(self) -> bool:
         """Whether no place outside this machine could be asked for the run."""
-        asked = self.kubeflow is not None or self.forgotten_by or self.operator is not None
-        return bool(self.storage_unseen) and not asked
+        has_answer = self.kubeflow is not None or self.forgotten_by or self.operator is not None
+        return bool(self.storage_unseen) and not has_answer
 
     @property
     def unreachable(self) -> str:

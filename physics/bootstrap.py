@@ -111,7 +111,14 @@ class Family:
 
 
 def disjoint_families(groups: Mapping[str, Mask]) -> list[list[int]]:
-    """Divide the groups into families without a common jet; return the groups' numbers."""
+    """Divide the groups into families without a common jet.
+
+    Args:
+        groups: name -> (N,) bool, the jets of the group.
+
+    Returns:
+        For each family the positions of its groups in `groups`.
+    """
     families: list[list[int]] = []
     occupied: list[Mask] = []
     for number, mask in enumerate(groups.values()):

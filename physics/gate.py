@@ -166,7 +166,7 @@ def gain_check(sample: Sample, settings: GateSettings) -> Record | None:
 
 
 def missing_gain_reason(sample: Sample) -> str:
-    """Say that too few test jets are left to measure the gain."""
+    """The reason that too few test jets remain to measure the gain."""
     whole = groups.SUMMARY[-1]
     return (
         f"the resolution gain cannot be measured: the test set has {sample.sizes[whole.name]:,}"
@@ -261,7 +261,7 @@ def judged_regions(settings: GateSettings) -> list[str]:
 
 def judged_groups(sample: Sample) -> set[str]:
     """Return the names of the groups with enough jets to be judged."""
-    whole = {one.name for one in (*groups.WHOLE_REGIONS, *groups.CLOSURE_REGIONS)}
+    whole = {bin_.name for bin_ in (*groups.WHOLE_REGIONS, *groups.CLOSURE_REGIONS)}
     return {name for name in sample.masks if name in whole or sample.sizes[name] >= MIN_JETS}
 
 
@@ -269,9 +269,9 @@ def closure_places(sample: Sample, settings: GateSettings) -> dict[str, str]:
     """Return group -> its description, for each group in which closure is judged."""
     regions = judged_regions(settings)
     places = {}
-    for one in (groups.CLOSURE_ALL, *groups.CLOSURE_REGIONS, *groups.CURVES):
-        if one.region in (*regions, "all"):
-            places[one.name] = one.text
+    for bin_ in (groups.CLOSURE_ALL, *groups.CLOSURE_REGIONS, *groups.CURVES):
+        if bin_.region in (*regions, "all"):
+            places[bin_.name] = bin_.text
     above = f"above {r.CLOSURE_FROM:g} GeV"
     for low, high in (*groups.ETA_SLICES, *groups.FINE_ETA_SLICES):
         middle = np.array([(low + high) / 2])
@@ -297,13 +297,13 @@ def closure_tests(sample: Sample, settings: GateSettings) -> Iterator[Test]:
 
 def resolution_tests(sample: Sample, settings: GateSettings) -> Iterator[Test]:
     """IQR / median in each region above 30 GeV, and in its bins of pT."""
-    for one in groups.SUMMARY:
-        if one.region in judged_regions(settings) and one.name in judged_groups(sample):
-            model = r.resolution(sample.quantiles["model"][one.name])
-            standard = r.resolution(sample.quantiles["standard"][one.name])
+    for bin_ in groups.SUMMARY:
+        if bin_.region in judged_regions(settings) and bin_.name in judged_groups(sample):
+            model = r.resolution(sample.quantiles["model"][bin_.name])
+            standard = r.resolution(sample.quantiles["standard"][bin_.name])
             limit = settings.max_resolution_ratio * standard
-            number = sample.sizes[one.name]
-            yield _test("resolution", one.text, number, "", model, standard, limit)
+            number = sample.sizes[bin_.name]
+            yield _test("resolution", bin_.text, number, "", model, standard, limit)
 
 
 def _test(
@@ -337,20 +337,20 @@ def tail_tests(sample: Sample, settings: GateSettings) -> Iterator[Test]:
     limit of infinitely many draws.
     """
     regions = judged_regions(settings)
-    for one in groups.SUMMARY[::-1]:
-        is_whole = one.low == r.PT_EDGES[0] and math.isinf(one.high)
-        if not is_whole or one.region not in (*regions, "all"):
+    for bin_ in groups.SUMMARY[::-1]:
+        is_whole = bin_.low == r.PT_EDGES[0] and math.isinf(bin_.high)
+        if not is_whole or bin_.region not in (*regions, "all"):
             continue
-        if one.name not in sample.masks:
+        if bin_.name not in sample.masks:
             continue
-        mask = sample.masks[one.name]
+        mask = sample.masks[bin_.name]
         for quantity, is_far in TAILS.items():
             model = 100.0 * is_far(sample.responses["model"][mask])
             standard = 100.0 * is_far(sample.responses["standard"][mask])
             margin = settings.max_tail_ratio * standard - model
             yield Test(
                 quantity=quantity,
-                where=one.text,
+                where=bin_.text,
                 num_jets=len(margin),
                 unit="%",
                 value=float(np.mean(model)),
@@ -365,28 +365,28 @@ def flavour_places(settings: GateSettings) -> list[r.Bin]:
     """Where the flavour spread is judged."""
     regions = judged_regions(settings)
     return [
-        one
-        for one in (groups.CLOSURE_ALL, *groups.CLOSURE_REGIONS)
-        if one.region in (*regions, "all")
+        bin_
+        for bin_ in (groups.CLOSURE_ALL, *groups.CLOSURE_REGIONS)
+        if bin_.region in (*regions, "all")
     ]
 
 
 def flavour_tests(sample: Sample, settings: GateSettings) -> Iterator[Test]:
     """The flavour spread above 60 GeV, all jets and in each region."""
-    for one in flavour_places(settings):
-        flavours = metrics.flavours_in(one, sample)
+    for bin_ in flavour_places(settings):
+        flavours = metrics.flavours_in(bin_, sample)
         if len(flavours) < 2:
             continue
         spreads = {}
         for name in ("model", "standard"):
-            medians = metrics.flavour_medians(one, flavours, sample.quantiles[name])
+            medians = metrics.flavour_medians(bin_, flavours, sample.quantiles[name])
             spreads[name] = 100 * r.signed_root(r.spread_squared(medians))
         limit = settings.max_flavour_ratio * spreads["standard"]
         margin = limit - spreads["model"]
         yield Test(
             quantity="flavour spread",
-            where=one.text,
-            num_jets=sample.sizes[one.name],
+            where=bin_.text,
+            num_jets=sample.sizes[bin_.name],
             unit="%",
             value=max(float(spreads["model"][0]), 0.0),
             standard=max(float(spreads["standard"][0]), 0.0),
@@ -461,21 +461,21 @@ def missing_reasons(
     Both gates require closure, jets in each region, and the coverage of a network that gives
     intervals. The strict gate also requires resolution, closure and flavour spread of each region.
     """
-    judged = {(test.quantity, test.where) for test in tests}
+    judged_places = {(test.quantity, test.where) for test in tests}
     if not any(test.quantity == "closure" for test in tests):
         yield (
             f"closure cannot be measured: too few test jets with pT above {r.CLOSURE_FROM:g} GeV"
         )
     strict = settings.gate == "strict"
-    required_groups = [("resolution", one) for one in groups.WHOLE_REGIONS]
+    required_groups = [("resolution", bin_) for bin_ in groups.WHOLE_REGIONS]
     if strict:
-        required_groups += [("closure", one) for one in groups.CLOSURE_REGIONS]
-    for quantity, one in required_groups:
-        if one.region not in judged_regions(settings) or (quantity, one.text) in judged:
+        required_groups += [("closure", bin_) for bin_ in groups.CLOSURE_REGIONS]
+    for quantity, bin_ in required_groups:
+        if bin_.region not in judged_regions(settings) or (quantity, bin_.text) in judged_places:
             continue
-        if strict or not sample.sizes[one.name]:
+        if strict or not sample.sizes[bin_.name]:
             yield (
-                f"{quantity} cannot be measured for {one.text}: {sample.sizes[one.name]:,} test"
+                f"{quantity} cannot be measured for {bin_.text}: {sample.sizes[bin_.name]:,} test"
                 f" jets, at least {groups.MIN_JETS} are needed; where the model is for one region,"
                 " give --gate-regions barrel or endcap"
             )
@@ -485,12 +485,12 @@ def missing_reasons(
             f" {groups.MIN_JETS} test jets got a finite interval from the model"
         )
     if strict:
-        for one in flavour_places(settings):
-            if ("flavour spread", one.text) not in judged:
+        for bin_ in flavour_places(settings):
+            if ("flavour spread", bin_.text) not in judged_places:
                 yield (
-                    f"the flavour spread cannot be measured for {one.text}: fewer than two flavours"
-                    f" have {groups.MIN_FLAVOUR_JETS} jets, or partonFlav and hadronFlav are not"
-                    " among the observers; the strict gate needs it"
+                    f"the flavour spread cannot be measured for {bin_.text}: fewer than two"
+                    f" flavours have {groups.MIN_FLAVOUR_JETS} jets, or partonFlav and hadronFlav"
+                    " are not among the observers; the strict gate needs it"
                 )
 
 
@@ -499,31 +499,35 @@ def unmeasured_groups(sample: Sample, settings: GateSettings) -> list[Record]:
 
     The many narrow slices are one entry.
     """
-    judged = judged_groups(sample)
-    bins = {one.name: one for one in (*groups.CLOSURE_REGIONS, *groups.CURVES)}
+    judged_names = judged_groups(sample)
+    bins = {bin_.name: bin_ for bin_ in (*groups.CLOSURE_REGIONS, *groups.CURVES)}
     records = []
-    for one in groups.WHOLE_REGIONS:
-        if one.region in judged_regions(settings) and one.name not in judged:
-            number = sample.sizes[one.name]
+    for bin_ in groups.WHOLE_REGIONS:
+        if bin_.region in judged_regions(settings) and bin_.name not in judged_names:
+            number = sample.sizes[bin_.name]
             reason = f"{number} jets, fewer than {groups.MIN_JETS}"
-            records.append(metrics.not_measured("resolution and tails", one.text, number, reason))
+            records.append(
+                metrics.unmeasured_record("resolution and tails", bin_.text, number, reason)
+            )
     narrow = 0
     for group, where in closure_places(sample, settings).items():
-        if group in judged:
+        if group in judged_names:
             continue
         number = sample.sizes[group]
         if group in bins:
             reason = f"{number} jets, fewer than {MIN_JETS}"
-            records.append(metrics.not_measured("closure", where, number, reason))
+            records.append(metrics.unmeasured_record("closure", where, number, reason))
         else:
             narrow += 1
     if narrow:
         reason = f"fewer than {MIN_JETS} jets in {narrow} of them"
         number = sample.sizes[groups.CLOSURE_ALL.name]
-        records.append(metrics.not_measured("closure", "slices of eta and others", number, reason))
-    for one in flavour_places(settings):
-        if len(metrics.flavours_in(one, sample)) < 2:
+        records.append(
+            metrics.unmeasured_record("closure", "slices of eta and others", number, reason)
+        )
+    for bin_ in flavour_places(settings):
+        if len(metrics.flavours_in(bin_, sample)) < 2:
             reason = f"fewer than two flavours with {groups.MIN_FLAVOUR_JETS} jets"
-            number = sample.sizes[one.name]
-            records.append(metrics.not_measured("flavour spread", one.text, number, reason))
+            number = sample.sizes[bin_.name]
+            records.append(metrics.unmeasured_record("flavour spread", bin_.text, number, reason))
     return records

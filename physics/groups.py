@@ -75,7 +75,7 @@ CLOSURE_REGIONS = r.bins((r.CLOSURE_FROM, math.inf))
 CLOSURE_ALL = Bin(region="all", low=r.CLOSURE_FROM, high=math.inf)
 """Both regions from CLOSURE_FROM up."""
 
-CLOSURE = [*CLOSURE_REGIONS, *(one for one in CURVES if one.low >= r.CLOSURE_FROM)]
+CLOSURE = [*CLOSURE_REGIONS, *(bin_ for bin_ in CURVES if bin_.low >= r.CLOSURE_FROM)]
 """Where closure must hold: each region as a whole (the most precise), then in its pT bins.
 
 The bins are needed because a trend may cancel in the whole region.
@@ -94,14 +94,14 @@ def masks(columns: Mapping[str, np.ndarray]) -> dict[str, Mask]:
     """
     gen_pt, gen_eta = columns["genJetPt"], columns["genJetEta"]
     groups: dict[str, Mask] = {}
-    for one in (*SUMMARY, *CURVES, *CLOSURE, CLOSURE_ALL):
-        groups[one.name] = one.contains(gen_pt, gen_eta)
+    for bin_ in (*SUMMARY, *CURVES, *CLOSURE, CLOSURE_ALL):
+        groups[bin_.name] = bin_.contains(gen_pt, gen_eta)
 
     if has_flavours(columns):
         flavours = r.flavour(columns["partonFlav"], columns["hadronFlav"])
-        for one in FLAVOUR_BINS:
+        for bin_ in FLAVOUR_BINS:
             for flavour in r.FLAVOURS:
-                groups[flavour_name(one, flavour)] = groups[one.name] & (flavours == flavour)
+                groups[flavour_name(bin_, flavour)] = groups[bin_.name] & (flavours == flavour)
 
     for low, high in (*ETA_SLICES, *FINE_ETA_SLICES, *JERC_ETA_SLICES):
         inside = (gen_eta >= low) & (gen_eta < high)
@@ -115,13 +115,17 @@ def masks(columns: Mapping[str, np.ndarray]) -> dict[str, Mask]:
 
     for low, high in pileup_slices(columns):
         inside = (columns[PILEUP] >= low) & (columns[PILEUP] < high)
-        for one in PILEUP_BINS:
-            groups[pileup_name(low, high, one)] = inside & one.contains(gen_pt, gen_eta)
+        for bin_ in PILEUP_BINS:
+            groups[pileup_name(low, high, bin_)] = inside & bin_.contains(gen_pt, gen_eta)
     return groups
 
 
 def has_flavours(columns: Mapping[str, np.ndarray]) -> bool:
-    """Return whether the jets' flavours are among the observers."""
+    """Return whether partonFlav and hadronFlav are among the observers.
+
+    Args:
+        columns: observer -> (N,).
+    """
     return "partonFlav" in columns and "hadronFlav" in columns
 
 
@@ -134,6 +138,12 @@ def slice_edges(columns: Mapping[str, np.ndarray]) -> dict[str, Floats]:
     """Return column of RESIDUALS -> edges of slices with equally many jets.
 
     A column that is missing, not finite or nearly constant has no entry.
+
+    Args:
+        columns: observer -> (N,).
+
+    Returns:
+        Column -> at most SLICES + 1 rising edges, in the column's unit.
     """
     closing = closing_jets(columns)
     result = {}
@@ -160,7 +170,11 @@ def equal_slices(values: Floats, number: int) -> Floats:
 
 
 def pileup_slices(columns: Mapping[str, np.ndarray]) -> list[tuple[float, float]]:
-    """(low, high) of the slices of PILEUP; none where it is missing or not finite."""
+    """Return the (low, high) of each slice of PILEUP; none where it is missing or not finite.
+
+    Args:
+        columns: observer -> (N,).
+    """
     values = np.asarray(columns.get(PILEUP, ()), dtype=np.float64)
     closing = closing_jets(columns)
     if not len(values) or not np.isfinite(values).all() or not closing.any():
@@ -168,14 +182,14 @@ def pileup_slices(columns: Mapping[str, np.ndarray]) -> list[tuple[float, float]
     return list(itertools.pairwise(equal_slices(values[closing], PILEUP_SLICES).tolist()))
 
 
-def pileup_name(low: float, high: float, one: Bin) -> str:
+def pileup_name(low: float, high: float, bin_: Bin) -> str:
     """The group of a slice of pile-up in a bin of pT."""
-    return f"pile-up {low:.9g} to {high:.9g}, {one.name}"
+    return f"pile-up {low:.9g} to {high:.9g}, {bin_.name}"
 
 
-def flavour_name(one: Bin, flavour: str) -> str:
+def flavour_name(bin_: Bin, flavour: str) -> str:
     """The group of the jets of a flavour in a bin."""
-    return f"{flavour} in {one.name}"
+    return f"{flavour} in {bin_.name}"
 
 
 def eta_name(low: float, high: float) -> str:

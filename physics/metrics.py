@@ -90,7 +90,19 @@ def measure(
     seed: int = 0,
     advance: Callable[[], None] | None = None,
 ) -> Record:
-    """Compute all metrics of a model's answers; arguments as for `sample_of`."""
+    """Compute all metrics of a model's answers.
+
+    Args:
+        columns: observer -> (N,); momenta in GeV.
+        output: (N,), log(pT_gen / jetPt) as the model predicts it.
+        baseline: (N,), the same by an earlier model.
+        replicates: number of draws of the bootstrap.
+        seed: of the draws.
+        advance: is called after each draw.
+
+    Returns:
+        The record of `record_of`.
+    """
     sample = sample_of(
         columns, output, baseline=baseline, replicates=replicates, seed=seed, advance=advance
     )
@@ -128,10 +140,10 @@ def sample_of(
     unmeasured: list[Record] = []
     raw = responses.get("uncorrected")
     if raw is not None and not usable(raw)[usable(responses["standard"])].all():
-        # A column for the report alone must not decide which jets the gate sees.
+        # A column that only the report uses must not decide which jets the gate uses.
         del responses["uncorrected"]
         reason = "jetRawPt has values that are not finite and positive"
-        unmeasured.append(not_measured("uncorrected response", "all jets", len(raw), reason))
+        unmeasured.append(unmeasured_record("uncorrected response", "all jets", len(raw), reason))
 
     measurable, left_out, num_without_answer = _measurable(columns, responses)
     columns = {name: np.asarray(values)[measurable] for name, values in columns.items()}
@@ -263,14 +275,14 @@ def calibrated_responses(
 # ----------------------------------------------------------------------------- what is not measured
 
 
-def not_measured(quantity: str, where: str, num_jets: int, reason: str) -> Record:
+def unmeasured_record(quantity: str, where: str, num_jets: int, reason: str) -> Record:
     """Return the record of a number that is not measured (common.measurements.Unmeasured)."""
     return {"quantity": quantity, "where": where, "num_jets": num_jets, "reason": reason}
 
 
 def _too_few(sample: Sample) -> list[Record]:
     """The bins and slices that hold too few jets, and the columns that cannot be sliced."""
-    places = {one.name: one.text for one in (*groups.SUMMARY, *groups.CURVES, *groups.CLOSURE)}
+    places = {bin_.name: bin_.text for bin_ in (*groups.SUMMARY, *groups.CURVES, *groups.CLOSURE)}
     for low, high in groups.ETA_SLICES:
         places[groups.eta_name(low, high)] = f"eta from {low:g} to {high:g}"
     for column, edges in groups.slice_edges(sample.columns).items():
@@ -281,22 +293,24 @@ def _too_few(sample: Sample) -> list[Record]:
     records = []
     for group, where in places.items():
         if sample.sizes[group] < groups.MIN_JETS:
-            records.append(not_measured("response", where, sample.sizes[group], reason))
+            records.append(unmeasured_record("response", where, sample.sizes[group], reason))
     if groups.has_flavours(sample.columns):
-        for one in groups.FLAVOUR_BINS:
+        for bin_ in groups.FLAVOUR_BINS:
             for flavour in r.FLAVOURS:
-                number = sample.sizes[groups.flavour_name(one, flavour)]
+                number = sample.sizes[groups.flavour_name(bin_, flavour)]
                 # Both regions together are for the gate alone.
-                if number < groups.MIN_JETS and one.region != "all":
+                if number < groups.MIN_JETS and bin_.region != "all":
                     quantity = f"response of {flavour}"
-                    records.append(not_measured(quantity, one.text, number, reason))
+                    records.append(unmeasured_record(quantity, bin_.text, number, reason))
     for name in groups.RESIDUALS:
         if name in sample.columns:
             values = np.asarray(sample.columns[name], dtype=np.float64)
             number = int(np.count_nonzero(~np.isfinite(values)))
             if number:
                 reason = f"{number:,} values are not finite"
-                records.append(not_measured("closure", f"slices of {name}", len(values), reason))
+                records.append(
+                    unmeasured_record("closure", f"slices of {name}", len(values), reason)
+                )
     return records
 
 
@@ -313,13 +327,13 @@ def _intervals(
     return {name: interval(formula(of_group[group])) for name, of_group in quantiles.items()}
 
 
-def _place(one: Bin, num_jets: int) -> Record:
+def _place(bin_: Bin, num_jets: int) -> Record:
     """Return the edges of a bin for JSON; an open end is None."""
     return {
-        "region": one.region,
-        "pt_range": one.range,
-        "pt_low": one.low,
-        "pt_high": None if math.isinf(one.high) else one.high,
+        "region": bin_.region,
+        "pt_range": bin_.range,
+        "pt_low": bin_.low,
+        "pt_high": None if math.isinf(bin_.high) else bin_.high,
         "num_jets": num_jets,
     }
 
@@ -335,21 +349,21 @@ def _bins(
     gen_pt = sample.columns["genJetPt"]
     records: list[Record] = []
     unmeasured: list[Record] = []
-    for one in bins:
-        if one.name not in sample.masks:
+    for bin_ in bins:
+        if bin_.name not in sample.masks:
             continue
-        record = _place(one, sample.sizes[one.name])
+        record = _place(bin_, sample.sizes[bin_.name])
         # Both sides of a gain come from the same draws, so that its interval is paired.
-        model = quantiles["model"][one.name]
-        standard = quantiles["standard"][one.name]
+        model = quantiles["model"][bin_.name]
+        standard = quantiles["standard"][bin_.name]
         if not (r.resolution(standard).min() > 0 and r.half_width(standard).min() > 0):
             reason = "the response of the standard JEC has no width, or one of a few jets has"
             reason += " all the weight"
-            unmeasured.append(not_measured("gain", one.text, record["num_jets"], reason))
+            unmeasured.append(unmeasured_record("gain", bin_.text, record["num_jets"], reason))
             continue
-        record["pt"] = float(np.median(gen_pt[sample.masks[one.name]]))
+        record["pt"] = float(np.median(gen_pt[sample.masks[bin_.name]]))
         for name, of_group in quantiles.items():
-            q = of_group[one.name]
+            q = of_group[bin_.name]
             record[name] = {
                 "median": interval(r.median(q)),
                 "resolution": interval(r.resolution(q)),
@@ -358,12 +372,12 @@ def _bins(
         record["ratio"] = {}
         for name, of_group in quantiles.items():
             if name != "standard":
-                ratio = r.median(of_group[one.name]) / r.median(standard)
+                ratio = r.median(of_group[bin_.name]) / r.median(standard)
                 record["ratio"][name] = interval(ratio)
         record["gain"] = interval(r.gain(model, standard))
         record["gain_half_width"] = interval(r.gain(model, standard, width=r.half_width))
         for name in ("trees", "baseline"):
-            other = quantiles[name][one.name] if name in quantiles else None
+            other = quantiles[name][bin_.name] if name in quantiles else None
             if other is not None and r.resolution(other).min() > 0:
                 record[f"gain_over_{name}"] = interval(r.gain(model, other))
         records.append(record)
@@ -402,25 +416,25 @@ def _weighted(sample: Sample) -> tuple[Record | None, list[Record]]:
     weights = np.asarray(sample.columns[WEIGHT], dtype=np.float64)
     whole = groups.SUMMARY[-1]
     if reason := weights_problem(weights):
-        return None, [not_measured("weighted gain", whole.text, len(weights), reason)]
+        return None, [unmeasured_record("weighted gain", whole.text, len(weights), reason)]
     bins: list[Bin] = []
     unmeasured: list[Record] = []
     effective = {}
-    for one in groups.SUMMARY:
-        if one.name not in sample.masks:
+    for bin_ in groups.SUMMARY:
+        if bin_.name not in sample.masks:
             continue
-        effective[one.name] = effective_jets(weights[sample.masks[one.name]])
-        if effective[one.name] < groups.MIN_JETS:
-            number = sample.sizes[one.name]
-            reason = f"{effective[one.name]:.1f} effective jets, fewer than {groups.MIN_JETS}"
-            unmeasured.append(not_measured("weighted gain", one.text, number, reason))
+        effective[bin_.name] = effective_jets(weights[sample.masks[bin_.name]])
+        if effective[bin_.name] < groups.MIN_JETS:
+            number = sample.sizes[bin_.name]
+            reason = f"{effective[bin_.name]:.1f} effective jets, fewer than {groups.MIN_JETS}"
+            unmeasured.append(unmeasured_record("weighted gain", bin_.text, number, reason))
         else:
-            bins.append(one)
+            bins.append(bin_)
     if not bins:
         return None, unmeasured
     quantiles = bootstrap_quantiles(
         sample.responses,
-        {one.name: sample.masks[one.name] for one in bins},
+        {bin_.name: sample.masks[bin_.name] for bin_ in bins},
         replicates=sample.replicates,
         seed=sample.seed,
         # Weights are relative: the largest is 1, so that no sum of them overflows.
@@ -430,13 +444,17 @@ def _weighted(sample: Sample) -> tuple[Record | None, list[Record]]:
     unmeasured += missing
     summary = []
     for record in records:
-        one = Bin(region=record["region"], low=record["pt_low"], high=record["pt_high"] or math.inf)
-        record["effective_jets"] = effective[one.name]
+        bin_ = Bin(
+            region=record["region"], low=record["pt_low"], high=record["pt_high"] or math.inf
+        )
+        record["effective_jets"] = effective[bin_.name]
         gain = record["gain"]
         if gain["high"] - gain["low"] > MAX_GAIN_WIDTH and gain["low"] <= 0 <= gain["high"]:
             reason = f"too uncertain to tell, from {gain['low']:.1f} to {gain['high']:.1f} % by"
-            reason += f" {effective[one.name]:,.0f} effective jets"
-            unmeasured.append(not_measured("weighted gain", one.text, record["num_jets"], reason))
+            reason += f" {effective[bin_.name]:,.0f} effective jets"
+            unmeasured.append(
+                unmeasured_record("weighted gain", bin_.text, record["num_jets"], reason)
+            )
         else:
             summary.append(record)
     # Wherever a bin has enough jets, all jets above 30 GeV are enough.
@@ -471,11 +489,11 @@ def _core(sample: Sample) -> list[Record]:
     """Mean, and mean and width of the normal core, by calibration in the summary's bins."""
     rng = np.random.default_rng(sample.seed)
     records = []
-    for one in groups.SUMMARY:
-        if one.name in sample.masks:
-            record: Record = {"bin": one.name}
+    for bin_ in groups.SUMMARY:
+        if bin_.name in sample.masks:
+            record: Record = {"bin": bin_.name}
             for name, values in sample.responses.items():
-                record[name] = moments(values[sample.masks[one.name]], rng)
+                record[name] = moments(values[sample.masks[bin_.name]], rng)
             records.append(record)
     return records
 
@@ -510,10 +528,10 @@ def _closure(sample: Sample) -> Record:
     The worst bin is the one whose interval lies farthest from zero.
     """
     bins = []
-    for one in groups.CLOSURE:
-        if one.name in sample.masks:
-            place = _place(one, sample.sizes[one.name])
-            bins.append(place | _intervals(r.bias, sample.quantiles, one.name))
+    for bin_ in groups.CLOSURE:
+        if bin_.name in sample.masks:
+            place = _place(bin_, sample.sizes[bin_.name])
+            bins.append(place | _intervals(r.bias, sample.quantiles, bin_.name))
     worst = max(bins, key=lambda record: distance_from_zero(record["model"]), default=None)
     return {"from_gev": r.CLOSURE_FROM, "worst": worst, "bins": bins}
 
@@ -535,46 +553,46 @@ def _flavour(sample: Sample) -> tuple[Record, list[Record]]:
     unmeasured: list[Record] = []
     regions = {}
     if groups.has_flavours(sample.columns):
-        for one in groups.FLAVOUR_BINS:
+        for bin_ in groups.FLAVOUR_BINS:
             for flavour in r.FLAVOURS:
-                group = groups.flavour_name(one, flavour)
+                group = groups.flavour_name(bin_, flavour)
                 # Both regions together are for the gate alone.
-                if group in sample.masks and one.region != "all":
-                    place = _place(one, sample.sizes[group])
+                if group in sample.masks and bin_.region != "all":
+                    place = _place(bin_, sample.sizes[group])
                     medians = _intervals(r.median, sample.quantiles, group)
                     bins.append({**place, "flavour": flavour, **medians})
-        for one in groups.CLOSURE_REGIONS:
-            entry, missing = flavour_spread(one, sample)
+        for bin_ in groups.CLOSURE_REGIONS:
+            entry, missing = flavour_spread(bin_, sample)
             unmeasured += missing
             if entry:
-                regions[one.region] = entry
+                regions[bin_.region] = entry
     else:
         reason = "partonFlav and hadronFlav are not among the observers"
         whole = groups.CLOSURE_ALL
         number = sample.sizes[whole.name]
-        unmeasured.append(not_measured("flavour spread", whole.text, number, reason))
+        unmeasured.append(unmeasured_record("flavour spread", whole.text, number, reason))
     return {"from_gev": r.CLOSURE_FROM, "regions": regions, "bins": bins}, unmeasured
 
 
-def flavours_in(one: Bin, sample: Sample) -> list[str]:
+def flavours_in(bin_: Bin, sample: Sample) -> list[str]:
     """List the flavours with at least MIN_FLAVOUR_JETS jets in a bin of FLAVOUR_BINS."""
     flavours = []
     for name in r.FLAVOURS:
-        if sample.sizes.get(groups.flavour_name(one, name), 0) >= groups.MIN_FLAVOUR_JETS:
+        if sample.sizes.get(groups.flavour_name(bin_, name), 0) >= groups.MIN_FLAVOUR_JETS:
             flavours.append(name)
     return flavours
 
 
-def flavour_medians(one: Bin, flavours: Iterable[str], of_group: Mapping[str, Floats]) -> Floats:
+def flavour_medians(bin_: Bin, flavours: Iterable[str], of_group: Mapping[str, Floats]) -> Floats:
     """Return the median response of flavours in a bin: (replicates + 1, flavours).
 
     of_group: group -> quantiles of one calibration.
     """
-    medians = [r.median(of_group[groups.flavour_name(one, name)]) for name in flavours]
+    medians = [r.median(of_group[groups.flavour_name(bin_, name)]) for name in flavours]
     return np.stack(medians, axis=-1)
 
 
-def flavour_spread(one: Bin, sample: Sample) -> tuple[Record | None, list[Record]]:
+def flavour_spread(bin_: Bin, sample: Sample) -> tuple[Record | None, list[Record]]:
     """Measure how much the median response differs between flavours with enough jets in a bin.
 
     `reduction` is the share of the standard JEC's spread that the model removes (per cent, paired),
@@ -582,22 +600,22 @@ def flavour_spread(one: Bin, sample: Sample) -> tuple[Record | None, list[Record
     Also returns what is not measured.
     """
     unmeasured: list[Record] = []
-    flavours = flavours_in(one, sample)
+    flavours = flavours_in(bin_, sample)
     for name in r.FLAVOURS:
         if name not in flavours:
-            number = sample.sizes[groups.flavour_name(one, name)]
+            number = sample.sizes[groups.flavour_name(bin_, name)]
             reason = f"{name} is left out: {number} jets, fewer than {groups.MIN_FLAVOUR_JETS}"
-            unmeasured.append(not_measured("flavour spread", one.text, number, reason))
+            unmeasured.append(unmeasured_record("flavour spread", bin_.text, number, reason))
     if len(flavours) < 2:
         reason = "fewer than two flavours have enough jets"
-        number = sample.sizes[one.name]
-        unmeasured.append(not_measured("flavour spread", one.text, number, reason))
+        number = sample.sizes[bin_.name]
+        unmeasured.append(unmeasured_record("flavour spread", bin_.text, number, reason))
         return None, unmeasured
 
     medians: dict[str, Floats] = {}
     spreads: dict[str, Floats] = {}
     for calibration, of_group in sample.quantiles.items():
-        medians[calibration] = flavour_medians(one, flavours, of_group)
+        medians[calibration] = flavour_medians(bin_, flavours, of_group)
         spread = r.signed_root(r.spread_squared(medians[calibration]))
         spreads[calibration] = np.maximum(spread, 0)
     entry: Record = {
@@ -611,8 +629,8 @@ def flavour_spread(one: Bin, sample: Sample) -> tuple[Record | None, list[Record
         entry["reduction"] = interval(100 * (1 - spreads["model"] / standard))
     else:
         reason = "the standard JEC may have none, so that no share of it can be removed"
-        number = sample.sizes[one.name]
-        unmeasured.append(not_measured("flavour spread removed", one.text, number, reason))
+        number = sample.sizes[bin_.name]
+        unmeasured.append(unmeasured_record("flavour spread removed", bin_.text, number, reason))
     if {"uds", "g"} <= set(flavours):
         uds, gluon = flavours.index("uds"), flavours.index("g")
         entry["uds_minus_g"] = {
@@ -665,10 +683,10 @@ def _distribution(
     region -> calibration -> counts between `edges`.
     """
     counts: dict[str, dict[str, list[int]]] = {}
-    for one in groups.WHOLE_REGIONS:
-        mask = one.contains(columns["genJetPt"], columns["genJetEta"])
-        counts[one.region] = {}
+    for bin_ in groups.WHOLE_REGIONS:
+        mask = bin_.contains(columns["genJetPt"], columns["genJetEta"])
+        counts[bin_.region] = {}
         for name, values in responses.items():
             histogram, _ = np.histogram(values[mask], DISTRIBUTION_EDGES)
-            counts[one.region][name] = histogram.tolist()
+            counts[bin_.region][name] = histogram.tolist()
     return {"edges": DISTRIBUTION_EDGES.round(3).tolist(), "counts": counts}

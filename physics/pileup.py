@@ -20,19 +20,19 @@ def against_pileup(sample: Sample) -> list[dict[str, Any]]:
     `middle` is the median value of a slice's jets.
     """
     records = []
-    for one in groups.PILEUP_BINS:
+    for bin_ in groups.PILEUP_BINS:
         for low, high in groups.pileup_slices(sample.columns):
-            group = groups.pileup_name(low, high, one)
+            group = groups.pileup_name(low, high, bin_)
             if group not in sample.masks:
                 continue
             standard = sample.quantiles["standard"][group]
             if not r.resolution(standard).min() > 0:
                 continue
             record: dict[str, Any] = {
-                "region": one.region,
-                "pt_range": one.range,
-                "pt_low": one.low,
-                "pt_high": None if math.isinf(one.high) else one.high,
+                "region": bin_.region,
+                "pt_range": bin_.range,
+                "pt_low": bin_.low,
+                "pt_high": None if math.isinf(bin_.high) else bin_.high,
                 "num_jets": sample.sizes[group],
                 "low": low,
                 "high": high,

@@ -255,12 +255,12 @@ def measure(region: str, log_pt: Floats, gen_pt: Floats) -> list[Point]:
     points: list[Point] = []
     log_response = log_pt - np.log(gen_pt)
     low = r.CLOSURE_FROM
-    for one in r.bins(r.FINE_PT_EDGES, (region,)):
-        in_bin = (gen_pt >= low) & (gen_pt < one.high)
+    for bin_ in r.bins(r.FINE_PT_EDGES, (region,)):
+        in_bin = (gen_pt >= low) & (gen_pt < bin_.high)
         number = int(np.count_nonzero(in_bin))
-        if one.low < r.CLOSURE_FROM or number < MIN_JETS:
+        if bin_.low < r.CLOSURE_FROM or number < MIN_JETS:
             continue
-        low = one.high
+        low = bin_.high
         lower, median, upper = np.quantile(log_response[in_bin], (0.25, 0.5, 0.75))
         # The median of n values of a nearly normal distribution has the standard deviation
         # 1.253 sigma / sqrt(n), and its quartiles are 1.349 sigma apart.
@@ -284,7 +284,9 @@ def measure(region: str, log_pt: Floats, gen_pt: Floats) -> list[Point]:
 def curve_through(points: Sequence[Point], shares: Floats) -> Curve:
     """Build the curve of a region from two or more points: smooth, bounded, rising.
 
-    shares: of WIDTHS, as `width_shares` gives them.
+    Args:
+        points: by rising pT.
+        shares: (len(WIDTHS),), weight of each width of the prior, from `width_shares`.
     """
     from scipy.interpolate import PchipInterpolator
 

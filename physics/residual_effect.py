@@ -37,9 +37,9 @@ def residual_effect(
     response = r.response(pt, jets["genJetPt"])
     whole = groups.SUMMARY[-1]
     masks = {}
-    for one in (whole, *groups.CLOSURE):
-        if one.name in sample.masks:
-            masks[one.name] = sample.masks[one.name]
+    for bin_ in (whole, *groups.CLOSURE):
+        if bin_.name in sample.masks:
+            masks[bin_.name] = sample.masks[bin_.name]
     if not masks or not usable(response).all():
         return None
     quantiles_without = bootstrap_quantiles(
@@ -53,20 +53,20 @@ def residual_effect(
     quantiles = {**sample.quantiles, "with": sample.quantiles["model"], **quantiles_without}
 
     bins = []
-    for one in groups.CLOSURE:
-        if one.name in masks:
-            biases = {n: r.bias(quantiles[n][one.name]) for n in ("with", "without")}
+    for bin_ in groups.CLOSURE:
+        if bin_.name in masks:
+            biases = {n: r.bias(quantiles[n][bin_.name]) for n in ("with", "without")}
             bias_with = interval(biases["with"])
             reach = max(
                 bias_with["high"] - bias_with["value"], bias_with["value"] - bias_with["low"]
             )
             bins.append(
                 {
-                    "region": one.region,
-                    "pt_range": one.range,
-                    "pt_low": one.low,
-                    "pt_high": None if math.isinf(one.high) else one.high,
-                    "num_jets": int(np.count_nonzero(masks[one.name])),
+                    "region": bin_.region,
+                    "pt_range": bin_.range,
+                    "pt_low": bin_.low,
+                    "pt_high": None if math.isinf(bin_.high) else bin_.high,
+                    "num_jets": int(np.count_nonzero(masks[bin_.name])),
                     "with_residual": bias_with,
                     "without": interval(biases["without"]),
                     "measured": reach <= MEASURED_TO,

@@ -236,7 +236,7 @@ def spread_squared(medians: Floats) -> Floats:
 
 
 def signed_root(values: Floats) -> Floats:
-    """Return sign(x) sqrt(|x|) of each number."""
+    """Return sign(x) sqrt(|x|) of each number, in the shape of `values`."""
     return np.sign(values) * np.sqrt(np.abs(values))
 
 

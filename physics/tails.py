@@ -27,7 +27,14 @@ def off_by_30_percent(response: Floats) -> Mask:
 
 
 def off_by_a_factor(response: Floats) -> Mask:
-    """Which responses are above 1.5 or below 1 / 1.5."""
+    """Return which responses are above 1.5 or below 1 / 1.5.
+
+    Args:
+        response: (N,), pT over the generator's pT.
+
+    Returns:
+        (N,) bool.
+    """
     far: Mask = (response > 1.5) | (response < 1 / 1.5)
     return far
 
@@ -46,19 +53,19 @@ def tails(sample: Sample) -> list[dict[str, Any]]:
     standard JEC, on the same jets.
     """
     records = []
-    for one in groups.SUMMARY:
-        if one.name not in sample.masks:
+    for bin_ in groups.SUMMARY:
+        if bin_.name not in sample.masks:
             continue
-        mask = sample.masks[one.name]
+        mask = sample.masks[bin_.name]
         for name, is_far in TAILS.items():
             far = {key: is_far(values[mask]) for key, values in sample.responses.items()}
             record: dict[str, Any] = {
                 "tail": name,
-                "region": one.region,
-                "pt_range": one.range,
-                "pt_low": one.low,
-                "pt_high": None if math.isinf(one.high) else one.high,
-                "num_jets": sample.sizes[one.name],
+                "region": bin_.region,
+                "pt_range": bin_.range,
+                "pt_low": bin_.low,
+                "pt_high": None if math.isinf(bin_.high) else bin_.high,
+                "num_jets": sample.sizes[bin_.name],
                 "difference": mean_difference(far["model"], far["standard"]),
             }
             records.append(record | {key: share(which) for key, which in far.items()})

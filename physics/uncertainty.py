@@ -193,19 +193,28 @@ def _below(true: Floats, quantiles: Mapping[str, Floats]) -> list[Record]:
 def coverage_in_pt(
     band: Band, true: Floats, quantiles: Mapping[str, Floats], jets: Mapping[str, Floats]
 ) -> list[Record]:
-    """Coverage and mean half-width of the band by the pT of the file (GeV), in each region."""
+    """Coverage and mean half-width of the band by the pT of the file (GeV), in each region.
+
+    Bins with too few jets are left out.
+
+    Args:
+        band: two opposite quantiles.
+        true: (N,), log(pT_gen / jetPt).
+        quantiles: column of the network -> (N,).
+        jets: jetPt (GeV) and genJetEta, (N,) each.
+    """
     inside = band.contains(true, quantiles)
     half = band.half(quantiles)
     records: list[Record] = []
-    for one in r.bins(r.FINE_PT_EDGES):
-        in_bin = one.contains(jets["jetPt"], jets["genJetEta"])
+    for bin_ in r.bins(r.FINE_PT_EDGES):
+        in_bin = bin_.contains(jets["jetPt"], jets["genJetEta"])
         num_jets = int(np.count_nonzero(in_bin))
         if num_jets >= MIN_JETS:
             record = {
-                "region": one.region,
-                "pt_range": one.range,
-                "pt_low": one.low,
-                "pt_high": None if math.isinf(one.high) else one.high,
+                "region": bin_.region,
+                "pt_range": bin_.range,
+                "pt_low": bin_.low,
+                "pt_high": None if math.isinf(bin_.high) else bin_.high,
                 "pt": float(np.median(jets["jetPt"][in_bin])),
                 "num_jets": num_jets,
                 "coverage": share(inside[in_bin]),
@@ -221,13 +230,19 @@ def coverage_in_regions(
     """Coverage of the band over all jets, in each region, and in its wide bins of the file's pT.
 
     Groups with too few jets are left out.
+
+    Args:
+        band: two opposite quantiles.
+        true: (N,), log(pT_gen / jetPt).
+        quantiles: column of the network -> (N,).
+        jets: jetPt (GeV) and genJetEta, (N,) each.
     """
     inside = band.contains(true, quantiles)
     masks: dict[tuple[str, str], Mask] = {}
     for region in ("all", *r.REGIONS):
         masks[region, ""] = r.in_region(jets["genJetEta"], region)
-    for one in r.bins(r.PT_EDGES):
-        masks[one.region, one.range] = one.contains(jets["jetPt"], jets["genJetEta"])
+    for bin_ in r.bins(r.PT_EDGES):
+        masks[bin_.region, bin_.range] = bin_.contains(jets["jetPt"], jets["genJetEta"])
     records: list[Record] = []
     for (region, pt_range), mask in masks.items():
         num_jets = int(np.count_nonzero(mask))
@@ -257,10 +272,11 @@ def width_groups(half: Floats, jets: Mapping[str, Floats]) -> dict[str, Mask]:
 def _widths(
     draws: Mapping[str, Mapping[str, Floats]], groups: Mapping[str, Mask], half: Floats
 ) -> Record:
-    """Predicted half-widths beside measured ones, the pull, and what the prediction knows.
+    """Predicted and measured half-widths, the pull, and the prediction's separation of jets.
 
     draws: 'error' and 'pull' -> group -> (replicates + 1, 3), the quantiles at the band's lower
-    level, one half and upper level. `same_pt` is what the prediction knows of jets of the same pT.
+    level, one half and upper level. `same_pt` compares jets of the same pT with narrow and wide
+    predictions.
     """
     errors = {group: half_width(q) for group, q in draws["error"].items()}
     widths: list[Record] = []
@@ -293,8 +309,8 @@ def wider_half(half: Floats, jets: Mapping[str, Floats]) -> NDArray[np.int8]:
     their difference is not an effect of pT.
     """
     side = np.zeros(len(half), dtype=np.int8)
-    for one in r.bins(r.FINE_PT_EDGES):
-        in_bin = np.flatnonzero(one.contains(jets["jetPt"], jets["genJetEta"]))
+    for bin_ in r.bins(r.FINE_PT_EDGES):
+        in_bin = np.flatnonzero(bin_.contains(jets["jetPt"], jets["genJetEta"]))
         by_width = in_bin[np.argsort(half[in_bin], kind="stable")]
         side[by_width[: len(by_width) // 2]] = -1
         side[by_width[(len(by_width) + 1) // 2 :]] = 1
@@ -306,7 +322,15 @@ def halves_of_same_pt(
 ) -> Record | None:
     """Measured and predicted half-widths of both halves of `wider_half`, and their ratio.
 
-    The ratio is paired. None with too few jets.
+    The ratio is paired: both halves come from the same draws.
+
+    Args:
+        errors: group -> (R + 1,), measured half-width in the sample and in each draw.
+        groups: "narrow" and "wide" -> (N,) bool.
+        half: (N,), predicted half-width.
+
+    Returns:
+        The record; None with too few jets.
     """
     if not {"narrow", "wide"} <= groups.keys():
         return None

@@ -55,16 +55,16 @@ def _bins(bins: Sequence[ResponseBin]) -> Table | None:
     # The last bin holds all jets, so that it has every calibration that was measured.
     others = [name for name in bins[-1].by_calibration() if name not in ("model", "uncorrected")]
     rows = []
-    for one in bins:
-        row = [one.region, one.pt_range, f"{one.num_jets:,}"]
-        calibrations = one.by_calibration()
+    for bin_ in bins:
+        row = [bin_.region, bin_.pt_range, f"{bin_.num_jets:,}"]
+        calibrations = bin_.by_calibration()
         for name in (*others, "model"):
             response = calibrations.get(name)
             row.append(f"{response.resolution.value:.4f}" if response else MISSING)
         gains = {
-            "standard": one.gain,
-            "trees": one.gain_over_trees,
-            "baseline": one.gain_over_baseline,
+            "standard": bin_.gain,
+            "trees": bin_.gain_over_trees,
+            "baseline": bin_.gain_over_baseline,
         }
         for name in others:
             gain = gains[name]

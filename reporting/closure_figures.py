@@ -47,14 +47,14 @@ def closure(metrics: MetricsRecord, region: str) -> Drawing | None:
     """Draw the bias of the median response in the pT bins of a region above the closure limit."""
     lowest, limit = metrics.closure.from_gev, 100 * metrics.config.max_closure
     # The bin of all jets is shown at the top of the report.
-    bins = [one for one in metrics.closure.bins if not one.is_whole(lowest)]
+    bins = [bin_ for bin_ in metrics.closure.bins if not bin_.is_whole(lowest)]
     bins = in_region(bins, region)
     if not bins:
         return None
     figure, (axes,) = panels()
-    middles = np.array([middle(one) for one in bins])
+    middles = np.array([middle(bin_) for bin_ in bins])
     for place, name in enumerate(_calibrations_to_draw(bins)):
-        biases = [one.by_calibration()[name] for one in bins]
+        biases = [bin_.by_calibration()[name] for bin_ in bins]
         points(axes, middles * SHIFT**place, biases, 100, **calibration_look(name))
     _bias_axis(axes, limit)
     missing = missing_pt_bins(metrics, region, bins, lowest)
@@ -67,7 +67,7 @@ def closure(metrics: MetricsRecord, region: str) -> Drawing | None:
         f"Band: ±{limit:g} %, which the gate allows, or the standard JEC's own bias."
         f"{too_few(missing)}"
     )
-    farthest = max(bins, key=lambda one: abs(one.model.value))
+    farthest = max(bins, key=lambda bin_: abs(bin_.model.value))
     most = f"{100 * farthest.model.value:+.2f} % ({farthest.pt_range} GeV)"
     alt = f"Closure in {len(bins)} bins of the {region}; the model's largest bias is {most}."
     return Drawing(name=f"closure-{region}", caption=caption, alt=alt, figure=figure)
@@ -79,13 +79,13 @@ def eta(metrics: MetricsRecord) -> Drawing | None:
     if not slices:
         return None
     figure, (axes,) = panels()
-    middles = [(one.eta_low + one.eta_high) / 2 for one in slices]
+    middles = [(slice_.eta_low + slice_.eta_high) / 2 for slice_ in slices]
     _draw_biases(axes, middles, slices, step=0.05)
     missing = missing_eta_slices(metrics)
-    hatch(axes, [(one.low, one.high) for one in missing])
+    hatch(axes, [(slice_.low, slice_.high) for slice_ in missing])
     axes.set_xlabel(r"$\eta^{gen}$")
     _finish(axes, metrics)
-    farthest = max(slices, key=lambda one: abs(one.model.value))
+    farthest = max(slices, key=lambda slice_: abs(slice_.model.value))
     most = (
         f"{100 * farthest.model.value:+.2f} % between eta {farthest.eta_low:g} and"
         f" {farthest.eta_high:g}"
@@ -105,14 +105,14 @@ def residual(metrics: MetricsRecord, quantity: str) -> Drawing | None:
     if not slices:
         return None
     figure, (axes,) = panels()
-    middles = [one.middle for one in slices]
+    middles = [slice_.middle for slice_ in slices]
     _draw_biases(axes, middles, slices, step=0.01 * (middles[-1] - middles[0]))
     # Users may give a column any name, so that only the labels above are parsed as mathematics.
     label = RESIDUAL_LABELS.get(quantity, quantity)
     axes.set_xlabel(label, parse_math=quantity in RESIDUAL_LABELS)
     _finish(axes, metrics)
-    standard = max(abs(one.standard.value) for one in slices)
-    model = max(abs(one.model.value) for one in slices)
+    standard = max(abs(slice_.standard.value) for slice_ in slices)
+    model = max(abs(slice_.model.value) for slice_ in slices)
     return Drawing(
         name=f"residual-{slug(quantity)}",
         caption=(
@@ -130,9 +130,9 @@ def residual(metrics: MetricsRecord, quantity: str) -> Drawing | None:
 def _missing_slices(metrics: MetricsRecord, quantity: str) -> str:
     """Return the sentence of a caption on slices with too few jets; empty without any."""
     slices = []
-    for one in metrics.unmeasured:
-        if one.quantity == "response" and one.where.startswith(f"{quantity} from "):
-            slices.append(one.where.removeprefix(f"{quantity} from "))
+    for entry in metrics.unmeasured:
+        if entry.quantity == "response" and entry.where.startswith(f"{quantity} from "):
+            slices.append(entry.where.removeprefix(f"{quantity} from "))
     return f" Not shown, for fewer than {MIN_JETS} jets: {', '.join(slices)}." if slices else ""
 
 
@@ -148,7 +148,7 @@ def _draw_biases(
         step: Distance in x between two calibrations in a slice, so that error bars do not overlap.
     """
     for place, name in enumerate(_calibrations_to_draw(slices)):
-        biases = [one.by_calibration()[name] for one in slices]
+        biases = [slice_.by_calibration()[name] for slice_ in slices]
         points(axes, np.asarray(middles) + step * place, biases, 100, **calibration_look(name))
 
 

@@ -116,12 +116,14 @@ def gains(runs: Sequence[ComparedRun]) -> Table | None:
     """Return the gain over the standard JEC by bin, one column a run; None without bins."""
     names: dict[tuple[str, str], None] = {}
     for run in runs:
-        names |= dict.fromkeys((one.region, one.pt_range) for one in run.metrics.bins)
+        names |= dict.fromkeys((bin_.region, bin_.pt_range) for bin_ in run.metrics.bins)
     rows = []
     for place in names:
         row = list(place)
         for run in runs:
-            of_run = [one.gain for one in run.metrics.bins if (one.region, one.pt_range) == place]
+            of_run = [
+                bin_.gain for bin_ in run.metrics.bins if (bin_.region, bin_.pt_range) == place
+            ]
             row.append(of_run[0].percent() if of_run else MISSING)
         rows.append(row)
     return Table(head=["Region", "pT (GeV)", *letters(runs)], rows=rows) if rows else None
@@ -135,17 +137,17 @@ def _percent(
 
 def _whole_closure(metrics: MetricsRecord, region: str) -> Interval | None:
     """Return the bias of the model over all pT bins of a region."""
-    for one in metrics.closure.bins:
-        if one.region == region and one.is_whole(metrics.closure.from_gev):
-            return one.model
+    for bin_ in metrics.closure.bins:
+        if bin_.region == region and bin_.is_whole(metrics.closure.from_gev):
+            return bin_.model
     return None
 
 
 def _whole_tail(metrics: MetricsRecord) -> Interval | None:
     """Return the share of jets that the model gets wrong by more than 30 %."""
-    for one in metrics.tails:
-        if one.tail == BEYOND and one.region == "all":
-            return one.model
+    for bin_ in metrics.tails:
+        if bin_.tail == BEYOND and bin_.region == "all":
+            return bin_.model
     return None
 
 
@@ -171,24 +173,26 @@ TAIL = "Share of jets whose response is off by more than 30 % (Wilson's interval
 
 def gain_curve(metrics: MetricsRecord) -> list[Point]:
     """Return the gain over the standard JEC in each bin of pT (per cent)."""
-    return [(one, one.gain) for one in metrics.curves]
+    return [(bin_, bin_.gain) for bin_ in metrics.curves]
 
 
 def closure_curve(metrics: MetricsRecord) -> list[Point]:
     """Return the bias of the model in each bin of pT (per cent)."""
-    bins = [one for one in metrics.closure.bins if not one.is_whole(metrics.closure.from_gev)]
-    return [(one, _scale(one.model, 100)) for one in bins]
+    bins = [bin_ for bin_ in metrics.closure.bins if not bin_.is_whole(metrics.closure.from_gev)]
+    return [(bin_, _scale(bin_.model, 100)) for bin_ in bins]
 
 
 def resolution_curve(metrics: MetricsRecord) -> list[Point]:
     """Return the resolution of the model in each bin of pT."""
-    return [(one, one.model.resolution) for one in metrics.curves]
+    return [(bin_, bin_.model.resolution) for bin_ in metrics.curves]
 
 
 def tail_curve(metrics: MetricsRecord) -> list[Point]:
     """Return the share of jets in the tail in each bin of pT (per cent)."""
-    bins = [one for one in metrics.tails if one.tail == BEYOND and not one.is_whole(PT_EDGES[0])]
-    return [(one, _scale(one.model, 100)) for one in bins]
+    bins = [
+        bin_ for bin_ in metrics.tails if bin_.tail == BEYOND and not bin_.is_whole(PT_EDGES[0])
+    ]
+    return [(bin_, _scale(bin_.model, 100)) for bin_ in bins]
 
 
 def _scale(interval: Interval, scale: float) -> Interval:
@@ -220,7 +224,7 @@ def figure(
     curves = [curve(run.metrics) for run in runs]
     regions = []
     for region in REGION_TEXT:
-        if any(one.region == region for curve_points in curves for one, _ in curve_points):
+        if any(bin_.region == region for curve_points in curves for bin_, _ in curve_points):
             regions.append(region)
     if not regions:
         return None
@@ -228,17 +232,17 @@ def figure(
     words = []
     for axes, region in zip(panel_of, regions, strict=True):
         for place, (letter, curve_points) in enumerate(zip(letters(runs), curves, strict=True)):
-            in_panel = [(one, value) for one, value in curve_points if one.region == region]
+            in_panel = [(bin_, value) for bin_, value in curve_points if bin_.region == region]
             if not in_panel:
                 continue
-            x = np.array([middle(one) for one, _ in in_panel]) * SHIFT**place
+            x = np.array([middle(bin_) for bin_, _ in in_panel]) * SHIFT**place
             values = [value for _, value in in_panel]
             points(axes, x, values, **run_look(place), label=f"{letter}: {runs[place].name}")
             words.append(f"{letter}, {region}: {values[0].value:.3g} to {values[-1].value:.3g}")
         if name == "resolution" and len({run.tested_on for run in runs}) == 1:
             bins = in_region(runs[0].metrics.curves, region)
-            x = np.array([middle(one) for one in bins]) * SHIFT ** len(runs)
-            resolutions = [one.standard.resolution for one in bins]
+            x = np.array([middle(bin_) for bin_ in bins]) * SHIFT ** len(runs)
+            resolutions = [bin_.standard.resolution for bin_ in bins]
             points(axes, x, resolutions, **calibration_look("standard"))
         if name in ("gain", "closure"):
             level(axes, 0)
@@ -273,9 +277,9 @@ def _missing_bins(
     for letter, curve_points in zip(letters(runs), curves, strict=True):
         for region in regions:
             ranges_of_region = dict.fromkeys(
-                one.pt_range for curve in curves for one, _ in curve if one.region == region
+                bin_.pt_range for curve in curves for bin_, _ in curve if bin_.region == region
             )
-            ranges_of_run = {one.pt_range for one, _ in curve_points if one.region == region}
+            ranges_of_run = {bin_.pt_range for bin_, _ in curve_points if bin_.region == region}
             missing = [pt_range for pt_range in ranges_of_region if pt_range not in ranges_of_run]
             if not ranges_of_run:
                 sentences.append(f"{letter} in the {region}")

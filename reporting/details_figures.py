@@ -32,19 +32,19 @@ def pileup(metrics: MetricsRecord, pt_range: str) -> Drawing | None:
     """Draw median response and resolution against pile-up in one bin of pT."""
     if metrics.pileup is None:
         return None
-    slices = [one for one in metrics.pileup.slices if one.pt_range == pt_range]
+    slices = [slice_ for slice_ in metrics.pileup.slices if slice_.pt_range == pt_range]
     if not slices:
         return None
     figure, (top, below) = panels((1, 1), (10, 10))
-    middles = np.array([one.middle for one in slices])
+    middles = np.array([slice_.middle for slice_ in slices])
     step = 0.012 * (middles[-1] - middles[0])
     # The uncorrected response is so far from 1 that it would set the scale of the figure.
     names = [name for name in slices[0].by_calibration() if name != "uncorrected"]
     for place, name in enumerate(names):
-        responses = [one.by_calibration()[name] for one in slices]
+        responses = [slice_.by_calibration()[name] for slice_ in slices]
         x = middles + step * place
-        points(top, x, [one.median for one in responses], **calibration_look(name))
-        points(below, x, [one.resolution for one in responses], **calibration_look(name))
+        points(top, x, [response.median for response in responses], **calibration_look(name))
+        points(below, x, [response.resolution for response in responses], **calibration_look(name))
     level(top, 1)
     limit = metrics.config.max_closure
     top.axhspan(1 - limit, 1 + limit, color=INK, alpha=0.1, linewidth=0)
@@ -58,7 +58,9 @@ def pileup(metrics: MetricsRecord, pt_range: str) -> Drawing | None:
     head(top, title)
     ends = []
     for name in ("model", "standard"):
-        start, end = (one.by_calibration()[name].median.value for one in (slices[0], slices[-1]))
+        start, end = (
+            slice_.by_calibration()[name].median.value for slice_ in (slices[0], slices[-1])
+        )
         ends.append(f"{CALIBRATIONS[name].label} from {start:.3f} to {end:.3f}")
     alt = f"Median response against {column}, {pt_range} GeV: {'; '.join(ends)}."
     return Drawing(
@@ -72,7 +74,7 @@ def pileup(metrics: MetricsRecord, pt_range: str) -> Drawing | None:
     )
 
 
-PILEUP_RANGES = tuple(one.range for one in PILEUP_BINS)
+PILEUP_RANGES = tuple(bin_.range for bin_ in PILEUP_BINS)
 
 
 def fine_eta(metrics: MetricsRecord) -> Drawing | None:
@@ -81,10 +83,10 @@ def fine_eta(metrics: MetricsRecord) -> Drawing | None:
     if not slices:
         return None
     figure, (axes,) = panels((1,), (10, 7))
-    middles = np.array([(one.eta_low + one.eta_high) / 2 for one in slices])
+    middles = np.array([(slice_.eta_low + slice_.eta_high) / 2 for slice_ in slices])
     names = [name for name in slices[0].by_calibration() if name != "uncorrected"]
     for place, name in enumerate(names):
-        biases = [one.by_calibration()[name] for one in slices]
+        biases = [slice_.by_calibration()[name] for slice_ in slices]
         points(
             axes, middles + 0.024 * (place - 1), biases, 100, markersize=4, **calibration_look(name)
         )
@@ -97,7 +99,7 @@ def fine_eta(metrics: MetricsRecord) -> Drawing | None:
     axes.set_ylabel("Median response − 1 (%)")
     legend_above(axes, ncols=2)
     head(axes, rf"$p_T^{{gen}} > {metrics.closure.from_gev:g}$ GeV")
-    farthest = max(slices, key=lambda one: abs(one.model.value))
+    farthest = max(slices, key=lambda slice_: abs(slice_.model.value))
     alt = (
         f"Closure in {len(slices)} fine bins of eta; the model's largest bias is"
         f" {100 * farthest.model.value:+.2f} % between {farthest.eta_low:g} and"
@@ -118,15 +120,15 @@ def inputs(metrics: MetricsRecord) -> Drawing | None:
     groups = metrics.importances.groups[::-1]  # the largest on top
     figure, (axes,) = panels((1,), (10, 2 + 0.9 * len(groups)))
     look = calibration_look("model")
-    for place, one in enumerate(groups):
-        axes.barh(place, one.mean, height=0.6, color=look["color"])
-        axes.errorbar(one.mean, place, xerr=one.spread, color=INK, elinewidth=3)
+    for place, group in enumerate(groups):
+        axes.barh(place, group.mean, height=0.6, color=look["color"])
+        axes.errorbar(group.mean, place, xerr=group.spread, color=INK, elinewidth=3)
     axes.axvline(0, color=INK, linewidth=1.5)
-    axes.set_yticks(range(len(groups)), [one.name for one in groups], parse_math=False)
+    axes.set_yticks(range(len(groups)), [group.name for group in groups], parse_math=False)
     axes.minorticks_off()
     axes.set_xlabel("Gain lost (points)")
     head(axes, r"$p_T^{gen} > 30$ GeV")
-    words = [f"{one.name} {one.mean:.1f} ± {one.spread:.1f}" for one in groups[::-1]]
+    words = [f"{group.name} {group.mean:.1f} ± {group.spread:.1f}" for group in groups[::-1]]
     return Drawing(
         name="inputs",
         caption=(

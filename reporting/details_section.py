@@ -41,8 +41,8 @@ def content(metrics: MetricsRecord) -> DetailsSection:
         is_measured=metrics.trees is not None,
         pileup_column=metrics.pileup.column if metrics.pileup else "",
         pileup=_pileup(metrics),
-        tails=_tails([one for one in metrics.tails if one.is_whole(PT_EDGES[0])]),
-        tail_bins=_tails([one for one in metrics.tails if not one.is_whole(PT_EDGES[0])]),
+        tails=_tails([bin_ for bin_ in metrics.tails if bin_.is_whole(PT_EDGES[0])]),
+        tail_bins=_tails([bin_ for bin_ in metrics.tails if not bin_.is_whole(PT_EDGES[0])]),
         inputs=_inputs(metrics),
         inputs_jets=f"{importances.num_jets:,}" if importances else "",
         fine_eta=_fine_eta(metrics),
@@ -57,13 +57,13 @@ def content(metrics: MetricsRecord) -> DetailsSection:
 
 def _pileup(metrics: MetricsRecord) -> Table | None:
     rows = []
-    for one in metrics.pileup.slices if metrics.pileup else ():
-        row = [one.pt_range, f"{one.low:.4g} to {one.high:.4g}", f"{one.num_jets:,}"]
-        for response in (one.standard, one.model):
+    for slice_ in metrics.pileup.slices if metrics.pileup else ():
+        row = [slice_.pt_range, f"{slice_.low:.4g} to {slice_.high:.4g}", f"{slice_.num_jets:,}"]
+        for response in (slice_.standard, slice_.model):
             row.append(response.median.text(digits=3, sign=""))
-        for response in (one.standard, one.model):
+        for response in (slice_.standard, slice_.model):
             row.append(response.resolution.text(digits=4, sign=""))
-        rows.append([*row, one.gain.percent()])
+        rows.append([*row, slice_.gain.percent()])
     head = ["pT (GeV)", "Pile-up", "Jets", "Median, standard", "Median, model"]
     head += ["Resolution, standard", "Resolution, model", "Gain"]
     return Table(head=head, rows=rows) if rows else None
@@ -74,13 +74,13 @@ def _tails(bins: Sequence[TailBin]) -> Table | None:
         return None
     names = [name for name in bins[0].by_calibration() if name != "uncorrected"]
     rows = []
-    for one in bins:
-        row = [one.tail, one.region, one.pt_range, f"{one.num_jets:,}"]
+    for bin_ in bins:
+        row = [bin_.tail, bin_.region, bin_.pt_range, f"{bin_.num_jets:,}"]
         for name in names:
-            row.append(one.by_calibration()[name].percent(100, 2, sign=""))
-        # Where no jet lies in either tail, a normal interval has no width and means nothing.
-        is_empty = one.model.value == one.standard.value == 0
-        rows.append([*row, MISSING if is_empty else one.difference.text(100, 2)])
+            row.append(bin_.by_calibration()[name].percent(100, 2, sign=""))
+        # Without a jet in either tail, the normal interval has no width and is not valid.
+        is_empty = bin_.model.value == bin_.standard.value == 0
+        rows.append([*row, MISSING if is_empty else bin_.difference.text(100, 2)])
     head = ["Tail", "Region", "pT (GeV)", "Jets"]
     head += [CALIBRATIONS[name].label for name in names]
     head.append("Model − standard (points)")
@@ -89,18 +89,18 @@ def _tails(bins: Sequence[TailBin]) -> Table | None:
 
 def _inputs(metrics: MetricsRecord) -> Table | None:
     rows = []
-    for one in metrics.importances.groups if metrics.importances else ():
-        loss = f"{one.mean:.1f} ± {one.spread:.1f}"
-        rows.append([one.name, ", ".join(one.inputs), loss])
+    for group in metrics.importances.groups if metrics.importances else ():
+        loss = f"{group.mean:.1f} ± {group.spread:.1f}"
+        rows.append([group.name, ", ".join(group.inputs), loss])
     head = ["Group", "Inputs of the model", "Gain lost (points)"]
     return Table(head=head, rows=rows) if rows else None
 
 
 def _fine_eta(metrics: MetricsRecord) -> Table | None:
     rows = []
-    for one in metrics.fine_eta:
-        row = [f"{one.eta_low:g} to {one.eta_high:g}", f"{one.num_jets:,}"]
-        for bias in one.by_calibration().values():
+    for slice_ in metrics.fine_eta:
+        row = [f"{slice_.eta_low:g} to {slice_.eta_high:g}", f"{slice_.num_jets:,}"]
+        for bias in slice_.by_calibration().values():
             row.append(bias.percent(100, 2))
         rows.append(row)
     if not rows:

@@ -305,12 +305,12 @@ def region_look(name: str, region: str) -> Look:
 
 def in_region(bins: Iterable[Bin], region: str) -> list[Bin]:
     """Return the bins of one region."""
-    return [one for one in bins if one.region == region]
+    return [bin_ for bin_ in bins if bin_.region == region]
 
 
-def middle(one: PtBin) -> float:
+def middle(bin_: PtBin) -> float:
     """Return the geometric mean of the edges of a pT bin (GeV).
 
     An open bin has no upper edge; 1.7 times the lower edge serves instead.
     """
-    return float((one.pt_low * (one.pt_high or 1.7 * one.pt_low)) ** 0.5)
+    return float((bin_.pt_low * (bin_.pt_high or 1.7 * bin_.pt_low)) ** 0.5)

@@ -23,7 +23,7 @@ def hatch(axes: Axes, spans: Iterable[tuple[float, float]]) -> None:
 
 def hatch_pt(axes: Axes, missing: Iterable[MissingBin]) -> None:
     """Hatch bins of pT that hold too few jets to be measured."""
-    hatch(axes, [(one.low, min(one.high, PT_RANGE[1])) for one in missing])
+    hatch(axes, [(bin_.low, min(bin_.high, PT_RANGE[1])) for bin_ in missing])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,18 +40,18 @@ def missing_pt_bins(
     metrics: MetricsRecord, region: str, measured_bins: Iterable[PtBin], lowest: float = 0.0
 ) -> list[MissingBin]:
     """Return the pT bins of a region from `lowest` (GeV) up that are not among `measured_bins`."""
-    edges = {one.pt_low for one in measured_bins if one.region == region}
+    edges = {bin_.pt_low for bin_ in measured_bins if bin_.region == region}
     missing = []
-    for one in CURVES:
-        if one.region == region and one.low >= max(lowest, 0) and one.low not in edges:
-            text = f"{one.range} GeV{_num_jets(metrics, one.text)}"
-            missing.append(MissingBin(low=one.low, high=one.high, text=text))
+    for bin_ in CURVES:
+        if bin_.region == region and bin_.low >= max(lowest, 0) and bin_.low not in edges:
+            text = f"{bin_.range} GeV{_num_jets(metrics, bin_.text)}"
+            missing.append(MissingBin(low=bin_.low, high=bin_.high, text=text))
     return missing
 
 
 def missing_eta_slices(metrics: MetricsRecord) -> list[MissingBin]:
     """Return the slices of eta without a measurement."""
-    lows = {one.eta_low for one in metrics.eta}
+    lows = {slice_.eta_low for slice_ in metrics.eta}
     missing = []
     for low, high in ETA_SLICES:
         if low not in lows:
@@ -63,13 +63,13 @@ def missing_eta_slices(metrics: MetricsRecord) -> list[MissingBin]:
 
 def _num_jets(metrics: MetricsRecord, where: str) -> str:
     """Return the number of jets of a bin in brackets; empty where it is not recorded."""
-    for one in metrics.unmeasured:
-        if one.quantity == "response" and one.where == where:
-            return f" ({one.num_jets:,} {'jet' if one.num_jets == 1 else 'jets'})"
+    for entry in metrics.unmeasured:
+        if entry.quantity == "response" and entry.where == where:
+            return f" ({entry.num_jets:,} {'jet' if entry.num_jets == 1 else 'jets'})"
     return ""
 
 
 def too_few(missing: Iterable[MissingBin]) -> str:
     """Return the sentence of a caption on hatched bins; empty without any."""
-    words = ", ".join(one.text for one in missing)
+    words = ", ".join(bin_.text for bin_ in missing)
     return f" Hatched: fewer than {MIN_JETS} jets, {words}." if words else ""

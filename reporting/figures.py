@@ -23,7 +23,7 @@ def drawings(
         history: Epochs of the best trial.
         search: The search; None where the run has none.
     """
-    regions = sorted({one.region for one in metrics.curves})
+    regions = sorted({bin_.region for bin_ in metrics.curves})
     makers: list[Callable[[], Drawing | None]] = []
     for draw in (response_curve, resolution_curve, distribution, closure):
         for region in regions:

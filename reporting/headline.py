@@ -63,9 +63,9 @@ def _ends(name: str, interval: Interval | None) -> dict[str, float]:
 def closures(closure: Closure) -> dict[str, float]:
     """Return the bias of each region, and of the worst bin that the gate judges (per cent)."""
     numbers = {}
-    for one in closure.bins:
-        if one.is_whole(closure.from_gev):
-            numbers[f"closure_{one.region}_percent"] = 100 * one.model.value
+    for bin_ in closure.bins:
+        if bin_.is_whole(closure.from_gev):
+            numbers[f"closure_{bin_.region}_percent"] = 100 * bin_.model.value
     if closure.worst:
         numbers["closure_worst_bin_percent"] = 100 * closure.worst.model.value
     return numbers

@@ -64,7 +64,7 @@ def importances(columns: Mapping[str, Sequence[str]], losses: Sequence[float]) -
             share, *by_chance = _eta_squared(orders, groups)
             chance = float(np.quantile(by_chance, CHANCE))
             results.append(Importance(name=name, share=float(share), chance=chance))
-    return sorted(results, key=lambda one: -one.share)
+    return sorted(results, key=lambda result: -result.share)
 
 
 def _groups(values: Sequence[str]) -> NDArray[np.int64]:

@@ -63,10 +63,10 @@ def flat(values: Mapping[str, object], prefix: str = "") -> dict[str, str]:
         key = f"{prefix}{name}"
         if isinstance(value, Mapping):
             texts |= flat(value, f"{key} ")
-        elif isinstance(value, list) and any(isinstance(one, Mapping) for one in value):
-            for number, one in enumerate(value, 1):
+        elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+            for number, item in enumerate(value, 1):
                 # A plain value in a list of objects is named by its number alone.
-                content = one if isinstance(one, Mapping) else {"": one}
+                content = item if isinstance(item, Mapping) else {"": item}
                 texts |= flat(content, f"{key} {number} ")
         else:
             texts[key] = _plain(value)

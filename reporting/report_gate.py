@@ -1,4 +1,4 @@
-"""Section of report.html on the gate: each number that it judged, its limit and its margin."""
+"""Section of report.html on the gate: each checked number, its limit and its margin."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def gate_section(metrics: MetricsRecord) -> GateSection | None:
         level=f"{100 * gate.level:.3g} %" if gate.level < 0.99 else f"{100 * gate.level:.2f} %",
         nearest=table_of(nearest(gate), with_sizes=False),
         every=table_of(gate.checks, with_sizes=True),
-        unmeasured=[one.text for one in gate.unmeasured],
+        unmeasured=[entry.text for entry in gate.unmeasured],
     )
 
 

@@ -123,14 +123,14 @@ def tiles(metrics: MetricsRecord) -> list[Tile]:
         )
     elif reason := _reason_without_weights(metrics):
         add("The same gain, weighted", "not measured", reason)
-    for one in metrics.closure.bins:
+    for bin_ in metrics.closure.bins:
         # The bins of pT stand in a table below.
-        if one.is_whole(lowest):
-            check = checks.get(f"closure {one.region}")
+        if bin_.is_whole(lowest):
+            check = checks.get(f"closure {bin_.region}")
             add(
-                f"Closure, {one.region}",
-                one.model.percent(100, 2),
-                f"median response − 1 above {lowest:g} GeV; {allowed_closure(one, config)}"
+                f"Closure, {bin_.region}",
+                bin_.model.percent(100, 2),
+                f"median response − 1 above {lowest:g} GeV; {allowed_closure(bin_, config)}"
                 f"{outcome(check)}",
             )
     for region, entry in metrics.flavour.regions.items():
@@ -160,7 +160,7 @@ def checks_of(metrics: MetricsRecord) -> dict[str, GateCheck]:
 
     Empty for a run of an earlier version, which recorded no checks.
     """
-    places = {one.text: one.region for one in (CLOSURE_ALL, *CLOSURE_REGIONS)}
+    places = {group.text: group.region for group in (CLOSURE_ALL, *CLOSURE_REGIONS)}
     checks = {}
     for check in metrics.gate.checks if metrics.gate else ():
         if check.quantity == "gain":
@@ -186,12 +186,12 @@ def required_gain(settings: GateSettings) -> str:
     return f"required: an interval that reaches {settings.min_improvement:g} %"
 
 
-def allowed_closure(one: ClosureBin, settings: GateSettings) -> str:
+def allowed_closure(bin_: ClosureBin, settings: GateSettings) -> str:
     """Return the largest bias that the gate allows in a bin.
 
     It is the limit, or the bias of the standard JEC where that is larger.
     """
-    standard = abs(one.standard.value)
+    standard = abs(bin_.standard.value)
     if standard > settings.max_closure:
         return f"allowed: ±{100 * standard:.2f} %, as much as the standard JEC's own"
     return f"allowed: ±{100 * settings.max_closure:g} %"
@@ -206,9 +206,9 @@ def _spread_reduction(entry: FlavourSpread) -> str:
 
 def _reason_without_weights(metrics: MetricsRecord) -> str:
     """Return why there is no weighted gain of all jets; empty where no reason is recorded."""
-    for one in metrics.unmeasured:
-        if one.quantity == "weighted gain" and one.where == SUMMARY[-1].text:
-            return one.reason
+    for entry in metrics.unmeasured:
+        if entry.quantity == "weighted gain" and entry.where == SUMMARY[-1].text:
+            return entry.reason
     return ""
 
 
@@ -251,7 +251,9 @@ def response(metrics: MetricsRecord, run: Run | None) -> Response:
         not_weighted=_reason_without_weights(metrics) or "eventWeight is not among the observers",
         effective_jets=f"{weighted.effective_jets:,.0f}" if weighted else "",
         unmeasured=[
-            one.text for one in metrics.unmeasured if not one.quantity.startswith("flavour spread")
+            entry.text
+            for entry in metrics.unmeasured
+            if not entry.quantity.startswith("flavour spread")
         ],
         intervals=with_intervals(metrics.bins),
         cores=normal_cores(metrics.core),
@@ -262,18 +264,18 @@ def response(metrics: MetricsRecord, run: Run | None) -> Response:
 def regions_without_figures(metrics: MetricsRecord) -> list[str]:
     """Return a sentence on each region in which no bin has enough test jets."""
     sentences = []
-    for one in WHOLE_REGIONS:
-        if any(curve.region == one.region for curve in metrics.curves):
+    for bin_ in WHOLE_REGIONS:
+        if any(curve.region == bin_.region for curve in metrics.curves):
             continue
         sentences.append(
-            f"No figures of the {one.region}: none of its bins of pT holds {MIN_JETS} test jets."
+            f"No figures of the {bin_.region}: none of its bins of pT holds {MIN_JETS} test jets."
         )
     return sentences
 
 
 def published_gains(bins: Sequence[ResponseBin]) -> Table:
     """Return the gain by bin beside published gains, which were measured on other jets."""
-    own = {(one.region, one.pt_low, one.pt_high): one.gain for one in bins}
+    own = {(bin_.region, bin_.pt_low, bin_.pt_high): bin_.gain for bin_ in bins}
     # The last bin is open; the last published number is for all jets above the first edge.
     places: list[tuple[float, float | None]] = [*itertools.pairwise(PT_EDGES[:-1])]
     places += [(PT_EDGES[-2], None), (PT_EDGES[0], None)]
@@ -295,22 +297,22 @@ def published_gains(bins: Sequence[ResponseBin]) -> Table:
 def _bins(bins: Sequence[ResponseBin]) -> Table | None:
     """Return medians, resolutions and gains by bin, with the gain over a baseline if measured."""
     gains = ["Gain", "Gain by 68 % width"]
-    if any(one.gain_over_baseline for one in bins):
+    if any(bin_.gain_over_baseline for bin_ in bins):
         gains.append("Gain over baseline")
     rows = []
-    for one in bins:
-        row = [one.region, one.pt_range, f"{one.num_jets:,}"]
-        if one.effective_jets is not None:
-            row.append(f"{one.effective_jets:,.0f}")
-        both = (one.standard, one.model)
+    for bin_ in bins:
+        row = [bin_.region, bin_.pt_range, f"{bin_.num_jets:,}"]
+        if bin_.effective_jets is not None:
+            row.append(f"{bin_.effective_jets:,.0f}")
+        both = (bin_.standard, bin_.model)
         row += [f"{response.median.value:.4f}" for response in both]
         row += [f"{response.resolution.value:.4f}" for response in both]
-        row += [one.gain.percent(), one.gain_half_width.percent()]
-        if one.gain_over_baseline:
-            row.append(one.gain_over_baseline.percent())
+        row += [bin_.gain.percent(), bin_.gain_half_width.percent()]
+        if bin_.gain_over_baseline:
+            row.append(bin_.gain_over_baseline.percent())
         rows.append(row)
     jets = ["Jets"]
-    if any(one.effective_jets is not None for one in bins):
+    if any(bin_.effective_jets is not None for bin_ in bins):
         jets.append("Effective jets")
     head = ["Region", "pT (GeV)", *jets, *_of_both("Median", "Resolution"), *gains]
     return Table(head=head, rows=rows) if rows else None
@@ -327,14 +329,14 @@ def _of_both(*quantities: str) -> list[str]:
 def with_intervals(bins: Sequence[ResponseBin]) -> Table | None:
     """Return median and both widths with their intervals, by bin."""
     rows = []
-    for one in bins:
-        standard, model = one.standard, one.model
+    for bin_ in bins:
+        standard, model = bin_.standard, bin_.model
         pairs = [
             (standard.median, model.median),
             (standard.resolution, model.resolution),
             (standard.half_width, model.half_width),
         ]
-        row = [one.region, one.pt_range]
+        row = [bin_.region, bin_.pt_range]
         for pair in pairs:
             row += [interval.text(digits=4, sign="") for interval in pair]
         rows.append(row)
@@ -346,13 +348,13 @@ def with_intervals(bins: Sequence[ResponseBin]) -> Table | None:
 def normal_cores(bins: Sequence[CoreBin]) -> Table | None:
     """Return means and the parameters of normal cores, which other analyses often quote."""
     rows = []
-    for one in bins:
-        row = [one.bin]
-        for moments in (one.standard, one.model):
+    for bin_ in bins:
+        row = [bin_.bin]
+        for moments in (bin_.standard, bin_.model):
             row.append(f"{moments.mean:.4f}")
-        for moments in (one.standard, one.model):
+        for moments in (bin_.standard, bin_.model):
             row.append(_with_error(moments.core_mean, moments.core_mean_error))
-        for moments in (one.standard, one.model):
+        for moments in (bin_.standard, bin_.model):
             row.append(_with_error(moments.core_sigma, moments.core_sigma_error))
         rows.append(row)
     head = ["Bin", *_of_both("Mean", "Mean of the core", "Sigma of the core")]
@@ -372,9 +374,9 @@ def _with_error(value: float | None, error: float | None) -> str:
 def closure(metrics: MetricsRecord) -> Table | None:
     """Return the bias of each bin that the closure test uses."""
     rows = []
-    for one in metrics.closure.bins:
-        place = [one.region, one.pt_range, f"{one.num_jets:,}"]
-        rows.append([*place, one.standard.percent(100, 2), one.model.percent(100, 2)])
+    for bin_ in metrics.closure.bins:
+        place = [bin_.region, bin_.pt_range, f"{bin_.num_jets:,}"]
+        rows.append([*place, bin_.standard.percent(100, 2), bin_.model.percent(100, 2)])
     head = ["Region", "pT (GeV)", "Jets", "Standard JEC", "This model"]
     return Table(head=head, rows=rows) if rows else None
 
@@ -382,13 +384,13 @@ def closure(metrics: MetricsRecord) -> Table | None:
 def edges(metrics: MetricsRecord) -> Table | None:
     """Return the median response on both sides of each edge of the model's valid range."""
     rows = []
-    for one in metrics.edges:
-        row = [one.edge, f"{one.num_inside:,}"]
-        row += [_median(one.model_inside), _median(one.standard_inside)]
-        row += [f"{one.num_outside:,}", _median(one.standard_outside)]
+    for edge in metrics.edges:
+        row = [edge.edge, f"{edge.num_inside:,}"]
+        row += [_median(edge.model_inside), _median(edge.standard_inside)]
+        row += [f"{edge.num_outside:,}", _median(edge.standard_outside)]
         step = "not measured"
-        if one.model_inside and one.standard_outside:
-            step = f"{100 * (one.model_inside.value - one.standard_outside.value):+.1f} %"
+        if edge.model_inside and edge.standard_outside:
+            step = f"{100 * (edge.model_inside.value - edge.standard_outside.value):+.1f} %"
         rows.append([*row, step])
     head = ["Edge", "Jets inside", "Model, inside", "Standard JEC, inside"]
     head += ["Jets outside", "Returned outside", "Step"]
@@ -423,13 +425,19 @@ def flavour(metrics: MetricsRecord) -> Flavour | None:
         return None
     head = ["Region", "Flavours", *_of_both("Spread"), "Removed", *_of_both("uds − g")]
     lowest = metrics.flavour.from_gev
-    left_out = [one.text for one in metrics.unmeasured if one.quantity == "flavour spread"]
+    left_out = [
+        unmeasured.text
+        for unmeasured in metrics.unmeasured
+        if unmeasured.quantity == "flavour spread"
+    ]
     return Flavour(spreads=Table(head=head, rows=rows), lowest_pt=f"{lowest:g}", left_out=left_out)
 
 
 def _percent_of_both(fractions: Calibrated[Interval], sign: str = "+") -> list[str]:
     """Return a fraction for the standard JEC and for the model, in per cent."""
-    return [one.percent(100, 2, sign=sign) for one in (fractions.standard, fractions.model)]
+    return [
+        fraction.percent(100, 2, sign=sign) for fraction in (fractions.standard, fractions.model)
+    ]
 
 
 # ----------------------------------------------------------------------------- uncertainty of a jet
@@ -460,7 +468,7 @@ def uncertainty(record: UncertaintyRecord | None) -> Uncertainty | None:
     problems = []
     if record.num_without_answer:
         problems.append(f"{record.num_without_answer:,} jets have an answer that is not finite")
-    if num_crossed := sum(one.num_crossed for one in record.bands):
+    if num_crossed := sum(entry.num_crossed for entry in record.bands):
         problems.append(f"{num_crossed:,} jets have a lower quantile above the higher one")
     return Uncertainty(
         low=band.low,

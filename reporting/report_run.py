@@ -103,15 +103,15 @@ def data(metrics: MetricsRecord, run: Run | None) -> Data:
     return Data(
         sets=table_of_sets(record.data) if record.data else None,
         test_jets={name: f"{number:,}" for name, number in numbers.items()},
-        fingerprints=flat({name: plain(one) for name, one in record.data.items()}),
+        fingerprints=flat({name: plain(data_set) for name, data_set in record.data.items()}),
     )
 
 
 def table_of_sets(sets: Mapping[str, DataSet]) -> Table:
     """Return the number of files and jets of each set."""
     rows = []
-    for name, one in sets.items():
-        numbers = [f"{one.files:,}", f"{one.read:,}", f"{one.jets:,}"]
+    for name, data_set in sets.items():
+        numbers = [f"{data_set.files:,}", f"{data_set.read:,}", f"{data_set.jets:,}"]
         rows.append([name, *numbers, USES.get(name, "")])
     return Table(head=["Set", "Files", "Jets read", "Jets selected", "Used for"], rows=rows)
 

@@ -32,11 +32,11 @@ def content(metrics: MetricsRecord, export: ExportRecord | None) -> ResidualSect
     """Return the content of the section; without a correction only the reason."""
     effect = metrics.residual
     rows, unmeasured = [], []
-    for one in effect.bins if effect else ():
-        with_it, without = one.with_residual.percent(100, 2), one.without.percent(100, 2)
-        rows.append([one.region, one.pt_range, f"{one.num_jets:,}", without, with_it])
-        if not one.measured:
-            unmeasured.append(f"{one.region} {one.pt_range}")
+    for bin_ in effect.bins if effect else ():
+        with_it, without = bin_.with_residual.percent(100, 2), bin_.without.percent(100, 2)
+        rows.append([bin_.region, bin_.pt_range, f"{bin_.num_jets:,}", without, with_it])
+        if not bin_.measured:
+            unmeasured.append(f"{bin_.region} {bin_.pt_range}")
     gain = ""
     if effect and effect.gain:
         gain = (

@@ -100,7 +100,7 @@ def resolution_curve(metrics: MetricsRecord, region: str) -> Drawing | None:
     missing = missing_pt_bins(metrics, region, bins)
     for axes in (top, below):
         hatch_pt(axes, missing)
-    x, gains = [one.pt for one in bins], [one.gain for one in bins]
+    x, gains = [bin_.pt for bin_ in bins], [bin_.gain for bin_ in bins]
     points(below, x, gains, **calibration_look("model"))
     level(below, 0)
     top.set_ylim(bottom=0)
@@ -123,9 +123,9 @@ def resolution_curve(metrics: MetricsRecord, region: str) -> Drawing | None:
 
 def _draw_calibrations(axes: Axes, bins: Sequence[ResponseBin], quantity: Quantity) -> None:
     """Draw a quantity of each calibration against the pT of the bins."""
-    pt = np.array([one.pt for one in bins])
+    pt = np.array([bin_.pt for bin_ in bins])
     for place, name in enumerate(bins[0].by_calibration()):
-        intervals = [quantity(one.by_calibration()[name]) for one in bins]
+        intervals = [quantity(bin_.by_calibration()[name]) for bin_ in bins]
         points(axes, pt * SHIFT**place, intervals, **calibration_look(name))
 
 
@@ -137,20 +137,20 @@ def _draw_ratios(axes: Axes, bins: Sequence[ResponseBin]) -> float:
     Returns:
         The largest distance of an interval's end from 1, at least 0.01.
     """
-    pt, farthest = np.array([one.pt for one in bins]), 0.01
+    pt, farthest = np.array([bin_.pt for bin_ in bins]), 0.01
     # The ratio of the uncorrected response would set the scale of the panel.
     names = [n for n in bins[0].by_calibration() if n not in ("standard", "uncorrected")]
     for place, name in enumerate(names):
-        ratios = [one.ratio.get(name) or _ratio(one, name) for one in bins]
+        ratios = [bin_.ratio.get(name) or _ratio(bin_, name) for bin_ in bins]
         points(axes, pt * SHIFT**place, ratios, **calibration_look(name))
         for ratio in ratios:
             farthest = max(farthest, ratio.high - 1, 1 - ratio.low)
     return farthest
 
 
-def _ratio(one: ResponseBin, name: str) -> Interval:
+def _ratio(bin_: ResponseBin, name: str) -> Interval:
     """Return the ratio of medians as an interval of zero length."""
-    value = one.by_calibration()[name].median.value / one.standard.median.value
+    value = bin_.by_calibration()[name].median.value / bin_.standard.median.value
     return Interval(value=value, low=value, high=value)
 
 
@@ -205,7 +205,7 @@ def flavour(metrics: MetricsRecord, region: str) -> Drawing | None:
     lowest = metrics.flavour.from_gev
     bins = in_region(metrics.flavour.bins, region)
     # The table has the bin of all jets.
-    bins = [one for one in bins if not one.is_whole(lowest)]
+    bins = [bin_ for bin_ in bins if not bin_.is_whole(lowest)]
     if not bins:
         return None
     figure, (top, below) = panels((1, 1), (10, 10))
@@ -213,10 +213,10 @@ def flavour(metrics: MetricsRecord, region: str) -> Drawing | None:
         look = CALIBRATIONS[calibration]
         for place, (name, marker) in enumerate(FLAVOURS.items()):
             x, medians = [], []
-            for one in bins:
-                if one.flavour == name:
-                    x.append(middle(one) * WIDE_SHIFT ** (place - 1.5))
-                    medians.append(one.by_calibration()[calibration])
+            for bin_ in bins:
+                if bin_.flavour == name:
+                    x.append(middle(bin_) * WIDE_SHIFT ** (place - 1.5))
+                    medians.append(bin_.by_calibration()[calibration])
             if x:
                 looks: Look = {"color": look.colour, "marker": marker, "markersize": 13}
                 points(axes, x, medians, label=name, **looks)
@@ -253,8 +253,8 @@ def _missing_flavours(metrics: MetricsRecord, region: str) -> str:
     """Name flavours and pT ranges of a region with too few jets; empty without any."""
     lowest = metrics.flavour.from_gev
     measured_bins = set()
-    for one in in_region(metrics.flavour.bins, region):
-        measured_bins.add((one.flavour, one.pt_low))
+    for bin_ in in_region(metrics.flavour.bins, region):
+        measured_bins.add((bin_.flavour, bin_.pt_low))
     missing = []
     for pt_bin in FLAVOUR_BINS:
         # The whole region has a table.

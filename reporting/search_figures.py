@@ -190,7 +190,7 @@ def varying_parameters(search: SearchRecord) -> dict[str, list[str]]:
     """Return the parameters with more than one value, and their values as text."""
     columns = {}
     for name in search.parameter_names:
-        texts = [one.parameters[name] for one in search.trials if name in one.parameters]
+        texts = [trial.parameters[name] for trial in search.trials if name in trial.parameters]
         if len(set(texts)) > 1:
             columns[name] = texts
     return columns
@@ -296,13 +296,13 @@ def importance(search: SearchRecord) -> Drawing | None:
         return None
     figure, (axes,) = panels(size=(10, 1.6 + 0.7 * len(bars)))
     names, words = [], []
-    for place, one in enumerate(bars):
-        share, chance = 100 * one.share, 100 * one.chance
-        axes.barh(place, share, height=0.6, color=INK, alpha=0.7 if one.beyond_chance else FAINT)
+    for place, bar in enumerate(bars):
+        share, chance = 100 * bar.share, 100 * bar.chance
+        axes.barh(place, share, height=0.6, color=INK, alpha=0.7 if bar.beyond_chance else FAINT)
         axes.plot([chance, chance], [place - 0.42, place + 0.42], color=INK, linewidth=3)
         axes.text(max(share, chance) + 1, place, f"{share:.0f} %", fontsize=SMALL, va="center")
-        names.append(_short(one.name, 20))
-        words.append(f"{one.name} {share:.0f} % (chance: up to {chance:.0f} %)")
+        names.append(_short(bar.name, 20))
+        words.append(f"{bar.name} {share:.0f} % (chance: up to {chance:.0f} %)")
     axes.set_yticks(range(len(bars)), names, fontsize=SMALL, parse_math=False)
     # The most important parameter on top.
     axes.invert_yaxis()

@@ -74,7 +74,7 @@ def unsuccessful(search: SearchRecord) -> list[str]:
     lines = []
     for trial in search.objective.best_first(search.trials):
         if trial.status != "Succeeded":
-            # A reason may be a traceback, whose last line says what happened.
+            # A reason may be a traceback, whose last line names the error.
             reason = "".join(trial.reason.splitlines()[-1:]) or "no reason is recorded"
             lines.append(f"{trial.name} {status_words(trial.status)}: {reason}")
     return lines
@@ -131,7 +131,7 @@ def as_markdown(search: SearchRecord) -> str:
             row.append(markdown.text(page.short_number(trial.parameters.get(name, page.MISSING))))
         rows.append(row)
         if trial.status != "Succeeded":
-            # A reason may be a traceback, whose last line says what happened.
+            # A reason may be a traceback, whose last line names the error.
             reason = "".join(trial.reason.splitlines()[-1:])
             why = f": {markdown.text(reason)}" if reason else ""
             others.append(f"- {trial.name[-8:]} {status_words(trial.status)}{why}")

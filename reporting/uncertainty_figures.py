@@ -34,9 +34,9 @@ def coverage(uncertainty: Uncertainty | None) -> Drawing | None:
     figure, (axes,) = panels()
     for place, region in enumerate(OPEN):
         x, shares = [], []
-        for one in in_region(bins, region):
-            x.append(one.pt * SHIFT**place)
-            shares.append(one.coverage)
+        for bin_ in in_region(bins, region):
+            x.append(bin_.pt * SHIFT**place)
+            shares.append(bin_.coverage)
         if x:
             points(axes, x, shares, 100, **region_look("model", region))
     level(axes, 100 * band.nominal)
@@ -51,7 +51,7 @@ def coverage(uncertainty: Uncertainty | None) -> Drawing | None:
         f" gives for them, against the pT of the file. Dotted: {100 * band.nominal:g} %, which"
         f" right quantiles cover. Bars: binomial intervals.{_missing_bins(bins)}"
     )
-    farthest = max(bins, key=lambda one: abs(one.coverage.value - band.nominal))
+    farthest = max(bins, key=lambda bin_: abs(bin_.coverage.value - band.nominal))
     most = f"{100 * farthest.coverage.value:.1f} % ({farthest.region}, {farthest.pt_range} GeV)"
     alt = (
         f"Coverage of {len(bins)} bins of pT, expected {100 * band.nominal:g} %; the farthest"
@@ -62,11 +62,11 @@ def coverage(uncertainty: Uncertainty | None) -> Drawing | None:
 
 def _missing_bins(bins: Sequence[CoverageBin]) -> str:
     """Return the sentence of a caption on bins with too few jets; empty without any."""
-    measured_bins = {(one.region, one.pt_low) for one in bins}
+    measured_bins = {(bin_.region, bin_.pt_low) for bin_ in bins}
     missing = [
-        f"{one.region} {one.range} GeV"
-        for one in CURVES
-        if (one.region, one.low) not in measured_bins
+        f"{bin_.region} {bin_.range} GeV"
+        for bin_ in CURVES
+        if (bin_.region, bin_.low) not in measured_bins
     ]
     return f" Not shown, for fewer than {MIN_JETS} jets: {', '.join(missing)}." if missing else ""
 
@@ -76,18 +76,18 @@ def widths(uncertainty: Uncertainty | None) -> Drawing | None:
     if uncertainty is None or not uncertainty.widths:
         return None
     predicted, intervals, ratios = [], [], []
-    for one in uncertainty.widths:
+    for bin_ in uncertainty.widths:
         # Where no width is predicted there is no ratio to it.
-        if one.predicted <= 0:
+        if bin_.predicted <= 0:
             continue
-        width = one.measured
-        predicted.append(100 * one.predicted)
+        width = bin_.measured
+        predicted.append(100 * bin_.predicted)
         intervals.append(width)
         ratios.append(
             Interval(
-                value=width.value / one.predicted,
-                low=width.low / one.predicted,
-                high=width.high / one.predicted,
+                value=width.value / bin_.predicted,
+                low=width.low / bin_.predicted,
+                high=width.high / bin_.predicted,
             )
         )
     if not predicted:

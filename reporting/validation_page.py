@@ -106,15 +106,15 @@ def render(
     for name, columns in sets.items():
         jets.append(f"{name} {len(columns['jetPt']):,}")
     rows = []
-    for one in findings:
-        rows.append([one.level, one.where, one.problem, one.remedy])
+    for item in findings:
+        rows.append([item.level, item.where, item.problem, item.remedy])
     head = ["Level", "Where", "Found", "What to do"]
     return page.render(
         "validation.html",
         title="Jets: validation",
         num_errors=num_errors,
         jets=", ".join(jets) or "none could be read",
-        num_within=sum(one.within for one in measurements),
+        num_within=sum(item.within for item in measurements),
         num_measured=len(measurements),
         findings=page.Table(head=head, rows=rows, kind="trials", words=head[1:]) if rows else None,
         figures=list(drawings(sets, measurements)),
@@ -125,15 +125,15 @@ def render(
 def table_of_targets(measurements: Sequence[Measurement]) -> page.Table | None:
     """Return each number beside its target; None without any."""
     rows = []
-    for one in measurements:
+    for measurement in measurements:
         rows.append(
             [
-                one.topic,
-                one.where,
-                f"{one.jets:,}",
-                f"{one.value:.4g} ± {one.error:.2g}",
-                f"{one.low:.4g} to {one.high:.4g}",
-                "yes" if one.within else "no",
+                measurement.topic,
+                measurement.where,
+                f"{measurement.jets:,}",
+                f"{measurement.value:.4g} ± {measurement.error:.2g}",
+                f"{measurement.low:.4g} to {measurement.high:.4g}",
+                "yes" if measurement.within else "no",
             ]
         )
     head = ["Number", "Where", "Jets", "Here", "Target", "Within"]
@@ -146,7 +146,7 @@ def table_of_targets(measurements: Sequence[Measurement]) -> page.Table | None:
 def drawings(sets: Mapping[str, Jets], measurements: Sequence[Measurement]) -> Iterator[Drawing]:
     """Draw all figures for which there are jets."""
     makers: list[Callable[[], Drawing | None]] = []
-    for topic, group in itertools.groupby(measurements, key=lambda one: one.topic):
+    for topic, group in itertools.groupby(measurements, key=lambda measurement: measurement.topic):
         makers.append(partial(target_figure, topic, list(group)))
     pt_edges = np.geomspace(20, 3000, 40)
     makers.append(partial(histogram, sets, "genJetPt", pt_edges, PT_LABEL, log=True))
@@ -170,13 +170,14 @@ def target_figure(topic: str, group: Sequence[Measurement]) -> Drawing | None:
         return None
     figure, (axes,) = panels()
     low, high, values, errors, names, words = [], [], [], [], [], []
-    for one in group:
-        values.append(one.value)
-        errors.append(2 * one.error)
-        low.append(one.low)
-        high.append(one.high)
-        names.append(one.where.removesuffix(" GeV"))
-        words.append(f"{one.where} {one.value:.3g} (target {one.low:.3g} to {one.high:.3g})")
+    for measurement in group:
+        values.append(measurement.value)
+        errors.append(2 * measurement.error)
+        low.append(measurement.low)
+        high.append(measurement.high)
+        names.append(measurement.where.removesuffix(" GeV"))
+        target = f"{measurement.low:.3g} to {measurement.high:.3g}"
+        words.append(f"{measurement.where} {measurement.value:.3g} (target {target})")
     look: Look = {"color": TEAL, "marker": "o", "label": "These jets"}
     if "standard JEC" in topic:
         look = calibration_look("standard")
@@ -195,7 +196,9 @@ def target_figure(topic: str, group: Sequence[Measurement]) -> Drawing | None:
     axes.set_xticks(places, names, fontsize=20, rotation=20)
     axes.minorticks_off()
     # Some numbers belong to flavours or regions instead of bins of pT.
-    axes.set_xlabel(PT_LABEL if all(one.where.endswith("GeV") for one in group) else "")
+    axes.set_xlabel(
+        PT_LABEL if all(measurement.where.endswith("GeV") for measurement in group) else ""
+    )
     lowest, highest = min([*low, *values]), max([*high, *values])
     # Room for the legend above the points.
     axes.set_ylim(lowest - 0.15 * (highest - lowest), highest + 0.45 * (highest - lowest))

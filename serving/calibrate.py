@@ -130,7 +130,7 @@ def check_duplicates(folder: str, outputs: dict[str, str]) -> None:
     new_outputs = set(outputs.values())
     for entry in storage.entries(folder):
         stem, _, ending = storage.name(entry.uri).rpartition(".")
-        alike = [one for one in stems if stem == one or stem.endswith(f"_{one}")]
+        alike = [other for other in stems if stem == other or stem.endswith(f"_{other}")]
         if entry.uri in new_outputs or ending not in FORMATS or not alike:
             continue
         info = read_info(entry.uri)
@@ -256,7 +256,12 @@ def plan(options: Namespace, model: Model) -> Plan:
 
 
 def calibrate(options: Namespace) -> int:
-    """Calibrate as the options say and return the exit code."""
+    """Calibrate as the options say and return the exit code.
+
+    Raises:
+        InputError: An option, a file, the model or the output folder cannot be used.
+        ClusterError: The model's server failed; the outputs of finished files stay.
+    """
     from serving.calibration import outputs, work
 
     require(options.threads >= 1, f"--threads {options.threads}: give at least 1")

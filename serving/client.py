@@ -49,7 +49,7 @@ class Client(jec_client.Client):
 
     unreachable = Unreachable
     not_serving = NotServing
-    failed = ModelError
+    model_error = ModelError
 
 
 def golden_check(
@@ -144,7 +144,7 @@ def round_trips(
 def _infer_until(
     client: Client, request: Body, ends: float, deadline: float, is_running: Callable[[], bool]
 ) -> Body:
-    """Send a request, again while nobody answers or the model is not ready.
+    """Send a request; repeat it while no server answers or the model is not ready.
 
     A request that the server refuses is not repeated.
     """

@@ -62,12 +62,18 @@ def file_names(num_jets: int) -> tuple[str, str]:
 
 
 def request_body(inputs: Mapping[str, np.ndarray]) -> Body:
-    """Return the request for arrays with the jets in the first axis."""
+    """Return the request for inputs by name, (N, ...) each for N jets.
+
+    Raises InputError for a type of numbers that the protocol lacks.
+    """
     return {"inputs": [encode(name, array) for name, array in inputs.items()]}
 
 
 def response_body(model: str, outputs: Mapping[str, np.ndarray]) -> Body:
-    """Return the answer that a server of `model` must give."""
+    """Return the answer that a server of `model` must give; outputs by name, (N, ...) each.
+
+    Raises InputError for a type of numbers that the protocol lacks.
+    """
     return {
         "model_name": model,
         "model_version": "1",

@@ -167,7 +167,11 @@ def start_models(
                 attempt.say(f"serving with kserve's model server instead of Triton: {reason}")
             pid, port = attempt.start_on_port(http_port)
             url = f"http://{attempt.client_host}:{port}"
-            folder.record(Running(pid=pid, url=url, models=dict(models)))
+            try:
+                folder.record(Running(pid=pid, url=url, models=dict(models)))
+            except BaseException:
+                stop(pid, seconds=2)  # no command could name it
+                raise
     finally:
         folder.leave()
         server_folder.remove_abandoned()
@@ -308,7 +312,7 @@ def free_port() -> int:
 
 
 def triton_command(attempt: _Start, port: int) -> tuple[list[str], dict[str, str]]:
-    """Return command line and environment of Triton."""
+    """Return command line and environment of Triton. Raises ClusterError if it is not installed."""
     wheel = triton_wheel.find()
     if wheel is None:
         raise ClusterError(

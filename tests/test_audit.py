@@ -1,4 +1,4 @@
-"""`make audit` never passes where nothing was checked, and says so in one sentence."""
+"""`make audit` fails with an error of one line where nothing was checked."""
 
 import shutil
 import subprocess
@@ -14,7 +14,7 @@ NO_PROXY = "Traceback (most recent call last):\nrequests.exceptions.ProxyError: 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make")
 @pytest.mark.parametrize(
-    ("said", "code", "line"),
+    ("output", "code", "line"),
     [
         ("No known vulnerabilities found", 0, ""),
         (FOUND, 1, FOUND),
@@ -23,12 +23,12 @@ NO_PROXY = "Traceback (most recent call last):\nrequests.exceptions.ProxyError: 
     ],
     ids=["none", "weak", "unknown", "unreachable"],
 )
-def test_what_pip_audit_says(tmp_path, said, code, line):
+def test_make_audit_fails_unless_pip_audit_finds_nothing(tmp_path, output, code, line):
     program = tmp_path / "bin" / "pip-audit"
     program.parent.mkdir()
-    program.write_text(f"#!/bin/sh\ncat >&2 <<'END'\n{said}\nEND\nexit {code}\n")
+    program.write_text(f"#!/bin/sh\ncat >&2 <<'END'\n{output}\nEND\nexit {code}\n")
     program.chmod(0o755)
-    ended = subprocess.run(
+    process = subprocess.run(
         ["make", "--silent", "audit", f"AUDIT={tmp_path}"],
         cwd=ROOT,
         capture_output=True,
@@ -36,8 +36,8 @@ def test_what_pip_audit_says(tmp_path, said, code, line):
         timeout=60,
         check=False,
     )
-    assert (ended.returncode != 0) is (code != 0)
+    assert (process.returncode != 0) is (code != 0)
     # make itself adds a line about the target that failed
-    lines = [text for text in ended.stderr.splitlines() if not text.startswith("make")]
+    lines = [text for text in process.stderr.splitlines() if not text.startswith("make")]
     assert len(lines) == (1 if line else 0)
     assert "".join(lines).startswith(line)

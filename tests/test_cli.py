@@ -115,7 +115,7 @@ def test_a_typing_error_ends_with_2_and_the_nearest_name(args, expected):
         ({"steps_memory": "much"}, "--steps-memory 'much'"),
     ],
 )
-def test_values_that_cannot_be_meant_are_refused(values, expected):
+def test_invalid_values_are_refused(values, expected):
     with pytest.raises(InputError, match=expected):
         RunConfig(**values)
 
@@ -124,11 +124,11 @@ def test_values_that_cannot_be_meant_are_refused(values, expected):
     ("values", "gpus"),
     [({"num_gpus": 4}, 1), ({"num_gpus": 0}, 0), ({}, 0), ({"num_gpus": 4, "serving_gpus": 0}, 0)],
 )
-def test_an_earlier_run_that_trained_with_gpus_goes_on_serving_with_one(values, gpus):
+def test_an_earlier_run_that_trained_with_gpus_still_serves_with_one(values, gpus):
     assert RunConfig.from_dict(values).serving_gpus == gpus
 
 
-def test_flags_and_fields_are_the_same_thing():
+def test_flags_and_fields_agree():
     args = pipeline.build_parser().parse_args(
         ["--num-gpus", "2", "--delete-export-job", "--delete-train-experiment", "false"]
     )
@@ -199,7 +199,7 @@ def test_the_version_names_the_commit(capsys, monkeypatch):
         ["--quiet", "--status", "pfn-00000001"],
     ],
 )
-def test_json_and_quiet_only_with_what_they_change(args, capsys):
+def test_json_and_quiet_are_refused_where_they_change_nothing(args, capsys):
     with pytest.raises(SystemExit) as end:
         pipeline.main(args)
     assert end.value.code == 2

@@ -40,16 +40,16 @@ def runs(tmp_path) -> Path:
 def _fill_in(path: Path, folder: str) -> None:
     """Replace the marker in a text file or a checkpoint."""
     if path.suffix == ".pt":
-        torch.save(_replaced(torch.load(path, weights_only=False), folder), path)
+        torch.save(_with_folder(torch.load(path, weights_only=False), folder), path)
     else:
         path.write_bytes(path.read_bytes().replace(MARKER.encode(), folder.encode()))
 
 
-def _replaced(value: Any, folder: str) -> Any:
+def _with_folder(value: Any, folder: str) -> Any:
     if isinstance(value, str):
         return value.replace(MARKER, folder)
     if isinstance(value, dict):
-        return {key: _replaced(part, folder) for key, part in value.items()}
+        return {key: _with_folder(part, folder) for key, part in value.items()}
     return value
 
 
@@ -129,7 +129,7 @@ def test_an_ended_run_runs_again(runs):
 
 
 @pytest.mark.slow
-def test_an_earlier_run_goes_away(runs):
+def test_an_earlier_run_is_removed(runs):
     pipeline("--output", runs, "--status", ENDED)
     pipeline("--output", runs, "--down", ENDED, "--yes", "--storage")
     assert not (runs / ENDED).exists()

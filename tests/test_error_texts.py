@@ -75,7 +75,8 @@ def errors() -> list[tuple[str, str]]:
 def test_every_error_names_a_fact_and_a_next_step():
     texts = errors()
     assert len(texts) > 500
-    assert [one for one in texts if not FACT.search(one[1])] == []
+    without_fact = [(place, text) for place, text in texts if not FACT.search(text)]
+    assert without_fact == []
     without_step = [
         (place, text)
         for place, text in texts
@@ -86,7 +87,7 @@ def test_every_error_names_a_fact_and_a_next_step():
     assert without_step == []
 
 
-def test_the_rule_refuses_what_says_nothing():
+def test_the_rule_refuses_texts_without_facts():
     assert not FACT.search("bad input")
     assert not NEXT_STEP.search("{path} went wrong")
     assert not NEXT_STEP.search("{path} is not JSON: {error}")

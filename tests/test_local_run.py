@@ -130,7 +130,7 @@ class Hook(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self):
         self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.asked.append(self.path)
+        self.server.paths.append(self.path)
         self.send_response(204)
         self.end_headers()
 
@@ -141,7 +141,7 @@ class Hook(http.server.BaseHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def hook():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hook)
-    server.asked = []
+    server.paths = []
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     yield server
     server.shutdown()
@@ -163,7 +163,7 @@ def secrets(hook, tmp_path_factory):
         **os.environ,
         **dict.fromkeys(SECRETS, CANARY),
         **{variable: str(path) for variable, path in files.items()},
-        # nobody listens there, and what is on this machine is asked directly
+        # no process listens there; requests to this machine go there directly
         **dict.fromkeys(PROXIES, f"http://user:{CANARY}@127.0.0.1:9"),
         **dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1,localhost"),
         "JEC_CONFIG": str(folder / "site.yaml"),
@@ -172,7 +172,7 @@ def secrets(hook, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def watched(jets, secrets, tmp_path_factory):
+def watched_run(jets, secrets, tmp_path_factory):
     """A finished run: what it printed, its folder, and what its processes showed."""
     output = tmp_path_factory.mktemp("runs")
     with Watch(output) as watch:
@@ -181,14 +181,14 @@ def watched(jets, secrets, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(watched):
+def finished_run(watched_run):
     """A finished run: what it printed, and its folder."""
-    return watched[:2]
+    return watched_run[:2]
 
 
 @pytest.mark.faults
-def test_all_processes_of_a_run_listen_on_this_machine_only(watched):
-    watch = watched[2]
+def test_all_processes_of_a_run_listen_on_this_machine_only(watched_run):
+    watch = watched_run[2]
     for program in ("components.search", "weaver.train", "components.deploy", "--http-port="):
         assert any(program in line for line in watch.arguments), program
     assert watch.addresses <= {"127.0.0.1", "::1"}
@@ -196,14 +196,14 @@ def test_all_processes_of_a_run_listen_on_this_machine_only(watched):
 
 
 @pytest.mark.faults
-def test_no_argument_of_any_process_has_a_secret(watched):
-    assert [line for line in watched[2].arguments if CANARY in line] == []
+def test_no_argument_of_any_process_has_a_secret(watched_run):
+    assert [line for line in watched_run[2].arguments if CANARY in line] == []
 
 
 @pytest.mark.faults
-def test_the_webhook_is_called_and_no_secret_is_kept_anywhere(finished, hook):
-    answer, output = finished
-    assert hook.asked == [f"/{CANARY}"]
+def test_the_webhook_is_called_and_no_secret_is_kept_anywhere(finished_run, hook):
+    answer, output = finished_run
+    assert hook.paths == [f"/{CANARY}"]
     status = pipeline("--status", "latest", "--output", output, check=False)
     assert CANARY not in answer.stdout + answer.stderr + status.stdout + status.stderr
     files = [path for path in output.rglob("*") if path.is_file()]
@@ -211,8 +211,8 @@ def test_the_webhook_is_called_and_no_secret_is_kept_anywhere(finished, hook):
     assert [path for path in files if CANARY.encode() in path.read_bytes()] == []
 
 
-def test_the_folder_holds_everything(finished):
-    run = finished[1] / "latest"
+def test_the_runs_folder_has_all_results(finished_run):
+    run = finished_run[1] / "latest"
     name = json.loads((run / "service.json").read_text())["name"]
     expected = [
         "run.json",
@@ -238,33 +238,33 @@ def test_the_folder_holds_everything(finished):
     assert len(list((run / "trials").iterdir())) == 3
 
 
-def test_the_last_lines_say_what_there_is_and_what_to_do_next(finished):
-    text = finished[0].stdout
+def test_the_last_lines_name_the_results_and_the_next_commands(finished_run):
+    text = finished_run[0].stdout
     for words in ("best trial", "gain", "served by", "answer", "next: look at"):
         assert words in text
     calibrate, train = text.rstrip().splitlines()[-2:]
-    folder = (finished[1] / "latest").resolve()
+    folder = (finished_run[1] / "latest").resolve()
     assert "python -m serving.calibrate" in calibrate
     assert calibrate.split("--model ")[1].split()[0].endswith(folder.name)
     assert f"--rerun {folder.name} --data-train" in train
 
 
-def test_the_network_stands_beside_trees_on_what_the_files_have(finished):
-    metrics = json.loads((finished[1] / "latest" / "metrics.json").read_text())
+def test_the_network_is_compared_with_trees_on_the_files_columns(finished_run):
+    metrics = json.loads((finished_run[1] / "latest" / "metrics.json").read_text())
     # These files have no kinds of candidates, of which the shares of the pT would be made.
     assert set(FRACTIONS) <= set(metrics["trees"]["missing"])
     assert "QG_mult" in metrics["trees"]["columns"]
     assert metrics["gain_over_trees"]["low"] < metrics["gain_over_trees"]["high"]
-    assert {one["name"] for one in metrics["importances"]["groups"]} == {
+    assert {group["name"] for group in metrics["importances"]["groups"]} == {
         "pf (particles)",
         "jet_features",
     }
-    assert "resolution gain over boosted trees: " in finished[0].stdout
+    assert "resolution gain over boosted trees: " in finished_run[0].stdout
 
 
-def test_run_json_is_the_configuration_as_it_ran(finished, jets):
-    record = json.loads((finished[1] / "latest" / "run.json").read_text())
-    assert record["run_id"] == (finished[1] / "latest").resolve().name
+def test_run_json_is_the_configuration_as_it_ran(finished_run, jets):
+    record = json.loads((finished_run[1] / "latest" / "run.json").read_text())
+    assert record["run_id"] == (finished_run[1] / "latest").resolve().name
     assert re.fullmatch(r"pfn-regressor-open-[0-9a-f]{8}", record["run_id"])
     assert record["config"]["num_epochs"] == 3
     assert record["config"]["data_test"] == f"{jets}/test/*.root"
@@ -272,14 +272,14 @@ def test_run_json_is_the_configuration_as_it_ran(finished, jets):
     assert record["data"]["train"]["files"] == 2
 
 
-def test_the_best_trial_has_the_least_validation_loss(finished):
-    search = json.loads((finished[1] / "latest" / "search.json").read_text())
+def test_the_best_trial_has_the_least_validation_loss(finished_run):
+    search = json.loads((finished_run[1] / "latest" / "search.json").read_text())
     losses = {trial["name"]: trial["metrics"]["AvgLoss"]["min"] for trial in search["trials"]}
     assert len(losses) == 3
     assert search["optimal"] == min(losses, key=losses.get)
 
 
-def test_the_served_model_is_pytorchs_best_checkpoint(finished):
+def test_the_served_model_is_pytorchs_best_checkpoint(finished_run):
     """model.onnx against best.pt on the test jets, which the export never saw."""
     import onnxruntime
     import torch
@@ -287,7 +287,7 @@ def test_the_served_model_is_pytorchs_best_checkpoint(finished):
     from weaver.feed.dataset import Dataset
     from weaver.predict import load_model
 
-    run = finished[1] / "latest"
+    run = finished_run[1] / "latest"
     search = json.loads((run / "search.json").read_text())
     model, _, data_config = load_model(str(run / "trials" / search["optimal"]), str(run / "config"))
     dataset = Dataset.open(str(run / "data" / "test.json"), data_config)
@@ -304,28 +304,28 @@ def test_the_served_model_is_pytorchs_best_checkpoint(finished):
     )
 
 
-def test_the_service_gave_the_golden_answer_and_is_gone(finished):
-    service = json.loads((finished[1] / "latest" / "service.json").read_text())
+def test_the_service_gave_the_golden_answer_and_is_gone(finished_run):
+    service = json.loads((finished_run[1] / "latest" / "service.json").read_text())
     assert max(service["golden"]["max_difference"].values()) <= 1e-5
     assert service["kind"] in ("triton", "kserve-server")
     end = time.monotonic() + 10
-    while processes_of(finished[1]) and time.monotonic() < end:
+    while processes_of(finished_run[1]) and time.monotonic() < end:
         time.sleep(0.1)
-    assert processes_of(finished[1]) == []
+    assert processes_of(finished_run[1]) == []
 
 
-def test_the_test_set_reached_no_trial(finished, jets):
-    record = json.loads((finished[1] / "latest" / "run.json").read_text())
-    for log in finished[1].glob("latest/trials/*/options.json"):
+def test_the_test_set_reached_no_trial(finished_run, jets):
+    record = json.loads((finished_run[1] / "latest" / "run.json").read_text())
+    for log in finished_run[1].glob("latest/trials/*/options.json"):
         assert record["data"]["test"]["dataset"] not in log.read_text()
-    for line in finished[1].glob("latest/trials/*/metrics.log"):
+    for line in finished_run[1].glob("latest/trials/*/metrics.log"):
         assert len([row for row in line.read_text().splitlines() if " AvgLoss=" in row]) == 3, (
             "one validation loss an epoch, no other"
         )
 
 
-def test_resuming_a_finished_run_trains_nothing_again(finished):
-    output = finished[1]
+def test_resuming_a_finished_run_trains_nothing_again(finished_run):
+    output = finished_run[1]
     run_id = (output / "latest").resolve().name
     before = {path: path.stat().st_mtime_ns for path in output.glob("latest/trials/*/best.pt")}
     jobs = [
@@ -349,20 +349,20 @@ def test_resuming_a_finished_run_trains_nothing_again(finished):
 
 
 @pytest.mark.slow
-def test_a_run_that_starts_at_deploy_keeps_its_model_and_its_verdict(finished):
-    run = (finished[1] / "latest").resolve()
+def test_a_run_that_starts_at_deploy_keeps_its_model_and_its_verdict(finished_run):
+    run = (finished_run[1] / "latest").resolve()
     files = [run / "metrics.json", *run.glob("model/*/1/model.onnx"), *run.glob("trials/*/best.pt")]
     before = [path.stat().st_mtime_ns for path in files]
     service_time = (run / "service.json").stat().st_mtime_ns
-    words = ["--output", finished[1], "--resume", run.name, "--start-at", "deploy"]
+    words = ["--output", finished_run[1], "--resume", run.name, "--start-at", "deploy"]
     answer = pipeline(*words, "--runner", "local")
     assert [path.stat().st_mtime_ns for path in files] == before
     assert (run / "service.json").stat().st_mtime_ns > service_time
     assert "served by" in answer.stdout
 
 
-def test_a_run_on_the_same_data_ends_before_its_training(finished):
-    output = finished[1]
+def test_a_run_on_the_same_data_ends_before_its_training(finished_run):
+    output = finished_run[1]
     latest = (output / "latest").resolve()
     before = set(output.iterdir())
     answer = pipeline("--rerun", "latest", "--if-data-changed", "--output", output)
@@ -381,8 +381,8 @@ def test_a_run_on_the_same_data_ends_before_its_training(finished):
     assert not new_run.exists()
 
 
-def test_serving_a_run_that_has_ended_only_starts_the_server(finished):
-    output = finished[1]
+def test_serving_a_run_that_has_ended_only_starts_the_server(finished_run):
+    output = finished_run[1]
     run = (output / "latest").resolve()
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     process = subprocess.Popen(
@@ -412,8 +412,8 @@ def test_serving_a_run_that_has_ended_only_starts_the_server(finished):
 
 @pytest.mark.slow
 @pytest.mark.faults
-def test_a_killed_server_comes_back_and_goes_with_its_killed_command(finished):
-    output = finished[1]
+def test_a_killed_server_comes_back_and_goes_with_its_killed_command(finished_run):
+    output = finished_run[1]
     run = (output / "latest").resolve()
     flags = ["--output", output, "--resume", run.name, "--start-at", "deploy", "--serve"]
     process = subprocess.Popen(
@@ -449,22 +449,22 @@ def test_a_killed_server_comes_back_and_goes_with_its_killed_command(finished):
     assert processes_of(output) == []
 
 
-def test_resuming_a_run_that_does_not_exist_is_refused(finished):
-    run_id = (finished[1] / "latest").resolve().name
+def test_resuming_a_run_that_does_not_exist_is_refused(finished_run):
+    run_id = (finished_run[1] / "latest").resolve().name
     answer = pipeline(
-        "--output", finished[1], "--resume", run_id[:-1], "--runner", "local", check=False
+        "--output", finished_run[1], "--resume", run_id[:-1], "--runner", "local", check=False
     )
     assert answer.returncode == 2
     assert f"'{run_id}'" in answer.stderr
 
 
-def test_resuming_with_other_data_is_refused(finished, jets):
-    run_id, path = (finished[1] / "latest").resolve().name, jets / "val" / "a.root"
+def test_resuming_with_other_data_is_refused(finished_run, jets):
+    run_id, path = (finished_run[1] / "latest").resolve().name, jets / "val" / "a.root"
     times = path.stat().st_atime_ns, path.stat().st_mtime_ns
     os.utime(path, (1, 1))
     try:
         answer = pipeline(
-            "--output", finished[1], "--resume", run_id, "--runner", "local", check=False
+            "--output", finished_run[1], "--resume", run_id, "--runner", "local", check=False
         )
     finally:
         os.utime(path, ns=times)
@@ -472,12 +472,12 @@ def test_resuming_with_other_data_is_refused(finished, jets):
     assert "--data-val have changed" in answer.stdout + answer.stderr
 
 
-def test_resuming_with_other_parameters_is_refused(finished):
+def test_resuming_with_other_parameters_is_refused(finished_run):
     answer = pipeline(
         "--output",
-        finished[1],
+        finished_run[1],
         "--resume",
-        (finished[1] / "latest").resolve().name,
+        (finished_run[1] / "latest").resolve().name,
         "--runner",
         "local",
         "--batch-size",
@@ -523,7 +523,7 @@ def test_ctrl_c_stops_everything_and_the_run_goes_on_later_up_to_its_gate(
         text += line
         if "001 started" in line:
             break
-    end = time.monotonic() + 60  # until each trial has a checkpoint to go on from
+    end = time.monotonic() + 60  # until each trial has a checkpoint to resume from
     while len(list(tmp_path.glob("latest/trials/*/checkpoint.pt"))) < 2 and time.monotonic() < end:
         time.sleep(0.05)
     running.send_signal(signal.SIGINT)
@@ -606,7 +606,7 @@ def columns_below(uri):
 
 
 @pytest.mark.slow
-def test_data_and_results_on_xrootd(jets, finished, xrootd_server, tmp_path):
+def test_data_and_results_on_xrootd(jets, finished_run, xrootd_server, tmp_path):
     place = f"{xrootd_server.uri}/{tmp_path.name}"
     storage.upload(jets, f"{place}/jets")
     where = ["--output", tmp_path, "--s3-bucket", f"{place}/runs"]
@@ -615,7 +615,7 @@ def test_data_and_results_on_xrootd(jets, finished, xrootd_server, tmp_path):
     assert run in answer.stdout
     for name in ("search.json", "metrics.json", "report.html", "service.json"):
         assert storage.exists(f"{run}/{name}"), name
-    assert columns_below(f"{place}/runs/cache") == columns_below(str(finished[1] / "cache"))
+    assert columns_below(f"{place}/runs/cache") == columns_below(str(finished_run[1] / "cache"))
     storage.delete(place)
 
 
@@ -651,7 +651,7 @@ def test_particle_net(jets, tmp_path):
 # -------------------------------------------------------------------------------------- bad input
 
 
-def _truncated(jets, folder):
+def _truncated_file(jets, folder):
     path = folder / "cut.root"
     path.write_bytes((jets / "train" / "a.root").read_bytes()[:40_000])
     return path
@@ -675,7 +675,7 @@ def _without_a_branch(jets, folder):
         pytest.param(lambda jets, folder: folder / "none*.root", "none*.root", id="no match"),
         # The tests of the readers hold the rest.
         pytest.param(_no_root, "text.root", id="no ROOT file", marks=pytest.mark.slow),
-        pytest.param(_truncated, "cut.root", id="truncated", marks=pytest.mark.slow),
+        pytest.param(_truncated_file, "cut.root", id="truncated", marks=pytest.mark.slow),
         pytest.param(_without_a_branch, "QG_mul", id="missing branch", marks=pytest.mark.slow),
     ],
 )

@@ -163,11 +163,15 @@ def test_the_models_come_back_and_give_the_golden_answers(project, client, serve
             assert version.tags["jec.gate"] == "passed"
             assert version.tags["jec.run_id"] == folder.name
             # as the server's page does, to show the signature
-            shown = f"{server}/model-versions/get-artifact?name={name}&path=MLmodel"
-            with urllib.request.urlopen(f"{shown}&version={version.version}", timeout=30) as page:
+            artifact_url = f"{server}/model-versions/get-artifact?name={name}&path=MLmodel"
+            with urllib.request.urlopen(
+                f"{artifact_url}&version={version.version}", timeout=30
+            ) as page:
                 assert b"signature:" in page.read()
             model = mlflow.pyfunc.load_model(f"models:/{name}/{version.version}")
-            assert {one.name for one in model.metadata.signature.inputs} == set(entry["inputs"])
+            assert {tensor.name for tensor in model.metadata.signature.inputs} == set(
+                entry["inputs"]
+            )
             assert model.input_example is not None
             for size in SIZES:
                 request, response = (

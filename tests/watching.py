@@ -1,4 +1,4 @@
-"""What the processes of a run show to others meanwhile: their arguments, and where they listen."""
+"""Watch a run's processes for what other users can see: their arguments and their ports."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SECONDS = 0.3  # between two looks
 
 
 def listening(pid: int) -> set[str]:
-    """The addresses that a process listens at, as 127.0.0.1."""
+    """The addresses on which a process listens, such as 127.0.0.1."""
     sockets = set()
     for link in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(OSError):

@@ -57,8 +57,8 @@ SEARCHABLE = ("num-epochs", "batch-size", "data-fraction", "precision")
 def experiment(
     run: Run,
     *,
-    carried: int = 0,
-    failed: int = 0,
+    earlier_trials: int = 0,
+    earlier_failures: int = 0,
     name: str = "",
     reproducible: bool = False,
 ) -> Manifest:
@@ -68,11 +68,11 @@ def experiment(
 
     Args:
         run: The run.
-        carried: Number of trials of earlier, deleted experiments of the run that count among
+        earlier_trials: Number of trials of earlier, deleted experiments of the run that count among
             max_trials. The new experiment then gets another name, so that no two trials share one,
             and another seed, since it would otherwise draw the same parameters again.
-        failed: Number of carried trials that count among max_failed_trials; must be less.
-        name: Name of an existing experiment that continues beside the carried trials.
+        earlier_failures: Number of earlier trials that count among max_failed_trials; must be less.
+        name: Name of an existing experiment that continues beside the earlier trials.
         reproducible: Set the seed of the algorithm although the user set none.
 
     Raises:
@@ -81,12 +81,12 @@ def experiment(
     """
     config = run.config
     algorithm = algorithms.find_offered(config.algorithm)
-    if carried and algorithm.plan == "sequence":
-        # Katib always draws the same sequence, so that it would repeat the points of the carried
+    if earlier_trials and algorithm.plan == "sequence":
+        # Katib always draws the same sequence, so that it would repeat the points of the earlier
         # trials.
         algorithm = algorithms.find_offered("random")
     parameters = for_network(load(config.search_space), config.network_config)
-    max_trials = max(1, config.max_trials - carried)  # Katib refuses 0
+    max_trials = max(1, config.max_trials - earlier_trials)  # Katib refuses 0
     if algorithm.is_grid:
         max_trials = min(max_trials, grid_size(parameters))  # Katib refuses more than there are
 
@@ -94,9 +94,9 @@ def experiment(
     # With a seed, an algorithm whose pod restarts repeats the points of the first trials (seen with
     # Katib 0.19.0). So it is set only if the user set one, or if a second experiment would repeat
     # the points of the first without it.
-    would_repeat = carried > 0 and algorithm.same_seed_by_default
+    would_repeat = earlier_trials > 0 and algorithm.same_seed_by_default
     if algorithm.seed_setting and (config.seed != AUTO or reproducible or would_repeat):
-        seed = str(config.seed_number + carried)
+        seed = str(config.seed_number + earlier_trials)
         settings.append({"name": algorithm.seed_setting, "value": seed})
 
     objective: Manifest = {"type": "minimize", "objectiveMetricName": OBJECTIVE}
@@ -114,7 +114,7 @@ def experiment(
         "apiVersion": "kubeflow.org/v1beta1",
         "kind": "Experiment",
         "metadata": {
-            "name": name or (f"{run.id}-{carried}" if carried else run.id),
+            "name": name or (f"{run.id}-{earlier_trials}" if earlier_trials else run.id),
             **run.namespace,
             "labels": labels(run),
             "annotations": {PARAMETERS: json.dumps(changeable_parameters(run))},
@@ -126,7 +126,7 @@ def experiment(
             "parallelTrialCount": min(config.parallel_trials, max_trials),
             "maxTrialCount": max_trials,
             # Katib refuses more than there are trials
-            "maxFailedTrialCount": min(config.max_failed_trials - failed, max_trials),
+            "maxFailedTrialCount": min(config.max_failed_trials - earlier_failures, max_trials),
             # Katib removes the Deployment of the algorithm when the search ends (katib v0.19.0
             # pkg/controller.v1beta1/experiment/experiment_controller.go:190-197). With more trials
             # another experiment follows. LongRunning keeps the pod for ever. A pod that is started

@@ -323,9 +323,14 @@ def columns(dataset: Dataset, output: np.ndarray, *, scores: bool = False) -> Co
 
 
 def write_columns(uri: str, columns: Columns) -> None:
-    """Write columns to a .npz, .parquet or .root file (tree `Events`) at a path or an address.
+    """Write columns to a .npz, .parquet or .root file (tree `Events`).
 
-    Raises InputError for lists in a .npz file, which cannot contain them.
+    Args:
+        uri: path or address of the file.
+        columns: name -> (N,) or (N, k), or lists of N jets.
+
+    Raises:
+        InputError: lists for a .npz file, which cannot contain them.
     """
     if uri.endswith(".npz"):
         for name, values in columns.items():

@@ -53,14 +53,14 @@ def epoch(loader, options):
 
     A time limit may leave a part of the epoch.
     """
-    started, jets = time.perf_counter(), 0
+    start, jets = time.perf_counter(), 0
     for _, label, _ in loader:
         jets += len(next(iter(label.values())))
-        if jets >= options.get("most_jets", 2**62) or time.perf_counter() - started > options.get(
+        if jets >= options.get("most_jets", 2**62) or time.perf_counter() - start > options.get(
             "most_seconds", 3600
         ):
             break
-    return jets / (time.perf_counter() - started), jets
+    return jets / (time.perf_counter() - start), jets
 
 
 if __name__ == "__main__":

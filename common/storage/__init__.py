@@ -66,7 +66,7 @@ __all__ = [
 
 
 class Backend(Protocol):
-    """What a module of this package does for its schemes."""
+    """The functions that each module of this package has for its schemes."""
 
     def open_source(self, uri: str, entry: Entry | None = None, /) -> Source: ...
     def exists(self, uri: str, /) -> bool: ...
@@ -80,7 +80,7 @@ class Backend(Protocol):
 
 
 def _backend(uri: str) -> tuple[Backend, str]:
-    """The module for an address, and the address as that module takes it.
+    """The module for an address, and the address in that module's form.
 
     Raises InputError for an unknown scheme.
     """
@@ -220,7 +220,7 @@ def _sort(files: Sequence[Entry]) -> list[Entry]:
 def upload(path: str | os.PathLike[str], uri: str) -> None:
     """Copy a local file, or a folder with everything in it, to a URI.
 
-    A folder's files arrive one by one, each whole.
+    A folder's files are written one by one, each atomically.
     """
     path = Path(path)
     if path.is_dir():

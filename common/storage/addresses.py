@@ -1,6 +1,6 @@
 """The one parser of addresses: `s3://bucket/key`, `root://server//path`, `https://...` or a path.
 
-Whatever looks like an address of another scheme is refused, so that it never becomes a local
+Text that looks like an address of another scheme is refused, so that it never becomes a local
 folder of that name.
 """
 
@@ -97,8 +97,8 @@ def refuse_secrets(text: str) -> None:
 def _refuse_secret(uri: str, scheme: str) -> None:
     """Raise InputError for an address with a password, a token or a signature, without showing it.
 
-    Arguments are visible to others and stored with the run. A presigned address opens the door to
-    whoever reads it, and would not do so any more when the run is repeated.
+    Arguments are visible to others and stored with the run. Anyone who reads a presigned address
+    can use it, and it has expired when the run is repeated.
     """
     # A web server may take a token in place of the user; XRootD's servers take a bare user's name.
     has_login = PASSWORD.search(uri) or (scheme in HTTP and TOKEN.search(uri))

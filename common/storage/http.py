@@ -1,12 +1,12 @@
 """Files of web servers (https:// and http://), read only, with requests.
 
-Byte ranges are asked for; of a server that knows none, the whole file is fetched once into a
-temporary file. Globs and folders need a server that lists its folders as web pages, as Apache,
+Files are read in byte ranges; from a server without ranges the whole file is downloaded once into
+a temporary file. Globs and folders need a server that lists its folders as web pages, as Apache,
 nginx and XRootD do.
 
-A range is first asked for without requests, at its connections (`range_of`), which takes half of
-its CPU time. Where that does not work, requests answers: it follows redirects, and its answers say
-what is wrong.
+A range is first read through the connections of requests, but without requests itself
+(`range_of`), which takes half of the CPU time. If that fails, requests reads it: it follows
+redirects and reports errors.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ OVERLOADED = (408, 425, 429, 500, 502, 503, 504)
 ACCESS_DENIED = (401, 403, 407)
 MISSING = (404, 410)
 WILDCARDS = "*["  # a question mark begins the query
-BEGIN = 64  # bytes that tell a page from data
+BEGIN = 64  # bytes that distinguish a page from data
 # also behind a byte order mark; data files, data configs and JSON begin otherwise
 PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype|!--|\?xml|html|head|body)", re.IGNORECASE)
 
@@ -51,18 +51,18 @@ class WebPage(InputError):
 
 
 _known_by_ranges: set[str] = set()
-"""Files of which a range was to be had in this process, as when they were listed."""
+"""Files of which this process has read a range, as when they were listed."""
 
 
 class HttpSource(Source):
     """A file of a web server."""
 
     def __init__(self, uri: str, entry: Entry | None = None) -> None:
-        """Ask for the size, and download the file if the server gives no ranges."""
+        """Request the size, and download the file if the server has no ranges."""
         self.uri = uri
         self._whole: IO[bytes] | None = None
         self._is_direct = True
-        """Whether ranges are asked for without requests."""
+        """Whether ranges are read without requests."""
         if entry is not None and uri in _known_by_ranges:
             self.size, self._version = entry.size, entry.tag
             return
@@ -161,10 +161,10 @@ def range_of(
 
 @functools.lru_cache(maxsize=1024)
 def _direct(process: int, url: str, verify: str | bool) -> tuple[Any, str] | None:
-    """The connections of requests to an address's server, and what to ask for there.
+    """The connections of requests to an address's server, and the path of the request.
 
-    None where a proxy lies between. Kept for each file, because requests reads the environment's
-    settings anew for each request. Raises requests' errors, InputError.
+    None if there is a proxy. The result is cached for each file, because requests reads the
+    environment's settings again for each request. Raises requests' errors, InputError.
     """
     import requests
 
@@ -183,8 +183,8 @@ def _direct(process: int, url: str, verify: str | bool) -> tuple[Any, str] | Non
 def _body(answer: Any) -> bytes:
     """The rest of an answer, in one piece.
 
-    Requests itself would put it together from smaller ones, which takes longer than to receive
-    them. Raises requests' errors.
+    Requests would join many small pieces, which takes longer than to receive them. Raises requests'
+    errors.
     """
     import requests
     import urllib3
@@ -238,7 +238,11 @@ def entries(uri: str) -> list[Entry]:
 
 
 def glob(pattern: str) -> list[Entry]:
-    """The files that match, in folders that the server lists."""
+    """The files that match, in folders that the server lists.
+
+    Raises:
+        InputError: the pattern is no address.
+    """
     try:
         parts = urllib.parse.urlsplit(pattern)
     except ValueError as error:
@@ -293,10 +297,10 @@ def _entry(uri: str) -> Entry:
 
 
 def _probe(uri: str) -> tuple[int | None, str]:
-    """Size and version of a file; no size where only the whole file is to be had.
+    """Size and version of a file; no size if the server has no ranges.
 
-    Some bytes are asked for, because some servers refuse HEAD, presigned addresses are for GET, and
-    a page may come under the name of data.
+    Some bytes are requested, because some servers refuse HEAD, presigned addresses are for GET, and
+    a server may send a web page instead of data.
     """
     with _answer(uri, f"bytes=0-{BEGIN - 1}") as answer:
         _check_content(uri, answer, next(answer.iter_content(BEGIN), b""))
@@ -329,7 +333,7 @@ def _fetch(uri: str, file: IO[bytes]) -> int:
 def _answer(uri: str, byte_range: str = "", page: bool = False) -> Iterator[Any]:
     """The answer to one GET, whose body is not read yet; reading it may be part of the block.
 
-    page: whether a web page is what is asked for. Raises MissingFile, WebPage, AccessError where
+    page: whether a web page is expected. Raises MissingFile, WebPage, AccessError where
     access is refused, PassingError for what may pass.
     """
     try:
@@ -476,7 +480,7 @@ def _trust(path: str) -> Any:
 
 
 def _children(folder: str) -> list[Child]:
-    """What the server's page for a folder links to that lies in it."""
+    """The files and folders in a folder, by the links of the server's page for it."""
 
     def request() -> list[Child]:
         try:

@@ -11,7 +11,7 @@ from common.storage.entry import Entry
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Child:
-    """What lies in a folder."""
+    """A file or folder in a folder."""
 
     name: str
     uri: str
@@ -21,7 +21,7 @@ class Child:
 
 
 Children = Callable[[str], list[Child]]
-"""URI of a folder -> what lies in it; empty where there is no such folder."""
+"""URI of a folder -> its children; empty if there is no such folder."""
 
 
 def matching_files(root: str, path: str, wildcards: str, children: Children) -> list[Child]:

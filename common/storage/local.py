@@ -62,7 +62,7 @@ def _translate_errors(
         yield
     except OSError as error:
         if error.errno in space.FULL and verb == "read":
-            raise  # it is about the file that a copy goes to, which whoever writes it names
+            raise  # it is about the target of a copy, which its writer reports
         raise explain(error, path, verb, num_bytes) from error
 
 
@@ -119,7 +119,7 @@ def _refuse_special(path: str, mode: int) -> None:
 
 
 def kind_of(mode: int) -> str:
-    """What a path is, in words, by its st_mode."""
+    """Describe the kind of a path by its st_mode."""
     if stat.S_ISDIR(mode):
         return "a folder"
     if stat.S_ISFIFO(mode):
@@ -130,14 +130,14 @@ def kind_of(mode: int) -> str:
 
 
 def check_writable_folder(path: str) -> None:
-    """Raise InputError where a folder could not be made, or not written to; nothing stays there."""
+    """Raise InputError if a folder cannot be made or written to; no file remains there."""
     path = os.path.abspath(path)
     with _translate_errors(path, "write"):
         folder = _nearest(path)
         mode = os.stat(folder).st_mode
         if not stat.S_ISDIR(mode):
             raise InputError(f"cannot write to {path}: {folder} is {_no_folder(mode)}")
-        # Asking is not enough: root may write everywhere, but not to /proc.
+        # os.access is not enough: root may write everywhere, but not to /proc.
         handle, probe = tempfile.mkstemp(dir=folder, prefix=PARTIAL)
         os.close(handle)
         os.remove(probe)
@@ -153,7 +153,7 @@ def check_writable_file(path: str) -> None:
             _nearest(path)  # refuses a name that is too long
             return
         mode = os.stat(path).st_mode
-        if not stat.S_ISCHR(mode):  # /dev/null and /dev/stdout take what is written
+        if not stat.S_ISCHR(mode):  # /dev/null and /dev/stdout can be written
             raise InputError(f"cannot write {path}: it is {kind_of(mode)}; name a file")
 
 
@@ -272,7 +272,7 @@ def download(path: str, target: str) -> None:
 def delete(path: str) -> int:
     """Remove a file or a folder with everything in it; returns how many files went.
 
-    Of a link the link goes, and what it leads to stays.
+    Of a link only the link is removed, not its target.
     """
     with _translate_errors(path, "delete"):
         if os.path.isdir(path) and not os.path.islink(path):

@@ -40,8 +40,8 @@ class Pattern:
 def parse(patterns: str | Iterable[str]) -> list[Pattern]:
     """The patterns of a text or of several.
 
-    What is the path of an existing file, or matches one, is one pattern, blanks and all. Raises
-    InputError for an address of an unknown scheme.
+    A text that is the path of an existing file, or matches one, is one pattern, with its blanks.
+    Raises InputError for an address of an unknown scheme.
     """
     result = []
     for text in [patterns] if isinstance(patterns, str) else patterns:
@@ -53,7 +53,7 @@ def parse(patterns: str | Iterable[str]) -> list[Pattern]:
 
 
 def split_patterns(text: str) -> list[str]:
-    """The patterns of a text, apart at blanks and commas; the path of a file stays whole.
+    """Split a text into patterns at blanks and commas; the path of an existing file is not split.
 
     Raises InputError for an address with a secret in it.
     """

@@ -1,4 +1,4 @@
-"""Repeat a request that failed for a reason that may pass, later each time."""
+"""Retry a request after a temporary failure, with growing pauses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 
 
 class PassingError(StorageError):
-    """A failure that may pass: a lost connection, an overloaded server."""
+    """A temporary failure: a lost connection, an overloaded server."""
 
 
 @contextlib.contextmanager

@@ -37,9 +37,9 @@ ACCESS_DENIED = (
 class S3Source(Source):
     """An object of S3.
 
-    Its ranges are asked for at an address that boto3 has signed once, because a request by boto3
-    takes 2 ms of CPU time. Where that does not work, boto3 reads the rest: it retries, renews its
-    keys, finds a bucket's region, and its errors give the reason.
+    Ranges are read from an address that boto3 has signed once, because a request by boto3 takes
+    2 ms of CPU time. If that fails, boto3 reads the rest: it retries, renews its keys, finds a
+    bucket's region, and reports errors with their reason.
     """
 
     def __init__(self, uri: str, entry: Entry | None = None) -> None:
@@ -88,7 +88,7 @@ class S3Source(Source):
 
 
 def _get(uri: str, **options: str) -> bytes:
-    """The body of one GET. Raises PassingError where the connection is cut while it is read."""
+    """The body of one GET. Raises PassingError if the connection is lost while it is read."""
     bucket, key = split_s3(uri)
     with translate_errors(uri):
         body = client().get_object(Bucket=bucket, Key=key, **options)["Body"]
@@ -164,7 +164,11 @@ def listing(prefix: str) -> Iterator[Entry]:
 
 
 def glob(pattern: str) -> list[Entry]:
-    """The objects that match; only what begins with the text before the wildcard is listed."""
+    """The objects that match; only what begins with the text before the wildcard is listed.
+
+    Raises:
+        InputError: the bucket's name has a wildcard.
+    """
     prefix = pattern[: wildcard_at(pattern)]
     if "/" not in prefix.removeprefix("s3://"):
         raise InputError(f"'{pattern}': name the bucket without wildcards")
@@ -176,7 +180,7 @@ def _is_below(key: str, folder: str) -> bool:
 
 
 def upload(path: str, uri: str) -> None:
-    """Copy one local file to S3: it appears when it is whole."""
+    """Copy one local file to S3, atomically."""
     bucket, key = split_s3(uri)
     with translate_errors(uri):
         from boto3.exceptions import S3UploadFailedError
@@ -200,7 +204,7 @@ def download(uri: str, target: str) -> None:
 
 
 def delete(uri: str) -> int:
-    """Remove an object, or everything below a folder; returns how many went."""
+    """Remove an object, or everything below a folder; returns the number of objects."""
     objects = entries(uri)
     with translate_errors(uri):
         for entry in objects:
@@ -258,7 +262,7 @@ def _client(**settings: str) -> Any:
 
 
 def forget_client() -> None:
-    """Have the next request read the AWS variables anew."""
+    """Have the next request read the AWS variables again."""
     client.cache_clear()
     signer.cache_clear()
     _session.cache_clear()
@@ -325,5 +329,5 @@ def translate_errors(
         raise StorageError(f"{endpoint} answered {code} for {uri}: {error}") from None
     except (aws.BotoCoreError, OSError, boto3.exceptions.RetriesExceededError) as error:
         if isinstance(error, OSError) and error.errno in space.FULL:
-            raise  # it is about the file that a copy goes to, which whoever writes it names
+            raise  # it is about the target of a copy, which its writer reports
         raise connection_error(f"cannot reach {uri} at {endpoint}: {error}") from None

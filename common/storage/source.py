@@ -1,4 +1,4 @@
-"""Reading parts of a file, whatever stores it: `read_ranges`, and a file object on top of it."""
+"""Read parts of a file in any storage: `read_ranges`, and a file object that uses it."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, start: int, stop: int) -> bytes:
-        """The bytes start:stop, all of them, in one request that is repeated where it fails.
+        """The bytes start:stop, all of them, in one request that is retried if it fails.
 
-        Raises StorageError where they do not come, or where the file has changed since it was
-        opened; InputError where it has vanished or may not be read.
+        Raises StorageError if they cannot be read or the file has changed since it was opened, and
+        InputError if the file has been removed or may not be read.
         """
 
     def read_ranges(self, ranges: Sequence[Range]) -> list[bytes]:
@@ -38,7 +38,7 @@ class Source(ABC):
         )
 
     def close(self) -> None:  # noqa: B027 - most backends hold nothing
-        """Free what the file holds. Nothing can be read afterwards."""
+        """Free the file's resources. Nothing can be read afterwards."""
 
     def __enter__(self) -> Source:
         """Return itself."""

@@ -24,7 +24,7 @@ WRITE_TEXTS = (
 )
 """Texts of libraries for a write that failed for any reason."""
 NO_TEMPORARY = "No usable temporary directory"
-"""Python's words where none of its folders for temporary files takes a file."""
+"""Python's message if no file can be written to any of its folders for temporary files."""
 NEARLY_FULL = 64 * 2**10
 """Bytes that SQLite adds to its files at a time, at most; where less is free, the disk is full."""
 SQLITE_VAGUE = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
@@ -32,6 +32,14 @@ SQLITE_VAGUE = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CA
 write a readonly database"."""
 SHARED_MEMORY = "/dev/shm"  # noqa: S108  # named in errors; nothing is written there
 UNITS = ("bytes", "kB", "MB", "GB", "TB")
+
+_private_folders: set[str] = set()
+"""Folders that this process made among the temporary files, and that go with it."""
+
+
+def add_private_folder(path: str | os.PathLike[str]) -> None:
+    """Let errors name the folder above this one, a temporary one that is removed afterwards."""
+    _private_folders.add(os.path.abspath(path))
 
 
 def free_bytes(path: str | os.PathLike[str]) -> int:
@@ -43,7 +51,7 @@ def free_bytes(path: str | os.PathLike[str]) -> int:
 
 
 def is_full(path: str | os.PathLike[str]) -> bool:
-    """Return whether the disk of a path takes no further bytes, or no further file."""
+    """Return whether no further bytes or no further file can be written to the disk of a path."""
     return free_bytes(path) < NEARLY_FULL or _has_no_inodes(path)
 
 
@@ -71,8 +79,8 @@ def require(path: str | os.PathLike[str], num_bytes: int, what: str) -> None:
 
 
 def sentence(error: OSError, path: str | os.PathLike[str], num_bytes: int | None = None) -> str:
-    """The error of a full disk: the folder, what is free in it, and what was needed if known."""
-    folder = _folder_of(path)
+    """The text of a full disk's error: the folder, its free space, and the needed space."""
+    folder = _lasting_folder(path)
     cause, free = "the disk is full", f"{size_text(free_bytes(folder))} free"
     if error.errno == errno.EDQUOT:
         cause, free = "your quota is used up", f"{free} for others"
@@ -172,13 +180,13 @@ def _file_of(error: OSError) -> str:
 
 
 def _has_no_inodes(path: str | os.PathLike[str]) -> bool:
-    """Whether the disk of a path takes no further file, although it may have room for bytes."""
+    """Whether no further file can be made on the disk of a path, even with free bytes."""
     status = os.statvfs(_folder_of(path))
     return status.f_files > 0 and status.f_favail == 0
 
 
 def temporary_folder() -> str:
-    """The folder for temporary files. Raises FullDiskError where no disk takes one."""
+    """The folder for temporary files. Raises FullDiskError if all their disks are full."""
     with catch_full_disk():
         return tempfile.gettempdir()
 
@@ -203,11 +211,11 @@ def _output_folders() -> list[str]:
 
 
 def _advice(folder: str) -> str:
-    """Say what to do about a full disk."""
+    """A sentence on what to do about a full disk."""
     advice = "free some space there"
     if folder.startswith(SHARED_MEMORY):
         advice += ", or give the container more (docker --shm-size, on a cluster --shared-memory)"
-    elif any(_folder_of(one) == folder for one in _temporary_folders()):
+    elif any(_folder_of(temporary) == folder for temporary in _temporary_folders()):
         advice += ", or set TMPDIR to a folder of another disk"
     return advice
 
@@ -218,6 +226,15 @@ def size_text(size: int) -> str:
     while number >= 1000 and unit < len(UNITS) - 1:
         number, unit = number / 1000, unit + 1
     return f"{number:.0f} {UNITS[unit]}" if unit == 0 else f"{number:.1f} {UNITS[unit]}"
+
+
+def _lasting_folder(path: str | os.PathLike[str]) -> str:
+    """The nearest folder above a path that exists, and that is no private one of this process."""
+    folder = _folder_of(path)
+    for private in _private_folders:
+        if f"{folder}{os.sep}".startswith(f"{private}{os.sep}"):
+            return os.path.dirname(private)
+    return folder
 
 
 def _folder_of(path: str | os.PathLike[str]) -> str:

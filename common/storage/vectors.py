@@ -57,9 +57,9 @@ def read_in_pieces(
 
 @functools.lru_cache(maxsize=1)
 def _threads(process: int) -> ThreadPoolExecutor:
-    """The threads of this process that wait for requests; a forked one has none of them.
+    """The threads of this process for requests; a forked process has none of them.
 
-    They are kept: to start and end one costs as much CPU time as a small request.
+    They are reused, because starting a thread costs as much CPU time as a small request.
     """
     return ThreadPoolExecutor(REQUESTS, thread_name_prefix="request")
 

@@ -45,7 +45,7 @@ CHUNK = 8 * 2**20  # bytes of one request that copies a file
 # XrdCl's codes (XrdClStatus.hh)
 INVALID_ADDRESS, NOT_SUPPORTED = 101, 13
 CONNECTION_LOST = frozenset((16, *range(102, 110), 206, 207, 301, 302, 303, 306))
-"""Sockets, timeouts and redirects: the way to the data, which may be better next time."""
+"""Sockets, timeouts and redirects: failures of the connection, which may be temporary."""
 LOGIN_FAILED = frozenset((110, 202, 203, 204))
 # the server's own numbers (XProtocol.hh), beside XrdCl's code 400
 SERVER_ERROR = 400
@@ -175,7 +175,7 @@ class XRootDSource(Source):
         return StorageError(f"{self.uri} has changed while it was read; start again")
 
     def forget(self, file: Any) -> None:
-        """Have the file opened anew, because this one's connection failed."""
+        """Have the file opened again, because its connection failed."""
         with self._lock:
             if self._file is file:
                 self._file = None
@@ -272,7 +272,7 @@ def glob(pattern: str) -> list[Entry]:
 
 
 def _children(folder: str) -> list[Child]:
-    """What lies in a folder; nothing where there is no such folder."""
+    """The files and folders in a folder; empty if there is no such folder."""
 
     def request() -> list[Child]:
         client, path = _file_system(folder)
@@ -329,13 +329,13 @@ def write_bytes(uri: str, content: bytes) -> None:
 
 
 def upload(path: str, uri: str) -> None:
-    """Copy one local file; it has its name on the server once it is whole."""
+    """Copy one local file to the server, atomically."""
     with open(path, "rb") as file:
         retry(lambda: _write(uri, file))
 
 
 def _write(uri: str, source: BinaryIO) -> None:
-    """Write all that a file holds; it is written from its start again where that fails."""
+    """Write a file's content; after a failure it is written again from its start."""
     source.seek(0)
     start = 0
     with _replacing(uri) as write:
@@ -346,7 +346,7 @@ def _write(uri: str, source: BinaryIO) -> None:
 
 @contextlib.contextmanager
 def _replacing(uri: str) -> Iterator[Any]:
-    """A function (content, first byte) that writes what becomes `uri` if the block ends well.
+    """Yield a function (content, first byte) that writes `uri`, atomically if the block succeeds.
 
     It is written under another name in the same folder.
     """
@@ -406,7 +406,7 @@ def delete(uri: str) -> int:
 
     def request() -> None:
         status, _ = remove(path, timeout=SECONDS)
-        # after a lost answer it is gone already
+        # it may have been removed by a request whose answer was lost
         if not (status.code == SERVER_ERROR and status.errno == NOT_FOUND):
             check(status, uri)
 

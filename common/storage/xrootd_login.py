@@ -2,8 +2,8 @@
 
 The client looks for them itself: an X509 proxy (X509_USER_PROXY, else /tmp/x509up_u<uid>), a
 Kerberos ticket (KRB5CCNAME, else /tmp/krb5cc_<uid>) and a bearer token (BEARER_TOKEN,
-BEARER_TOKEN_FILE, else bt_u<uid> in XDG_RUNTIME_DIR or /tmp). This module tells the user about
-them when a server refuses, and hands on those of a Kubernetes Secret.
+BEARER_TOKEN_FILE, else bt_u<uid> in XDG_RUNTIME_DIR or /tmp). This module describes them
+to the user when a server refuses access, and passes on those of a Kubernetes Secret.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def _ticket() -> str:
 
 
 def _token() -> str:
-    """As the WLCG's rules say where a bearer token is looked for, in their order."""
+    """A sentence on the bearer token, which is looked for in the order of the WLCG's rules."""
     renew = "oidc-token or htgettoken makes one"
     user = os.getuid()
     token_file = os.environ.get("BEARER_TOKEN_FILE")
@@ -152,7 +152,7 @@ def _token() -> str:
 
 
 def _token_end(token: str) -> datetime.datetime | None:
-    """When a JSON web token ends; None where it does not say."""
+    """When a JSON web token expires; None if it has no expiry."""
     try:
         payload = token.split(".")[1]
         claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))

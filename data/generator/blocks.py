@@ -1,7 +1,7 @@
 """Blocks: the unit in which jets are generated.
 
-A block is a fixed number of events. What is in it depends on the recipe and on the block's number
-alone, so any number of processes can make blocks in any order and the sample stays the same.
+A block is a fixed number of events. Its content depends only on the recipe and on the block's
+number, so any number of processes can make blocks in any order and the sample stays the same.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class JetMaker:
         self._likelihood = quark_gluon.load()
 
     def __call__(self, number: int) -> Columns:
-        """The columns of block `number`; there may be none of a jet in it."""
+        """The columns of block `number`, which may have no jet."""
         recipe = self._blocks.recipe
         first = recipe.seed * EVENTS_PER_SEED + number * recipe.events_per_block + 1
         block = self._blocks.reconstructed(number)

@@ -1,4 +1,4 @@
-"""Anti-kT jets, R = 0.4, of many events at once, with their areas and what was clustered into them.
+"""Anti-kT jets, R = 0.4, of many events at once, with their areas and their members.
 
 FastJet: M. Cacciari, G. P. Salam, G. Soyez, EPJ C 72 (2012) 1896, arXiv:1111.6097; anti-kT: JHEP 04
 (2008) 063, arXiv:0802.1189; jet areas from ghosts: JHEP 04 (2008) 005, arXiv:0802.1188. Momenta in
@@ -26,7 +26,7 @@ GHOST_PT = 1e-50  # GeV; a ghost must not move any jet
 
 @dataclasses.dataclass(frozen=True)
 class Inputs(Table):
-    """What is clustered, (N,) each, sorted by event. GeV."""
+    """Inputs of the clustering, (N,) each, sorted by event. GeV."""
 
     event: np.ndarray
     px: np.ndarray
@@ -107,7 +107,12 @@ def cluster(inputs: Inputs, events: int, min_pt: float) -> Jets:
 
 
 def select(jets: Jets, order: np.ndarray) -> Jets:
-    """Return the jets at these indices, in this order, with their members."""
+    """Return the jets at these indices, in this order, with their members.
+
+    Args:
+        jets: J jets.
+        order: (n,) indices from 0 to J - 1.
+    """
     size = ragged.counts_of(jets.member_jet, len(jets))
     places = ragged.ranges(ragged.starts(size)[order], size[order])
     return Jets(

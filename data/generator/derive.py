@@ -197,7 +197,7 @@ def _collect(
     recipe: Recipe,
     label: str,
 ) -> list[Result]:
-    """What `maker(order)` makes of blocks 0, 1, ..., blocks - 1."""
+    """The results of `maker(order)` for blocks 0, 1, ..., blocks - 1."""
     source = workers.blocks(
         maker, order, workers=processes, events_per_block=recipe.events_per_block
     )

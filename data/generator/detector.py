@@ -84,8 +84,8 @@ class Detector:
     hadron_loss: float = 0.97
     hadron_power: float = 0.30
     """A hadron of energy E is measured with (1 - hadron_loss × E^-hadron_power) E on average:
-    non-compensation, in the form of Groom, and what thresholds and leakage add to it. Soft hadrons
-    lose most, so gluon jets respond less than quark jets. Tuned."""
+    non-compensation, in the form of Groom, with losses by thresholds and leakage. Soft hadrons lose
+    most, so gluon jets respond less than quark jets. Tuned."""
     tail_share: float = 0.01
     """Share of hadrons with a low response (interactions before and between the calorimeters,
     leakage behind). Tuned.
@@ -94,8 +94,8 @@ class Detector:
     stochastic_endcap: float = 2.8
     """sqrt(GeV)"""
     noise: float = 5.0
-    """GeV: what thresholds, energy shared with the ECAL and pile-up of other bunch crossings add to
-    a shower.
+    """GeV: noise of a shower from thresholds, energy shared with the ECAL and pile-up of other
+    bunch crossings.
     """
     constant_barrel: float = 0.02
     constant_endcap: float = 0.09
@@ -103,8 +103,8 @@ class Detector:
     added in quadrature. PF section 4.4 has 1.1 and 0.09 in the barrel for hadrons whose energy in
     both calorimeters is calibrated; tuned to the resolution of jets."""
     excess_significance: float = 0.5
-    """A neutral hadron is made of energy this many sigma above what the tracks explain: one in PF
-    section 4.4, with a sigma of half the size of the one here."""
+    """Energy this many sigma above that expected from the tracks becomes a neutral hadron: one in
+    PF section 4.4, with a sigma of half the size of the one here."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +150,7 @@ def simulate(particles: Particles, detector: Detector, rng: np.random.Generator)
 
 
 class _Kind:
-    """What the detector distinguishes: (N,) masks."""
+    """Types of particles that the detector distinguishes: (N,) masks."""
 
     def __init__(self, particles: Particles, detector: Detector) -> None:
         number = np.abs(particles.id)
@@ -175,7 +175,7 @@ def track(
     has_track = in_tracker & (rng.random(len(particles)) < efficiency)
     resolution = track_resolution(particles.pt, kind.endcap)
     smear = 1 + resolution * rng.standard_normal(len(particles))
-    # The clip keeps the few that fluctuate most positive and of the right size.
+    # The clip keeps the largest fluctuations positive and of a plausible size.
     return has_track, particles.pt * np.clip(smear, 0.2, 2.0)
 
 
@@ -212,7 +212,15 @@ def track_candidates(
     track_pt: np.ndarray,
     rng: np.random.Generator,
 ) -> Candidates:
-    """Charged hadrons, electrons and muons."""
+    """Charged hadrons, electrons and muons.
+
+    Args:
+        particles: P particles.
+        kind: their types.
+        has_track: (P,) bool.
+        track_pt: (P,), measured pT in GeV.
+        rng: random numbers of the measurement.
+    """
     which = np.flatnonzero(has_track)
     electron = kind.electron[which]
     muon = kind.muon[which]
@@ -261,7 +269,14 @@ def photon_candidates(
 ) -> Candidates:
     """ECAL clusters: photons, and electrons without a track.
 
-    Those too close to be told apart are merged.
+    Clusters in the same cell are merged.
+
+    Args:
+        particles: P particles.
+        kind: their types.
+        has_track: (P,) bool.
+        detector: resolutions and thresholds.
+        rng: random numbers of the measurement.
     """
     showers = particles[np.flatnonzero(kind.electromagnetic & ~has_track)]
     cell, cells = cell_index(showers.event, showers.eta, showers.phi, detector.ecal_cell)
@@ -304,7 +319,16 @@ def hadron_candidates(
     detector: Detector,
     rng: np.random.Generator,
 ) -> Candidates:
-    """HCAL energy above that expected from the tracks in the same tower, as neutral hadrons."""
+    """HCAL energy above that expected from the tracks in the same tower, as neutral hadrons.
+
+    Args:
+        particles: P particles.
+        kind: their types.
+        has_track: (P,) bool.
+        track_pt: (P,), measured pT in GeV.
+        detector: resolutions and thresholds.
+        rng: random numbers of the measurement.
+    """
     which = np.flatnonzero(kind.hadron & kind.reaches_calorimeter)
     event = particles.event[which]
     eta = particles.eta[which]

@@ -45,9 +45,9 @@ CHARGED = (11, 13, 211, 321, 2212, 3112, 3222, 3312, 3334)
 """|PDG number| of the charged particles that reach the detector."""
 
 LONG_LIVED = (310, 3112, 3122, 3222, 3312, 3322, 3334)
-"""|PDG number| of what lives longer than 10 mm/c and still decays in the tracker: K0S and the
-strange baryons. Generator jets are made of these, as in CMS, and the detector sees what they decay
-to."""
+"""|PDG number| of particles that live longer than 10 mm/c and still decay in the tracker: K0S and
+the strange baryons. Generator jets consist of these, as in CMS, and the detector gets their decay
+products."""
 
 MAX_SEED = 900_000_000  # of Pythia's generator
 
@@ -111,8 +111,8 @@ class HardEvents:
     """
 
     final: Particles
-    """What generator jets are made of: particles with |eta| < 5 that live longer than 10 mm/c,
-    without neutrinos."""
+    """The inputs of generator jets: particles with |eta| < 5 that live longer than 10 mm/c, without
+    neutrinos."""
     detected: Particles
     """The same after decays in the tracker."""
     partons: Particles
@@ -132,7 +132,7 @@ class HardEvents:
 class Collider:
     """One initialised Pythia.
 
-    Blocks of events depend on the block's seed alone, not on what was generated before.
+    Blocks of events depend only on the block's seed, not on earlier blocks.
     """
 
     def __init__(self, settings: tuple[str, ...]) -> None:
@@ -160,7 +160,7 @@ class Collider:
 def hard_events(collider: Collider, events: int, seed: int) -> HardEvents:
     """A block of hard QCD collisions.
 
-    Events that Pythia gives up on are left out, so there may be fewer than asked for.
+    Events that Pythia cannot finish are left out, so there may be fewer than requested.
     """
     import awkward as ak
 
@@ -169,14 +169,14 @@ def hard_events(collider: Collider, events: int, seed: int) -> HardEvents:
     status = ak.to_numpy(ak.flatten(batch["prt"]["status"]))
     kind = np.abs(record.id)
     is_parton = (kind <= 5) | (kind == 21)
-    seen = ~np.isin(kind, NEUTRINOS) & (np.abs(record.eta) < 5.0)
+    is_visible = ~np.isin(kind, NEUTRINOS) & (np.abs(record.eta) < 5.0)
     long_lived = np.isin(kind, LONG_LIVED)
     product = _descends_from(long_lived, batch["prt"]["mother1"])
     hadronising = (status >= HADRONISING[0]) & (status <= HADRONISING[1])
     heavy = is_hadron_with(record.id, 5) | is_hadron_with(record.id, 4)
     return HardEvents(
-        final=record[((status > 0) | long_lived) & ~product & seen],
-        detected=record[(status > 0) & seen],
+        final=record[((status > 0) | long_lived) & ~product & is_visible],
+        detected=record[(status > 0) & is_visible],
         partons=record[hadronising & is_parton],
         heavy=record[heavy & (record.pt > 5.0)],
         outgoing=record[(status == -HARD_PROCESS) & is_parton],
@@ -186,7 +186,7 @@ def hard_events(collider: Collider, events: int, seed: int) -> HardEvents:
 
 
 def minimum_bias(collider: Collider, events: int, seed: int) -> Particles:
-    """Final visible particles of inelastic, non-diffractive collisions: what pile-up is made of."""
+    """Final visible particles of inelastic, non-diffractive collisions, the source of pile-up."""
     import awkward as ak
 
     batch = collider.collide(events, seed)

@@ -6,8 +6,8 @@ The detector is parametrised; pile-up is laid over each event.
 
 writes samples/train/jets_0000.root, jets_0001.root, ... with 10,000 jets each. The same seed gives
 the same jets, whatever the number of workers. Use different seeds for training, validation and
-test. The files appear together when all are written: what an interrupted run leaves are hidden
-files, which the next run removes.
+test. The files appear together when all are written; an interrupted run leaves hidden files, which
+the next run removes.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def generate(
 ) -> list[Path]:
     """Write `jets` jets into the folder `output` and return the files.
 
-    Raises InputError for numbers that make no sense, a folder that cannot be written or already
+    Raises InputError for invalid numbers, a folder that cannot be written or already
     holds ROOT files, or where Pythia 8 or FastJet is not installed; JecError if a worker process
     fails.
     """
@@ -56,10 +56,10 @@ def generate(
     folder = _prepare(Path(output))
     try:
         processes = workers or available_cores()
-        hidden = _write_hidden(folder, jets, recipe, processes, jets_per_file, label)
-        return [_make_visible(path) for path in hidden]
+        hidden_files = _write_hidden_files(folder, jets, recipe, processes, jets_per_file, label)
+        return [_make_visible(path) for path in hidden_files]
     finally:
-        _remove_hidden(folder)
+        _remove_hidden_files(folder)
 
 
 def _make_visible(path: Path) -> Path:
@@ -69,7 +69,7 @@ def _make_visible(path: Path) -> Path:
     return target
 
 
-def _write_hidden(
+def _write_hidden_files(
     folder: Path, jets: int, recipe: Recipe, workers: int, jets_per_file: int, label: str
 ) -> list[Path]:
     """Write all files under hidden names; returns them in order."""
@@ -98,7 +98,7 @@ def _files(
         while num_written < jets:
             waiting.append(next(source))
             num_made += jetntuple.length(waiting[-1])
-            progress.advance(min(num_made, jets) - progress.done)
+            progress.advance(min(num_made, jets) - progress.num_done)
             while num_written < jets and num_made - num_written >= (
                 size := min(jets_per_file, jets - num_written)
             ):
@@ -158,7 +158,7 @@ def _prepare(folder: Path) -> Path:
         f"{folder} already holds ROOT files ({', '.join(present[:3])}); delete them"
         " or name another --output",
     )
-    _remove_hidden(folder)
+    _remove_hidden_files(folder)
     return folder
 
 
@@ -170,7 +170,7 @@ def _explained(folder: Path) -> Iterator[None]:
         raise InputError(f"cannot write into {folder}: {error.strerror or error}") from None
 
 
-def _remove_hidden(folder: Path) -> None:
+def _remove_hidden_files(folder: Path) -> None:
     for path in folder.glob(f"{PARTIAL}jets_*.root"):
         path.unlink(missing_ok=True)
 

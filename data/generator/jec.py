@@ -1,4 +1,4 @@
-"""The standard jet energy corrections (JEC) of the generated sample: what the network has to beat.
+"""The standard jet energy corrections (JEC) of the generated sample, the reference for the network.
 
 As in CMS (JINST 12 (2017) P02014, arXiv:1607.03663), in two steps:
 
@@ -9,8 +9,8 @@ L2L3  makes the median response 1 by numerical inversion: the median R of (L1-co
       in bins of pT_gen gives the correction 1/R at the pT that such jets are measured with,
       R × pT_gen.
 
-The constants lie beside this module in standard_jec.json. They belong to data.generator.detector:
-after a change there, derive them anew with
+The constants are in standard_jec.json beside this module. They depend on data.generator.detector:
+after a change there, derive them again with
 
     python -m data.derive
 """
@@ -126,7 +126,11 @@ def _short(value: float) -> float:
 
 
 def no_corrections(eta_edges: np.ndarray) -> StandardJEC:
-    """Corrections that do nothing: the start of a derivation."""
+    """Corrections that do nothing: the start of a derivation.
+
+    Args:
+        eta_edges: (B + 1,), edges of the bins in |eta|.
+    """
     count = len(eta_edges) - 1
     return StandardJEC(
         eta_edges=np.asarray(eta_edges, dtype=float),

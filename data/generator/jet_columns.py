@@ -119,7 +119,16 @@ def leading_jets(
 ) -> Columns:
     """Angles between the two leading jets, and alpha = pT of the third / mean pT of the two.
 
-    (events,) each, 0 in events without two jets. Input as for `passing`; phi in radians.
+    Args:
+        event: (J,), event of each jet.
+        pt: (J,) in GeV.
+        eta: (J,).
+        phi: (J,) in radians.
+        rank: (J,), 0 for the jet of highest pT in its event.
+        events: number of events.
+
+    Returns:
+        Name -> (events,), 0 in events without two jets.
     """
     # (3, events): the three leading jets of each event, 0 where there are fewer
     lead_pt = np.zeros((3, events))
@@ -181,7 +190,7 @@ def girth(
 def _identification_columns(block: ReconstructedBlock, selection: JetSelection) -> Columns:
     """Multiplicities by type, and the jet identification of 2016.
 
-    It asks for energy fractions that real jets have and noise has not.
+    It requires energy fractions that jets have, unlike noise.
     """
     jets = selection.jets
     members = block.candidates[jets.member]
@@ -201,7 +210,7 @@ def _identification_columns(block: ReconstructedBlock, selection: JetSelection) 
     electron = kind == detector.ELECTRON
     size = ragged.counts_of(jets.member_jet, len(jets))
     charged = number(~members.is_neutral)
-    # Tracks are asked for only where the tracker sees the whole jet.
+    # Tracks are required only where the tracker covers the whole jet.
     has_tracks = (fraction(charged_hadron) > 0) & (charged > 0) & (fraction(electron) < 0.99)
     common = (size > 1) & (has_tracks | (np.abs(jets.eta) > 2.4))
 
@@ -303,7 +312,7 @@ def _generator_columns(block: ReconstructedBlock, selection: JetSelection) -> Co
 def generator_angles(
     eta: np.ndarray, phi: np.ndarray, axis_eta: np.ndarray, axis_phi: np.ndarray
 ) -> Columns:
-    """Where particles lie as seen from the axis of their generator jet: genJetPF_dR, _dTheta.
+    """Positions of particles relative to the axis of their generator jet: genJetPF_dR, _dTheta.
 
     eta and phi (radians) of the particles and of their axes, (N,) each. dTheta is the angle of
     (particle - axis) in the (eta, phi) plane, from the eta axis, in (-pi, pi].

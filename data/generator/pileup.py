@@ -22,8 +22,8 @@ LIBRARY_SIZE = 2000
 VERTEX_EFFICIENCY = 0.7  # the other collisions have too few tracks, or lie too close to one another
 MAX_ETA = 3.5  # where the detector ends
 
-# Softer than this nothing is seen of a particle (data.generator.detector): curling tracks, photons
-# and hadrons far below threshold.
+# Softer particles leave no signal (data.generator.detector): curling tracks, photons and hadrons
+# far below threshold.
 MIN_PT_CHARGED, MIN_PT_PHOTON, MIN_PT_HADRON = 0.25, 0.1, 0.2  # GeV
 
 

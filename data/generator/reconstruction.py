@@ -138,7 +138,7 @@ def cluster_candidates(
         AREA: (np.arange(len(grid.event)), grid),
     }
 
-    # One clustering of everything; `kind` and `index` say what each input is.
+    # One clustering of all inputs; `kind` and `index` identify each input.
     index = np.concatenate([index for index, _ in sources.values()])
     kind = np.repeat(list(sources), [len(index) for index, _ in sources.values()])
     together = Inputs.join([inputs for _, inputs in sources.values()])

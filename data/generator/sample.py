@@ -4,7 +4,8 @@
 
 makes <storage>/samples/<name>/{train,val,test}/*.root and prints the three patterns. The name holds
 the numbers of jets, the seed and a digest of the generator's constants; a sample is whole when its
-sample.json, written last, lists exactly the files that are there. Anything less is made anew.
+sample.json, written last, lists exactly the files that are there. An incomplete sample is made
+again.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def _make(root: str, jets: tuple[int, int, int], seed: int, workers: int | None)
             storage.write_json(str(folder / MARKER), marker)
             _move_into_place(folder, Path(root))
         elif not is_whole(root):  # another run may have been faster
-            storage.delete(root)  # what an interrupted upload left
+            storage.delete(root)  # files of an interrupted upload
             storage.upload(folder, root)
             storage.write_json(storage.join(root, MARKER), marker)
 
@@ -150,8 +151,8 @@ def _temporary_folder(root: str) -> Iterator[Path]:
 def _folder_prefix() -> str:
     """Return the prefix of this machine's temporary folders; the process id follows it.
 
-    It has the host name, because machines may share the disk, and a process id means something on
-    its own machine only.
+    It has the host name, because machines may share the disk, and a process id is valid on its own
+    machine only.
     """
     return f"{generate.PARTIAL}{socket.gethostname()}-"
 

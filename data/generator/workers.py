@@ -98,7 +98,11 @@ class _Worker:
             raise self._death() from None
 
     def receive(self) -> tuple[int, Any]:
-        """Return the number of the next finished block, and its result."""
+        """Return the number of the next finished block, and its result.
+
+        Raises:
+            JecError: the block failed, or the process died.
+        """
         try:
             number, result, failure = self.pipe.recv()
         except (EOFError, OSError):
@@ -130,7 +134,7 @@ class _Worker:
 def _work(pipe: Connection, maker: Callable[[Any], Callable[[int], Any]], recipe: Any) -> None:
     """Run in a worker: make each requested block until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.dup2(2, 1)  # whatever Pythia and FastJet print is not this program's output
+    os.dup2(2, 1)  # messages of Pythia and FastJet are not this program's output
     threading.Thread(target=_end_with_parent, daemon=True).start()
     number = None
     try:

@@ -135,7 +135,7 @@ def _form(values: Column) -> str:
 
 
 def convert(values: np.ndarray, column: Input, where: str) -> np.ndarray:
-    """Convert numbers to the type of the model.
+    """Convert numbers of any shape to the type of the model; the shape stays.
 
     Floating-point numbers may be rounded to single precision.
 

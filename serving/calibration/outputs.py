@@ -212,7 +212,7 @@ class RootFriend:
         return {**identity, JETS: ak.zip(fields)}
 
     def append(self, step: Step, columns: Mapping[str, np.ndarray]) -> None:
-        """Write the columns of the next entries."""
+        """Write the next entries: `columns` by name, (step.jets,) each, with one number a jet."""
         if step.entries:
             self._tree.extend(self._data(step.identity, columns, step.per_entry))
 
@@ -247,7 +247,7 @@ class ParquetFriend:
         self._writer.close()
 
     def append(self, step: Step, columns: Mapping[str, np.ndarray]) -> None:
-        """Write the columns of the next entries."""
+        """Write the next entries: `columns` by name, (step.jets,) each, with one number a jet."""
         import pyarrow
 
         arrays = {name: pyarrow.array(values) for name, values in step.identity.items()}

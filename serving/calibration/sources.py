@@ -69,7 +69,7 @@ class Source(Protocol):
         ...
 
     def step(self, columns: Columns, count: int) -> Step:
-        """Return the jets of `count` entries from the columns of a load."""
+        """Return the jets of a load: columns of `count` entries by name."""
         ...
 
 
@@ -210,7 +210,7 @@ class Ntuple:
         return self._reading.loads(readers)
 
     def step(self, columns: Columns, count: int) -> Step:
-        """Return the jets of a part."""
+        """Return the jets of a load: one for each of `count` entries of the columns."""
         identity = _identity(columns, self.identity, self.file.entry.uri)
         own = {name: columns[name] for name in self._inputs}
         return Step(entries=count, jets=count, per_entry=None, columns=own, identity=identity)
@@ -273,7 +273,7 @@ class Nano:
         return self._reading.loads(readers)
 
     def step(self, columns: Columns, count: int) -> Step:
-        """Return the jets of a part, with the candidates around each."""
+        """Return the jets of a load of `count` events, with the candidates around each jet."""
         arrays = {}
         for name in self._reading.plan.branches:
             values = columns[name]

@@ -117,7 +117,7 @@ def calibrate(
         results = iter(step_results)
         for number, task in enumerate(tasks):
             path = folder / f"{number}{Path(task.output).suffix}"
-            of_file = itertools.takewhile(lambda one: not one.is_end, results)
+            of_file = itertools.takewhile(lambda part: not part.is_end, results)
             result = _write(task, model, path, of_file, advance)
             if isinstance(result, JecError):
                 failures.append(result)
@@ -235,5 +235,5 @@ def _answer(source: Source, model: Model, columns: Columns, count: int) -> _Resu
     except (InputError, StorageError) as error:
         return _Result(error=error)
     names = outputs.column_names(model.description, source.form)
-    named = {column: answers[output] for output, column in names.items()}
-    return _Result(step, named, invalid)
+    answers_by_column = {column: answers[output] for output, column in names.items()}
+    return _Result(step, answers_by_column, invalid)

@@ -13,7 +13,7 @@ from weaver.config.data_config import DataConfig
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_the_counters_of_a_control_group(tmp_path, monkeypatch, version):
+def test_the_counters_of_both_versions_of_control_groups_are_read(tmp_path, monkeypatch, version):
     monkeypatch.setattr(large, "CGROUPS", tmp_path)
     if version == 2:
         (tmp_path / "cgroup.controllers").write_text("cpu memory\n")
@@ -38,7 +38,7 @@ def test_the_counters_of_a_control_group(tmp_path, monkeypatch, version):
     assert group.command(["/bin/true"])[0] == sys.executable
 
 
-def test_without_the_right_it_is_an_error(tmp_path, monkeypatch):
+def test_a_memory_limit_without_the_right_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(large, "CGROUPS", tmp_path / "none")
     with pytest.raises(JecError, match="root"):
         large.MemoryGroup(1000)
@@ -51,7 +51,7 @@ def test_without_the_right_it_is_an_error(tmp_path, monkeypatch):
         pytest.param(large.Rows(variables=40, particles=20, full_digits=True), id="wide"),
     ],
 )
-def test_jets_are_large(tmp_path, kind):
+def test_generated_jets_have_the_sizes_of_their_kind(tmp_path, kind):
     large.write_config(tmp_path / "data.yaml", kind)
     shapes = DataConfig.load(str(tmp_path / "data.yaml")).input_shapes
     assert tuple(shapes["pf_features"])[1:] == (kind.variables, kind.particles)

@@ -72,7 +72,7 @@ def test_both_sides_get_the_same_allocator():
 
 
 @pytest.mark.parametrize("benchmark", [feeding, training])
-def test_a_peer_that_is_not_there_is_one_clear_error(benchmark, capsys):
+def test_a_missing_peer_is_one_error(benchmark, capsys):
     assert benchmark.main(["--peer-python", "nowhere/python"]) == 2
     assert "no weaver-core to compare with at nowhere/python; make peer" in capsys.readouterr().err
 

@@ -16,7 +16,7 @@ LEFT_OUT = {
 }
 
 
-def loaded(network: str, variant: str, folder) -> DataConfig:
+def load_config(network: str, variant: str, folder) -> DataConfig:
     path = folder / f"{network}.yaml"
     path.write_text(data_config_text(NETWORKS[network], VARIANTS[variant]))
     return DataConfig.load(str(path))
@@ -30,8 +30,8 @@ def variables(config: DataConfig) -> set[str]:
 @pytest.mark.parametrize(
     "variant", [name for name, variant in VARIANTS.items() if not variant.is_open]
 )
-def test_a_variant_lacks_what_it_says_and_nothing_else(network, variant, tmp_path):
-    full, config = loaded(network, "full", tmp_path), loaded(network, variant, tmp_path)
+def test_a_variant_lacks_only_what_its_name_says(network, variant, tmp_path):
+    full, config = load_config(network, "full", tmp_path), load_config(network, variant, tmp_path)
     assert variables(full) - variables(config) == LEFT_OUT.get(variant, set())
     assert config.selection == full.selection
     assert bool(config.order_by) == (variant != "in the file's order")
@@ -42,9 +42,9 @@ def test_a_variant_lacks_what_it_says_and_nothing_else(network, variant, tmp_pat
     assert (standardised <= {(None, 1), (None, 1.0)}) == (variant == "not standardised")
 
 
-def test_trees_take_columns_that_there_are_and_those_of_the_report_all_of_them():
-    known = (*jet_columns.JET, *jet_columns.FRACTIONS)
+def test_trees_use_existing_columns_and_those_of_the_report_use_all():
+    columns_of_project = (*jet_columns.JET, *jet_columns.FRACTIONS)
     for columns in TREES.values():
-        assert set(columns) <= set(known)
+        assert set(columns) <= set(columns_of_project)
         assert set(columns) >= set(jet_columns.REQUIRED)
-    assert TREES["trees, all columns"] == known
+    assert TREES["trees, all columns"] == columns_of_project

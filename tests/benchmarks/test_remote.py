@@ -46,7 +46,7 @@ def echo_server():
         listener.close()
 
 
-def received(connection):
+def all_bytes_of(connection):
     parts = []
     while part := connection.recv(2**16):
         parts.append(part)
@@ -54,18 +54,18 @@ def received(connection):
 
 
 @pytest.mark.parametrize("start", [Proxy, ProxyProcess])
-def test_what_passes_the_proxy_is_whole_late_and_counted(start):
+def test_the_proxy_delays_counts_and_does_not_change_bytes(start):
     delay = 0.1
     with echo_server() as port, start(port, delay) as proxy:
         with socket.create_connection(("127.0.0.1", proxy.port)) as connection:
-            started = time.monotonic()
+            start_time = time.monotonic()
             connection.sendall(b"a" * 1000)
             assert connection.recv(2000) == b"a" * 1000
-            assert time.monotonic() - started >= 2 * delay
+            assert time.monotonic() - start_time >= 2 * delay
             connection.sendall(b"b" * 500)
             assert connection.recv(2000) == b"b" * 500
             connection.shutdown(socket.SHUT_WR)
-            assert received(connection) == b""
+            assert all_bytes_of(connection) == b""
         counts = proxy.counts if start is Proxy else proxy.take_counts()
         assert counts == Counts(received=1500, sent=1500, connections=1, requests=2)
         if start is ProxyProcess:
@@ -80,7 +80,7 @@ def test_the_delay_takes_no_bandwidth():
                 target=lambda: (connection.sendall(content), connection.shutdown(socket.SHUT_WR))
             )
             sender.start()
-            assert received(connection) == content
+            assert all_bytes_of(connection) == content
             sender.join()
         assert proxy.counts.received == proxy.counts.sent == len(content)
         assert proxy.counts.connections == 1
@@ -95,7 +95,7 @@ def test_with_all_pipes_in_use_further_bytes_are_copied(monkeypatch):
                 target=lambda: (connection.sendall(content), connection.shutdown(socket.SHUT_WR))
             )
             sender.start()
-            assert received(connection) == content
+            assert all_bytes_of(connection) == content
             sender.join()
         assert proxy.counts.received == proxy.counts.sent == len(content)
 
@@ -111,13 +111,13 @@ def test_client_and_servers_have_cores_of_their_own(monkeypatch):
         remote.Cores.divided(remote.APART)
 
 
-def test_what_starts_for_servers_runs_on_their_cores():
+def test_processes_of_servers_run_on_their_cores():
     before = os.sched_getaffinity(0)
     cores = remote.Cores(client=frozenset(before), servers=frozenset([max(before)]))
     with cores.for_servers():
         command = [sys.executable, "-c", "import os; print(os.sched_getaffinity(0))"]
-        started = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert started.stdout.strip() == f"{{{max(before)}}}"
+        process = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == f"{{{max(before)}}}"
     assert os.sched_getaffinity(0) == before
 
 
@@ -157,13 +157,13 @@ def test_each_contender_runs_on_each_server(open_folder):
         write_jets(open_folder / "data" / name, synthetic_jets(2000, seed), basket=2000)
     config = str(DATA / "jec_pfn_open.yaml")
     cores = remote.Cores.divided(remote.SHARED)
-    with remote.places(names, [0.0], list(remote.DISTANT), open_folder, cores) as (made, _):
-        comparison = remote.Comparison(made, list(remote.CONTENDERS), config, str(open_folder))
-        for place in made:
+    with remote.places(names, [0.0], list(remote.DISTANT), open_folder, cores) as (servers, _):
+        comparison = remote.Comparison(servers, list(remote.CONTENDERS), config, str(open_folder))
+        for place in servers:
             source = remote.UPROOT_SOURCES[place.where][0]
             comparison.best[place.where] = {"source": source, "files_at_a_time": 1}
-        runs = {name: [run()] for name, run in comparison.contenders(made).items()}
-    assert len(runs) == len(made) * len(remote.CONTENDERS) == 12
+        runs = {name: [run()] for name, run in comparison.contenders(servers).items()}
+    assert len(runs) == len(servers) * len(remote.CONTENDERS) == 12
     for key, (answer,) in comparison.answers.items():
         assert answer["jets"] == 4000, key
         assert 0 < answer["cpu"] < 60, key
@@ -172,6 +172,6 @@ def test_each_contender_runs_on_each_server(open_folder):
             assert answer["requests"] >= len(names), key
             assert answer["server_cpu"] >= 0, key
             assert answer["proxy_cpu"] >= 0, key
-    for place in made:
+    for place in servers:
         row = comparison.row(place, remote.OURS, runs)
         assert row[2] == Spread.of(runs[f"{place.name}: {remote.OURS}"]).text()

@@ -1,4 +1,4 @@
-"""The soak test: growth is seen, what is steady or scatters is not growth."""
+"""The soak test: it detects growth; a steady or scattering quantity does not count as growing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ rng = np.random.default_rng(3)
         pytest.param([0.0] * 29 + [1.0], False, id="one thing once"),
     ],
 )
-def test_growth(values, grows):
+def test_growth_differs_from_scatter(values, grows):
     assert soak.Line.through(values).grows is grows
 
 
@@ -37,7 +37,7 @@ def test_the_slope_has_the_error_of_the_scatter():
         soak.Line.through([1, 2])
 
 
-def test_what_grows_is_named_in_results_and_return(tmp_path):
+def test_growing_quantities_are_listed_in_results_and_return_value(tmp_path):
     counts = []
     for number in range(12):
         row = [300.0, 700.0, 0.0, 3.0, 20.0 + number, 0.0, 2.0, 0.1, 1.0, 0.5]

@@ -78,8 +78,8 @@ class ModelServer:
 
 
 def answer(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    counted = np.arange(inputs["PF_pT"].shape[1]) < inputs["nPF"]
-    pt = 2 * inputs["jetPt"] + (inputs["PF_pT"] * counted).sum(1, keepdims=True)
+    is_candidate = np.arange(inputs["PF_pT"].shape[1]) < inputs["nPF"]
+    pt = 2 * inputs["jetPt"] + (inputs["PF_pT"] * is_candidate).sum(1, keepdims=True)
     return {"calibrated_pt": pt.astype(np.float32), "valid": inputs["jetPt"] >= 15}
 
 

@@ -45,15 +45,15 @@ def jets(count: int) -> ak.Array:
     return ak.zip(columns, depth_limit=1)
 
 
-def right(of: ak.Array) -> np.ndarray:
+def expected_pt(of: ak.Array) -> np.ndarray:
     return ak.to_numpy(2 * of.jetPt + ak.sum(of.PF_pT, axis=-1))
 
 
 @pytest.mark.parametrize("count", [1, MOST, MOST + 1, 500])
 def test_jets_are_split_at_the_server_s_maximum_and_keep_their_order(server, count):
-    some = jets(count)
-    answers = Client(server.url, NAME).calibrate(some)
-    np.testing.assert_allclose(answers.calibrated_pt, right(some), rtol=1e-6)
+    columns = jets(count)
+    answers = Client(server.url, NAME).calibrate(columns)
+    np.testing.assert_allclose(answers.calibrated_pt, expected_pt(columns), rtol=1e-6)
     assert answers.fields == ["calibrated_pt", "valid"]
     assert answers.type.content.contents[1].primitive == "bool"
     assert server.batches == [MOST] * (count // MOST) + [count % MOST] * (count % MOST > 0)
@@ -70,7 +70,7 @@ def test_jets_of_events_give_answers_of_events(server):
     answers = Client(server.url, NAME).calibrate(events)
     assert ak.num(answers).to_list() == [3, 0, 97]
     np.testing.assert_allclose(
-        ak.flatten(answers.calibrated_pt), right(ak.flatten(events)), rtol=1e-6
+        ak.flatten(answers.calibrated_pt), expected_pt(ak.flatten(events)), rtol=1e-6
     )
 
 
@@ -79,8 +79,8 @@ def test_invalid_jets_are_counted_by_reason(server):
     pt[[0, 50, 100, 150]] = 3
     particles[50] = [1.0, np.nan]
     particles[100] = []
-    some = {"jetPt": pt, "PF_pT": particles}
-    answers = Client(server.url, NAME).calibrate(some)
+    columns = {"jetPt": pt, "PF_pT": particles}
+    answers = Client(server.url, NAME).calibrate(columns)
     assert answers.attrs["invalid"] == {
         validity.PT_RANGE: 2,
         validity.NOT_FINITE: 1,
@@ -88,23 +88,23 @@ def test_invalid_jets_are_counted_by_reason(server):
     }
 
 
-def test_a_model_that_takes_one_jet_a_request(server):
+def test_a_model_without_batches_gets_one_jet_per_request(server):
     page = copy.deepcopy(server.pages[f"/v2/models/{NAME}"])
     for tensor in page["inputs"]:
         tensor["shape"][0] = 1
     server.pages[f"/v2/models/{NAME}"] = page
     server.pages[f"/v2/models/{NAME}/config"] = {"max_batch_size": 0}
-    some = jets(3)
-    answers = Client(server.url, NAME).calibrate(some)
-    np.testing.assert_allclose(answers.calibrated_pt, right(some), rtol=1e-6)
+    columns = jets(3)
+    answers = Client(server.url, NAME).calibrate(columns)
+    np.testing.assert_allclose(answers.calibrated_pt, expected_pt(columns), rtol=1e-6)
     assert server.batches == [1, 1, 1]
 
 
-def test_a_server_that_says_no_maximum_and_no_range(server):
+def test_a_server_without_a_model_configuration(server):
     del server.pages[f"/v2/models/{NAME}/config"]
-    some = jets(MOST)
-    some["jetPt"] = np.where(np.arange(MOST) == 7, 3, some["jetPt"])
-    answers = Client(server.url, NAME).calibrate(some)
+    columns = jets(MOST)
+    columns["jetPt"] = np.where(np.arange(MOST) == 7, 3, columns["jetPt"])
+    answers = Client(server.url, NAME).calibrate(columns)
     assert answers.attrs["invalid"] == {validity.OTHER: 1}
 
 
@@ -118,9 +118,9 @@ def test_a_server_that_says_no_maximum_and_no_range(server):
 )
 def test_a_server_without_bytes_gets_json(server, description):
     server.pages["/v2"] = description
-    some = jets(10)
-    answers = Client(server.url, NAME).calibrate(some)
-    np.testing.assert_allclose(answers.calibrated_pt, right(some), rtol=1e-6)
+    columns = jets(10)
+    answers = Client(server.url, NAME).calibrate(columns)
+    np.testing.assert_allclose(answers.calibrated_pt, expected_pt(columns), rtol=1e-6)
     assert server.headers[-1]["content-type"] == "application/json"
 
 
@@ -135,22 +135,24 @@ def test_nothing_is_sent_for_columns_that_are_wrong(server):
 BUSY = (503, b"upstream connect error")
 
 
-def test_a_server_that_is_busy_for_a_moment_is_asked_again(server):
+def test_a_request_is_repeated_while_the_server_is_busy(server):
     client = Client(server.url, NAME)
     client.calibrate(jets(1))
     server.failures = [BUSY, (0, b""), (429, b"")]
-    some = jets(2 * MOST)
-    np.testing.assert_allclose(client.calibrate(some).calibrated_pt, right(some), rtol=1e-6)
+    columns = jets(2 * MOST)
+    np.testing.assert_allclose(
+        client.calibrate(columns).calibrated_pt, expected_pt(columns), rtol=1e-6
+    )
 
 
-def test_a_server_that_stays_busy(server):
+def test_a_server_that_stays_busy_is_an_error_after_some_retries(server):
     server.failures = [BUSY] * 20
     with pytest.raises(NotServing, match=r"503.*upstream connect error"):
         Client(server.url, NAME).calibrate(jets(1))
     assert len(server.failures) == 16
 
 
-def test_a_model_that_fails_is_not_asked_again(server):
+def test_a_request_that_makes_the_model_fail_is_not_repeated(server):
     client = Client(server.url, NAME)
     client.calibrate(jets(1))
     failure = (500, b'{"error": "out of memory"}')
@@ -160,15 +162,15 @@ def test_a_model_that_fails_is_not_asked_again(server):
     assert server.failures == [failure]
 
 
-def test_a_refused_request_is_the_user_s_error_and_the_model_is_looked_at_again(server):
+def test_a_refused_request_is_an_input_error_and_the_metadata_are_read_again(server):
     client = Client(server.url, NAME)
     client.calibrate(jets(1))
     server.failures = [(400, b'{"error": "unexpected shape"}')]
     with pytest.raises(InputError, match=r"refused.*unexpected shape"):
         client.calibrate(jets(1))
-    asked = len(server.headers)
+    request_count = len(server.headers)
     client.calibrate(jets(1))
-    assert len(server.headers) - asked > 1
+    assert len(server.headers) - request_count > 1
 
 
 def test_an_unknown_model_is_named_with_the_nearest(server):
@@ -176,20 +178,20 @@ def test_an_unknown_model_is_named_with_the_nearest(server):
         Client(server.url, "m-rwa").calibrate(jets(1))
 
 
-def test_a_server_of_another_protocol(server):
+def test_a_server_of_another_protocol_is_refused(server):
     server.pages = {}
     with pytest.raises(InputError, match="does not speak the Open Inference Protocol v2"):
         Client(server.url, NAME).calibrate(jets(1))
 
 
-def test_nobody_is_there():
-    started = time.monotonic()
+def test_a_refused_connection_is_an_error_at_once():
+    start = time.monotonic()
     with pytest.raises(Unreachable, match=r"no server answers at http://127\.0\.0\.1:9"):
         Client("http://127.0.0.1:9", NAME).calibrate(jets(1))
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - start < 5
 
 
-def test_an_answer_of_another_form(server):
+def test_a_malformed_answer_is_refused(server):
     client = Client(server.url, NAME)
     client.calibrate(jets(1))
     pt = '{"name": "calibrated_pt", "datatype": "FP32", "shape": [1, 1], "data": [1]}'
@@ -212,14 +214,14 @@ def test_an_answer_of_another_form(server):
             client.calibrate(jets(1))
 
 
-def test_a_description_of_another_form(server):
+def test_a_malformed_model_description_is_refused(server):
     server.pages[f"/v2/models/{NAME}"] = {"inputs": [{"name": "x", "datatype": "BYTES"}]}
     with pytest.raises(ServerError, match="'x' is BYTES"):
         Client(server.url, NAME).calibrate(jets(1))
 
 
 @pytest.mark.parametrize("change", [{"inputs": []}, {"outputs": []}, {"outputs": [{"name": 5}]}])
-def test_a_description_without_what_is_needed(server, change):
+def test_a_model_description_without_a_needed_part_is_refused(server, change):
     described = server.pages[f"/v2/models/{NAME}"]
     if change.get("outputs"):
         change = {"outputs": [{**described["outputs"][0], "name": 5}]}
@@ -228,7 +230,7 @@ def test_a_description_without_what_is_needed(server, change):
         Client(server.url, NAME).calibrate(jets(1))
 
 
-def test_answers_come_in_the_shape_that_the_server_says(server):
+def test_answers_have_the_shape_that_the_server_names(server):
     client = Client(server.url, NAME)
     client.calibrate(jets(1))
     pt = '{"name": "calibrated_pt", "datatype": "FP32", "shape": [2], "data": [1, 2]}'
@@ -241,7 +243,7 @@ def test_answers_come_in_the_shape_that_the_server_says(server):
     ]
 
 
-def test_an_answer_that_drips_does_not_pass_the_deadline():
+def test_a_slow_answer_ends_at_the_deadline():
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -260,10 +262,10 @@ def test_an_answer_that_drips_does_not_pass_the_deadline():
 
         threading.Thread(target=drip, daemon=True).start()
         client = Client(f"http://127.0.0.1:{listener.getsockname()[1]}", NAME, timeout=0.3)
-        started = time.monotonic()
+        start = time.monotonic()
         with pytest.raises(Unreachable, match="did not answer within"):
             client.metadata()
-        assert time.monotonic() - started < 3
+        assert time.monotonic() - start < 3
 
 
 def test_the_deadline_holds_for_all_requests_together(server):
@@ -273,7 +275,7 @@ def test_the_deadline_holds_for_all_requests_together(server):
         client.calibrate(jets(1), deadline=0)
 
 
-def test_an_answer_that_breaks_off_is_no_answer():
+def test_an_answer_that_breaks_off_is_an_error():
     import socketserver
 
     class Broken(socketserver.BaseRequestHandler):
@@ -281,13 +283,13 @@ def test_an_answer_that_breaks_off_is_no_answer():
             self.request.recv(65536)
             self.request.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
 
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Broken) as broken:
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Broken) as broken_server:
         threading.Thread(
-            target=broken.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+            target=broken_server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
         ).start()
         with pytest.raises(Unreachable):
-            Client(f"http://127.0.0.1:{broken.server_address[1]}", NAME).metadata()
-        broken.shutdown()
+            Client(f"http://127.0.0.1:{broken_server.server_address[1]}", NAME).metadata()
+        broken_server.shutdown()
 
 
 def test_the_project_s_client_raises_the_project_s_errors(server):
@@ -299,7 +301,9 @@ def test_the_project_s_client_raises_the_project_s_errors(server):
     with pytest.raises(ClusterError):
         ClientOfTheProject("http://127.0.0.1:9", NAME).metadata()
     assert issubclass(InputError, JecError)
-    np.testing.assert_allclose(client.calibrate(jets(9)).calibrated_pt, right(jets(9)), rtol=1e-6)
+    np.testing.assert_allclose(
+        client.calibrate(jets(9)).calibrated_pt, expected_pt(jets(9)), rtol=1e-6
+    )
 
 
 # ------------------------------------------------------------------------------------- secrets
@@ -314,14 +318,14 @@ def test_a_token_of_a_file_is_sent_and_read_anew(server, tmp_path):
     client.metadata()
     file.write_text("another")
     client.metadata()
-    sent = [headers["authorization"] for headers in server.headers]
-    assert sent == [f"Bearer {SECRET}", "Bearer another"]
+    authorizations = [headers["authorization"] for headers in server.headers]
+    assert authorizations == [f"Bearer {SECRET}", "Bearer another"]
     file.unlink()
     with pytest.raises(InputError, match="token"):
         client.metadata()
 
 
-def test_a_token_of_the_environment(server, monkeypatch):
+def test_a_token_of_the_environment_is_sent(server, monkeypatch):
     monkeypatch.setenv("GATEWAY_TOKEN", SECRET)
     Client(server.url, NAME, token="$GATEWAY_TOKEN").metadata()
     assert server.headers[-1]["authorization"] == f"Bearer {SECRET}"
@@ -338,7 +342,7 @@ elsewhere.example\tFALSE\t/\tFALSE\t0\tforeign\t2
 
 
 @pytest.mark.parametrize("text", [NETSCAPE, f"session={SECRET}; other=1"], ids=["netscape", "line"])
-def test_cookies_of_a_file(server, tmp_path, text):
+def test_cookies_of_a_file_are_sent(server, tmp_path, text):
     file = tmp_path / "cookies.txt"
     file.write_text(text)
     Client(server.url, NAME, cookies=str(file)).metadata()
@@ -357,7 +361,7 @@ def test_cookies_of_a_file(server, tmp_path, text):
     ],
     ids=["empty", "blank", "none", "another format", "another host", "expired"],
 )
-def test_cookies_that_are_none(server, tmp_path, text):
+def test_an_invalid_cookie_file_is_refused(server, tmp_path, text):
     file = tmp_path / "cookies.txt"
     file.write_text(text)
     with pytest.raises(InputError, match="cookies") as error:
@@ -382,49 +386,49 @@ def test_a_secret_is_never_an_argument(server, option):
     assert SECRET not in str(error.value)
 
 
-@pytest.mark.parametrize("broken", [f"{SECRET}\nX: y", f"{SECRET}\x00", f"{SECRET}ü"], ids=ascii)
-def test_a_token_that_no_header_can_hold_is_refused_without_a_word_of_it(
-    server, tmp_path, broken, caplog
-):
-    (tmp_path / "token").write_text(broken)
+@pytest.mark.parametrize("token", [f"{SECRET}\nX: y", f"{SECRET}\x00", f"{SECRET}ü"], ids=ascii)
+def test_an_invalid_token_is_refused_and_not_quoted(server, tmp_path, token, caplog):
+    (tmp_path / "token").write_text(token)
     with pytest.raises(InputError, match="token") as error:
         Client(server.url, NAME, token=tmp_path / "token").metadata()
     assert SECRET not in str(error.value)
 
 
-def test_no_secret_is_shown_or_sent_along(server, tmp_path, caplog):
+def test_no_secret_is_printed_logged_or_pickled(server, tmp_path, caplog):
     (tmp_path / "token").write_text(SECRET)
     (tmp_path / "cookies").write_text(f"session={SECRET}")
     client = Client(server.url, NAME, token=tmp_path / "token", cookies=tmp_path / "cookies")
     client.calibrate(jets(2))
     server.failures = [(401, b"no"), (302, b""), (500, b'{"error": "x"}')]
-    shown = [repr(client), str(vars(client)), repr(pickle.dumps(client))]
+    texts = [repr(client), str(vars(client)), repr(pickle.dumps(client))]
     for _ in range(3):
         with pytest.raises(JecError) as error:
             client.metadata()
-        shown.append(str(error.value))
-    shown.append(caplog.text)
-    assert SECRET not in " ".join(shown)
-    assert str(tmp_path / "token") in shown[3]
+        texts.append(str(error.value))
+    texts.append(caplog.text)
+    assert SECRET not in " ".join(texts)
+    assert str(tmp_path / "token") in texts[3]
 
 
 # ----------------------------------------------------------------------------- other processes
 
 
-def _calibrated(client: Client, some: ak.Array) -> list[float]:
-    return client.calibrate(some).calibrated_pt.to_list()
+def _calibrate(client: Client, columns: ak.Array) -> list[float]:
+    return client.calibrate(columns).calibrated_pt.to_list()
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
-def test_a_copy_answers_as_well(server, tmp_path, copied):
+@pytest.mark.parametrize(
+    "copy_of", [copy.deepcopy, lambda client: pickle.loads(pickle.dumps(client))]
+)
+def test_a_copy_of_a_client_gives_the_same_answers(server, tmp_path, copy_of):
     (tmp_path / "token").write_text(SECRET)
     client = ClientOfTheProject(server.url, NAME, timeout=7, token=tmp_path / "token")
-    some = jets(5)
-    answers = _calibrated(client, some)
-    other = copied(client)
+    columns = jets(5)
+    answers = _calibrate(client, columns)
+    other = copy_of(client)
     assert type(other) is ClientOfTheProject
     assert other.timeout == 7
-    assert _calibrated(other, some) == answers
+    assert _calibrate(other, columns) == answers
     assert server.headers[-1]["authorization"] == f"Bearer {SECRET}"
 
 
@@ -433,9 +437,11 @@ def test_a_forked_process_does_not_use_the_connection_of_its_parent(server):
     client = Client(server.url, NAME)
     client.calibrate(jets(1))  # its connection is kept
     with multiprocessing.get_context("fork").Pool(2) as pool:
-        some = [jets(count) for count in range(1, 21)]
-        parts = pool.starmap_async(_calibrated, [(client, one) for one in some], chunksize=1)
-        mine = [_calibrated(client, one) for one in some]
+        samples = [jets(count) for count in range(1, 21)]
+        parts = pool.starmap_async(
+            _calibrate, [(client, sample) for sample in samples], chunksize=1
+        )
+        mine = [_calibrate(client, sample) for sample in samples]
         assert parts.get(timeout=60) == mine
 
 
@@ -444,7 +450,7 @@ def test_several_threads_share_a_client(server):
     results: dict[int, list[float]] = {}
 
     def calibrate(count: int) -> None:
-        results[count] = _calibrated(client, jets(count))
+        results[count] = _calibrate(client, jets(count))
 
     threads = [threading.Thread(target=calibrate, args=(count,)) for count in range(1, 9)]
     for thread in threads:
@@ -452,7 +458,7 @@ def test_several_threads_share_a_client(server):
     for thread in threads:
         thread.join(timeout=60)
     for count in range(1, 9):
-        np.testing.assert_allclose(results[count], right(jets(count)), rtol=1e-6)
+        np.testing.assert_allclose(results[count], expected_pt(jets(count)), rtol=1e-6)
 
 
 # --------------------------------------------------------------------------------- the package
@@ -472,7 +478,7 @@ def test_several_threads_share_a_client(server):
         f"http://{'x' * 64}.example",
     ],
 )
-def test_an_address_that_is_none(url):
+def test_an_invalid_address_is_refused(url):
     with pytest.raises(InputError, match="no address of a server"):
         Client(url, NAME)
 
@@ -481,31 +487,31 @@ NO_SECONDS = [float("nan"), "soon", [1]]
 
 
 @pytest.mark.parametrize("timeout", [*NO_SECONDS, None, 0, -1, float("inf"), 1e300])
-def test_a_timeout_that_is_none(timeout):
+def test_an_invalid_timeout_is_refused(timeout):
     with pytest.raises(InputError, match="timeout"):
         Client("http://host", NAME, timeout=timeout)
 
 
 @pytest.mark.parametrize("deadline", NO_SECONDS)
-def test_a_deadline_that_is_none(server, deadline):
+def test_an_invalid_deadline_is_refused(server, deadline):
     with pytest.raises(InputError, match="deadline"):
         Client(server.url, NAME).calibrate(jets(1), deadline=deadline)
     assert not server.headers
 
 
-def test_a_deadline_that_has_passed(server):
+def test_a_deadline_in_the_past_is_an_error(server):
     with pytest.raises(Unreachable, match="within the deadline"):
         Client(server.url, NAME).calibrate(jets(1), deadline=1e-9)
 
 
 @pytest.mark.parametrize("headers", [{"X": "a\nb"}, {"X": "\u20ac"}, {"X y": "1"}, {"X\n": "1"}])
-def test_headers_that_are_none(headers):
+def test_invalid_headers_are_refused(headers):
     with pytest.raises(InputError, match="no header can be"):
         Client("http://host", NAME, headers=headers)
 
 
 @pytest.mark.parametrize("name", ["", "\ud800"])
-def test_a_name_that_cannot_be_sent(name):
+def test_an_invalid_model_name_is_refused(name):
     with pytest.raises(InputError, match="no name that can be sent"):
         Client("http://host", name)
 
@@ -515,14 +521,14 @@ def test_a_variable_without_a_name():
         Client("http://host", NAME, token="$")
 
 
-def test_certificates_that_cannot_be_read(tmp_path):
+def test_unreadable_certificates_are_refused(tmp_path):
     (tmp_path / "ca.pem").write_text("no certificate")
     for verify in (tmp_path / "missing.pem", tmp_path / "ca.pem"):
         with pytest.raises(InputError, match=verify.name):
             Client("https://host", NAME, verify=verify)
 
 
-def test_it_needs_numpy_and_awkward_alone():
+def test_the_client_needs_only_numpy_and_awkward():
     others = ["requests", "uproot", "pandas", "polars", "pyarrow", "grpc", "google", "kserve"]
     rooms = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"jec_client"}
     code = (
@@ -530,14 +536,14 @@ def test_it_needs_numpy_and_awkward_alone():
         "import jec_client; from jec_client.columns import column_of;"
         "print(column_of('x', [[1.0], []]).counts)"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code, *others, *rooms],
         cwd=PACKAGE,
         timeout=60,
         capture_output=True,
         text=True,
     )
-    assert done.stdout == "[1 0]\n", done.stderr
+    assert process.stdout == "[1 0]\n", process.stderr
 
 
 @pytest.fixture
@@ -551,14 +557,16 @@ def tls(server, tmp_path):
     return server.url.replace("http:", "https:"), tmp_path / "ca.pem"
 
 
-def test_a_certificate_is_checked_unless_told_otherwise(tls):
+def test_a_certificate_is_checked_unless_verify_is_false(tls):
     url, authority = tls
-    some = jets(3)
+    columns = jets(3)
     for verify in (authority, str(authority), False):
         client = pickle.loads(pickle.dumps(Client(url, NAME, verify=verify)))
-        np.testing.assert_allclose(client.calibrate(some).calibrated_pt, right(some), rtol=1e-6)
+        np.testing.assert_allclose(
+            client.calibrate(columns).calibrated_pt, expected_pt(columns), rtol=1e-6
+        )
     with pytest.raises(Unreachable, match=r"certificate of https\S+ .*verify="):
-        Client(url, NAME).calibrate(some)
+        Client(url, NAME).calibrate(columns)
 
 
 @pytest.mark.parametrize("option", ["verify", "token", "cookies", "headers"])
@@ -575,19 +583,19 @@ def test_a_certificate_is_checked_unless_told_otherwise(tls):
         pytest.param("a\0b", id="NUL"),
     ],
 )
-def test_what_an_option_cannot_be_is_refused_in_the_clients_own_words(option, value):
+def test_an_invalid_option_is_refused_with_the_clients_own_message(option, value):
     if option == "headers" and not value:
         return  # no headers
     with pytest.raises(InputError, match=f"{option}="):
         Client("https://host", NAME, **{option: value})
 
 
-def test_verify_is_never_left_open():
+def test_verify_none_is_refused():
     with pytest.raises(InputError, match=r"verify=.*None"):
         Client("https://host", NAME, verify=None)
 
 
 @pytest.mark.parametrize("model", [None, 5, b"pfn", ""])
-def test_a_model_has_a_name_of_text(model):
+def test_a_model_name_that_is_no_text_is_refused(model):
     with pytest.raises(InputError):
         Client("https://host", model)

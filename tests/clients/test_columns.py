@@ -41,7 +41,7 @@ PADDED = np.array([[1.0, 2], [0, 0], [3, 0]])
 COUNTERLESS = {name: values for name, values in AWKWARD.items() if name != "nPF"}
 
 
-def prepared(jets, inputs=INPUTS, counters=None) -> Jets:
+def prepare_inputs(jets, inputs=INPUTS, counters=None) -> Jets:
     return prepare(table_of(jets, [tensor.name for tensor in inputs]), inputs, counters)
 
 
@@ -52,7 +52,7 @@ def objects(values) -> np.ndarray:
     return array
 
 
-def structured() -> np.ndarray:
+def structured_array() -> np.ndarray:
     jets = np.zeros(
         3,
         [("jetPt", ">f8"), ("nPV", "i8"), ("nPF", "u2"), ("PF_pT", "f4", 2), ("PF_id", "i1", 2)],
@@ -123,8 +123,8 @@ TAKEN = {
     "lists of one": {**AWKWARD, "jetPt": [[10.0], [20], [30]]},
     "awkward of one shape": {**AWKWARD, "PF_pT": ak.Array(PADDED), "PF_id": ak.Array(PADDED)},
     "categories": {**AWKWARD, "jetPt": categorical([10.0, 20, 30])},
-    "a structured array": structured(),
-    "numpy's record array": structured().view(np.recarray),
+    "a structured array": structured_array(),
+    "numpy's record array": structured_array().view(np.recarray),
     "pandas": pd.DataFrame({**FRAME, "nPV": pd.array([5, 6, 7], dtype="Int64")}, index=[7, 3, 9]),
     "pandas' categories": pd.DataFrame({**FRAME, "nPV": pd.Categorical([5, 6, 7])}),
     "polars": pl.DataFrame(LISTS),
@@ -140,8 +140,8 @@ TAKEN = {
 
 
 @pytest.mark.parametrize("what", TAKEN)
-def test_what_is_taken(what):
-    jets = prepared(TAKEN[what])
+def test_accepted_columns_become_inputs(what):
+    jets = prepare_inputs(TAKEN[what])
     arrays = jets.arrays(0, jets.count)
     assert list(arrays) == list(RIGHT)
     for name, array in arrays.items():
@@ -191,10 +191,10 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_is_refused(what):
-    changed, message = REFUSED[what]
+def test_wrong_columns_are_refused(what):
+    changes, message = REFUSED[what]
     with pytest.raises(InputError, match=message) as error:
-        prepared({**AWKWARD, **changed})
+        prepare_inputs({**AWKWARD, **changes})
     assert "\n" not in str(error.value)
 
 
@@ -203,37 +203,37 @@ def test_what_is_refused(what):
     [None, 5, [], [1, 2], (AWKWARD["jetPt"],), AWKWARD["jetPt"], np.zeros(3), pl.LazyFrame(LISTS)],
     ids=["None", "number", "no list", "list", "tuple", "one column", "array", "LazyFrame"],
 )
-def test_what_has_no_columns_is_refused(jets):
+def test_an_object_without_columns_is_refused(jets):
     with pytest.raises(InputError, match="the jets are"):
-        prepared(jets)
+        prepare_inputs(jets)
 
 
-def test_whole_numbers_that_float32_has_are_taken():
-    jets = prepared({**AWKWARD, "jetPt": np.array([2**30, -(2**62), 2**24])})
+def test_integers_that_float32_represents_exactly_are_taken():
+    jets = prepare_inputs({**AWKWARD, "jetPt": np.array([2**30, -(2**62), 2**24])})
     assert jets.arrays(0, 3)["jetPt"][:, 0].tolist() == [2**30, -(2**62), 2**24]
 
 
-def test_numbers_that_are_not_finite_are_the_model_s_to_judge():
-    jets = prepared({**AWKWARD, "jetPt": [np.nan, np.inf, 1.0]})
+def test_values_that_are_not_finite_go_to_the_model():
+    jets = prepare_inputs({**AWKWARD, "jetPt": [np.nan, np.inf, 1.0]})
     np.testing.assert_array_equal(jets.arrays(0, 3)["jetPt"][:, 0], [np.nan, np.inf, 1])
 
 
-def test_missing_and_unexpected_columns_are_told_together_with_the_nearest_names():
+def test_missing_and_unexpected_columns_are_listed_with_the_nearest_names():
     columns = {"jet_pt": [1.0], "nPV": [2], "PF_pT": [[1.0]], "pfid": [[1]], "mass": [3]}
     with pytest.raises(InputError) as error:
-        prepared(columns)
+        prepare_inputs(columns)
     missing, unexpected = str(error.value).split("; ")
     assert "'jetPt' (nearest: 'jet_pt')" in missing
     assert "'PF_id' (nearest: 'pfid')" in missing
-    assert "nPF" not in missing  # PF_pT tells it
+    assert "nPF" not in missing  # PF_pT gives the number
     assert "'jet_pt' (nearest: 'jetPt')" in unexpected
     assert "'mass'" in unexpected
     assert "nPV" not in str(error.value)
 
 
-def test_a_dict_has_the_model_s_columns_only():
+def test_a_dict_with_other_columns_is_refused():
     with pytest.raises(InputError, match="does not take: 'rho'"):
-        prepared({**AWKWARD, "rho": [1, 2, 3]})
+        prepare_inputs({**AWKWARD, "rho": [1, 2, 3]})
 
 
 @pytest.mark.parametrize(
@@ -242,12 +242,12 @@ def test_a_dict_has_the_model_s_columns_only():
         {"jetPt": 10.0, "PF_pT": [1.0, 2], "PF_id": [1, 2], "nPF": 2, "nPV": 5},
         {"jetPt": np.float64(10), "PF_pT": np.array([1, 2]), "PF_id": [1, 2], "nPV": np.array(5)},
         RECORDS[0],
-        structured()[0],
+        structured_array()[0],
     ],
     ids=["numbers", "numpy's numbers", "a record", "a structured number"],
 )
 def test_one_jet_by_itself(jets):
-    arrays = prepared(jets).arrays(0, 1)
+    arrays = prepare_inputs(jets).arrays(0, 1)
     for name, array in arrays.items():
         np.testing.assert_array_equal(array, RIGHT[name][:1])
 
@@ -263,28 +263,28 @@ def test_one_jet_by_itself(jets):
     ids=["lists", "arrays", "records", "a frame"],
 )
 def test_no_jets(jets):
-    assert prepared(jets).count == 0
+    assert prepare_inputs(jets).count == 0
 
 
 def test_jets_without_particles():
     empty = {"PF_pT": [[], [], []], "PF_id": [[], [], []], "nPF": [0, 0, 0]}
-    arrays = prepared({**AWKWARD, **empty}).arrays(0, 3)
+    arrays = prepare_inputs({**AWKWARD, **empty}).arrays(0, 3)
     np.testing.assert_array_equal(arrays["PF_pT"], np.zeros((3, 1)))
 
 
 def test_particles_are_padded_to_the_longest_of_their_request():
-    jets = prepared(RECORDS)
+    jets = prepare_inputs(RECORDS)
     assert jets.arrays(0, 1)["PF_pT"].shape == (1, 2)
     assert jets.arrays(1, 2)["PF_pT"].shape == (1, 1)
     np.testing.assert_array_equal(jets.arrays(2, 3)["PF_pT"], [[3.0]])
 
 
-def test_the_counter_of_arrays_of_one_shape_has_to_be_given():
+def test_arrays_of_one_shape_need_their_counter():
     with pytest.raises(InputError, match="lack 'nPF'"):
-        prepared({**COUNTERLESS, "PF_pT": PADDED, "PF_id": PADDED})
+        prepare_inputs({**COUNTERLESS, "PF_pT": PADDED, "PF_id": PADDED})
 
 
-def test_a_model_says_what_its_counters_count():
+def test_the_model_says_which_columns_a_counter_counts():
     inputs = [
         Tensor(name="cand_pt", dtype=F4, shape=(-1, -1)),
         Tensor(name="sv_mass", dtype=F4, shape=(-1, -1)),
@@ -293,22 +293,22 @@ def test_a_model_says_what_its_counters_count():
     ]
     columns = {"cand_pt": [[1.0, 2.0]], "sv_mass": [[3.0]]}
     with pytest.raises(InputError, match="numCand"):
-        prepared(columns, inputs)
+        prepare_inputs(columns, inputs)
     counters = {"numCand": ["cand_pt"], "numSV": ["sv_mass"]}
-    arrays = prepared(columns, inputs, counters).arrays(0, 1)
+    arrays = prepare_inputs(columns, inputs, counters).arrays(0, 1)
     assert arrays["numCand"].tolist() == [[2]]
     assert arrays["numSV"].tolist() == [[1]]
 
 
 def test_lists_of_events():
     events = ak.unflatten(RECORDS, [1, 0, 2])
-    jets = prepared(events)
+    jets = prepare_inputs(events)
     np.testing.assert_array_equal(jets.arrays(0, 3)["PF_pT"], RIGHT["PF_pT"])
     assert jets.jets_of_events.tolist() == [1, 0, 2]
     with pytest.raises(InputError, match="missing"):
-        prepared(ak.mask(events, [True, False, True]))
+        prepare_inputs(ak.mask(events, [True, False, True]))
     with pytest.raises(InputError, match="lists in lists"):
-        prepared(ak.unflatten(events, [1, 2]))
+        prepare_inputs(ak.unflatten(events, [1, 2]))
 
 
 def test_features_of_a_fixed_shape():
@@ -317,32 +317,32 @@ def test_features_of_a_fixed_shape():
         Tensor(name="jet_features", dtype=F4, shape=(-1, 3)),
     ]
     features = {"pf_features": np.ones((2, 4, 20)), "jet_features": np.ones((2, 3)).tolist()}
-    arrays = prepared(features, inputs).arrays(0, 2)
+    arrays = prepare_inputs(features, inputs).arrays(0, 2)
     assert {name: array.shape for name, array in arrays.items()} == {
         "pf_features": (2, 4, 20),
         "jet_features": (2, 3),
     }
     with pytest.raises(InputError, match="'jet_features'"):
-        prepared({**features, "jet_features": np.ones((2, 4))}, inputs)
+        prepare_inputs({**features, "jet_features": np.ones((2, 4))}, inputs)
     with pytest.raises(InputError, match="'pf_features'"):
-        prepared({**features, "pf_features": np.ones((2, 4, 19))}, inputs)
+        prepare_inputs({**features, "pf_features": np.ones((2, 4, 19))}, inputs)
 
 
-def test_a_model_with_places_for_so_many_particles():
+def test_a_model_with_a_fixed_number_of_particles():
     inputs = [
         Tensor(name="PF_pT", dtype=F4, shape=(-1, 3)),
         Tensor(name="nPF", dtype=I4, shape=(-1, 1)),
     ]
-    arrays = prepared({"PF_pT": [[1.0], [2.0, 3.0]]}, inputs).arrays(0, 2)
+    arrays = prepare_inputs({"PF_pT": [[1.0], [2.0, 3.0]]}, inputs).arrays(0, 2)
     np.testing.assert_array_equal(arrays["PF_pT"], [[1, 0, 0], [2, 3, 0]])
     with pytest.raises(InputError, match=r"'PF_pT'.*length 4.*jet 1"):
-        prepared({"PF_pT": [[1.0], [2.0, 3.0, 4.0, 5.0]]}, inputs)
+        prepare_inputs({"PF_pT": [[1.0], [2.0, 3.0, 4.0, 5.0]]}, inputs)
 
 
 def test_a_jet_of_very_many_particles_goes_in_a_smaller_request(monkeypatch):
     monkeypatch.setattr("jec_client.model_inputs.MOST_NUMBERS", 1000)
     particles = [np.ones(100), *([np.ones(1)] * 99)]
-    jets = prepared({"PF_pT": particles}, [INPUTS[1]])
+    jets = prepare_inputs({"PF_pT": particles}, [INPUTS[1]])
     first = jets.stop(0, 100)
     assert first < 100
     assert jets.arrays(0, first)["PF_pT"].size <= 1000

@@ -39,7 +39,7 @@ def jets(count: int) -> dict[str, ak.Array]:
     }
 
 
-def right(of: dict[str, ak.Array]) -> np.ndarray:
+def expected_pt(of: dict[str, ak.Array]) -> np.ndarray:
     return ak.to_numpy(2 * of["jetPt"] + ak.sum(of["PF_pT"], axis=-1))
 
 
@@ -58,7 +58,7 @@ def write(path: Path, trees: dict[str, dict[str, ak.Array]]) -> str:
 FORMS = ["root", "rntuple", "parquet", "another name"]
 
 
-def written(tmp_path: Path, form: str, columns: dict[str, ak.Array]) -> Path:
+def write_columns(tmp_path: Path, form: str, columns: dict[str, ak.Array]) -> Path:
     if form == "rntuple":
         path = tmp_path / "jets.root"
         with uproot.recreate(path) as file:
@@ -76,20 +76,20 @@ def written(tmp_path: Path, form: str, columns: dict[str, ak.Array]) -> Path:
 def test_the_jets_of_a_file_in_their_order(client, tmp_path, form, count, monkeypatch):
     monkeypatch.setattr("jec_client.files.JETS", 600)
     columns = jets(count)
-    answers = client.calibrate(written(tmp_path, form, columns))
+    answers = client.calibrate(write_columns(tmp_path, form, columns))
     assert len(answers) == count
-    np.testing.assert_allclose(answers.calibrated_pt, right(columns), rtol=1e-6)
+    np.testing.assert_allclose(answers.calibrated_pt, expected_pt(columns), rtol=1e-6)
 
 
-def test_the_tree_that_has_the_columns_is_taken_and_any_may_be_named(client, tmp_path):
+def test_the_tree_with_the_columns_is_read_unless_another_is_named(client, tmp_path):
     some, others = jets(5), jets(7)
     path = write(
         tmp_path / "jets.root",
         {"config": {"rho": others["rho"]}, "deep/in/jets": some, "other": {"jetPt": some["jetPt"]}},
     )
-    np.testing.assert_allclose(client.calibrate(path).calibrated_pt, right(some), rtol=1e-6)
-    named = client.calibrate(f"{path}:deep/in/jets")
-    np.testing.assert_allclose(named.calibrated_pt, right(some), rtol=1e-6)
+    np.testing.assert_allclose(client.calibrate(path).calibrated_pt, expected_pt(some), rtol=1e-6)
+    answers_of_tree = client.calibrate(f"{path}:deep/in/jets")
+    np.testing.assert_allclose(answers_of_tree.calibrated_pt, expected_pt(some), rtol=1e-6)
     with pytest.raises(InputError, match="'PF_pT'"):
         client.calibrate(f"{path}:other")
     with pytest.raises(InputError, match="cannot be read"):
@@ -106,16 +106,16 @@ def test_nothing_is_sent_where_columns_are_missing(server, client, tmp_path):
     for form in FORMS:
         columns = {"rho": jets(3)["rho"], "jet_pt": jets(3)["jetPt"]}
         with pytest.raises(InputError, match=r"'jetPt' \(nearest: 'jet_pt'\)"):
-            client.calibrate(written(tmp_path, form, columns))
+            client.calibrate(write_columns(tmp_path, form, columns))
     assert server.batches == before
 
 
-def test_files_that_are_none(client, tmp_path):
+def test_unreadable_files_are_refused(client, tmp_path):
     (tmp_path / "text.root").write_text("no jets")
     (tmp_path / "empty.root").touch()
-    whole = written(tmp_path, "root", jets(500)).read_bytes()
+    whole = write_columns(tmp_path, "root", jets(500)).read_bytes()
     (tmp_path / "cut.root").write_bytes(whole[: len(whole) // 2])
-    whole = written(tmp_path, "parquet", jets(500)).read_bytes()
+    whole = write_columns(tmp_path, "parquet", jets(500)).read_bytes()
     (tmp_path / "cut.parquet").write_bytes(whole[: len(whole) // 2])
     with uproot.recreate(tmp_path / "histogram.root") as file:
         file["h"] = np.histogram([1, 2])
@@ -136,8 +136,8 @@ def test_files_that_are_none(client, tmp_path):
         assert len(str(error.value).splitlines()) == 1
 
 
-def test_without_the_extra_it_says_what_to_install(tmp_path):
-    path = written(tmp_path, "root", jets(3))
+def test_a_missing_extra_is_named_in_the_error(tmp_path):
+    path = write_columns(tmp_path, "root", jets(3))
     code = (
         "import sys; sys.modules['uproot'] = None\n"
         "from jec_client import InputError\n"
@@ -146,13 +146,13 @@ def test_without_the_extra_it_says_what_to_install(tmp_path):
         "except InputError as error: print(error)"
     )
     place = ROOT / "clients" / "python"
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], cwd=place, timeout=60, capture_output=True, text=True
     )
-    assert "jec-client[files]" in done.stdout
+    assert "jec-client[files]" in process.stdout
 
 
 @pytest.mark.parametrize("path", ["~no-such-user/jets.root", "a\0b.root", "x" * 5000, "", "/"])
-def test_a_path_that_no_file_can_have_is_refused(client, path):
+def test_an_invalid_path_is_refused(client, path):
     with pytest.raises(InputError, match="cannot be read"):
         client.calibrate(path)

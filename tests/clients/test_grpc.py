@@ -119,7 +119,7 @@ def jets(count: int) -> dict:
     return {"jetPt": rng.uniform(20, 200, count), "PF_pT": particles}
 
 
-def right(of: dict) -> np.ndarray:
+def expected_pt(of: dict) -> np.ndarray:
     return 2 * of["jetPt"] + ak.to_numpy(ak.sum(of["PF_pT"], axis=-1))
 
 
@@ -127,10 +127,10 @@ def right(of: dict) -> np.ndarray:
 @pytest.mark.parametrize("count", [0, 1, 200])
 def test_jets_in_their_order(server, raw, count):
     server.raw = raw
-    some = jets(count)
-    answers = Client(server.url, NAME).calibrate(some)
+    columns = jets(count)
+    answers = Client(server.url, NAME).calibrate(columns)
     assert str(answers.type) == f"{count} * {{calibrated_pt: float32, valid: bool}}"
-    np.testing.assert_allclose(answers.calibrated_pt, right(some), rtol=1e-6)
+    np.testing.assert_allclose(answers.calibrated_pt, expected_pt(columns), rtol=1e-6)
     assert sum(server.batches) == count
     assert max(server.batches, default=0) <= MOST
 
@@ -140,7 +140,7 @@ def test_invalid_jets_are_counted_by_reason(server):
     assert answers.attrs["invalid"] == {validity.PT_RANGE: 1}
 
 
-def test_what_is_known_of_the_server(server):
+def test_the_metadata_of_server_and_model(server):
     client = Client(server.url, NAME)
     assert client.server_name() == "triton"
     assert client.models() == [NAME]
@@ -149,7 +149,7 @@ def test_what_is_known_of_the_server(server):
     assert client.metadata() == METADATA
 
 
-def test_a_request_of_json_is_answered_as_well(server):
+def test_a_json_request_goes_over_grpc(server):
     inputs = {
         "jetPt": np.ones((1, 1), "f4"),
         "PF_pT": np.ones((1, 2), "f4"),
@@ -160,14 +160,16 @@ def test_a_request_of_json_is_answered_as_well(server):
     assert outputs[0]["data"] == [4.0]
 
 
-def test_a_bad_moment_passes(server):
+def test_a_temporary_error_is_retried(server):
     client = Client(server.url, NAME)
     client.calibrate(jets(1))
     server.failures = [
         (grpc.StatusCode.UNAVAILABLE, "restarting"),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, "queue is full"),
     ]
-    np.testing.assert_allclose(client.calibrate(jets(9)).calibrated_pt, right(jets(9)), rtol=1e-6)
+    np.testing.assert_allclose(
+        client.calibrate(jets(9)).calibrated_pt, expected_pt(jets(9)), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -180,7 +182,7 @@ def test_a_bad_moment_passes(server):
         ("UNAUTHENTICATED", InputError, "401"),
     ],
 )
-def test_an_error_that_stays(server, code, kind, words):
+def test_a_lasting_error_is_raised(server, code, kind, words):
     client = Client(server.url, NAME)
     client.calibrate(jets(1))
     server.failures = [(grpc.StatusCode[code], "its words")] * 9
@@ -201,13 +203,13 @@ def test_an_unknown_model_and_a_server_that_is_away(server):
 def test_the_deadline(server):
     client = Client(server.url, NAME)
     client.calibrate(jets(1))
-    started = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(Unreachable, match="did not answer within"):
         client.calibrate(jets(1), deadline=0)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - start < 5
 
 
-def test_a_token_of_a_file_is_sent_and_not_carried_along(server, tmp_path):
+def test_the_token_of_a_file_is_sent_and_not_pickled(server, tmp_path):
     (tmp_path / "token").write_text("s3cr3t")
     (tmp_path / "cookies").write_text("session=c00k13")
     client = Client(server.url, NAME, token=tmp_path / "token", cookies=tmp_path / "cookies")
@@ -227,25 +229,25 @@ def test_certificates(tmp_path):
         Client("grpcs://host", NAME, verify=tmp_path / "missing.pem")
 
 
-def test_without_the_extra_it_says_what_to_install():
+def test_a_missing_extra_is_named_in_the_error():
     code = (
         "import sys; sys.modules['grpc'] = None\n"
         "from jec_client import Client, InputError\n"
         "try: Client('grpc://host:1', 'm')\n"
         "except InputError as error: print(error)"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], cwd=PACKAGE, timeout=60, capture_output=True, text=True
     )
-    assert "jec-client[grpc]" in done.stdout
+    assert "jec-client[grpc]" in process.stdout
 
 
-def test_it_can_be_imported_beside_the_messages_of_others():
+def test_it_can_be_imported_beside_other_packages_messages():
     code = (
         "import tritonclient.grpc; from jec_client.grpc_messages import message;"
         "print(message('ModelIndex')(name='a').SerializeToString())"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], cwd=PACKAGE, timeout=60, capture_output=True, text=True
     )
-    assert done.stdout == "b'\\n\\x01a'\n", done.stderr
+    assert process.stdout == "b'\\n\\x01a'\n", process.stderr

@@ -122,12 +122,12 @@ def test_the_range_is_read_from_the_models_text():
         '{"min_pt": 3, "max_pt": 9, "counters": {"nPF": []}}',
     ],
 )
-def test_what_is_no_range_is_refused(text):
+def test_a_malformed_range_is_refused(text):
     with pytest.raises(ValueError, match="valid_range"):
         model_range(text)
 
 
-def test_it_imports_numpy_alone():
+def test_the_module_imports_only_numpy():
     code = (
         "import sys; import jec_client.validity;"
         "ours = {'common', 'serving', 'weaver', 'torch', 'awkward', 'yaml'};"
@@ -137,9 +137,9 @@ def test_it_imports_numpy_alone():
     assert subprocess.run([sys.executable, "-c", code], cwd=place, timeout=60).returncode == 0
 
 
-def test_serving_finds_it_in_the_checkout():
+def test_serving_imports_the_clients_module_from_the_checkout():
     code = "from serving import validity; print(validity.KEY)"
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, timeout=60, capture_output=True, text=True
     )
-    assert done.stdout == "valid_range\n"
+    assert process.stdout == "valid_range\n"

@@ -67,7 +67,9 @@ def definitions() -> list[dict]:
             content = archive.extractfile(member)
             assert content is not None, member.name
             text = io.TextIOWrapper(content, "utf-8")
-            documents += [one for one in yaml.load_all(text, yaml.CSafeLoader) if one]
+            documents += [
+                document for document in yaml.load_all(text, yaml.CSafeLoader) if document
+            ]
     return documents
 
 
@@ -203,16 +205,16 @@ class ApiServer:
     def _last_lines(self) -> str:
         lines = []
         for path in sorted(self.folder.glob("*.log")):
-            lines += [f"{path.name}: {one}" for one in path.read_text().splitlines()[-5:]]
+            lines += [f"{path.name}: {line}" for line in path.read_text().splitlines()[-5:]]
         return "\n".join(lines)
 
 
 def free_ports(number: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on."""
+    """Ports of 127.0.0.1 on which no process listens."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(number)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
+    ports = [listener.getsockname()[1] for listener in sockets]
+    for listener in sockets:
+        listener.close()
     return ports
 
 

@@ -20,8 +20,8 @@ EDITOR = "system:serviceaccount:physics:default-editor"
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory) -> Iterator[ApiServer]:
-    with ApiServer(tmp_path_factory.mktemp("api-server")) as started:
-        yield started
+    with ApiServer(tmp_path_factory.mktemp("api-server")) as api_server:
+        yield api_server
 
 
 @pytest.fixture(scope="session")
@@ -39,31 +39,31 @@ def clients(server, tmp_path_factory) -> Callable[[str], client.ApiClient]:
 @pytest.fixture(scope="session")
 def admin(clients) -> client.ApiClient:
     """The administrator, on a server with all that the tests need."""
-    made = clients("admin")
-    extensions = client.ApiextensionsV1Api(made)
+    admin_client = clients("admin")
+    extensions = client.ApiextensionsV1Api(admin_client)
     names = []
-    for one in definitions():
-        made.call_api(
+    for definition in definitions():
+        admin_client.call_api(
             "/apis/apiextensions.k8s.io/v1/customresourcedefinitions",
             "POST",
-            body=one,
+            body=definition,
             auth_settings=["BearerToken"],
             header_params={"Content-Type": "application/json"},
             response_type="object",
         )
-        names.append(one["metadata"]["name"])
+        names.append(definition["metadata"]["name"])
     end = time.monotonic() + 60
     for name in names:
         while not _is_established(extensions.read_custom_resource_definition(name)):
             assert time.monotonic() < end, f"{name} is not established"
             time.sleep(0.1)
 
-    core = client.CoreV1Api(made)
+    core = client.CoreV1Api(admin_client)
     core.create_namespace({"metadata": {"name": NAMESPACE}})
     for level in LEVELS:
         labels = {"pod-security.kubernetes.io/enforce": level}
         core.create_namespace({"metadata": {"name": level, "labels": labels}})
-    rights = client.RbacAuthorizationV1Api(made)
+    rights = client.RbacAuthorizationV1Api(admin_client)
     role, binding = (
         yaml.safe_load((ROOT / "deploy" / "base" / f"launcher_role{suffix}.yaml").read_text())
         for suffix in ("", "_binding")
@@ -71,12 +71,14 @@ def admin(clients) -> client.ApiClient:
     binding["subjects"][0]["namespace"] = NAMESPACE
     rights.create_namespaced_role(NAMESPACE, role)
     rights.create_namespaced_role_binding(NAMESPACE, binding)
-    return made
+    return admin_client
 
 
 def _is_established(definition) -> bool:
     conditions = definition.status.conditions or []
-    return any(one.type == "Established" and one.status == "True" for one in conditions)
+    return any(
+        condition.type == "Established" and condition.status == "True" for condition in conditions
+    )
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What a real API server says of our objects, rights and pods. No controller runs behind it."""
+"""Our objects, rights and pods before a real API server, without any controller."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def send(user: client.ApiClient, method: str, path: str, body=None, **query) -> 
 def test_every_manifest_passes_a_strict_dry_run(admin, clients, values):
     editor = clients(EDITOR)
     for manifest in manifests(**values).values():
-        accepted = send(
+        answer = send(
             editor,
             "POST",
             path_of(KINDS[manifest["kind"]]),
@@ -86,12 +86,12 @@ def test_every_manifest_passes_a_strict_dry_run(admin, clients, values):
             dryRun="All",
             fieldValidation="Strict",
         )
-        assert accepted["metadata"]["name"] == manifest["metadata"]["name"]
-        dropped_fields = dropped(manifest["spec"], accepted["spec"])
-        assert dropped_fields == [], "fields that the server does not keep"
+        assert answer["metadata"]["name"] == manifest["metadata"]["name"]
+        lost_fields = lost_fields_of(manifest["spec"], answer["spec"])
+        assert lost_fields == [], "fields that the server does not keep"
 
 
-def dropped(ours, theirs, where: str = "spec") -> list[str]:
+def lost_fields_of(ours, theirs, where: str = "spec") -> list[str]:
     """The places of our fields that the server's object does not have, or has otherwise."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
         places = []
@@ -99,17 +99,17 @@ def dropped(ours, theirs, where: str = "spec") -> list[str]:
             if key not in theirs:
                 places.append(f"{where}.{key}")
             else:
-                places += dropped(value, theirs[key], f"{where}.{key}")
+                places += lost_fields_of(value, theirs[key], f"{where}.{key}")
         return places
     if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
         places = []
-        for number, (one, other) in enumerate(zip(ours, theirs, strict=True)):
-            places += dropped(one, other, f"{where}[{number}]")
+        for number, (our_item, their_item) in enumerate(zip(ours, theirs, strict=True)):
+            places += lost_fields_of(our_item, their_item, f"{where}[{number}]")
         return places
     return [] if ours == theirs else [where]
 
 
-def test_a_misspelt_field_does_not_pass(admin):
+def test_a_misspelt_field_is_refused(admin):
     manifest = manifests()["export_job.yaml"]
     manifest["spec"]["runPolicy"]["backofLimit"] = 1
     with pytest.raises(ApiException) as error:
@@ -118,7 +118,7 @@ def test_a_misspelt_field_does_not_pass(admin):
     assert "backofLimit" in error.value.body
 
 
-def test_check_asks_the_server_as_it_does_everywhere(editor):
+def test_check_passes_our_manifests_and_names_a_wrong_field(editor):
     survey = Survey(connect(), NAMESPACE)
     for manifest in manifests().values():
         kind = KINDS[manifest["kind"]]
@@ -133,9 +133,13 @@ def test_check_asks_the_server_as_it_does_everywhere(editor):
 # ------------------------------------------------------------------------------------------------
 
 
-def test_the_role_gives_what_the_table_asks_for_and_no_more(editor):
+def test_the_role_grants_exactly_the_permissions_of_the_table(editor):
     survey = Survey(connect(), NAMESPACE)
-    assert [one.name for one, verb in requests() if not survey.is_allowed(one, verb)] == []
+    assert [
+        permission.name
+        for permission, verb in requests()
+        if not survey.is_allowed(permission, verb)
+    ] == []
     beyond = {
         ("", "pods"): "create",
         ("", "secrets"): "list",
@@ -148,7 +152,7 @@ def test_the_role_gives_what_the_table_asks_for_and_no_more(editor):
         assert not survey.is_allowed(wish, verb), (resource, verb)
 
 
-def test_the_role_of_the_steps_is_seen_by_who_may_ask_for_others(
+def test_an_administrator_reads_the_rights_of_the_steps_account(
     admin, server, tmp_path, monkeypatch
 ):
     path = server.kubeconfig(tmp_path / "kubeconfig", "admin", namespace=NAMESPACE)
@@ -163,9 +167,9 @@ METHODS = {"get": "GET", "list": "GET", "create": "POST", "update": "PUT", "dele
 
 
 @pytest.mark.parametrize(
-    ("permission", "verb"), list(requests()), ids=lambda one: getattr(one, "name", one)
+    ("permission", "verb"), list(requests()), ids=lambda part: getattr(part, "name", part)
 )
-def test_each_right_is_used_by_the_account_and_refused_to_others(admin, clients, permission, verb):
+def test_the_server_grants_each_right_to_the_account_alone(admin, clients, permission, verb):
     """The server decides on a right before it looks for the object."""
     resource, _, sub = permission.resource.partition("/")
     version = {"serving.kserve.io": "v1beta1", "argoproj.io": "v1alpha1", "kubeflow.org": "v1"}
@@ -195,7 +199,7 @@ def test_each_right_is_used_by_the_account_and_refused_to_others(admin, clients,
 # ------------------------------------------------------------------------------------------------
 
 
-def refused(admin: client.ApiClient, level: str, spec: dict) -> str:
+def refusal_of_pod(admin: client.ApiClient, level: str, spec: dict) -> str:
     """Why a namespace that enforces a level refuses a pod; empty if it takes it."""
     pod = {"metadata": {"name": "pod"}, "spec": {**spec, "restartPolicy": "Never"}}
     for container in [*pod["spec"]["containers"], *pod["spec"].get("initContainers", [])]:
@@ -222,24 +226,24 @@ def pods(**values) -> list[dict]:
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("values", RUNS.values(), ids=RUNS)
-def test_what_check_says_of_pod_security_is_what_the_server_does(admin, level, values):
+def test_check_and_the_server_agree_on_pod_security(admin, level, values):
     for spec in pods(**values):
-        answer = refused(admin, level, spec)
+        answer = refusal_of_pod(admin, level, spec)
         assert bool(answer) == bool(violations(spec, level)), answer
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_our_pods_pass_but_for_folders_of_the_node(admin, level):
+def test_our_pods_pass_pod_security_unless_they_mount_a_folder_of_the_node(admin, level):
     own = [manifest for manifest in manifests().values() if manifest["kind"] != "InferenceService"]
     for manifest in own:
         for spec in pods_of(manifest, None):
-            assert refused(admin, level, spec) == ""
+            assert refusal_of_pod(admin, level, spec) == ""
     with_folder = pods(eos="/var/eos")[0]
-    assert "hostPath" in refused(admin, level, with_folder)
+    assert "hostPath" in refusal_of_pod(admin, level, with_folder)
 
 
 @pytest.mark.parametrize(
-    "broken",
+    "security_context",
     [
         {"allowPrivilegeEscalation": True},
         {"capabilities": {"drop": ["NET_RAW"]}},
@@ -248,13 +252,13 @@ def test_our_pods_pass_but_for_folders_of_the_node(admin, level):
         {"seccompProfile": {"type": "Unconfined"}},
         {"privileged": True, "allowPrivilegeEscalation": True},
     ],
-    ids=lambda broken: next(iter(broken)),
+    ids=lambda security_context: next(iter(security_context)),
 )
-def test_a_container_that_breaks_a_rule_is_found_by_check_as_by_the_server(admin, broken):
+def test_check_and_the_server_refuse_the_same_containers(admin, security_context):
     spec = pods()[0]
     container = spec["containers"][0]
-    container["securityContext"] = {**container["securityContext"], **broken}
-    assert refused(admin, "restricted", spec)
+    container["securityContext"] = {**container["securityContext"], **security_context}
+    assert refusal_of_pod(admin, "restricted", spec)
     assert violations(spec, "restricted")
 
 

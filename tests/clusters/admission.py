@@ -77,11 +77,11 @@ def pod_security(spec: dict) -> list[str]:
     check_runAsNonRoot.go:61, check_runAsUser.go:62, check_seccompProfile_restricted.go:148,
     check_restrictedVolumes.go:88, and the level `baseline` in the other files.
     """
-    refused = [key for key in ("hostNetwork", "hostPID", "hostIPC") if spec.get(key)]
+    violations = [key for key in ("hostNetwork", "hostPID", "hostIPC") if spec.get(key)]
     for volume in spec.get("volumes") or []:
         kinds = set(volume) - {"name"}
         if not kinds <= RESTRICTED_VOLUMES:
-            refused.append(f"volume {volume['name']} is a {kinds.pop()}")
+            violations.append(f"volume {volume['name']} is a {kinds.pop()}")
     pod_context = spec.get("securityContext") or {}
     for container in [*spec["containers"], *(spec.get("initContainers") or [])]:
         own = container.get("securityContext") or {}
@@ -101,8 +101,8 @@ def pod_security(spec: dict) -> list[str]:
         }
         for rule, passes in rules.items():
             if not passes:
-                refused.append(f"{rule} of container {container['name']}")
-    return refused
+                violations.append(f"{rule} of container {container['name']}")
+    return violations
 
 
 def _metadata(kind: str, metadata: dict) -> None:
@@ -164,7 +164,7 @@ def _experiment(thing: dict, old: dict | None) -> None:
         "spec.maxFailedTrialCount should be less than or equal to spec.maxTrialCount",
     )
     if old is not None:
-        _edited(thing, old)
+        _edit(thing, old)
     objective = spec.get("objective") or {}
     _katib(
         objective.get("type") in ("minimize", "maximize"),
@@ -180,10 +180,12 @@ def _experiment(thing: dict, old: dict | None) -> None:
     )
     _katib(collector in COLLECTORS, f"invalid metrics collector kind: {collector}")
     _parameters(spec.get("parameters") or [])
-    _template(spec.get("trialTemplate") or {}, {one["name"] for one in spec["parameters"]})
+    _template(
+        spec.get("trialTemplate") or {}, {parameter["name"] for parameter in spec["parameters"]}
+    )
 
 
-def _edited(thing: dict, old: dict) -> None:
+def _edit(thing: dict, old: dict) -> None:
     """What may change of an Experiment, and when: katib v0.19.0 ... validator.go:118-145.
 
     One that has ended may change only if it resumes, and needs more trials than there are.
@@ -193,9 +195,9 @@ def _edited(thing: dict, old: dict) -> None:
         return
     conditions = (old.get("status") or {}).get("conditions") or []
     ends = {
-        one["type"]: one["reason"]
-        for one in conditions
-        if one["type"] in ("Succeeded", "Failed") and one["status"] == "True"
+        condition["type"]: condition["reason"]
+        for condition in conditions
+        if condition["type"] in ("Succeeded", "Failed") and condition["status"] == "True"
     }
     resumes = old["spec"].get("resumePolicy", "Never") in ("LongRunning", "FromVolume")
     _katib(
@@ -209,8 +211,8 @@ def _edited(thing: dict, old: dict) -> None:
     _katib(most is None or most > trials, "must be greater than status.trials count")
     editable = ("parallelTrialCount", "maxTrialCount", "maxFailedTrialCount")
     fixed = [
-        {key: value for key, value in one.items() if key not in editable}
-        for one in (spec, old["spec"])
+        {key: value for key, value in version.items() if key not in editable}
+        for version in (spec, old["spec"])
     ]
     _katib(
         fixed[0] == fixed[1],
@@ -235,8 +237,8 @@ def _parameters(parameters: list[dict]) -> None:
             f"parameterType: {parameter.get('parameterType')} is not supported",
         )
         _katib(space, f"feasibleSpace must be specified in spec.parameters[{index}]")
-        listed = parameter["parameterType"] in ("discrete", "categorical")
-        if listed:
+        has_list = parameter["parameterType"] in ("discrete", "categorical")
+        if has_list:
             _katib(
                 not {"max", "min", "step"} & set(space),
                 "feasibleSpace .max, .min and .step is not supported for parameterType:"
@@ -326,10 +328,10 @@ def _pytorchjob(job: dict) -> None:
         )
         containers = spec.get("template", {}).get("spec", {}).get("containers") or []
         check(
-            any(one.get("name") == "pytorch" for one in containers),
+            any(container.get("name") == "pytorch" for container in containers),
             f"{place}.template.spec.containers: must have a container named pytorch",
         )
         check(
-            all(one.get("image") for one in containers),
+            all(container.get("image") for container in containers),
             f"{place}.template.spec.containers[0].image: Required value",
         )

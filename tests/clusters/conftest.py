@@ -54,7 +54,7 @@ class Backend:
             self.cluster.run_jobs(
                 manifests,
                 parallel=parallel,
-                ended=ends.__setitem__,
+                on_end=ends.__setitem__,
                 deadline=deadline,
                 report=self.lines.append,
             )
@@ -103,7 +103,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
     Role of deploy/ allows, but for what the test granted or forbade, and no pod of a search or of a
     job may run, unless the test says in `leaves_pods` why one does.
     """
-    started: list[Fake] = []
+    backends: list[Fake] = []
 
     def start(
         node: Node | None = None,
@@ -128,15 +128,15 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
             operator=operator,
             kserve=kserve,
         )
-        started.append(backend)
+        backends.append(backend)
         return backend
 
     yield start
-    running = [[] if backend.leaves_pods else left_running(backend.api) for backend in started]
-    for backend in started:
+    running = [[] if backend.leaves_pods else left_running(backend.api) for backend in backends]
+    for backend in backends:
         backend.api.__exit__()
     assert not any(running), f"pods run on: {running}"
-    for backend in started:
+    for backend in backends:
         api = backend.api
         assert not api.controller_errors, api.controller_errors
         assert not api.exceeded, f"not in clusters/permissions.py: {sorted(api.exceeded)}"

@@ -48,7 +48,7 @@ def experiment(
     *,
     name: str = "pfn-0a1b2c3d-search",
     objective: str = "minimize",
-    max_failed: int = 5,
+    failure_limit: int = 5,
     parallel: int = 2,
     run_id: str = RUN_ID,
     deadline: int = 600,
@@ -72,7 +72,7 @@ def experiment(
             "algorithm": {"algorithmName": "grid"},
             "parallelTrialCount": min(parallel, len(losses)),
             "maxTrialCount": len(losses),
-            "maxFailedTrialCount": min(max_failed, len(losses)),
+            "maxFailedTrialCount": min(failure_limit, len(losses)),
             "parameters": [
                 {
                     "name": "losses",

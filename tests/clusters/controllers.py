@@ -26,7 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.clusters.fake_api import FakeApi, has_condition, now, set_condition
-from tests.clusters.katib_wrap import COLLECTOR, EARLY_STOPPED, expanded, inject
+from tests.clusters.katib_wrap import COLLECTOR, EARLY_STOPPED, expand_references, inject
 
 # Katib's default filter: katib v0.19.0 pkg/metricscollector/v1beta1/common/const.go:47
 KATIB_METRIC = re.compile(r"([\w|-]+)\s*=\s*([+-]?\d*(\.\d+)?([Ee][+-]?\d+)?)")
@@ -58,7 +58,7 @@ class Play:
     metrics: str = ""
     reason: str = ""
     """Why it ends: 'OOMKilled' (the container's reason) or 'Evicted' (the pod's)."""
-    early_stopped: bool = False
+    stops_early: bool = False
     container: str = ""
     """The container that ends; by default the pod's first.
 
@@ -355,7 +355,7 @@ class ProcessNode(Node):
         folder.mkdir(exist_ok=True)
         command = [
             part.replace(os.path.dirname(METRICS_PATH), str(folder))
-            for part in expanded([*container["command"], *container.get("args", [])], env)
+            for part in expand_references([*container["command"], *container.get("args", [])], env)
         ]
         # The image's python is ours.
         path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
@@ -398,7 +398,7 @@ class TrainingOperator:
         self.quota = quota
         self.refusal = ""
         self.admits = 0
-        self._started: dict[str, float] = {}
+        self._start_times: dict[str, float] = {}
 
     def __call__(self, api: FakeApi) -> None:
         for job in api.all("pytorchjobs"):
@@ -415,7 +415,7 @@ class TrainingOperator:
         set_condition(
             job, "Created", reason="PyTorchJobCreated", message=f"PyTorchJob {name} is created."
         )
-        self._started.setdefault(job["metadata"]["uid"], time.monotonic())
+        self._start_times.setdefault(job["metadata"]["uid"], time.monotonic())
         pods = {
             pod["metadata"]["name"]: pod
             for pod in api.all("pods", f"training.kubeflow.org/job-name={name}")
@@ -504,7 +504,7 @@ class TrainingOperator:
         )
         limit = policy.get("backoffLimit")
         deadline = policy.get("activeDeadlineSeconds", math.inf)
-        failed = [
+        replica_failures = [
             (role, counts[role]["failed"])
             for role, spec in job["spec"]["pytorchReplicaSpecs"].items()
             if counts.get(role, {}).get("failed") and spec.get("restartPolicy") == "Never"
@@ -514,14 +514,14 @@ class TrainingOperator:
             # is set (trainer v1.9.3 pkg/core/job.go:129-132, pkg/controller.v1/common/job.go:216).
             message = f"Job {name} has failed because it has reached the specified backoff limit"
             self._finish(api, job, pods, "Failed", message, all)
-        elif time.monotonic() - self._started[job["metadata"]["uid"]] > deadline:
+        elif time.monotonic() - self._start_times[job["metadata"]["uid"]] > deadline:
             message = f"Job {name} has failed because it was active longer than specified deadline"
             self._finish(api, job, pods, "Failed", message, all)
         elif counts.get("Master", {}).get("succeeded"):
             message = f"PyTorchJob {name} is successfully completed."
             self._finish(api, job, pods, "Succeeded", message)
-        elif failed:
-            role, number = failed[0]
+        elif replica_failures:
+            role, number = replica_failures[0]
             message = f"PyTorchJob {name} is failed because {number} {role} replica(s) failed."
             self._finish(api, job, pods, "Failed", message)
         elif counts.get("Master", {}).get("active"):
@@ -579,7 +579,7 @@ class Katib:
         suggestion_refusal: str = "",
     ) -> None:
         self.suggestion_refusal = suggestion_refusal
-        self._refused = 0
+        self._refusals = 0
         self._refused_at = -math.inf
         self.node = node
         self.assignments = assignments
@@ -615,8 +615,8 @@ class Katib:
         set_condition(
             experiment, "Running", reason="ExperimentRunning", message="Experiment is running"
         )
-        goal_reached = _update_summary(experiment, trials)
-        self._end(experiment, goal_reached)
+        reaches_goal = _update_summary(experiment, trials)
+        self._end(experiment, reaches_goal)
         if self.suggestion_refusal:
             self._refuse_suggestion_pod(api, experiment)
             return
@@ -660,12 +660,12 @@ class Katib:
         if time.monotonic() - self._refused_at < 0.05:
             return
         self._refused_at = time.monotonic()
-        self._refused += 1
+        self._refusals += 1
         algorithm = experiment["spec"]["algorithm"]["algorithmName"]
         replica_set = f"{experiment['metadata']['name']}-{algorithm}-6797bffc9c"
         owner = {"kind": "ReplicaSet", "metadata": {"name": replica_set, "uid": "rs-1"}}
-        pod_name = f"{replica_set}-{self._refused:05d}"
-        head = "(combined from similar events): " if self._refused > 9 else ""
+        pod_name = f"{replica_set}-{self._refusals:05d}"
+        head = "(combined from similar events): " if self._refusals > 9 else ""
         text = f"{head}Error creating: {self.suggestion_refusal.format(name=pod_name)}"
         api.event(owner, "FailedCreate", text)
 
@@ -768,9 +768,9 @@ class Katib:
         ):
             if has_condition(trial, "Succeeded"):
                 master = api.find("pods", f"{trial['metadata']['name']}-master-0")
-                first = _reported(self.node.metrics[master["metadata"]["uid"]], spec["objective"])[
-                    : settings["start_step"]
-                ]
+                first = _objective_values(
+                    self.node.metrics[master["metadata"]["uid"]], spec["objective"]
+                )[: settings["start_step"]]
                 averages.append(sum(first) / len(first))
         if len(averages) < settings["min_trials_required"]:
             return []
@@ -793,7 +793,7 @@ class Katib:
         "Succeeded, EarlyStopped").
         """
         if _state(trial) not in ("running", "pending"):
-            self._observe_stopped(api, trial)
+            self._observe_early_stop(api, trial)
             return
         name = trial["metadata"]["name"]
         job = api.find("pytorchjobs", name)
@@ -818,18 +818,18 @@ class Katib:
         master = api.find("pods", f"{job['metadata']['name']}-master-0")
         play = self.node.plays.get(master["metadata"]["uid"]) if master else None
         text = self.node.partial_metrics(master) if master else ""
-        stopped = None
+        final_text = None
         if any(
             _stops(rule, text, trial["spec"]["objective"])
             for rule in trial["spec"].get("earlyStoppingRules", [])
         ):
-            stopped = self.node.terminate(master)
-        elif play and play.early_stopped and master["status"]["phase"] == "Running":
-            stopped = play.metrics
+            final_text = self.node.terminate(master)
+        elif play and play.stops_early and master["status"]["phase"] == "Running":
+            final_text = play.metrics
             if _one_user(master):
                 self.node.stop_early(api, master)
-        if stopped is not None:
-            self._stopped_metrics[trial["metadata"]["uid"]] = stopped
+        if final_text is not None:
+            self._stopped_metrics[trial["metadata"]["uid"]] = final_text
             message = "Trial is early stopped"
             set_condition(trial, "EarlyStopped", reason="TrialEarlyStopped", message=message)
         elif has_condition(job, "Failed"):
@@ -844,7 +844,7 @@ class Katib:
             else:
                 _end_trial(trial, "Succeeded", "Trial has succeeded", job)
 
-    def _observe_stopped(self, api: FakeApi, trial: dict) -> None:
+    def _observe_early_stop(self, api: FakeApi, trial: dict) -> None:
         """Give a trial that was stopped early its observation, unless two users ran its pod.
 
         It comes after the condition (seen with Katib 0.19.0: the last trial of a search with
@@ -862,30 +862,30 @@ class Katib:
             trial["status"]["observation"] = {"metrics": metrics}
             api.touch(trial)
 
-    def _end(self, experiment: dict, goal_reached: bool) -> None:
+    def _end(self, experiment: dict, reaches_goal: bool) -> None:
         """End an experiment by its goal, its failures or its number of trials, in this order.
 
         katib v0.19.0 pkg/controller.v1beta1/experiment/util/status_util.go:187-235.
         """
         spec, status = experiment["spec"], experiment["status"]
-        failed = status.get("trialsFailed", 0) + status.get("trialMetricsUnavailable", 0)
+        failure_count = status.get("trialsFailed", 0) + status.get("trialMetricsUnavailable", 0)
         active = status.get("trialsRunning", 0) + status.get("trialsPending", 0)
-        done = status["trials"] - active
-        if goal_reached:
+        completed_count = status["trials"] - active
+        if reaches_goal:
             self._finish(
                 experiment,
                 "Succeeded",
                 "ExperimentGoalReached",
                 "Experiment has succeeded because Objective goal has reached",
             )
-        elif failed and failed >= spec.get("maxFailedTrialCount", math.inf):
+        elif failure_count and failure_count >= spec.get("maxFailedTrialCount", math.inf):
             self._finish(
                 experiment,
                 "Failed",
                 "ExperimentFailed",
                 "Experiment has failed because max failed count has reached",
             )
-        elif done >= spec.get("maxTrialCount", math.inf):
+        elif completed_count >= spec.get("maxTrialCount", math.inf):
             self._finish(
                 experiment,
                 "Succeeded",
@@ -1007,8 +1007,12 @@ class KServe:
             }
             api.event(replica_set, "FailedCreate", f"Error creating: {refusal}")
             return
-        copied = service["metadata"].get("labels", {}) if self.copies_labels else {}
-        labels = {**copied, "serving.kserve.io/inferenceservice": name, "revision": str(number)}
+        service_labels = service["metadata"].get("labels", {}) if self.copies_labels else {}
+        labels = {
+            **service_labels,
+            "serving.kserve.io/inferenceservice": name,
+            "revision": str(number),
+        }
         if self.mode == "serverless":
             labels["serving.knative.dev/revision"] = pod_name
         pod = api.create(
@@ -1117,19 +1121,19 @@ def _set_model_status(service: dict, pods: list[dict]) -> None:
     status = max(pods, key=lambda pod: pod["metadata"]["creationTimestamp"])["status"]
     for container in status.get("initContainerStatuses", []):
         if container["state"].get("waiting", {}).get("reason") == "CrashLoopBackOff":
-            return _blocked(model, container["lastState"]["terminated"])
+            return _block_model(model, container["lastState"]["terminated"])
     if has_condition(service, "Ready"):
         model["transitionStatus"] = "UpToDate"
         return None
     for container in status.get("containerStatuses", []):
         if container["state"].get("waiting", {}).get("reason") == "CrashLoopBackOff":
-            _blocked(model, container["lastState"]["terminated"])
+            _block_model(model, container["lastState"]["terminated"])
         else:
             model["transitionStatus"] = "InProgress"
     return None
 
 
-def _blocked(model: dict, end: dict) -> None:
+def _block_model(model: dict, end: dict) -> None:
     model["transitionStatus"] = "BlockedByFailedLoad"
     model["lastFailureInfo"] = {
         "reason": "ModelLoadFailed",
@@ -1168,7 +1172,7 @@ def observe(text: str, objective: dict) -> list[dict[str, str]]:
     return list(metrics.values())
 
 
-def _reported(text: str, objective: dict) -> list[float]:
+def _objective_values(text: str, objective: dict) -> list[float]:
     """Return the objective's finite values in the order of the file's lines."""
     values = [
         _number(match[2])
@@ -1184,7 +1188,7 @@ def _stops(rule: dict, text: str, objective: dict) -> bool:
     It compares the best of the first `startStep` values with the rule's value, once (katib v0.19.0
     cmd/metricscollector/v1beta1/file-metricscollector/main.go:336-385).
     """
-    values = _reported(text[: text.rfind("\n") + 1], objective)[: rule["startStep"]]
+    values = _objective_values(text[: text.rfind("\n") + 1], objective)[: rule["startStep"]]
     if len(values) < rule["startStep"]:
         return False
     return (
@@ -1224,8 +1228,10 @@ def _resumes(experiment: dict, trials: list[dict]) -> bool:
 def _restart(experiment: dict) -> None:
     """katib v0.19.0 pkg/apis/controller/experiments/v1beta1/util.go:139-143."""
     status = experiment["status"]
-    ended = ("Succeeded", "Failed")
-    status["conditions"] = [one for one in status["conditions"] if one["type"] not in ended]
+    end_conditions = ("Succeeded", "Failed")
+    status["conditions"] = [
+        condition for condition in status["conditions"] if condition["type"] not in end_conditions
+    ]
     message = "Experiment is restarted"
     set_condition(experiment, "Restarting", reason="ExperimentRestarting", message=message)
 
@@ -1254,14 +1260,14 @@ def _update_summary(experiment: dict, trials: list[dict]) -> bool:
     for trial in trials:
         key = COUNTS[_state(trial)]
         status[key] = status.get(key, 0) + 1
-    best, goal_reached = _optimum(experiment["spec"]["objective"], trials)
+    best, reaches_goal = _optimum(experiment["spec"]["objective"], trials)
     if best:
         status["currentOptimalTrial"] = {
             "bestTrialName": best["metadata"]["name"],
             "observation": best["status"]["observation"],
             "parameterAssignments": best["spec"]["parameterAssignments"],
         }
-    return goal_reached
+    return reaches_goal
 
 
 def _optimum(objective: dict, trials: list[dict]) -> tuple[dict | None, bool]:
@@ -1271,7 +1277,7 @@ def _optimum(objective: dict, trials: list[dict]) -> tuple[dict | None, bool]:
     was the first one, a number is better if it is better than 0 (katib v0.19.0
     pkg/controller.v1beta1/experiment/util/status_util.go:94-129).
     """
-    best, best_value, reached = None, 0.0, False
+    best, best_value, reaches_goal = None, 0.0, False
     goal = objective.get("goal")
     minimize = objective["type"] == "minimize"
     for trial in trials:
@@ -1285,8 +1291,8 @@ def _optimum(objective: dict, trials: list[dict]) -> tuple[dict | None, bool]:
         if best is None or (value < best_value if minimize else value > best_value):
             best, best_value = trial, value
         if goal is not None:
-            reached = reached or (best_value <= goal if minimize else best_value >= goal)
-    return best, reached
+            reaches_goal = reaches_goal or (best_value <= goal if minimize else best_value >= goal)
+    return best, reaches_goal
 
 
 def _objective(trial: dict) -> str:
@@ -1301,7 +1307,9 @@ def _objective(trial: dict) -> str:
 def _metric(trial: dict) -> dict[str, str]:
     """The metric of the objective in a trial's observation."""
     name = trial["spec"]["objective"]["objectiveMetricName"]
-    return next(one for one in trial["status"]["observation"]["metrics"] if one["name"] == name)
+    return next(
+        metric for metric in trial["status"]["observation"]["metrics"] if metric["name"] == name
+    )
 
 
 def _end_trial(trial: dict, kind: str, message: str, job: dict) -> None:
@@ -1313,7 +1321,9 @@ def _end_trial(trial: dict, kind: str, message: str, job: dict) -> None:
     set_condition(trial, "Running", "False")
     trial["status"]["completionTime"] = now()
     of_job = "Failed" if kind == "Failed" else "Succeeded"
-    end = next(one for one in job["status"]["conditions"] if one["type"] == of_job)
+    end = next(
+        condition for condition in job["status"]["conditions"] if condition["type"] == of_job
+    )
     reason = f"Trial{kind}. Job reason: {end['reason']}"
     message = f"{message}. Job message: {end['message']}"
     set_condition(trial, kind, reason=reason, message=message)

@@ -5,9 +5,9 @@ It has what tests of a client need: uid, resourceVersion, generation; Status obj
 404, 409, 410 and 422; the status subresource; label and field selectors; watches; dry runs;
 admission by the rules of Katib's and the training operator's webhooks; access reviews; discovery;
 finalizers and the deletion of dependents; pod logs. A client may do what clusters/permissions.py
-allows and nothing else, unless a test grants or forbids it; `asked` and `exceeded` record what it
-did. `fail` makes it answer with error codes or cut connections. `compact` forgets old versions, as
-etcd does.
+allows and nothing else, unless a test grants or forbids it; `allowed_requests` and
+`exceeded` record what it did. `fail` makes it answer with error codes or cut connections.
+`compact` forgets old versions, as etcd does.
 
 Rules of the server are those of Kubernetes 1.34.4; where none of its documentation says them, the
 line of its source stands beside them (apiserver, apimachinery: k8s.io/... v0.34.4).
@@ -104,15 +104,16 @@ class Failure(Exception):
 class Fault:
     """Answer `times` matching requests with `code`, or cut their connection.
 
-    `cut` is 'before' or 'after': whether the server has done the work by then. `plain` answers as a
-    proxy before the server does, without a Status. `seconds` is how long the answer takes.
+    `cut_connection` is 'before' or 'after': whether the server has done the work by then. `plain`
+    answers as a proxy before the server does, without a Status. `seconds` is how long the answer
+    takes.
     """
 
     method: str
     path: re.Pattern
     times: float
     code: int = 0
-    cut: str = ""
+    cut_connection: str = ""
     plain: bool = False
     seconds: float = 0.0
     message: str = "a fault of the test"
@@ -125,18 +126,18 @@ class FakeApi:
     def __init__(self, controllers: list[Controller] = (), namespace: str = "physics") -> None:
         self.namespace, self.controllers = namespace, list(controllers)
         self.lock = threading.RLock()
-        self.served = dict(KINDS)
+        self.kinds = dict(KINDS)
         self.logs: dict[tuple[str, str, bool], str] = {}
         self.requests: list[tuple[str, str]] = []
         self.controller_errors: list[str] = []
         self._objects: dict[tuple[str, str, str], dict] = {}
         self._contents: dict[str, str] = {}
         self._versions, self._faults = itertools.count(1), []
-        self._forbidden: set[tuple[str, str]] = set()
-        self._granted: set[tuple[str, str]] = set()
+        self._forbidden_rights: set[tuple[str, str]] = set()
+        self._extra_rights: set[tuple[str, str]] = set()
         self._refused_users: set[tuple[str, str]] = set()
-        self.reviewed: set[str] = set()  # users that access reviews asked about; "" is oneself
-        self.asked: set[tuple[str, str]] = set()
+        self.reviewed: set[str] = set()  # users in access reviews; "" is the client itself
+        self.allowed_requests: set[tuple[str, str]] = set()
         """Verb and resource of each request that was allowed."""
         self.exceeded: set[tuple[str, str]] = set()
         """Those that the Role does not allow and no test has forbidden."""
@@ -205,7 +206,7 @@ class FakeApi:
         '*' stands for any verb. The resource is a plural; that of pods' logs is 'pods/log'.
         """
         with self.lock:
-            self._forbidden.add((verb, resource))
+            self._forbidden_rights.add((verb, resource))
 
     def forbid_user(self, user: str, resource: str) -> None:
         """Forbid a resource to another user, as an access review names it."""
@@ -215,7 +216,7 @@ class FakeApi:
     def grant(self, verb: str, resource: str) -> None:
         """Allow a verb on a resource, as RBAC writes it, in every namespace: beyond the Role."""
         with self.lock:
-            self._granted.add((verb, resource))
+            self._extra_rights.add((verb, resource))
 
     def compact(self) -> None:
         """Forget all changes so far: a watch from an older version gets 410."""
@@ -274,7 +275,7 @@ class FakeApi:
                 409, f'{plural}.{self._group(plural)} "{name}" already exists', "AlreadyExists"
             )
         self._admit(plural, thing, None)
-        api_version, kind = self.served[plural]
+        api_version, kind = self.kinds[plural]
         metadata |= {
             "namespace": namespace,
             "uid": str(uuid.uuid4()),
@@ -340,7 +341,7 @@ class FakeApi:
         thing["metadata"]["resourceVersion"] = str(version)
         plural = next(
             plural
-            for plural, kind in self.served.items()
+            for plural, kind in self.kinds.items()
             if kind == (thing["apiVersion"], thing["kind"])
         )
         self._changes.append((version, plural, event_type, copy.deepcopy(thing)))
@@ -384,9 +385,9 @@ class FakeApi:
         """
         digest = uuid.uuid5(uuid.NAMESPACE_URL, reason + message).hex[:16]
         name = f"{about['metadata']['name']}.{digest}"
-        recorded = self.find("events", name)
-        if recorded:
-            recorded |= {"count": recorded["count"] + 1, "lastTimestamp": now()}
+        stored_event = self.find("events", name)
+        if stored_event:
+            stored_event |= {"count": stored_event["count"] + 1, "lastTimestamp": now()}
             return
         involved = {
             "kind": about["kind"],
@@ -410,12 +411,12 @@ class FakeApi:
 
     def _admit(self, plural: str, thing: dict, old: dict | None) -> None:
         try:
-            admit(self.served[plural][1], thing, old)
+            admit(self.kinds[plural][1], thing, old)
         except Refused as refused:
             raise Failure(refused.code, str(refused)) from None
 
     def _group(self, plural: str) -> str:
-        return self.served[plural][0].split("/")[0]
+        return self.kinds[plural][0].split("/")[0]
 
     @property
     def stopping(self) -> bool:
@@ -429,7 +430,7 @@ class FakeApi:
                 with self.lock:
                     try:
                         controller(self)
-                    # The other controllers go on; the fixture fails the test at its end.
+                    # The other controllers continue; the fixture fails the test at its end.
                     except Exception as error:
                         self.controller_errors.append(f"{type(controller).__name__}: {error!r}")
 
@@ -464,18 +465,18 @@ class FakeApi:
         match = PATH.match(parts.path)
         if (
             not match
-            or match["plural"] not in self.served
-            or self.served[match["plural"]][0] != match["version"]
+            or match["plural"] not in self.kinds
+            or self.kinds[match["plural"]][0] != match["version"]
         ):
             raise Failure(404, "404 page not found")
         with self.lock:
-            self._check_allowed(method, match, watch="watch" in query)
+            self._check_right(method, match, watch="watch" in query)
             if match["name"] is None:
                 return self._collection(method, match, query, body)
             return self._item(method, match, query, body)
 
-    def _check_allowed(self, method: str, match: re.Match, *, watch: bool) -> None:
-        """Raise Failure 403 for what RBAC does not allow, and record what was asked.
+    def _check_right(self, method: str, match: re.Match, *, watch: bool) -> None:
+        """Raise Failure 403 for what RBAC does not allow; record the request.
 
         Verbs: Kubernetes documentation, Authorization Overview. The words: apiserver v0.34.4
         pkg/endpoints/handlers/responsewriters/errors.go:73.
@@ -489,7 +490,7 @@ class FakeApi:
         namespace = match["namespace"] or ""
         name = f"{resource}.{group}" if group else resource
         if self._allows(verb, resource, group, namespace):
-            self.asked.add((verb, name))
+            self.allowed_requests.add((verb, name))
             return
         if not self._forbids(verb, resource):
             self.exceeded.add((verb, name))
@@ -502,10 +503,10 @@ class FakeApi:
     def _allows(self, verb: str, resource: str, group: str, namespace: str) -> bool:
         right = (verb, f"{resource}.{group}" if group else resource)
         in_role = right in ROLE and namespace == self.namespace
-        return (in_role or right in self._granted) and not self._forbids(verb, resource)
+        return (in_role or right in self._extra_rights) and not self._forbids(verb, resource)
 
     def _forbids(self, verb: str, resource: str) -> bool:
-        return bool({(verb, resource), ("*", resource)} & self._forbidden)
+        return bool({(verb, resource), ("*", resource)} & self._forbidden_rights)
 
     def _review(self, kind: str, body: dict) -> dict:
         """Answer a SelfSubjectAccessReview or a LocalSubjectAccessReview.
@@ -523,7 +524,7 @@ class FakeApi:
                     'localsubjectaccessreviews.authorization.k8s.io is forbidden: User "tester"'
                     " cannot create",
                 )
-            allowed = self._allows(
+            is_allowed = self._allows(
                 attributes["verb"],
                 resource,
                 attributes.get("group") or "",
@@ -531,15 +532,17 @@ class FakeApi:
             )
             user = body["spec"].get("user", "")
             self.reviewed.add(user)
-            allowed = allowed and (user, resource) not in self._refused_users
+            is_allowed = is_allowed and (user, resource) not in self._refused_users
         return {
             **body,
-            "status": {"allowed": allowed, "reason": ""},
+            "status": {"allowed": is_allowed, "reason": ""},
         }
 
     def _discover(self, version: str) -> dict:
         kinds = [
-            (plural, kind) for plural, (served, kind) in self.served.items() if served == version
+            (plural, kind)
+            for plural, (version_of_kind, kind) in self.kinds.items()
+            if version_of_kind == version
         ]
         if not kinds:
             raise Failure(404, "404 page not found")
@@ -572,7 +575,7 @@ class FakeApi:
             if (namespace is None or thing["metadata"]["namespace"] == namespace)
             and _field_selected(query.get("fieldSelector", ""), thing)
         ]
-        api_version, kind = self.served[plural]
+        api_version, kind = self.kinds[plural]
         version = str(next(self._versions))
         return copy.deepcopy(
             {
@@ -593,18 +596,18 @@ class FakeApi:
         if method == "PUT":
             self.replace(plural, thing, body, status=match["sub"] == "status")
         elif method == "PATCH":
-            merged = _merge(copy.deepcopy(thing), body)
-            merged["metadata"]["resourceVersion"] = thing["metadata"]["resourceVersion"]
-            self.replace(plural, thing, merged, status=match["sub"] == "status")
+            new_thing = _merge(copy.deepcopy(thing), body)
+            new_thing["metadata"]["resourceVersion"] = thing["metadata"]["resourceVersion"]
+            self.replace(plural, thing, new_thing, status=match["sub"] == "status")
         elif method == "DELETE":
-            self._delete_as_asked(plural, thing, (body or {}).get("propagationPolicy"))
+            self._delete_by_request(plural, thing, (body or {}).get("propagationPolicy"))
         return copy.deepcopy(thing)
 
-    def _delete_as_asked(self, plural: str, thing: dict, policy: str | None) -> None:
+    def _delete_by_request(self, plural: str, thing: dict, policy: str | None) -> None:
         """Delete an object by a client's request, with the propagation that it asks for.
 
         Background: the object goes at once, its dependents a moment later. Foreground: a deleted
-        Experiment stays for a round of 33 s at least, because Katib's controllers make its jobs,
+        Experiment stays for a round of 33 s at least, because Katib's controllers create its jobs,
         Deployment and Service anew meanwhile.
 
         Source: seen with Katib 0.19.0 on Kubernetes 1.34.4 (rounds of 33 s, 34 s to 140 s in all;
@@ -678,7 +681,7 @@ def set_condition(
 ) -> None:
     """Add or change a condition of an object's status."""
     conditions = thing.setdefault("status", {}).setdefault("conditions", [])
-    condition = next((one for one in conditions if one["type"] == kind), None)
+    condition = next((entry for entry in conditions if entry["type"] == kind), None)
     if condition is None:
         condition = {"type": kind, "status": "", "lastTransitionTime": now()}
         conditions.append(condition)
@@ -687,8 +690,8 @@ def set_condition(
 
 def has_condition(thing: dict, *kinds: str) -> bool:
     return any(
-        one["type"] in kinds and one["status"] == "True"
-        for one in thing.get("status", {}).get("conditions", [])
+        condition["type"] in kinds and condition["status"] == "True"
+        for condition in thing.get("status", {}).get("conditions", [])
     )
 
 
@@ -750,8 +753,8 @@ def _handler(api: FakeApi) -> type:
             fault = api.fault(self.command, self.path)
             if fault:
                 time.sleep(fault.seconds)
-            if fault and fault.cut == "before":
-                return self.cut()
+            if fault and fault.cut_connection == "before":
+                return self.cut_connection()
             try:
                 if fault and fault.code:
                     raise Failure(fault.code, fault.message)
@@ -763,8 +766,8 @@ def _handler(api: FakeApi) -> type:
                 answer = f"<html>{failure}</html>" if plain else _status(failure)
                 self.send(failure.code, answer, fault.headers if fault else {})
             else:
-                if fault and fault.cut == "after":
-                    return self.cut()
+                if fault and fault.cut_connection == "after":
+                    return self.cut_connection()
                 self.send(201 if self.command == "POST" else 200, answer, {})
 
         def watch(self) -> None:
@@ -773,7 +776,7 @@ def _handler(api: FakeApi) -> type:
             query = dict(urllib.parse.parse_qsl(parts.query))
             match = PATH.match(parts.path)
             with api.lock:
-                api._check_allowed("GET", match, watch=True)
+                api._check_right("GET", match, watch=True)
             since, end = (
                 int(query.get("resourceVersion") or 0),
                 time.monotonic() + float(query.get("timeoutSeconds", 30)),
@@ -803,7 +806,7 @@ def _handler(api: FakeApi) -> type:
                         self.wfile.flush()
                 time.sleep(TICK)
 
-        def cut(self) -> None:
+        def cut_connection(self) -> None:
             self.close_connection = True
             self.connection.close()
 

@@ -27,13 +27,13 @@ def inject(pod: dict, trial: dict) -> None:
     path = trial["spec"]["metricsCollector"]["source"]["fileSystemPath"]["path"]
     container = pod["spec"]["containers"][0]
     stops = bool(trial["spec"].get("earlyStoppingRules"))
-    *command, line = wrapped(container, os.path.dirname(path), early_stopping=stops)
+    *command, line = wrap_command(container, os.path.dirname(path), early_stopping=stops)
     container |= {"command": command, "args": [line]}
     pod["spec"]["containers"].append({"name": COLLECTOR, "image": "file-metrics-collector:v0.19.0"})
     pod["spec"]["shareProcessNamespace"] = True
 
 
-def wrapped(container: dict, folder: str, *, early_stopping: bool = False) -> list[str]:
+def wrap_command(container: dict, folder: str, *, early_stopping: bool = False) -> list[str]:
     """The command of the container after the webhook: words joined with blanks, unquoted.
 
     katib v0.19.0 pkg/webhook/v1beta1/pod/utils.go:155-221.
@@ -56,7 +56,7 @@ def wrapped(container: dict, folder: str, *, early_stopping: bool = False) -> li
     return [*command, " ".join(words)]
 
 
-def expanded(command: list[str], env: dict[str, str]) -> list[str]:
+def expand_references(command: list[str], env: dict[str, str]) -> list[str]:
     """The command that the kubelet runs: `$$` is `$`, and `$(NAME)` the variable if there is one.
 
     The name of a reference goes up to the next bracket; what is no variable stays as it is

@@ -27,30 +27,30 @@ class Replay:
     def __init__(self, name: str) -> None:
         lines = (FOLDER / f"{name}.jsonl").read_text().splitlines()
         self.entries = [json.loads(line) for line in lines]
-        known = [entry["service"]["revision"] for entry in self.entries if entry["service"]]
-        self.revision = known[-1]
-        self.has_former = known[0] != self.revision
-        self._started: float | None = None
+        revisions = [entry["service"]["revision"] for entry in self.entries if entry["service"]]
+        self.revision = revisions[-1]
+        self.has_former = revisions[0] != self.revision
+        self._start: float | None = None
         self.current: dict = self.entries[0]
 
     def __call__(self, api: FakeApi) -> None:
-        found = api.find("inferenceservices", "jec-pfn")
-        if found is None:
+        service = api.find("inferenceservices", "jec-pfn")
+        if service is None:
             return
-        ours = (found["metadata"].get("labels") or {}).get(REVISION_LABEL)
+        ours = (service["metadata"].get("labels") or {}).get(REVISION_LABEL)
         if ours is None or ours == "former":
-            self._apply(api, found, self.entries[0], "")
+            self._apply(api, service, self.entries[0], "")
             return
-        if self._started is None:
-            self._started = time.monotonic()
+        if self._start is None:
+            self._start = time.monotonic()
         first = next(
             entry["time"]
             for entry in self.entries
             if entry["service"] and entry["service"]["revision"] == self.revision
         )
-        now = first + SPEED * (time.monotonic() - self._started)
+        now = first + SPEED * (time.monotonic() - self._start)
         self.current = [entry for entry in self.entries if entry["time"] <= now][-1]
-        self._apply(api, found, self.current, ours)
+        self._apply(api, service, self.current, ours)
 
     def make_former(self, api: FakeApi) -> None:
         """Make the service that the recording begins with."""
@@ -58,17 +58,17 @@ class Replay:
         former["metadata"]["labels"][REVISION_LABEL] = "former"
         api.create("inferenceservices", former)
 
-    def _apply(self, api: FakeApi, found: dict, entry: dict, ours: str) -> None:
+    def _apply(self, api: FakeApi, service: dict, entry: dict, ours: str) -> None:
         if entry["service"]:
             status = copy.deepcopy(entry["service"]["status"])
-            if found.get("status") != status:
-                found["status"] = status
-                api.touch(found)
-        recorded = {pod["metadata"]["name"]: pod for pod in entry["pods"]}
+            if service.get("status") != status:
+                service["status"] = status
+                api.touch(service)
+        pods = {pod["metadata"]["name"]: pod for pod in entry["pods"]}
         for pod in api.all("pods"):
-            if pod["metadata"]["name"] not in recorded:
+            if pod["metadata"]["name"] not in pods:
                 api.delete("pods", pod)
-        for name, pod in recorded.items():
+        for name, pod in pods.items():
             self._set_pod(api, name, copy.deepcopy(pod), ours)
 
     def _set_pod(self, api: FakeApi, name: str, pod: dict, ours: str) -> None:
@@ -76,12 +76,12 @@ class Replay:
         labels["serving.kserve.io/inferenceservice"] = "jec-pfn"
         is_ours = labels[REVISION_LABEL] == self.revision
         labels[REVISION_LABEL] = ours if is_ours else "former"
-        stored = api.find("pods", name)
-        if stored is None:
+        old_pod = api.find("pods", name)
+        if old_pod is None:
             spec = {"containers": [{"name": "kserve-container", "image": "triton"}]}
-            stored = api.create("pods", {"metadata": {"name": name}, "spec": spec})
-        stored["metadata"] |= pod["metadata"]
-        stored["status"] = pod["status"]
+            old_pod = api.create("pods", {"metadata": {"name": name}, "spec": spec})
+        old_pod["metadata"] |= pod["metadata"]
+        old_pod["status"] = pod["status"]
         for container in pod["status"].get("initContainerStatuses", []):
             container |= {"image": "initializer", "imageID": ""}
         for container in pod["status"].get("containerStatuses", []):

@@ -28,13 +28,13 @@ def node_of(*scripts: Play | list[Play]) -> Node:
     The last script is for all pods that follow. A list is for a pod's attempts, its last entry for
     all attempts that follow.
     """
-    left = list(scripts)
+    later_scripts = list(scripts)
     plays = {}
 
     def play(pod: dict) -> Play:
         name = pod["metadata"]["name"]
         if name not in plays:
-            script = left.pop(0) if len(left) > 1 else left[0]
+            script = later_scripts.pop(0) if len(later_scripts) > 1 else later_scripts[0]
             plays[name] = list(script) if isinstance(script, list) else [script]
         return plays[name].pop(0) if len(plays[name]) > 1 else plays[name][0]
 

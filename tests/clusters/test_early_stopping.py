@@ -7,8 +7,12 @@ from common.errors import InputError
 
 
 def manifest(**settings):
-    listed = [{"name": name, "value": str(value)} for name, value in settings.items()]
-    return {"spec": {"earlyStopping": {"algorithmName": "medianstop", "algorithmSettings": listed}}}
+    settings_list = [{"name": name, "value": str(value)} for name, value in settings.items()]
+    return {
+        "spec": {
+            "earlyStopping": {"algorithmName": "medianstop", "algorithmSettings": settings_list}
+        }
+    }
 
 
 def test_the_limit_is_the_mean_of_the_averages_of_the_first_values():
@@ -20,13 +24,13 @@ def test_the_limit_is_the_mean_of_the_averages_of_the_first_values():
     )
 
 
-def test_without_enough_successes_there_is_no_limit():
+def test_there_is_no_limit_before_enough_trials_have_succeeded():
     assert rule_for(manifest(min_trials_required=3), [[0.5], [0.4]]) is None
     assert rule_for({"spec": {}}, [[0.5]] * 9) is None
 
 
 @pytest.mark.parametrize(
-    ("values", "objective", "stopped"),
+    ("values", "objective", "stops"),
     [
         ([0.9], "minimize", False),
         ([0.9, 0.8], "minimize", True),
@@ -38,18 +42,18 @@ def test_without_enough_successes_there_is_no_limit():
         ([0.5, 0.5], "minimize", False),
     ],
 )
-def test_a_trial_is_held_against_its_limit_once_with_its_best_so_far(values, objective, stopped):
-    assert StopRule(value=0.5, start_step=2).stops(values, objective) is stopped
+def test_a_trial_is_compared_with_the_limit_once_by_its_best_value(values, objective, stops):
+    assert StopRule(value=0.5, start_step=2).stops(values, objective) is stops
 
 
-def test_katibs_defaults():
+def test_the_defaults_are_katibs():
     assert settings(manifest()) == {"min_trials_required": 3, "start_step": 4}
 
 
 @pytest.mark.parametrize(
-    ("asked", "expected"),
+    ("options", "expected"),
     [({"start_stop": 1}, "did you mean 'start_step'"), ({"start_step": 0}, "from 1 up")],
 )
-def test_what_katib_refuses_is_refused(asked, expected):
+def test_settings_that_katib_refuses_are_refused(options, expected):
     with pytest.raises(InputError, match=expected):
-        settings(manifest(**asked))
+        settings(manifest(**options))

@@ -118,7 +118,7 @@ def test_a_good_experiment_passes():
         ),
     ],
 )
-def test_what_katibs_webhook_refuses_is_refused_here(change, expected):
+def test_experiments_that_katibs_webhook_refuses_are_refused(change, expected):
     experiment = copy.deepcopy(EXPERIMENT)
     change(experiment)
     with pytest.raises(InputError, match=expected):

@@ -32,7 +32,7 @@ def test_no_configuration_says_what_to_set(monkeypatch, tmp_path):
         KubernetesCluster()
 
 
-def test_namespace_is_the_contexts_or_the_one_asked_for(fake):
+def test_the_namespace_is_the_contexts_or_the_configured_one(fake):
     assert fake().cluster.namespace == "physics"
     assert fake(namespace="auto").cluster.namespace == "physics"
     assert fake(namespace="other").cluster.namespace == "other"
@@ -97,7 +97,7 @@ def test_an_experiment_of_this_run_that_failed_is_run_again(fake):
 @pytest.mark.parametrize(
     "labels", [{RUN_LABEL: "other-00000000"}, {}], ids=["another run's", "nobody's"]
 )
-def test_an_object_of_another_run_is_left_alone(fake, labels):
+def test_an_object_of_another_run_is_not_changed(fake, labels):
     backend = fake()
     theirs = job("pass")
     theirs["metadata"]["labels"] = labels
@@ -107,7 +107,7 @@ def test_an_object_of_another_run_is_left_alone(fake, labels):
     assert backend.api.find("pytorchjobs", EXPORT)["metadata"].get("labels") == labels
 
 
-def test_an_object_that_is_being_deleted_is_waited_for_and_then_made_anew(fake):
+def test_an_object_under_deletion_is_waited_for_and_created_again(fake):
     backend = fake()
     old = job("pass")
     old["metadata"]["finalizers"] = ["example.org/slow"]
@@ -136,7 +136,7 @@ def test_another_kind_or_namespace_is_refused_before_anything_is_sent(fake):
     assert backend.api.requests == []
 
 
-def test_what_admission_refuses_is_told_in_its_words(fake):
+def test_a_refusal_by_admission_is_an_error_with_its_message(fake):
     backend = fake()
     wrong = experiment(["0.1"])
     wrong["spec"]["objective"]["type"] = "smallest"
@@ -152,7 +152,7 @@ def test_what_admission_refuses_is_told_in_its_words(fake):
         backend.deploy({**service(), "spec": {}})
 
 
-def test_what_is_forbidden_missing_or_expired_says_so(fake):
+def test_forbidden_missing_and_expired_access_have_their_own_errors(fake):
     backend = fake()
     backend.api.fail(
         "POST", "pytorchjobs", code=403, message='User "me" cannot create resource "pytorchjobs"'
@@ -162,7 +162,7 @@ def test_what_is_forbidden_missing_or_expired_says_so(fake):
     backend.api.fail("POST", "pytorchjobs", code=401, message="Unauthorized")
     with pytest.raises(ClusterError, match=r"credentials .*token"):
         backend.run_job(job("pass"))
-    del backend.api.served["pytorchjobs"]
+    del backend.api.kinds["pytorchjobs"]
     with pytest.raises(ClusterError, match=r"training operator .*kubeflow.org/v1"):
         backend.run_job(job("pass"))
 
@@ -177,11 +177,11 @@ def test_what_is_forbidden_missing_or_expired_says_so(fake):
         pytest.param({"code": 429, "headers": {"Retry-After": "0"}}, id="429"),
         pytest.param({"code": 500}, id="500"),
         pytest.param({"code": 503}, id="503"),
-        pytest.param({"cut": "before"}, id="cut"),
-        pytest.param({"cut": "after"}, id="cut after the work was done"),
+        pytest.param({"cut_connection": "before"}, id="cut"),
+        pytest.param({"cut_connection": "after"}, id="cut after the work was done"),
     ],
 )
-def test_a_bad_moment_is_outlived_at_every_request(fake, fault):
+def test_every_request_is_repeated_after_a_temporary_error(fake, fault):
     backend = fake(node_of(loss(0.1)))
     for method, path in (
         ("POST", "experiments"),
@@ -195,7 +195,7 @@ def test_a_bad_moment_is_outlived_at_every_request(fake, fault):
     assert "API server: " in backend.text
 
 
-def test_a_server_that_stays_away_ends_at_the_deadline_and_is_named(fake):
+def test_an_unreachable_api_server_is_named_at_the_deadline(fake):
     backend = fake(node_of(Play(seconds=math.inf)))
     later(
         lambda: backend.api.fail(
@@ -208,14 +208,14 @@ def test_a_server_that_stays_away_ends_at_the_deadline_and_is_named(fake):
         backend.run_job(job("pass"), deadline=0.8)
 
 
-def test_a_server_that_was_never_there_is_not_waited_for_until_the_deadline(fake, monkeypatch):
+def test_a_first_contact_with_an_unreachable_server_fails_before_the_deadline(fake, monkeypatch):
     backend = fake()
     monkeypatch.setattr(api_module, "FIRST_CONTACT_SECONDS", 0.3)
-    backend.api.fail("*", ".", times=math.inf, cut="before")
-    started = time.monotonic()
+    backend.api.fail("*", ".", times=math.inf, cut_connection="before")
+    start = time.monotonic()
     with pytest.raises(ClusterError, match=re.escape(backend.api.url)):
         backend.run_job(job("pass"), deadline=600)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - start < 5
 
 
 WEBHOOK = (
@@ -244,8 +244,8 @@ def requests_of(backend) -> dict:
 
 
 @pytest.mark.parametrize("verb", ["create", "get", "list", "update", "delete"])
-def test_a_webhook_that_is_away_is_an_answer_and_ends_with_its_reason(fake, monkeypatch, verb):
-    """Its name is told at once; the first contact has been made."""
+def test_an_unreachable_webhook_is_reported_once_and_named_at_the_deadline(fake, monkeypatch, verb):
+    """Its name is reported at once, because the API server has answered before."""
     backend = fake()
     monkeypatch.setattr(api_module, "FIRST_CONTACT_SECONDS", 0.0)
     backend.api.fail("*", "pytorchjobs", times=math.inf, code=500, message=REFUSED)
@@ -254,7 +254,7 @@ def test_a_webhook_that_is_away_is_an_answer_and_ends_with_its_reason(fake, monk
     assert [line for line in backend.lines if "w.example.org" in line] == [backend.lines[0]]
 
 
-def test_a_webhook_that_comes_back_is_waited_for_and_taken_back(fake):
+def test_a_webhook_that_answers_again_is_no_longer_named(fake):
     backend = fake(node_of(Play(seconds=math.inf)))
     backend.api.fail("POST", "pytorchjobs", times=2, code=500, message=REFUSED)
     backend.api.fail("POST", "pytorchjobs", times=2, code=500, message=OVERDUE)
@@ -267,17 +267,17 @@ def test_a_webhook_that_comes_back_is_waited_for_and_taken_back(fake):
     assert "context deadline exceeded" in lines[1]
 
 
-def test_a_webhook_that_stays_away_is_given_up_before_a_long_deadline(fake, monkeypatch):
+def test_an_unreachable_webhook_ends_a_wait_before_a_long_deadline(fake, monkeypatch):
     backend = fake()
     monkeypatch.setattr(api_module, "WEBHOOK_SECONDS", 0.3)
     backend.api.fail("POST", "pytorchjobs", times=math.inf, code=500, message=REFUSED)
-    started = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(UnreachableError, match=r"w\.example\.org .*connection refused"):
         backend.run_job(job("pass"), deadline=600)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - start < 5
 
 
-def test_the_request_that_the_deadline_cuts_does_not_hide_the_reason(fake):
+def test_a_request_that_the_deadline_interrupts_does_not_hide_the_reason(fake):
     """A webhook takes up to 30 s to time out; then our own last request ends without an answer."""
     backend = fake()
     backend.api.fail("POST", "pytorchjobs", code=500, message=REFUSED)
@@ -309,12 +309,12 @@ def test_pods_that_cannot_be_read_are_named_at_the_deadline(fake):
 def test_retry_after_is_obeyed(fake):
     backend = fake()
     backend.api.fail("POST", "pytorchjobs", code=429, headers={"Retry-After": "1"})
-    started = time.monotonic()
+    start = time.monotonic()
     backend.run_job(job("pass"))
-    assert time.monotonic() - started > 1
+    assert time.monotonic() - start > 1
 
 
-def test_ctrl_c_goes_through_at_once(fake):
+def test_ctrl_c_ends_a_wait_at_once(fake):
     backend = fake(node_of(Play(seconds=math.inf)), poll=30)
 
     def interrupt() -> None:
@@ -325,13 +325,13 @@ def test_ctrl_c_goes_through_at_once(fake):
 
     manifest = job("pass")
     later(interrupt, lambda: f"job {manifest['metadata']['name']}: " in backend.text, backend.api)
-    started = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         backend.run_job(manifest, deadline=600)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - start < 5
 
 
-def test_what_cannot_be_read_only_costs_the_reasons(fake):
+def test_a_search_without_the_right_to_read_pods_succeeds_without_reasons(fake):
     backend = fake(node_of(Play(exit_code=1, log="boom"), loss(0.1)))
     backend.api.fail("GET", "pods|events", times=math.inf, code=403, message="pods is forbidden")
     result = backend.run_experiment(experiment(["0.1", "0.2"], parallel=1))
@@ -343,7 +343,7 @@ def test_what_cannot_be_read_only_costs_the_reasons(fake):
 # ------------------------------------------------------------------------------------------------
 
 
-def test_delete_by_run_takes_all_kinds_and_leaves_the_trials_jobs_to_their_trials(fake):
+def test_delete_by_run_removes_all_kinds_but_the_trials_own_jobs(fake):
     backend = fake(node_of(loss(0.1), Play(), UP))
     backend.run_experiment(experiment(["0.1"]))
     backend.run_job(job("pass"))
@@ -366,9 +366,9 @@ def test_delete_by_run_takes_all_kinds_and_leaves_the_trials_jobs_to_their_trial
     assert backend.cluster.delete(RUN_ID) == []
 
 
-def test_delete_where_kserve_is_not_installed(fake):
+def test_delete_works_without_kserve(fake):
     backend = fake()
-    del backend.api.served["inferenceservices"]
+    del backend.api.kinds["inferenceservices"]
     backend.run_job(job("pass"))
     assert backend.cluster.delete(RUN_ID) == [f"PyTorchJob/{EXPORT}"]
 
@@ -382,7 +382,7 @@ def test_delete_where_kserve_is_not_installed(fake):
         ({}, {"cpu": "1"}, True, True),
     ],
 )
-def test_a_removal_waits_for_all_pods_but_an_algorithms_that_is_on_its_way(
+def test_a_removal_waits_for_all_pods_except_an_algorithms_that_is_ending(
     fake, monkeypatch, labels, limits, going, is_waited_for
 ):
     """The pod of a suggestion ignores SIGTERM, so that it takes its 30 s (seen, Katib 0.19.0)."""
@@ -410,7 +410,7 @@ def test_a_removal_waits_for_all_pods_but_an_algorithms_that_is_on_its_way(
         assert not [line for line in lines if "Pod p" in line]
 
 
-def test_a_removal_that_is_soon_over_reports_nothing(fake):
+def test_a_quick_removal_reports_nothing(fake):
     backend = fake()
     backend.run_job(job("pass"))
     lines = []
@@ -432,7 +432,7 @@ def test_a_removal_that_hangs_names_the_finalizers(fake, monkeypatch):
 # ------------------------------------------------------------------------------------------------
 
 
-def test_the_published_clients_understand_the_fake(fake, tmp_path):
+def test_the_published_clients_work_with_the_fake(fake, tmp_path):
     from kubeflow.katib import KatibClient
     from kubeflow.training import TrainingClient
 
@@ -450,7 +450,7 @@ def test_the_published_clients_understand_the_fake(fake, tmp_path):
     assert training.get_job_pod_names(EXPORT) == [f"{EXPORT}-master-0"]
 
 
-def test_kserves_client_and_watches_understand_the_fake(fake, tmp_path):
+def test_kserves_client_and_watches_work_with_the_fake(fake, tmp_path):
     from kserve import KServeClient
     from kubernetes import client, watch
 

@@ -15,7 +15,7 @@ from tests.clusters.fake_api import set_condition
 from tests.clusters.scripts import EXPORT, later, node_of
 
 
-def test_a_job_waits_for_the_pods_of_one_of_its_name_that_was_deleted(fake):
+def test_a_job_waits_for_the_pods_of_a_deleted_job_of_its_name(fake):
     """Two pods would write to one folder."""
     backend = fake(node_of(Play(seconds=math.inf), Play()))
     labels = {"training.kubeflow.org/job-name": EXPORT}
@@ -37,7 +37,7 @@ def test_a_job_waits_for_the_pods_of_one_of_its_name_that_was_deleted(fake):
     assert owners == [None]
 
 
-def test_an_evicted_job_says_so(fake):
+def test_the_error_of_an_evicted_job_says_that_it_was_evicted(fake):
     backend = fake(node_of(Play(reason="Evicted", log="epoch 3\n")))
     with pytest.raises(ClusterError, match=rf"job {EXPORT} .*Evicted: .*memory.*: epoch 3"):
         backend.run_job(job("pass"))
@@ -49,13 +49,13 @@ def test_an_evicted_job_that_is_restarted_succeeds(fake):
     assert backend.lines[-1] == f"job {EXPORT}: succeeded"
 
 
-def test_a_restart_is_told_with_its_reason_while_the_job_goes_on(fake):
+def test_a_restart_is_reported_with_its_reason_while_the_job_runs(fake):
     backend = fake(node_of([Play(exit_code=1, log="connection lost\n"), Play(seconds=0.3)]))
     backend.run_job(job("pass", restart="OnFailure"))
     assert re.search(f"{EXPORT}-master-0 .*: exit code 1: connection lost", backend.text)
 
 
-def test_the_last_lines_are_kept_when_the_last_crash_could_not_be_read(fake):
+def test_earlier_log_lines_are_kept_when_those_of_the_last_crash_are_unreadable(fake):
     backend = fake(node_of(Play(exit_code=1, log="error: no space left\n", seconds=0.1)))
     later(
         lambda: backend.api.fail("GET", "/log", times=math.inf, code=404),
@@ -76,7 +76,7 @@ def test_a_failed_job_whose_pods_are_gone_still_ends(fake):
         backend.run_job(manifest)
 
 
-def test_a_job_in_a_full_namespace_says_which_quota(fake):
+def test_a_job_in_a_full_namespace_names_the_quota(fake):
     backend = fake()
     backend.operator.quota = True
     with pytest.raises(DeadlineError, match="kf-resource-quota"):
@@ -93,25 +93,25 @@ def test_a_job_in_a_full_namespace_says_which_quota(fake):
     ],
     ids=["Pod Security", "quota below one pod", "LimitRange"],
 )
-def test_a_job_whose_pod_can_never_be_created_is_given_up_at_once(fake, words):
+def test_a_job_whose_pod_can_never_be_created_fails_at_once(fake, words):
     backend = fake()
     backend.operator.refusal = f'pods "{{name}}" is forbidden: {words}'
-    started = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(ClusterError, match=re.escape(words)) as error_info:
         backend.run_job(job("pass"), deadline=600)
     assert not isinstance(error_info.value, DeadlineError)
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - start < 20
     assert backend.text.count(words) == 1
 
 
-def test_a_worker_that_may_not_be_created_is_told_beside_a_master_that_runs(fake):
+def test_a_worker_that_may_not_be_created_is_reported_although_the_master_runs(fake):
     backend = fake(node_of(Play(seconds=math.inf)))
     backend.operator.quota, backend.operator.admits = True, 1
     with pytest.raises(DeadlineError, match=f"{EXPORT}: .*kf-resource-quota"):
         backend.run_job(job("pass", replicas=2), deadline=0.5)
 
 
-def test_a_pod_that_a_silent_webhook_keeps_away_is_waited_for(fake):
+def test_a_job_waits_while_a_webhook_does_not_answer(fake):
     backend = fake()
     backend.operator.refusal = (
         'Internal error occurred: failed calling webhook "mutator.pod.katib.kubeflow.org": failed'
@@ -122,13 +122,13 @@ def test_a_pod_that_a_silent_webhook_keeps_away_is_waited_for(fake):
         backend.operator.refusal = ""
 
     message = f"{EXPORT}: .*webhook mutator.pod.katib.kubeflow.org does not answer: .*refused"
-    answered = later(answer, lambda: re.search(message, backend.text), backend.api)
+    release = later(answer, lambda: re.search(message, backend.text), backend.api)
     backend.run_job(job("pass"))
-    answered.join()
+    release.join()
     assert re.search(message, backend.text)
 
 
-def test_a_job_in_a_queue_says_so(fake):
+def test_a_suspended_job_is_reported(fake):
     backend = fake(node_of(Play(seconds=0.3)))
     later(
         lambda: set_condition(backend.api.find("pytorchjobs", EXPORT), "Suspended"),

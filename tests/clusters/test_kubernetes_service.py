@@ -45,7 +45,7 @@ def test_the_address_of_raw_deployment_is_that_of_the_predictor_inside_the_clust
     assert backend.lines[-1] == "service jec-pfn: ready"
 
 
-def test_the_address_of_serverless_mode_is_the_one_that_answers_from_here(fake):
+def test_the_address_in_serverless_mode_is_the_reachable_one(fake):
     backend = fake(node_of(UP), kserve=KServe(mode="serverless"))
     deployed = backend.deploy(service())
     assert deployed.url == "https://jec-pfn.physics.example.org"
@@ -70,7 +70,7 @@ def test_an_update_is_not_ready_before_its_own_pods_are(fake, kserve, sees):
 
 
 @pytest.mark.parametrize("kserve", VERSIONS)
-def test_an_update_is_ready_when_its_own_pods_are_and_no_former_one_answers(fake, kserve):
+def test_an_update_waits_for_its_own_pods_with_each_version_of_kserve(fake, kserve):
     backend = fake(node_of(UP), kserve=KServe(lag=0.1, **kserve))
     backend.deploy(service())
     first = pods_of(backend)[0]["metadata"]["uid"]
@@ -89,7 +89,7 @@ def test_pods_without_the_services_labels_count_by_their_age(fake):
         backend.deploy(service(uri=OTHER), deadline=1)
 
 
-def test_where_neither_pods_nor_deployments_may_be_read_an_update_is_uncertain(fake):
+def test_an_update_is_uncertain_if_pods_and_deployments_are_unreadable(fake):
     backend = fake(node_of(UP))
     backend.api.forbid("list", "pods")
     backend.api.forbid("get", "deployments")
@@ -97,22 +97,22 @@ def test_where_neither_pods_nor_deployments_may_be_read_an_update_is_uncertain(f
     assert not backend.deploy(service(uri=OTHER)).certain
 
 
-def test_an_update_keeps_what_others_wrote_and_goes_on_when_its_pods_are_ready(fake):
+def test_an_update_keeps_foreign_annotations_and_waits_for_its_own_pods(fake):
     backend = fake(node_of(UP), kserve=KServe(lag=0.2))
     backend.deploy(service())
-    stored = backend.api.find("inferenceservices", "jec-pfn")
-    stored["metadata"]["annotations"] = {"serving.kserve.io/deploymentMode": "RawDeployment"}
+    deployed = backend.api.find("inferenceservices", "jec-pfn")
+    deployed["metadata"]["annotations"] = {"serving.kserve.io/deploymentMode": "RawDeployment"}
     first = pods_of(backend)[0]["metadata"]["uid"]
     backend.deploy(service(uri=OTHER, run_id="other-00000000"))
-    assert stored["metadata"]["annotations"] == {
+    assert deployed["metadata"]["annotations"] == {
         "serving.kserve.io/deploymentMode": "RawDeployment"
     }
-    assert stored["metadata"]["labels"][RUN_LABEL] == "other-00000000"
-    assert stored["spec"]["predictor"]["model"]["storageUri"] == OTHER
+    assert deployed["metadata"]["labels"][RUN_LABEL] == "other-00000000"
+    assert deployed["spec"]["predictor"]["model"]["storageUri"] == OTHER
     assert pods_of(backend)[0]["metadata"]["uid"] != first
 
 
-def test_an_update_that_crosses_somebody_elses_is_made_again(fake):
+def test_an_update_that_conflicts_with_another_is_repeated(fake):
     backend = fake(node_of(UP))
     backend.deploy(service())
     backend.api.fail("PUT", "inferenceservices", code=409, message="the object has been modified")
@@ -139,13 +139,13 @@ def test_a_predictor_that_is_ready_for_a_while_between_crashes_fails(fake):
         backend.deploy(service(), deadline=60)
 
 
-def test_ready_once_is_not_enough(fake):
+def test_a_service_must_stay_ready(fake):
     backend = fake(node_of([Play(seconds=math.inf, exit_code=1), CRASH]), poll=0.3)
     marks: list[int] = []
 
-    def looked_at_once_while_ready() -> bool:
-        found = backend.api.find("inferenceservices", "jec-pfn")
-        if not found or not has_condition(found, "Ready"):
+    def backend_saw_it_ready() -> bool:
+        service = backend.api.find("inferenceservices", "jec-pfn")
+        if not service or not has_condition(service, "Ready"):
             return False
         marks.append(len(backend.api.requests))
         return any("/pods" in path for _, path in backend.api.requests[marks[0] :])
@@ -153,12 +153,12 @@ def test_ready_once_is_not_enough(fake):
     def crash() -> None:
         next(iter(backend.node.plays.values())).seconds = 0
 
-    later(crash, looked_at_once_while_ready, backend.api)
+    later(crash, backend_saw_it_ready, backend.api)
     with pytest.raises(ClusterError, match="unexpected shape"):
         backend.deploy(service(), deadline=60)
 
 
-def test_a_model_that_cannot_be_fetched_fails_with_the_initializers_words(fake):
+def test_a_model_that_cannot_be_fetched_fails_with_the_initializers_message(fake):
     backend = fake(
         node_of(
             Play(
@@ -173,14 +173,14 @@ def test_a_model_that_cannot_be_fetched_fails_with_the_initializers_words(fake):
     assert "container storage-initializer" in str(error_info.value)
 
 
-def test_a_broken_predictor_of_the_spec_before_does_not_fail_its_repair(fake):
+def test_the_former_predictors_failure_does_not_fail_the_update(fake):
     backend = fake(node_of(CRASH, UP))
     backend.api.create("inferenceservices", service(uri="s3://models/broken/model"))
     backend.api.wait_for(lambda: restarts(pods_of(backend)) > 2)
     assert backend.deploy(service()).name == "jec-pfn"
 
 
-def test_the_error_of_an_update_is_its_own_and_not_that_of_the_pods_before(fake):
+def test_the_error_of_an_update_comes_from_its_own_pods(fake):
     backend = fake(node_of(CRASH, Play(exit_code=2, log="no such model: jec-pfn\n")))
     backend.api.create("inferenceservices", service(uri="s3://models/broken/model"))
     backend.api.wait_for(lambda: restarts(pods_of(backend)) > 2)
@@ -188,15 +188,15 @@ def test_the_error_of_an_update_is_its_own_and_not_that_of_the_pods_before(fake)
         backend.deploy(service())
 
 
-def test_a_failure_of_the_former_pod_is_not_that_of_the_new_one(fake):
-    """KServe goes on telling of it for as long as no node takes the new pod."""
+def test_kserves_old_failure_is_not_attributed_to_the_new_pod(fake):
+    """KServe keeps reporting it until a node takes the new pod."""
     fetch = Play(exit_code=1, container="storage-initializer", log="Access Denied\n")
     backend = fake(node_of(fetch, UP, Play(pending="unschedulable")))
     backend.api.create("inferenceservices", service(uri="s3://models/broken/model"))
-    backend.api.wait_for(lambda: blocked(backend))
+    backend.api.wait_for(lambda: is_blocked(backend))
     with pytest.raises(DeadlineError, match=r"no node takes it"):
         backend.deploy(service(), deadline=1)
-    assert blocked(backend)
+    assert is_blocked(backend)
 
 
 def restarts(pods: list[dict]) -> int:
@@ -207,18 +207,18 @@ def restarts(pods: list[dict]) -> int:
     )
 
 
-def blocked(backend) -> bool:
+def is_blocked(backend) -> bool:
     status = backend.api.find("inferenceservices", "jec-pfn").get("status", {})
     return status.get("modelStatus", {}).get("transitionStatus") == "BlockedByFailedLoad"
 
 
-def test_a_spec_that_kserve_cannot_serve_fails_in_its_words(fake):
+def test_a_spec_that_kserve_cannot_serve_fails_with_kserves_message(fake):
     backend = fake(kserve=KServe(invalid="No runtime found to support specified framework/version"))
     with pytest.raises(ClusterError, match="InvalidSpec: NoSupportingRuntime"):
         backend.deploy(service(), deadline=60)
 
 
-def test_a_service_that_never_comes_up_ends_at_the_deadline_with_its_conditions(fake):
+def test_a_service_that_never_becomes_ready_fails_at_the_deadline_with_its_conditions(fake):
     backend = fake(node_of(Play(pending="image")))
     with pytest.raises(DeadlineError, match=r"MinimumReplicasUnavailable.*\n.*image tritonserver"):
         backend.deploy(service(), deadline=0.8)

@@ -135,15 +135,15 @@ def test_a_rank_that_fails_ends_the_others_and_is_named(tmp_path):
     code = (
         "import os, sys, time; sys.exit('no luck') if os.environ['RANK'] == '1' else time.sleep(60)"
     )
-    started = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(ClusterError, match=r"(?s)worker-0 .* 1\b.*no luck"):
         LocalCluster(tmp_path).run_job(
             job("ranks", ["python", "-c", code], workers=1), deadline=60, report=print
         )
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - start < 30
 
 
-def test_a_job_out_of_time_is_ended(tmp_path):
+def test_a_job_is_stopped_at_its_deadline(tmp_path):
     code = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
     lines = []
     with pytest.raises(DeadlineError, match=r"\blong\b.* 1 s"):
@@ -155,18 +155,20 @@ def test_a_job_out_of_time_is_ended(tmp_path):
 
 
 @pytest.mark.parametrize("algorithm", ["random", "sobol", "grid"])
-def test_the_same_seed_is_the_same_search_however_many_run_at_a_time(program, tmp_path, algorithm):
+def test_a_seed_gives_the_same_search_with_any_number_of_parallel_trials(
+    program, tmp_path, algorithm
+):
     space = {"min": "0.5", "max": "3", "step": "0.5"} if algorithm == "grid" else None
-    one = run(tmp_path / "one", experiment(program, algorithm=algorithm, space=space))
-    other = run(
+    result = run(tmp_path / "one", experiment(program, algorithm=algorithm, space=space))
+    other_result = run(
         tmp_path / "other", experiment(program, algorithm=algorithm, space=space, parallel=1)
     )
-    assert points(one) == points(other)
-    assert one.optimal == other.optimal
+    assert points(result) == points(other_result)
+    assert result.optimal == other_result.optimal
     if algorithm != "grid":
         assert points(
             run(tmp_path / "seed", experiment(program, algorithm=algorithm, seed=2))
-        ) != points(one)
+        ) != points(result)
 
 
 def test_a_logarithmic_range_is_drawn_logarithmically(program):
@@ -175,8 +177,8 @@ def test_a_logarithmic_range_is_drawn_logarithmically(program):
     Sobol points are spread evenly.
     """
     sampling = Sampling(experiment(program, algorithm="sobol", trials=64)["spec"])
-    drawn = [point["x"] for point in sampling.points]
-    assert 0.3 < sum(x < 0.1 for x in drawn) / len(drawn) < 0.5
+    values = [point["x"] for point in sampling.points]
+    assert 0.3 < sum(x < 0.1 for x in values) / len(values) < 0.5
 
 
 def test_a_grid_ends_when_it_is_exhausted(program, tmp_path):
@@ -190,7 +192,7 @@ def test_a_grid_ends_when_it_is_exhausted(program, tmp_path):
     assert result.trials[1].name == result.optimal
 
 
-def test_tpe_and_cmaes_learn_from_what_they_saw(program, tmp_path):
+def test_tpe_and_cmaes_run_and_hyperband_is_refused(program, tmp_path):
     for algorithm in ("tpe", "cmaes"):
         result = run(
             tmp_path / algorithm, experiment(program, algorithm=algorithm, trials=5, parallel=1)
@@ -200,7 +202,7 @@ def test_tpe_and_cmaes_learn_from_what_they_saw(program, tmp_path):
         run(tmp_path / "other", experiment(program, algorithm="hyperband"))
 
 
-def test_an_interrupted_search_goes_on_with_the_same_trials(program, tmp_path):
+def test_an_interrupted_search_resumes_with_the_same_trials(program, tmp_path):
     """A search is interrupted while a trial runs.
 
     It starts again under its name, finished ones stay.
@@ -233,11 +235,11 @@ def test_a_trial_cut_off_while_it_was_proposed_does_not_count(program, tmp_path)
     assert points(result) == points(whole)
 
 
-def test_a_search_that_failed_is_run_again_when_asked_for_again(program, tmp_path):
+def test_a_failed_search_is_run_again(program, tmp_path):
     good = program.read_text()
     program.write_text("import sys; sys.exit('broken')")
     with pytest.raises(ClusterError, match=r"(?s)failed.*x broken"):
-        # One at a time: a trial that is stopped with the search goes on under its old name.
+        # One at a time: an interrupted trial resumes under its old name.
         run(tmp_path, experiment(program, maxFailedTrialCount=2, parallel=1))
     program.write_text(good)
     lines = []
@@ -249,16 +251,16 @@ def test_a_search_that_failed_is_run_again_when_asked_for_again(program, tmp_pat
     )
 
 
-def test_what_a_dead_leader_left_is_ended_too(tmp_path):
+def test_children_of_a_dead_process_are_ended_too(tmp_path):
     code = (
         "import subprocess, sys; print(subprocess.Popen(['sleep', '60']).pid, flush=True);"
         " sys.exit('leader gone')"
     )
-    with pytest.raises(ClusterError, match="leader gone") as failed:
+    with pytest.raises(ClusterError, match="leader gone") as error_info:
         LocalCluster(tmp_path).run_job(
             job("left", ["python", "-c", code]), deadline=30, report=print
         )
-    pid = next(int(line) for line in str(failed.value).splitlines() if line.isdigit())
+    pid = next(int(line) for line in str(error_info.value).splitlines() if line.isdigit())
     end = time.monotonic() + 5
     while os.path.exists(f"/proc/{pid}/exe") and time.monotonic() < end:
         time.sleep(0.05)
@@ -273,7 +275,7 @@ def test_the_goal_ends_the_search(program, tmp_path):
     assert points(result)[-1][2] <= 0.9
 
 
-def test_nothing_runs_on_when_the_search_is_interrupted(program, tmp_path):
+def test_an_interrupted_search_leaves_no_process(program, tmp_path):
     manifest = experiment(program, seconds=30.0)
     search = LocalSearch(manifest, folder=tmp_path, root=tmp_path, report=lambda line: None)
 

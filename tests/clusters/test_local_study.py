@@ -37,10 +37,10 @@ def test_a_study_of_an_earlier_version_is_read(tmp_path, record, rule):
     study_of_file = optuna.create_study(
         storage=f"sqlite:///{tmp_path / 'study.db'}", study_name="search", direction="minimize"
     )
-    done = study_of_file.ask()
-    done.set_user_attr("made", {"name": "search-000", **MADE, **record})
-    done.set_user_attr("ended", ENDED)
-    study_of_file.tell(done, 0.1)
+    trial_of_study = study_of_file.ask()
+    trial_of_study.set_user_attr("made", {"name": "search-000", **MADE, **record})
+    trial_of_study.set_user_attr("ended", ENDED)
+    study_of_file.tell(trial_of_study, 0.1)
     interrupted = study_of_file.ask()
     interrupted.set_user_attr("made", {"name": "search-001", **MADE, **record})
     study_of_file.tell(study_of_file.ask(), state=TrialState.FAIL)  # was never made whole

@@ -27,7 +27,7 @@ def owners(backend, plural: str, name: str) -> list[dict]:
 
 
 @pytest.mark.parametrize(("plural", "name"), [("experiments", SEARCH), ("pytorchjobs", EXPORT)])
-def test_what_runs_belongs_to_the_workflow_and_goes_with_it(fake, plural, name):
+def test_running_objects_belong_to_the_workflow_and_are_deleted_with_it(fake, plural, name):
     backend = fake(node_of(Play(seconds=math.inf)))
     owner = make_workflow(backend)
     act_for(backend, owner)
@@ -60,7 +60,7 @@ def run(backend, plural: str, deadline: float = 60) -> None:
 
 
 @pytest.mark.parametrize(("plural", "name"), [("experiments", SEARCH), ("pytorchjobs", EXPORT)])
-def test_what_has_ended_well_outlives_the_workflow(fake, plural, name):
+def test_succeeded_objects_outlive_the_workflow(fake, plural, name):
     backend = fake(node_of(loss(0.1)))
     owner = make_workflow(backend)
     act_for(backend, owner)
@@ -83,7 +83,7 @@ def test_a_search_that_failed_goes_with_the_workflow(fake):
     owner = make_workflow(backend)
     act_for(backend, owner)
     with pytest.raises(ClusterError, match="failed"):
-        backend.run_experiment(experiment(["1"], max_failed=1))
+        backend.run_experiment(experiment(["1"], failure_limit=1))
     [reference] = owners(backend, "experiments", SEARCH)
     assert reference["uid"] == owner.uid
     delete_workflow(backend, owner)
@@ -91,7 +91,7 @@ def test_a_search_that_failed_goes_with_the_workflow(fake):
 
 
 @pytest.mark.parametrize("where", ["another namespace", "no workflow"])
-def test_elsewhere_nothing_is_owned_and_the_step_says_so(fake, where):
+def test_without_a_workflow_in_their_namespace_objects_get_no_owner(fake, where):
     """The garbage collector deletes an object whose owner is in another namespace."""
     backend = fake(node_of(loss(0.1)))
     owner = make_workflow(backend, namespace="kubeflow") if where == "another namespace" else None
@@ -109,7 +109,7 @@ def test_elsewhere_nothing_is_owned_and_the_step_says_so(fake, where):
     assert ("'kubeflow'" in line) == (owner is not None)
 
 
-def test_the_fake_collects_what_is_owned_from_another_namespace(fake):
+def test_the_fake_deletes_objects_whose_owner_is_in_another_namespace(fake):
     backend = fake(node_of(Play(seconds=math.inf)))
     owner = make_workflow(backend, namespace="kubeflow")
     manifest = experiment(["0.1"])
@@ -121,7 +121,7 @@ def test_the_fake_collects_what_is_owned_from_another_namespace(fake):
 
 @pytest.mark.parametrize("plural", ["experiments", "pytorchjobs"])
 @pytest.mark.parametrize("by_hand", [False, True])
-def test_an_adopted_object_belongs_to_the_workflow_that_goes_on_with_it(fake, plural, by_hand):
+def test_an_adopted_object_belongs_to_the_workflow_that_adopts_it(fake, plural, by_hand):
     name = SEARCH if plural == "experiments" else EXPORT
     play = loss(0.1, seconds=math.inf)
     backend = fake(node_of(play))
@@ -146,7 +146,7 @@ def test_an_adopted_object_belongs_to_the_workflow_that_goes_on_with_it(fake, pl
     assert owners(backend, plural, name) == []
 
 
-def test_owners_of_another_kind_are_left_alone(fake):
+def test_owners_of_another_kind_are_kept(fake):
     backend = fake(node_of(loss(0.1)))
     other = {"apiVersion": "v1", "kind": "ConfigMap", "name": "theirs", "uid": "theirs"}
     backend.api.create("events", {"metadata": {"name": "theirs"}})
@@ -160,7 +160,7 @@ def test_owners_of_another_kind_are_left_alone(fake):
     assert owners(backend, "experiments", SEARCH) == [other]
 
 
-def test_a_change_of_the_object_meanwhile_does_not_lose_the_release(fake):
+def test_a_release_is_repeated_after_a_conflicting_change(fake):
     backend = fake(node_of(loss(0.1)))
     act_for(backend, make_workflow(backend))
     backend.api.fail("PUT", "pytorchjobs", times=2, code=409)
@@ -168,7 +168,7 @@ def test_a_change_of_the_object_meanwhile_does_not_lose_the_release(fake):
     assert owners(backend, "pytorchjobs", EXPORT) == []
 
 
-def test_without_the_right_to_update_a_job_that_ended_well_has_ended_well(fake):
+def test_a_succeeded_job_counts_without_the_right_to_update_it(fake):
     backend = fake(node_of(loss(0.1)))
     owner = make_workflow(backend)
     act_for(backend, owner)
@@ -178,7 +178,7 @@ def test_without_the_right_to_update_a_job_that_ended_well_has_ended_well(fake):
     assert [line for line in backend.lines if EXPORT in line and "not allowed to update" in line]
 
 
-def test_nothing_is_left_of_an_experiment_when_one_of_its_name_is_made(fake, monkeypatch):
+def test_an_experiment_is_gone_before_one_of_its_name_is_created(fake, monkeypatch):
     """A new Experiment would take over the suggestion of the one that is being collected."""
     play = loss(0.1, seconds=math.inf)
     node = node_of(Play(seconds=math.inf), play)
@@ -242,7 +242,7 @@ WORKFLOW = {
 }
 
 
-def test_a_step_knows_its_workflow_by_its_own_pod(in_pod):
+def test_a_step_finds_its_workflow_through_its_own_pod(in_pod):
     backend = in_pod([dict(WORKFLOW)])
     uid = backend.api.find("workflows", "owner")["metadata"]["uid"]
     assert workflow_of_this_pod(print) == Owner(
@@ -257,7 +257,7 @@ def test_a_step_knows_its_workflow_by_its_own_pod(in_pod):
     "references", [[], [{**WORKFLOW, "apiVersion": "apps/v1", "kind": "StatefulSet"}]]
 )
 def test_a_pod_of_something_else_has_no_workflow(in_pod, references):
-    in_pod([dict(one) for one in references])
+    in_pod([dict(reference) for reference in references])
     assert workflow_of_this_pod(print) is None
 
 

@@ -1,4 +1,4 @@
-"""The table of permissions is what a run asks for: no more (see the fixture `fake`), no less."""
+"""The table of permissions has exactly the rights that a run uses (see also the fixture `fake`)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ASKED_BY_OTHERS = {
 }
 
 
-def test_every_row_of_the_table_is_asked_for(fake):
+def test_every_row_of_the_table_is_used_by_a_run(fake):
     """Jobs that fail and succeed, a search that is extended, one that meets its goal, a service."""
     scripts = [
         Play(exit_code=1),
@@ -50,7 +50,7 @@ def test_every_row_of_the_table_is_asked_for(fake):
         backend.run_experiment(
             experiment(
                 ["1", "2"],
-                max_failed=1,
+                failure_limit=1,
                 parallel=1,
                 maxTrialCount=trials,
                 resumePolicy="LongRunning",
@@ -70,10 +70,10 @@ def test_every_row_of_the_table_is_asked_for(fake):
     backend.deploy(service(uri="s3://models/a-third"))
     backend.cluster.delete(RUN_ID)
     table = {(verb, permission.name) for permission, verb in permissions.requests()}
-    assert backend.api.asked == table - set(ASKED_BY_OTHERS)
+    assert backend.api.allowed_requests == table - set(ASKED_BY_OTHERS)
 
 
-def test_what_the_table_does_not_name_is_refused_and_recorded(fake):
+def test_requests_outside_the_table_are_refused_and_recorded(fake):
     backend = fake()
     core = client.CoreV1Api(connect().client)
     with pytest.raises(client.exceptions.ApiException) as error_info:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from clusters.pod_command import program_of, shell_command
-from tests.clusters.katib_wrap import COMPLETED, EARLY_STOPPED, expanded, wrapped
+from tests.clusters.katib_wrap import COMPLETED, EARLY_STOPPED, expand_references, wrap_command
 from training.search_space import FORBIDDEN
 
 PROGRAM = """
@@ -65,13 +65,13 @@ def command_of(folder: Path, wrap: str, *words: str) -> list[str]:
     fields = container(folder, *words)
     command = [*fields["command"], *fields["args"]]
     if wrap != "alone":
-        command = wrapped(fields, str(folder), early_stopping=wrap == "early stopping")
-    command = expanded(command, ENV)
+        command = wrap_command(fields, str(folder), early_stopping=wrap == "early stopping")
+    command = expand_references(command, ENV)
     assert command[:2] == ["sh", "-c"]
     return [shutil.which("dash") or "sh", *command[1:]]
 
 
-def started(folder: Path, wrap: str, *words: str) -> tuple[subprocess.Popen, dict]:
+def start_shell(folder: Path, wrap: str, *words: str) -> tuple[subprocess.Popen, dict]:
     """The shell, and what its program has written once it runs."""
     shell = subprocess.Popen(command_of(folder, wrap, *words), env=ENV)
     end = time.monotonic() + 20
@@ -86,13 +86,13 @@ def wrap(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def test_hostile_values_arrive_unchanged(tmp_path, wrap):
+def test_hostile_values_reach_the_program_unchanged(tmp_path, wrap):
     subprocess.run(command_of(tmp_path, wrap, "0", *HOSTILE), env=ENV, check=True, timeout=30)
     assert json.loads((tmp_path / "program.json").read_text())["args"] == HOSTILE
 
 
 @pytest.mark.parametrize("value", [value for value in HOSTILE if not FORBIDDEN.search(value)])
-def test_a_value_that_katib_puts_in_arrives_unchanged(tmp_path, wrap, value):
+def test_a_value_that_katib_inserts_reaches_the_program_unchanged(tmp_path, wrap, value):
     """Those that the search space takes."""
     command = command_of(tmp_path, wrap, "0", "--network-option=a:${trialParameters.a}")
     command = [word.replace("${trialParameters.a}", value) for word in command]
@@ -101,15 +101,15 @@ def test_a_value_that_katib_puts_in_arrives_unchanged(tmp_path, wrap, value):
     assert args == [f"--network-option=a:{value}"]
 
 
-def test_the_local_backend_reads_the_program_back(tmp_path):
+def test_the_local_backend_recovers_the_program_from_the_shell_line(tmp_path):
     words = ["python", "-m", "weaver.train", *HOSTILE, "--lr=${trialParameters.lr}"]
     assert program_of(shell_command(words)) == words
     assert program_of({"command": ["python"], "args": ["-c", "1"]}) == ["python", "-c", "1"]
 
 
 @pytest.mark.parametrize(("behaviour", "code"), [("0", 0), ("2", 2), ("killed", 137)])
-def test_the_exit_code_of_the_program_decides(tmp_path, wrap, behaviour, code):
-    shell, _ = started(tmp_path, wrap, behaviour)
+def test_the_shell_ends_with_the_programs_exit_code(tmp_path, wrap, behaviour, code):
+    shell, _ = start_shell(tmp_path, wrap, behaviour)
     # With early stopping Katib's own line ends with 1 where the program failed.
     expected = min(code, 1) if wrap == "early stopping" else code
     assert shell.wait(30) == expected
@@ -121,7 +121,7 @@ def test_the_exit_code_of_the_program_decides(tmp_path, wrap, behaviour, code):
 @pytest.mark.parametrize("behaviour", ["checkpoint", "wait"])
 def test_sigterm_reaches_the_program_once_and_the_shell_waits_for_it(tmp_path, wrap, behaviour):
     """As the kubelet stops a container. The trial is not marked as completed."""
-    shell, _ = started(tmp_path, wrap, behaviour)
+    shell, _ = start_shell(tmp_path, wrap, behaviour)
     shell.send_signal(signal.SIGTERM)
     code = shell.wait(30)
     assert code == (1 if wrap == "early stopping" else 143)
@@ -135,7 +135,7 @@ def test_katibs_collector_finds_one_child_and_its_trial_completes(tmp_path):
 
     From katib v0.19.0 cmd/metricscollector/v1beta1/file-metricscollector/main.go:265-297.
     """
-    shell, program = started(tmp_path, "early stopping", "checkpoint")
+    shell, program = start_shell(tmp_path, "early stopping", "checkpoint")
     children = Path(f"/proc/{shell.pid}/task/{shell.pid}/children").read_text().split()
     assert children == [str(program["pid"])]
     assert program["parent"] == shell.pid

@@ -45,7 +45,7 @@ def container(
     }
 
 
-def ended(code: int, reason: str = "Error", at: str = "2026-01-01T00:00:00Z", **more) -> dict:
+def end_of(code: int, reason: str = "Error", at: str = "2026-01-01T00:00:00Z", **more) -> dict:
     return {"exitCode": code, "reason": reason, "finishedAt": at, **more}
 
 
@@ -120,7 +120,7 @@ SCHEDULED = [{"type": "PodScheduled", "status": "True"}]
         ),
     ],
 )
-def test_waiting(status, reason):
+def test_why_a_pod_waits(status, reason):
     assert waiting_of(status) == reason
 
 
@@ -129,15 +129,17 @@ def test_waiting(status, reason):
     [
         pytest.param(pod(containers=[container(running={})]), None, id="runs"),
         pytest.param(
-            pod("Succeeded", containers=[container(terminated=ended(0, "Completed"))]),
+            pod("Succeeded", containers=[container(terminated=end_of(0, "Completed"))]),
             None,
             id="succeeded",
         ),
         pytest.param(
-            pod("Failed", containers=[container(terminated=ended(1))]), "exit code 1", id="error"
+            pod("Failed", containers=[container(terminated=end_of(1))]),
+            "exit code 1",
+            id="error",
         ),
         pytest.param(
-            pod("Failed", containers=[container(terminated=ended(137, "OOMKilled"))]),
+            pod("Failed", containers=[container(terminated=end_of(137, "OOMKilled"))]),
             "OOMKilled (exit code 137): it used more memory than its limit",
             id="memory",
         ),
@@ -146,7 +148,7 @@ def test_waiting(status, reason):
                 "Failed",
                 containers=[
                     container(
-                        terminated=ended(128, "StartError", message="exec: python: not found")
+                        terminated=end_of(128, "StartError", message="exec: python: not found")
                     )
                 ],
             ),
@@ -158,7 +160,7 @@ def test_waiting(status, reason):
                 "Failed",
                 reason="Evicted",
                 message="The node was low on resource: memory.",
-                containers=[container(terminated=ended(137))],
+                containers=[container(terminated=end_of(137))],
             ),
             "Evicted: The node was low on resource: memory.",
             id="evicted",
@@ -166,13 +168,16 @@ def test_waiting(status, reason):
         pytest.param(pod("Failed", reason="NodeLost", containers=()), "NodeLost", id="node lost"),
     ],
 )
-def test_crash(status, reason):
+def test_why_a_container_crashed(status, reason):
     crash = crash_of(status)
     assert (crash and crash.reason) == reason
 
 
-def test_the_container_that_ended_first_is_blamed_and_a_sidecar_never():
-    early, late = ended(1, at="2026-01-01T00:00:00Z"), ended(2, at="2026-01-01T00:00:09Z")
+def test_the_crash_is_that_of_the_container_that_ended_first_and_no_sidecar():
+    early, late = (
+        end_of(1, at="2026-01-01T00:00:00Z"),
+        end_of(2, at="2026-01-01T00:00:09Z"),
+    )
     both = [
         container("istio-proxy", terminated=early),
         container("metrics-logger-and-collector", terminated=early),
@@ -190,10 +195,10 @@ def test_the_container_that_ended_first_is_blamed_and_a_sidecar_never():
     )
 
 
-def test_a_restarted_container_is_told_by_its_previous_end_and_counted_once():
-    waits = crash_of(pod(containers=[container(restarts=2, terminated=ended(1))]))
+def test_a_restarted_container_is_described_by_its_previous_end_and_counted_once():
+    waits = crash_of(pod(containers=[container(restarts=2, terminated=end_of(1))]))
     again = crash_of(
-        pod(containers=[container(restarts=3, running={}, last={"terminated": ended(1)})])
+        pod(containers=[container(restarts=3, running={}, last={"terminated": end_of(1)})])
     )
     assert (waits.previous, again.previous) == (False, True)
     assert waits.attempt == again.attempt == 2
@@ -204,13 +209,16 @@ def test_a_restarted_container_is_told_by_its_previous_end_and_counted_once():
     [(1, False, False), (2, False, True), (5, True, False)],
     ids=["once", "twice", "well again"],
 )
-def test_crash_loop(restarts, ready, loops):
+def test_a_crash_loop_is_recognised(restarts, ready, loops):
     assert (
         crash_loops(
             pod(
                 containers=[
                     container(
-                        restarts=restarts, ready=ready, running={}, last={"terminated": ended(1)}
+                        restarts=restarts,
+                        ready=ready,
+                        running={},
+                        last={"terminated": end_of(1)},
                     )
                 ]
             )
@@ -219,7 +227,7 @@ def test_crash_loop(restarts, ready, loops):
     )
 
 
-def test_only_what_does_not_come_by_waiting_is_stuck():
+def test_a_pod_is_stuck_only_for_reasons_that_waiting_does_not_cure():
     assert stuck(pod("Pending", containers=[container(waiting={"reason": "ImagePullBackOff"})]))
     assert stuck(
         pod("Pending", containers=[container(waiting={"reason": "CreateContainerConfigError"})])
@@ -247,26 +255,26 @@ def test_the_newest_warning_counts():
 
 def test_the_two_forms_of_a_missing_image_are_one_reason():
     """ErrImagePull and ImagePullBackOff alternate; their messages differ."""
-    pulled = MISSING_IMAGE["pod"]
-    waited = json.loads(json.dumps(pulled))
-    state = waited["status"]["containerStatuses"][1]["state"]["waiting"]
+    first_try = MISSING_IMAGE["pod"]
+    back_off = json.loads(json.dumps(first_try))
+    state = back_off["status"]["containerStatuses"][1]["state"]["waiting"]
     message = state["message"]
     state |= {
         "reason": "ImagePullBackOff",
         "message": f'Back-off pulling image "registry.example/none:1": ErrImagePull: {message}',
     }
-    assert waiting_of(waited) == waiting_of(pulled)
-    assert "registry.example/none:1" in waiting_of(pulled)
-    assert "no such host" in waiting_of(pulled)
+    assert waiting_of(back_off) == waiting_of(first_try)
+    assert "registry.example/none:1" in waiting_of(first_try)
+    assert "no such host" in waiting_of(first_try)
     # before Kubernetes 1.32 the second form has no cause
     state["message"] = 'Back-off pulling image "registry.example/none:1"'
-    assert waiting_of(pulled).startswith(waiting_of(waited))
+    assert waiting_of(first_try).startswith(waiting_of(back_off))
 
 
-def test_the_collectors_end_is_no_reason_while_the_training_has_not_started():
-    recorded = MISSING_IMAGE["pod"]
-    assert crash_of(recorded) is None
-    assert stuck(recorded)
+def test_the_collectors_end_does_not_count_before_the_training_starts():
+    pod_without_image = MISSING_IMAGE["pod"]
+    assert crash_of(pod_without_image) is None
+    assert stuck(pod_without_image)
     assert "metrics-logger-and-collector" not in warning_of(MISSING_IMAGE["events"])
 
 
@@ -293,30 +301,32 @@ def beside(name: str, at: str, **own) -> dict:
     ],
     ids=["not started", "started after it", "started before it", "ended well before it"],
 )
-def test_a_sidecar_is_blamed_only_for_what_it_did_beside_the_training(name, own, blamed):
+def test_a_sidecars_end_counts_only_while_the_training_runs(name, own, blamed):
     crash = crash_of(beside(name, "2026-01-01T00:05:00Z", **own))
     assert (crash is not None) is blamed
     if crash:
         assert (crash.container, crash.sidecar) == (name, True)
 
 
-def test_a_sidecar_is_never_blamed_where_the_training_failed():
-    failed = {"terminated": ended(1, at="2026-01-01T00:06:00Z", startedAt="2026-01-01T00:00:00Z")}
-    crash = crash_of(beside("istio-proxy", "2026-01-01T00:05:00Z", **failed))
+def test_a_failure_of_the_training_is_never_attributed_to_a_sidecar():
+    training_end = {
+        "terminated": end_of(1, at="2026-01-01T00:06:00Z", startedAt="2026-01-01T00:00:00Z")
+    }
+    crash = crash_of(beside("istio-proxy", "2026-01-01T00:05:00Z", **training_end))
     assert (crash.container, crash.sidecar) == ("pytorch", False)
 
 
-def test_an_init_container_that_fails_is_the_pods_own():
-    failed = pod(
+def test_a_failed_init_container_counts_as_the_pods_crash():
+    pod_of_failed_init = pod(
         "Pending",
-        init=[container("istio-init", terminated=ended(1))],
+        init=[container("istio-init", terminated=end_of(1))],
         containers=[container(waiting={"reason": "PodInitializing"})],
     )
-    assert crash_of(failed).container == "istio-init"
+    assert crash_of(pod_of_failed_init).container == "istio-init"
 
 
 def test_a_container_that_ended_well_after_a_restart_did_not_crash():
-    well = container(restarts=1, terminated=ended(0, "Completed"), last={"terminated": ended(1)})
+    well = container(restarts=1, terminated=end_of(0, "Completed"), last={"terminated": end_of(1)})
     assert crash_of(pod("Succeeded", containers=[well])) is None
 
 
@@ -325,7 +335,7 @@ def test_short_makes_one_line_of_bounded_length():
     assert len(short("x" * 1000)) == 400
 
 
-def test_what_controllers_say_of_their_own_retries_and_sums_is_no_reason():
+def test_controllers_own_conflicts_and_summaries_are_no_reasons():
     message = "Operation cannot be fulfilled on deployments.apps: the object has been modified"
     conflict = {"type": "Warning", "reason": "InternalError", "message": message}
     total = {"type": "Warning", "reason": "InferenceServiceNotReady", "message": "no longer Ready"}
@@ -334,7 +344,7 @@ def test_what_controllers_say_of_their_own_retries_and_sums_is_no_reason():
     assert warning_of([mount, conflict, total]) == "FailedMount: no such volume"
 
 
-def test_a_termination_message_that_holds_a_log_is_told_by_its_last_line():
+def test_a_termination_message_with_a_log_is_shortened_to_its_last_line():
     log = "INFO Copying\nTraceback (most recent call last):\nRuntimeError: No model found\n\n"
-    crash = crash_of(pod("Failed", containers=[container(terminated=ended(1, message=log))]))
+    crash = crash_of(pod("Failed", containers=[container(terminated=end_of(1, message=log))]))
     assert crash.reason == "exit code 1: RuntimeError: No model found"

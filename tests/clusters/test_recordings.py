@@ -14,7 +14,7 @@ MODEL_REASON = "dims [8] with max_batch_size 1024 mean the shape [-1, 8], the mo
 FETCH_REASON = "RuntimeError: Failed to fetch model. No model found in runs/pfn-regressor-open-"
 
 
-def replayed(fake, name: str, deadline: float = 3.0):
+def deploy_over_recording(fake, name: str, deadline: float = 3.0):
     """Deploy over a recording, in place; returns the backend, the recording and what came."""
     backend = fake(poll=5 / SPEED)
     replay = Replay(name)
@@ -44,7 +44,7 @@ def replayed(fake, name: str, deadline: float = 3.0):
     ],
 )
 def test_a_good_model_is_ready_once_its_own_pod_is_and_no_former_one_answers(fake, name):
-    backend, replay, outcome = replayed(fake, name)
+    backend, replay, outcome = deploy_over_recording(fake, name)
     assert getattr(outcome, "name", outcome) == "jec-pfn"
     for pod in replay.current["pods"]:
         ours = pod["metadata"]["labels"][REVISION_LABEL] == replay.revision
@@ -60,8 +60,8 @@ def test_a_good_model_is_ready_once_its_own_pod_is_and_no_former_one_answers(fak
         ("first-nomodel", FETCH_REASON),
     ],
 )
-def test_a_bad_model_fails_with_the_true_reason_once_and_is_taken_back(fake, name, reason):
-    backend, replay, outcome = replayed(fake, name)
+def test_a_bad_model_fails_with_its_reason_once_and_is_rolled_back(fake, name, reason):
+    backend, replay, outcome = deploy_over_recording(fake, name)
     assert type(outcome) is ClusterError
     first_line = str(outcome).splitlines()[0]
     assert reason in first_line
@@ -79,7 +79,7 @@ def test_a_bad_model_fails_with_the_true_reason_once_and_is_taken_back(fake, nam
 
 @pytest.mark.parametrize("name", ["gpu-redeploy", "blocked-original"])
 def test_a_pod_that_no_node_takes_is_waited_for_whatever_the_former_one_did(fake, name):
-    _, replay, outcome = replayed(fake, name, deadline=1.5)
+    _, replay, outcome = deploy_over_recording(fake, name, deadline=1.5)
     assert type(outcome) is DeadlineError
     assert "no node takes it: 0/1 nodes are available: 1 Insufficient" in str(outcome)
     assert "--rollout recreate" in str(outcome)

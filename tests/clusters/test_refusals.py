@@ -22,7 +22,7 @@ FACTS = {
 }
 
 
-def refused(message: str, at: str = "2026-01-01T00:00:05Z", count: int = 1, **fields) -> dict:
+def event(message: str, at: str = "2026-01-01T00:00:05Z", count: int = 1, **fields) -> dict:
     return {
         "metadata": {"name": "x1.18ec"},
         "involvedObject": {"kind": "PyTorchJob", "name": "x1"},
@@ -35,12 +35,12 @@ def refused(message: str, at: str = "2026-01-01T00:00:05Z", count: int = 1, **fi
     }
 
 
-def quota(requested: str, limited: str) -> str:
-    return f"exceeded quota: kf, requested: {requested}, used: cpu=0, limited: {limited}"
+def quota(requested: str, limit: str) -> str:
+    return f"exceeded quota: kf, requested: {requested}, used: cpu=0, limited: {limit}"
 
 
 @pytest.mark.parametrize("case", RECORDED)
-def test_a_recorded_refusal_is_one_sentence_for_all_attempts(case):
+def test_a_recorded_refusal_has_one_text_for_all_attempts(case):
     """The name of each new pod of a ReplicaSet is in its event, and so is a collective head."""
     facts, hopeless = FACTS[case.split(" of ")[0]]
     refusals = [refusal_of([event]) for event in RECORDED[case]]
@@ -80,28 +80,28 @@ def test_a_recorded_refusal_keeps_each_field_that_pod_security_asks_for():
         ),
     ],
 )
-def test_what_can_never_pass_is_told_from_what_may(message, hopeless):
-    refusal = refusal_of([refused(message)])
+def test_hopeless_refusals_differ_from_temporary_ones(message, hopeless):
+    refusal = refusal_of([event(message)])
     assert refusal.hopeless is hopeless
     assert message in refusal.text
 
 
 def test_a_refusal_is_over_once_a_pod_was_created():
-    events = [refused("exceeded quota: kf"), refused("", at="2026-01-01T00:00:09Z")]
+    events = [event("exceeded quota: kf"), event("", at="2026-01-01T00:00:09Z")]
     events[1]["reason"] = "SuccessfulCreatePod"
     assert refusal_of(events[:1])
     assert refusal_of(events) is None
-    assert refusal_of([*events, refused("x", at="2026-01-01T00:00:10Z")]).text.endswith("x")
+    assert refusal_of([*events, event("x", at="2026-01-01T00:00:10Z")]).text.endswith("x")
 
 
 def test_a_refusal_of_an_earlier_object_of_the_same_name_does_not_count():
-    events = [refused("exceeded quota: kf", at="2026-01-01T00:00:05Z")]
+    events = [event("exceeded quota: kf", at="2026-01-01T00:00:05Z")]
     assert refusal_of(events, since="2026-01-01T00:00:05Z")
     assert refusal_of(events, since="2026-01-01T00:00:06Z") is None
 
 
 def test_other_warnings_are_no_refusals():
-    assert refusal_of([refused("x", reason="FailedCreateService")]) is None
+    assert refusal_of([event("x", reason="FailedCreateService")]) is None
     assert refusal_of([]) is None
 
 
@@ -122,9 +122,9 @@ def test_other_warnings_are_no_refusals():
         ),
     ],
 )
-def test_a_webhook_that_is_away_has_a_name_and_a_reason(message, name, reason):
+def test_an_unreachable_webhook_is_named_with_the_reason(message, name, reason):
     assert silent_webhook(message) == (name, reason)
 
 
-def test_a_webhook_that_answers_no_is_not_away():
+def test_a_webhook_that_denies_a_request_counts_as_reachable():
     assert silent_webhook('admission webhook "v.katib.org" denied the request: no name') is None

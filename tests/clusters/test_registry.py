@@ -51,5 +51,5 @@ def registry():
         ("none", None),
     ],
 )
-def test_the_digest_is_known_or_none(registry, image, digest):
+def test_the_digest_comes_from_the_reference_or_the_registry(registry, image, digest):
     assert digest_of(image.replace("REGISTRY", registry), seconds=5.0) == digest

@@ -32,7 +32,7 @@ def run():
     )
 
 
-def test_every_object_of_a_run_is_taken_ends_well_and_is_found_by_its_run_id(fake, run):
+def test_every_object_of_a_run_is_accepted_succeeds_and_is_deleted_by_run_id(fake, run):
     backend = fake(node_of(loss(0.09), loss(0.08), loss(0.085), loss(0.1), Play(), Play(), UP))
     result = backend.run_experiment(experiment(run))
     assert len(result.trials) == 4
@@ -41,13 +41,13 @@ def test_every_object_of_a_run_is_taken_ends_well_and_is_found_by_its_run_id(fak
     backend.run_job(export_job(run, result.optimal))
     backend.run_job(evaluate_job(run, result.optimal))
     assert backend.deploy(inference_service(run)).name == run.model_name
-    removed = {entry.split("/")[0] for entry in backend.cluster.delete(run.id)}
-    assert removed == {"Experiment", "PyTorchJob", "InferenceService"}
+    kinds = {entry.split("/")[0] for entry in backend.cluster.delete(run.id)}
+    assert kinds == {"Experiment", "PyTorchJob", "InferenceService"}
     assert backend.cluster.delete(run.id) == []
 
 
 @pytest.mark.parametrize("reason", [InterruptedRun, DeadlineError, KeyboardInterrupt])
-def test_what_nobody_watches_any_more_is_removed(fake, run, reason):
+def test_a_stopped_step_removes_its_job(fake, run, reason):
     backend = fake(node_of(Play(seconds=60)))
     manifest = export_job(run, "trial")
     with pytest.raises(DeadlineError):
@@ -62,10 +62,10 @@ def test_what_nobody_watches_any_more_is_removed(fake, run, reason):
 
 
 @pytest.mark.parametrize(("reason", "stays"), [(InterruptedRun, True), (DeadlineError, False)])
-def test_a_step_in_a_pod_of_kubeflow_leaves_to_others_what_it_has_no_time_for(
+def test_a_terminated_step_in_a_kubeflow_pod_leaves_its_job_to_finish(
     fake, run, monkeypatch, reason, stays
 ):
-    """It has half a second, and another attempt may go on; a deadline is its own decision."""
+    """It has half a second, and another attempt may follow; at a deadline it removes the job."""
     monkeypatch.setenv(KFP_POD, "jec-pipeline-x-export")
     backend = fake(node_of(Play(seconds=60)))
     manifest = export_job(run, "trial")

@@ -17,7 +17,7 @@ def test_the_model_that_cannot_be_loaded_is_named_with_its_reason():
     assert not any("failed to load 'pfn" in line for line in LINES[-20:])
 
 
-def test_only_the_error_lines_are_worth_reading_where_they_name_the_reason():
+def test_only_the_error_lines_are_shown_where_they_name_the_reason():
     lines = useful_lines(LINES, 20)
     assert len(lines) == 3
     assert lines[-1] == "error: creating server: Internal - failed to load all models"

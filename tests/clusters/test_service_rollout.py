@@ -22,7 +22,7 @@ RUN = service()["metadata"]["labels"][RUN_LABEL]
 QUOTA_OF_ONE = {"pods": "1", "requests.cpu": "8"}
 
 
-def stored(backend, name: str = "jec-pfn") -> dict | None:
+def service_object(backend, name: str = "jec-pfn") -> dict | None:
     return backend.api.find("inferenceservices", name)
 
 
@@ -31,36 +31,36 @@ def uids(backend) -> list[str]:
     return [pod["metadata"]["uid"] for pod in backend.api.all("pods", selector)]
 
 
-def add_quota(backend, hard: dict[str, str], used: dict[str, str]) -> None:
+def add_quota(backend, hard: dict[str, str], in_use: dict[str, str]) -> None:
     quota = {"metadata": {"name": "kf"}, "spec": {"hard": hard}}
-    backend.api.create("resourcequotas", quota)["status"] = {"hard": hard, "used": used}
+    backend.api.create("resourcequotas", quota)["status"] = {"hard": hard, "used": in_use}
 
 
 class Checks:
-    """A check that notes what it was asked, and refuses the models that a test names."""
+    """A check that records the names of the services, and refuses the models that a test names."""
 
-    def __init__(self, *refused: str) -> None:
-        self.refused, self.asked = refused, []
+    def __init__(self, *wrong_models: str) -> None:
+        self.wrong_models, self.names = wrong_models, []
 
     def __call__(self, deployed) -> None:
-        self.asked.append(deployed.name)
-        if deployed.name in self.refused:
+        self.names.append(deployed.name)
+        if deployed.name in self.wrong_models:
             raise GateError(f"{deployed.name} serves another model")
 
 
-def started(fake, *plays: Play, kserve: KServe | None = None):
+def after_first_deploy(fake, *plays: Play, kserve: KServe | None = None):
     """A backend before a cluster that serves a first model well; (backend, its object, its pods).
 
     The further pods follow the plays.
     """
     backend = fake(node_of(UP, *plays), kserve=kserve)
     backend.deploy(service())
-    return backend, copy.deepcopy(stored(backend)), uids(backend)
+    return backend, copy.deepcopy(service_object(backend)), uids(backend)
 
 
 def as_before(backend, before: dict) -> bool:
     """Whether the service has the spec, labels and annotations that it had."""
-    now = copy.deepcopy(stored(backend))
+    now = copy.deepcopy(service_object(backend))
     # how the next pod replaces this one is no part of the model
     now["spec"]["predictor"].pop("deploymentStrategy", None)
     metadata = ("labels", "annotations")
@@ -70,78 +70,80 @@ def as_before(backend, before: dict) -> bool:
     )
 
 
-def test_a_new_model_is_asked_beside_the_service_before_it_replaces_the_former(fake):
-    backend, _, first = started(fake, UP)
+def test_a_new_model_is_checked_in_a_second_service_before_it_replaces_the_former(fake):
+    backend, _, first = after_first_deploy(fake, UP)
     check = Checks()
     backend.deploy(service(uri=OTHER), check=check)
-    assert check.asked == ["jec-pfn-next", "jec-pfn"]
-    assert stored(backend, "jec-pfn-next") is None
-    assert stored(backend)["spec"]["predictor"]["model"]["storageUri"] == OTHER
+    assert check.names == ["jec-pfn-next", "jec-pfn"]
+    assert service_object(backend, "jec-pfn-next") is None
+    assert service_object(backend)["spec"]["predictor"]["model"]["storageUri"] == OTHER
     assert len(uids(backend)) == 1
     assert uids(backend) != first
 
 
 @pytest.mark.parametrize(
-    ("play", "refused", "error", "reason"),
+    ("play", "wrong_models", "error", "reason"),
     [
         pytest.param(CRASH, (), ClusterError, "unexpected shape", id="it crashes"),
         pytest.param(UP, ("jec-pfn-next",), GateError, "another model", id="wrong answers"),
         pytest.param(Play(pending="image"), (), DeadlineError, "cannot be pulled", id="no image"),
     ],
 )
-def test_a_bad_model_never_touches_the_service(fake, play, refused, error, reason):
-    backend, before, first = started(fake, play)
+def test_a_bad_model_never_changes_the_service(fake, play, wrong_models, error, reason):
+    backend, before, first = after_first_deploy(fake, play)
     with pytest.raises(error, match=reason) as error_info:
-        backend.deploy(service(uri=OTHER), check=Checks(*refused), deadline=1.5)
+        backend.deploy(service(uri=OTHER), check=Checks(*wrong_models), deadline=1.5)
     assert "jec-pfn still serves the previous model" in str(error_info.value)
     assert as_before(backend, before)
-    assert stored(backend)["metadata"]["generation"] == before["metadata"]["generation"]
-    assert stored(backend, "jec-pfn-next") is None
+    assert service_object(backend)["metadata"]["generation"] == before["metadata"]["generation"]
+    assert service_object(backend, "jec-pfn-next") is None
     backend.api.wait_for(lambda: uids(backend) == first)
 
 
 @pytest.mark.parametrize(
-    ("play", "refused", "error", "reason"),
+    ("play", "wrong_models", "error", "reason"),
     [
         pytest.param(CRASH, (), ClusterError, "unexpected shape", id="it crashes"),
         pytest.param(UP, ("jec-pfn",), GateError, "another model", id="wrong answers"),
     ],
 )
-def test_in_place_a_bad_model_is_taken_back(fake, play, refused, error, reason):
-    backend, before, _ = started(fake, play)
+def test_a_bad_model_that_replaced_the_former_in_place_is_rolled_back(
+    fake, play, wrong_models, error, reason
+):
+    backend, before, _ = after_first_deploy(fake, play)
     manifest = service(uri=OTHER, deploymentStrategy={"type": "Recreate"}, run_id="b-00000000")
     with pytest.raises(error, match=reason) as error_info:
-        backend.deploy(manifest, check=Checks(*refused))
+        backend.deploy(manifest, check=Checks(*wrong_models))
     assert f"is as it was before: its model is that of {RUN}" in str(error_info.value)
     assert as_before(backend, before)
 
 
 @pytest.mark.parametrize(
-    ("play", "refused", "error"),
+    ("play", "wrong_models", "error"),
     [
         pytest.param(CRASH, (), ClusterError, id="it crashes"),
         pytest.param(UP, ("jec-pfn",), GateError, id="wrong answers"),
         pytest.param(Play(pending="unschedulable"), (), DeadlineError, id="no node"),
     ],
 )
-def test_a_first_deploy_that_fails_leaves_nothing(fake, play, refused, error):
+def test_a_first_deploy_that_fails_leaves_nothing(fake, play, wrong_models, error):
     backend = fake(node_of(play))
     with pytest.raises(error, match="was new and is removed"):
-        backend.deploy(service(), check=Checks(*refused), deadline=1)
-    assert stored(backend) is None
+        backend.deploy(service(), check=Checks(*wrong_models), deadline=1)
+    assert service_object(backend) is None
     backend.api.wait_for(lambda: uids(backend) == [])
 
 
-def test_a_step_that_was_killed_puts_the_first_service_back_and_not_its_own(fake):
-    backend, before, _ = started(fake, UP)
+def test_a_killed_steps_successor_restores_the_first_service(fake):
+    backend, before, _ = after_first_deploy(fake, UP)
     manifest = service(uri=OTHER, deploymentStrategy={"type": "Recreate"}, run_id="b-00000000")
 
-    def killed(_) -> None:
+    def kill_step(_) -> None:
         raise InterruptedRun("told to stop")
 
     with pytest.raises(InterruptedRun):
-        backend.deploy(manifest, check=killed)
-    assert stored(backend)["metadata"]["labels"][RUN_LABEL] == "b-00000000"
+        backend.deploy(manifest, check=kill_step)
+    assert service_object(backend)["metadata"]["labels"][RUN_LABEL] == "b-00000000"
     with pytest.raises(GateError):
         backend.deploy(manifest, check=Checks("jec-pfn"))
     assert as_before(backend, before)
@@ -150,18 +152,18 @@ def test_a_step_that_was_killed_puts_the_first_service_back_and_not_its_own(fake
 def test_a_step_that_was_killed_in_a_first_deploy_still_removes_it(fake):
     backend = fake(node_of(UP))
 
-    def killed(_) -> None:
+    def kill_step(_) -> None:
         raise InterruptedRun("told to stop")
 
     with pytest.raises(InterruptedRun):
-        backend.deploy(service(), check=killed)
+        backend.deploy(service(), check=kill_step)
     with pytest.raises(GateError):
         backend.deploy(service(), check=Checks("jec-pfn"))
-    assert stored(backend) is None
+    assert service_object(backend) is None
 
 
 def test_a_step_that_is_repeated_after_its_success_keeps_its_service(fake):
-    backend, before, first = started(fake)
+    backend, before, first = after_first_deploy(fake)
     with pytest.raises(GateError):
         backend.deploy(service(), check=Checks("jec-pfn"))
     assert as_before(backend, before)
@@ -169,34 +171,36 @@ def test_a_step_that_is_repeated_after_its_success_keeps_its_service(fake):
     assert json.loads((backend.folder / "former_service.json").read_text())["service"]
 
 
-def test_what_somebody_else_deployed_meanwhile_is_left_alone(fake):
-    backend, _, _ = started(fake, UP)
+def test_a_service_that_somebody_else_deployed_meanwhile_is_not_changed(fake):
+    backend, _, _ = after_first_deploy(fake, UP)
     manifest = service(uri=OTHER, deploymentStrategy={"type": "Recreate"})
 
-    def replaced(_) -> None:
+    def replace_service(_) -> None:
         with backend.api.lock:
-            theirs = stored(backend)
+            theirs = service_object(backend)
             theirs["metadata"]["labels"]["jec/revision"] = "theirs"
         raise GateError("another model")
 
     with pytest.raises(GateError, match="was not changed"):
-        backend.deploy(manifest, check=replaced)
-    assert stored(backend)["spec"]["predictor"]["model"]["storageUri"] == OTHER
+        backend.deploy(manifest, check=replace_service)
+    assert service_object(backend)["spec"]["predictor"]["model"]["storageUri"] == OTHER
 
 
-def test_where_the_quota_has_no_room_the_former_pod_goes_first(fake):
-    backend, _, first = started(fake, UP, kserve=KServe(room=1))
+def test_without_room_in_the_quota_the_former_pod_is_deleted_first(fake):
+    backend, _, first = after_first_deploy(fake, UP, kserve=KServe(room=1))
     add_quota(backend, QUOTA_OF_ONE, {"pods": "1", "requests.cpu": "1"})
     check = Checks()
     backend.deploy(service(uri=OTHER), check=check)
-    assert check.asked == ["jec-pfn"]
-    assert stored(backend)["spec"]["predictor"]["deploymentStrategy"] == {"type": "Recreate"}
+    assert check.names == ["jec-pfn"]
+    assert service_object(backend)["spec"]["predictor"]["deploymentStrategy"] == {
+        "type": "Recreate"
+    }
     assert "rollout by recreate (quota kf allows 1 of pods, of which 1 are in use)" in backend.text
     assert uids(backend) != first
 
 
-def test_a_bad_model_is_taken_back_where_the_quota_has_no_room_for_a_second_pod(fake):
-    backend, before, _ = started(fake, UP, kserve=KServe(room=1))
+def test_a_bad_model_is_rolled_back_where_the_quota_has_no_room_for_a_second_pod(fake):
+    backend, before, _ = after_first_deploy(fake, UP, kserve=KServe(room=1))
     add_quota(backend, QUOTA_OF_ONE, {"pods": "1", "requests.cpu": "1"})
     with pytest.raises(GateError):
         backend.deploy(service(uri=OTHER, run_id="b-00000000"), check=Checks("jec-pfn"))
@@ -209,8 +213,8 @@ def test_a_bad_model_is_taken_back_where_the_quota_has_no_room_for_a_second_pod(
     backend.api.wait_for(serves_again)
 
 
-def test_surge_that_was_asked_for_waits_for_the_quota_and_says_so(fake):
-    backend, before, _ = started(fake, UP, kserve=KServe(room=1))
+def test_a_rollout_by_surge_waits_for_the_quota_and_reports_it(fake):
+    backend, before, _ = after_first_deploy(fake, UP, kserve=KServe(room=1))
     add_quota(backend, QUOTA_OF_ONE, {"pods": "1", "requests.cpu": "1"})
     manifest = service(uri=OTHER, deploymentStrategy={"type": "RollingUpdate"})
     with pytest.raises(DeadlineError, match=r"jec-pfn-next: no pod .*exceeded quota"):
@@ -218,7 +222,7 @@ def test_surge_that_was_asked_for_waits_for_the_quota_and_says_so(fake):
     assert as_before(backend, before)
 
 
-def test_a_pod_that_the_quota_refuses_is_told_within_seconds(fake):
+def test_a_pod_that_the_quota_refuses_is_reported_within_seconds(fake):
     backend = fake(node_of(UP), kserve=KServe(room=0))
     with pytest.raises(DeadlineError, match=r"jec-pfn: no pod .*exceeded quota: kf-resource"):
         backend.deploy(service(), deadline=0.6)
@@ -226,15 +230,15 @@ def test_a_pod_that_the_quota_refuses_is_told_within_seconds(fake):
     assert len(lines) == 1
 
 
-def test_a_pod_that_pod_security_refuses_fails_at_once_with_its_words(fake):
+def test_a_pod_that_pod_security_refuses_fails_at_once_with_the_message(fake):
     words = 'pods "x" is forbidden: violates PodSecurity "restricted:latest": runAsNonRoot != true'
     backend = fake(node_of(UP), kserve=KServe(refuses=words))
     with pytest.raises(ClusterError, match=r"violates PodSecurity .*runAsNonRoot != true"):
         backend.deploy(service(), deadline=60)
-    assert stored(backend) is None
+    assert service_object(backend) is None
 
 
-def test_events_of_an_earlier_deploy_are_not_told(fake):
+def test_events_of_an_earlier_deploy_are_not_reported(fake):
     backend = fake(node_of(UP), kserve=KServe(room=0))
     with pytest.raises(DeadlineError):
         backend.deploy(service(), deadline=0.4)
@@ -251,7 +255,7 @@ def test_events_of_an_earlier_deploy_are_not_told(fake):
     assert "quota" not in backend.text
 
 
-def test_why_kserve_makes_no_pod_is_told(fake):
+def test_the_reason_why_kserve_makes_no_pod_is_reported(fake):
     backend = fake(node_of(UP))
     with backend.api.lock:
         backend.api.controllers.remove(backend.kserve)
@@ -263,7 +267,7 @@ def test_why_kserve_makes_no_pod_is_told(fake):
         backend.deploy(service(), deadline=1.5)
 
 
-def test_kserves_own_conflicts_are_no_obstacle(fake):
+def test_conflicts_of_kserves_own_updates_are_not_reported(fake):
     backend = fake(node_of(UP), kserve=KServe(lag=0.3))
     conflict = (
         'Operation cannot be fulfilled on inferenceservices.serving.kserve.io "jec-pfn": the object'
@@ -275,22 +279,24 @@ def test_kserves_own_conflicts_are_no_obstacle(fake):
     assert "modified" not in backend.text
 
 
-def test_where_no_node_takes_the_pod_beside_the_former_one_goes_first(fake, monkeypatch):
+def test_the_former_pod_is_deleted_first_if_no_node_has_room_for_a_second_one(fake, monkeypatch):
     monkeypatch.setattr(service_rollout, "NO_NODE_SECONDS", 0.2)
-    backend, _, _ = started(fake, Play(pending="unschedulable"), UP)
+    backend, _, _ = after_first_deploy(fake, Play(pending="unschedulable"), UP)
     backend.deploy(service(uri=OTHER))
-    assert stored(backend)["spec"]["predictor"]["deploymentStrategy"] == {"type": "Recreate"}
-    assert stored(backend, "jec-pfn-next") is None
-    assert has_condition(stored(backend), "Ready")
+    assert service_object(backend)["spec"]["predictor"]["deploymentStrategy"] == {
+        "type": "Recreate"
+    }
+    assert service_object(backend, "jec-pfn-next") is None
+    assert has_condition(service_object(backend), "Ready")
 
 
-def test_a_name_without_room_for_a_second_one_is_updated_in_place(fake):
+def test_a_service_whose_name_is_too_long_for_a_second_service_is_updated_in_place(fake):
     name = "jec-" + "x" * 37  # 41 characters; 45 are allowed in namespace physics
     backend = fake(node_of(UP))
     backend.deploy(service(name))
     check = Checks()
     backend.deploy(service(name, uri=OTHER), check=check)
-    assert check.asked == [name]
+    assert check.names == [name]
     assert "not tested as a second service first" in backend.text
 
 
@@ -302,7 +308,7 @@ def test_a_name_that_kserve_would_never_reconcile_is_refused_before_anything_is_
     assert backend.deploy(service("j" * 45)).name == "j" * 45
 
 
-def test_the_needs_of_a_pod_hold_what_fetches_its_model():
+def test_the_needs_of_a_pod_include_its_storage_initializer():
     needs = pod_needs(service())
     assert needs["requests.cpu"] == needs["cpu"] == 1
     assert needs["limits.memory"] == 2 * 2**30
@@ -315,7 +321,7 @@ def test_the_needs_of_a_pod_hold_what_fetches_its_model():
 
 
 @pytest.mark.parametrize(
-    ("hard", "used", "fits"),
+    ("hard", "in_use", "fits"),
     [
         pytest.param({"requests.cpu": "2"}, {"requests.cpu": "1"}, True, id="just enough"),
         pytest.param({"requests.cpu": "2"}, {"requests.cpu": "1500m"}, False, id="cpu"),
@@ -325,8 +331,8 @@ def test_the_needs_of_a_pod_hold_what_fetches_its_model():
         pytest.param({"requests.nvidia.com/gpu": "0"}, {}, True, id="not asked for"),
     ],
 )
-def test_the_quota_decides(hard, used, fits):
-    quota = {"metadata": {"name": "kf"}, "status": {"hard": hard, "used": used}}
+def test_a_pod_fits_if_the_unused_quota_covers_its_needs(hard, in_use, fits):
+    quota = {"metadata": {"name": "kf"}, "status": {"hard": hard, "used": in_use}}
     reason = no_room([quota], pod_needs(service()))
     assert (reason == "") == fits
     assert fits or "kf" in reason

@@ -53,5 +53,5 @@ def rules() -> list[tuple[str, Callable]]:
 
 
 @pytest.mark.parametrize("rule", [pytest.param(rule, id=name) for name, rule in rules()])
-def test_a_rule_says_where_it_is_from(rule):
+def test_every_rule_names_its_source(rule):
     assert SOURCE.search(inspect.getsource(rule)), "name a project, its version, a file and a line"

@@ -26,9 +26,9 @@ KINIT += 'printf "ticket of $6" > "${5#FILE:}"\n'
 
 
 class Secrets(BaseHTTPRequestHandler):
-    """The Secrets of one namespace: PATCH of one that is there, POST of one that is not."""
+    """The Secrets of one namespace: PATCH changes an existing one, POST creates one."""
 
-    held: dict[str, dict]
+    objects: dict[str, dict]
     refuse = 0
 
     def log_message(self, *_):
@@ -36,13 +36,13 @@ class Secrets(BaseHTTPRequestHandler):
 
     def do_PATCH(self):
         name = self.path.rsplit("/", 1)[-1]
-        if not self.refuse and name in self.held:
-            self.held[name].update(self._body()["data"])
-        self._answer(self.refuse or (200 if name in self.held else 404))
+        if not self.refuse and name in self.objects:
+            self.objects[name].update(self._body()["data"])
+        self._answer(self.refuse or (200 if name in self.objects else 404))
 
     def do_POST(self):
         body = self._body()
-        self.held[body["metadata"]["name"]] = body["data"]
+        self.objects[body["metadata"]["name"]] = body["data"]
         self._answer(201)
 
     def _body(self):
@@ -69,7 +69,7 @@ def secrets(monkeypatch, tmp_path):
 
     The fake kinit knows every principal but nobody@REALM.
     """
-    handler = type("Handler", (Secrets,), {"held": {}})
+    handler = type("Handler", (Secrets,), {"objects": {}})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     context = {"name": "here", "context": {"cluster": "here", "user": "me", "namespace": "jets"}}
@@ -107,28 +107,28 @@ def renew(tmp_path, principal="user@REALM"):
     ids=["first", "renewed"],
 )
 def test_the_secret_holds_the_new_ticket(secrets, tmp_path, capsys, before):
-    secrets.held.update(before)
+    secrets.objects.update(before)
     assert renew(tmp_path) == 0
-    content = secrets.held["krb-secret"]
+    content = secrets.objects["krb-secret"]
     assert base64.b64decode(content["krb5cc_1000"]) == b"ticket of user@REALM"
     assert content.get("other") == before.get("krb-secret", {}).get("other")
     assert re.search("krb-secret .*'jets'", capsys.readouterr().out)
 
 
 def test_a_refused_ticket_leaves_the_old_one(secrets, tmp_path, capsys):
-    secrets.held["krb-secret"] = {"krb5cc_1000": "old"}
+    secrets.objects["krb-secret"] = {"krb5cc_1000": "old"}
     assert renew(tmp_path, "nobody@REALM") == 1
     assert re.search("nobody@REALM: .*Preauthentication failed", capsys.readouterr().err)
-    assert secrets.held["krb-secret"] == {"krb5cc_1000": "old"}
+    assert secrets.objects["krb-secret"] == {"krb5cc_1000": "old"}
 
 
-def test_a_missing_right_is_said(secrets, tmp_path, capsys):
+def test_a_missing_right_is_an_error(secrets, tmp_path, capsys):
     secrets.refuse = 403
     assert renew(tmp_path) == 1
     assert re.search("krb-secret .*'jets': 403 no such right", capsys.readouterr().err)
 
 
-def test_a_missing_keytab_is_said(secrets, tmp_path, capsys):
+def test_a_missing_keytab_is_an_error(secrets, tmp_path, capsys):
     (tmp_path / "keytab").unlink()
     assert renew(tmp_path) == 2
     assert str(tmp_path / "keytab") in capsys.readouterr().err
@@ -155,9 +155,9 @@ def test_pods_read_a_copy_of_their_own():
         assert {"name": "KRB5CCNAME", "value": "FILE:/tickets/krb5cc"} in main["env"]
         assert first["image"] == main["image"], "the same user, who has to own the copy"
         assert "kerberos-secret" not in {mount["name"] for mount in main["volumeMounts"]}
-        assert {mount["name"] for one in (main, first) for mount in one["volumeMounts"]} == {
-            volume["name"] for volume in pod["volumes"]
-        }
+        assert {
+            mount["name"] for container in (main, first) for mount in container["volumeMounts"]
+        } == {volume["name"] for volume in pod["volumes"]}
     plain = export_job(Run(config=RunConfig(run_id="pfn-00000001", s3_bucket="s3://b/r")), "trial")
     assert (
         "initContainers" not in plain["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]

@@ -27,7 +27,8 @@ def katib_trial(
             ],
             "observation": {
                 "metrics": [
-                    dict(zip(("name", "min", "max", "latest"), one, strict=True)) for one in metrics
+                    dict(zip(("name", "min", "max", "latest"), values, strict=True))
+                    for values in metrics
                 ]
             },
             "startTime": "2026-01-01T00:00:00Z",
@@ -67,7 +68,7 @@ def test_a_trial_that_was_only_just_created_has_no_status_at_all():
     )
 
 
-def test_observations_leave_out_what_is_no_finite_number():
+def test_observations_leave_out_values_that_are_not_finite():
     observations = trials.observations(
         [
             {"name": "AvgLoss", "min": "0.08", "max": "1.5e-1", "latest": "0.09"},

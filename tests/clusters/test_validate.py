@@ -40,24 +40,24 @@ def objects(**values) -> dict[str, dict]:
         {"predictor_form": "triton", "algorithm": "grid"},
     ],
 )
-def test_what_a_run_makes_is_taken(values):
+def test_objects_of_a_run_are_valid(values):
     assert {name: problems(manifest) for name, manifest in objects(**values).items()} == {
         name: [] for name in objects()
     }
 
 
-def put(manifest: dict, path: str, value) -> dict:
+def with_value(manifest: dict, path: str, value) -> dict:
     """A copy with the value at a path of keys and indices joined by '/'; None removes it."""
-    changed = copy.deepcopy(manifest)
+    new_manifest = copy.deepcopy(manifest)
     *parents, last = [int(key) if key.isdigit() else key for key in path.split("/")]
-    place = changed
+    place = new_manifest
     for key in parents:
         place = place[key]
     if value is None:
         del place[last]
     else:
         place[last] = value
-    return changed
+    return new_manifest
 
 
 POD = "spec/pytorchReplicaSpecs/Master/template/spec"
@@ -134,11 +134,11 @@ TRIAL = f"spec/trialTemplate/trialSpec/{POD}"
         ("service", "apiVersion", "serving.kserve.io/v1alpha1", "is none of"),
     ],
 )
-def test_a_mistake_is_named_with_its_place(name, path, value, facts):
+def test_an_error_names_the_place_in_the_manifest(name, path, value, facts):
     manifest = objects()[name]
     if "~1" in path:
         manifest["metadata"]["labels"]["jec/user"] = value
         facts = "metadata.labels.jec/user"
     else:
-        manifest = put(manifest, path, value)
+        manifest = with_value(manifest, path, value)
     assert re.search(facts, "\n".join(problems(manifest)))

@@ -41,27 +41,27 @@ FAULTS: dict[str, dict] = {
     "410": {"code": 410},
     "401": {"code": 401},
     "403": {"code": 403},
-    "cut": {"cut": "before"},
-    "cut after": {"cut": "after"},
+    "cut": {"cut_connection": "before"},
+    "cut after": {"cut_connection": "after"},
 }
 
 
-def ends(wait: Callable[[], object]) -> str:
+def end_of(wait: Callable[[], object]) -> str:
     """The error's text, or 'done'; fails if the wait is not over in time."""
-    started, message = time.monotonic(), "done"
+    start, message = time.monotonic(), "done"
     try:
         wait()
     except ClusterError as error:
         message = str(error)
-    assert time.monotonic() - started < LIMIT
+    assert time.monotonic() - start < LIMIT
     assert message
     return message
 
 
-def waits(backend) -> dict[str, Callable[[], object]]:
+def waits_of(backend) -> dict[str, Callable[[], object]]:
     return {
         "experiment": lambda: backend.run_experiment(
-            experiment(["0.1", "0.2"], max_failed=1, parallel=1), deadline=DEADLINE
+            experiment(["0.1", "0.2"], failure_limit=1, parallel=1), deadline=DEADLINE
         ),
         "job": lambda: backend.run_job(job("pass"), deadline=DEADLINE),
         "service": lambda: backend.deploy(service(), deadline=DEADLINE),
@@ -82,10 +82,10 @@ def waits(backend) -> dict[str, Callable[[], object]]:
         ),
     ],
 )
-def test_a_wait_ends_whatever_its_pods_do(fake, what, trouble):
+def test_a_wait_ends_for_every_behaviour_of_its_pods(fake, what, trouble):
     # ready twice is believed
     backend = fake(node_of(TROUBLE[trouble]), poll=0.1 if what == "service" else 0.02)
-    message = ends(waits(backend)[what])
+    message = end_of(waits_of(backend)[what])
     fine = (what, trouble) == ("service", "runs for ever")
     assert (message == "done") == fine, message
 
@@ -94,7 +94,7 @@ def test_a_wait_ends_whatever_its_pods_do(fake, what, trouble):
 def test_a_full_namespace_ends_a_wait_with_the_quotas_name(fake, what):
     backend = fake(node_of(GOOD[what]))
     backend.operator.quota = True
-    message = ends(waits(backend)[what])
+    message = end_of(waits_of(backend)[what])
     assert message == "done" if what == "service" else "kf-resource-quota" in message
 
 
@@ -102,12 +102,12 @@ def test_a_full_namespace_ends_a_wait_with_the_quotas_name(fake, what):
     ("what", "fault"),
     [*(("job", fault) for fault in FAULTS), ("experiment", "500"), ("service", "cut")],
 )
-def test_a_wait_ends_whatever_the_server_answers_for_ever(fake, what, fault):
+def test_a_wait_ends_although_the_server_always_fails(fake, what, fault):
     """From its second request on: the first contact is another test's."""
     backend = fake(node_of(GOOD[what]))
     backend.cluster.find(RUN_ID)
     backend.api.fail("*", ".", times=math.inf, **FAULTS[fault])
-    assert ends(waits(backend)[what]) != "done"
+    assert end_of(waits_of(backend)[what]) != "done"
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_a_wait_ends_whatever_the_server_answers_for_ever(fake, what, fault):
         ("service", "cut after"),
     ],
 )
-def test_a_wait_outlives_what_passes(fake, what, fault):
+def test_every_wait_survives_temporary_faults(fake, what, fault):
     backend = fake(node_of(GOOD[what]))
     backend.api.fail("*", ".", times=3, **FAULTS[fault])
     long = {
@@ -129,23 +129,23 @@ def test_a_wait_outlives_what_passes(fake, what, fault):
         "job": lambda: backend.run_job(job("pass")),
         "service": lambda: backend.deploy(service()),
     }
-    assert ends(long[what]) == "done"
+    assert end_of(long[what]) == "done"
 
 
 @pytest.mark.parametrize("fault", ["403", "500", "cut"])
-def test_a_removal_ends_whatever_the_server_answers(fake, monkeypatch, fault):
+def test_a_removal_ends_although_the_server_fails(fake, monkeypatch, fault):
     backend = fake(node_of(Play(seconds=math.inf)))
-    ends(waits(backend)["job"])
+    end_of(waits_of(backend)["job"])
     monkeypatch.setattr(kubernetes_objects, "REMOVAL_SECONDS", 0.2)
     backend.api.fail("*", ".", times=math.inf, **FAULTS[fault])
-    assert ends(lambda: backend.cluster.delete(RUN_ID)) != "done"
+    assert end_of(lambda: backend.cluster.delete(RUN_ID)) != "done"
 
 
-def test_a_removal_waits_for_pods_that_take_their_time(fake, monkeypatch):
+def test_a_removal_waits_for_pods_that_end_slowly(fake, monkeypatch):
     backend = fake(node_of(Play(seconds=math.inf)))
-    ends(waits(backend)["job"])
+    end_of(waits_of(backend)["job"])
     with backend.api.lock:
         backend.api.all("pods")[0]["metadata"]["finalizers"] = ["example.org/slow"]
         backend.api.all("pods")[0]["metadata"].pop("ownerReferences")
     monkeypatch.setattr(kubernetes_objects, "REMOVAL_SECONDS", 0.2)
-    assert f"Pod {EXPORT}-master-0" in ends(lambda: backend.cluster.delete(RUN_ID))
+    assert f"Pod {EXPORT}-master-0" in end_of(lambda: backend.cluster.delete(RUN_ID))

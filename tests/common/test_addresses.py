@@ -1,4 +1,4 @@
-"""The parser of addresses: one form for each scheme, and errors for whatever looks like another."""
+"""The parser of addresses: one form for each scheme, and errors for similar forms."""
 
 import importlib
 import os
@@ -29,7 +29,7 @@ from common.storage.patterns import parse
         ("http://server/a", "http", "http://server/a"),
     ],
 )
-def test_schemes(uri, scheme, absolute):
+def test_addresses_have_a_scheme_and_an_absolute_form(uri, scheme, absolute):
     assert addresses.scheme_of(uri) == scheme
     assert storage.absolute(uri) == absolute
     assert storage.absolute(absolute) == absolute
@@ -63,11 +63,11 @@ def test_relative_paths_become_absolute(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "use", [storage.absolute, storage.glob, storage.read_bytes, storage.exists, storage.open_source]
 )
-def test_an_unknown_scheme_lists_those_that_work(uri, facts, use):
-    with pytest.raises(InputError) as caught:
+def test_an_unknown_scheme_is_refused_with_the_known_ones(uri, facts, use):
+    with pytest.raises(InputError) as error:
         use(uri)
     for fact in [uri, *facts, "s3://", "root://", "https://", "http://", "file://", "xrootd>=6"]:
-        assert fact in str(caught.value)
+        assert fact in str(error.value)
 
 
 def test_writing_to_an_unknown_scheme_makes_no_folder(tmp_path, monkeypatch):
@@ -78,7 +78,7 @@ def test_writing_to_an_unknown_scheme_makes_no_folder(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
-def test_the_home_is_meant_by_a_tilde(tmp_path, monkeypatch):
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
     home = tmp_path / "home [1]"
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
@@ -123,22 +123,22 @@ PRESIGNED = [
         lambda uri: storage.write_text(uri, "1"),
     ],
 )
-def test_no_command_takes_or_shows_an_address_with_a_password(uri, use):
-    with pytest.raises(InputError, match="a signature or a password") as caught:
+def test_an_address_with_a_password_is_refused_and_not_shown(uri, use):
+    with pytest.raises(InputError, match="a signature or a password") as error:
         use(uri)
-    assert "secret" not in str(caught.value)
+    assert "secret" not in str(error.value)
 
 
-def test_a_query_without_a_secret_is_an_address():
+def test_a_query_without_a_secret_is_accepted():
     for uri in ("https://server/a.root?author=me&signed=1", "http://server/a?sort=token"):
         assert storage.absolute(uri) == uri
 
 
-def test_an_error_of_a_library_does_not_show_the_signature_in_it():
+def test_errors_hide_the_signature_of_an_address():
     uri = "http://localhost:1/x.root?file=a&X-Amz-Signature=secret1&X-Amz-Security-Token=secret2"
-    said = str(JecError(f"no answer from {uri}"))
-    assert "localhost:1/x.root?file=a" in said
-    assert "secret" not in said
+    text = str(JecError(f"no answer from {uri}"))
+    assert "localhost:1/x.root?file=a" in text
+    assert "secret" not in text
 
 
 @pytest.mark.parametrize("uri", PRESIGNED)
@@ -149,17 +149,17 @@ def test_an_error_of_a_library_does_not_show_the_signature_in_it():
         *("data_train", "data_val", "data_test"),
     ],
 )
-def test_a_run_takes_no_presigned_address(field, uri):
+def test_a_run_refuses_presigned_addresses(field, uri):
     values = {field: uri}
     if field.startswith("data_") and field != "data_config":
         values[field] = f"/data/a.root,{uri} qcd:root://server//b.root"
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as error:
         RunConfig(**values)
-    said = str(caught.value)
-    assert f"--{field.replace('_', '-')}" in said
-    assert "localhost:1" in said
-    assert "AWS_ACCESS_KEY_ID" in said
-    assert "secret" not in said.replace("AWS_SECRET_ACCESS_KEY", "")
+    text = str(error.value)
+    assert f"--{field.replace('_', '-')}" in text
+    assert "localhost:1" in text
+    assert "AWS_ACCESS_KEY_ID" in text
+    assert "secret" not in text.replace("AWS_SECRET_ACCESS_KEY", "")
 
 
 @pytest.mark.parametrize(
@@ -190,10 +190,10 @@ def test_no_program_stores_or_prints_a_presigned_address(command, tmp_path, monk
         code = main(argv)
     except SystemExit as error:
         code = error.code
-    said = "".join(capfd.readouterr())
+    output = "".join(capfd.readouterr())
     assert code == 2
-    assert "signature" in said
-    assert "FACE" not in said
+    assert "signature" in output
+    assert "FACE" not in output
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
@@ -201,9 +201,9 @@ def test_no_program_stores_or_prints_a_presigned_address(command, tmp_path, monk
     "uri", ["root://server//x?authz=Bearer%20secret", "root://me:secret@server//x"]
 )
 def test_a_secret_in_an_address_is_refused_and_not_shown(uri):
-    with pytest.raises(InputError, match="BEARER_TOKEN") as caught:
+    with pytest.raises(InputError, match="BEARER_TOKEN") as error:
         storage.absolute(uri)
-    assert "secret" not in str(caught.value)
+    assert "secret" not in str(error.value)
 
 
 def test_the_disk_of_another_host_is_refused():

@@ -1,4 +1,4 @@
-"""One table of algorithms: an entry in it is all that the rest of the project needs."""
+"""One table of algorithms: the rest of the project needs only an entry in it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ LOG_INTEGER = {"name": "b", "type": "int", "min": 1, "max": 64, "distribution": 
 
 
 @pytest.fixture
-def made_up(monkeypatch: pytest.MonkeyPatch) -> Algorithm:
-    """An algorithm that is in the table, and nowhere else."""
+def annealing(monkeypatch: pytest.MonkeyPatch) -> Algorithm:
+    """An algorithm that exists only in the table."""
     algorithm = Algorithm(
         name="annealing",
         seed_setting="seed",
@@ -42,15 +42,15 @@ def space(*entries: dict) -> str:
     return json.dumps({"parameters": entries})
 
 
-def test_an_algorithm_of_the_table_is_accepted_and_rendered(made_up: Algorithm) -> None:
+def test_an_algorithm_of_the_table_is_accepted_and_rendered(annealing: Algorithm) -> None:
     config = RunConfig(
-        algorithm=made_up.name,
+        algorithm=annealing.name,
         seed="7",
         s3_bucket="s3://b/r",
         run_id="a-00000000",
         search_space=space({"name": "fc-dim", "type": "discrete", "list": [50, 100, 200]}),
     )
-    spec = experiment(Run(config=config), carried=1)["spec"]
+    spec = experiment(Run(config=config), earlier_trials=1)["spec"]
     assert spec["algorithm"] == {
         "algorithmName": "annealing",
         "algorithmSettings": [{"name": "seed", "value": "8"}],
@@ -68,22 +68,22 @@ def test_an_algorithm_of_the_table_is_accepted_and_rendered(made_up: Algorithm) 
     ids=["too few ranges", "a range without a step", "a logarithmic integer"],
 )
 def test_the_search_space_is_checked_by_the_table(
-    made_up: Algorithm, entries: list[dict], facts: list[str]
+    annealing: Algorithm, entries: list[dict], facts: list[str]
 ) -> None:
     with pytest.raises(InputError) as error:
-        check_algorithm(parse(space(*entries)), made_up.name)
+        check_algorithm(parse(space(*entries)), annealing.name)
     for fact in facts:
         assert fact in str(error.value)
 
 
-def test_the_user_is_told_what_the_table_says(made_up: Algorithm) -> None:
+def test_cautions_of_the_table_are_shown_to_the_user(annealing: Algorithm) -> None:
     parameters = parse(space(RANGE, LOG_INTEGER))
-    assert cautions(parameters, made_up.name) == ["algorithm annealing: b cool linearly"]
-    assert cautions(parameters[:1], made_up.name) == []
+    assert cautions(parameters, annealing.name) == ["algorithm annealing: b cool linearly"]
+    assert cautions(parameters[:1], annealing.name) == []
 
 
 @pytest.mark.parametrize("name", ["annealing", "hyperband"])
-def test_an_algorithm_that_is_not_offered_is_refused(name: str) -> None:
+def test_an_unknown_algorithm_is_refused(name: str) -> None:
     """`hyperband` is Katib's, but not this project's."""
     with pytest.raises(InputError) as error:
         RunConfig(algorithm=name)
@@ -107,4 +107,6 @@ def test_a_sampler_of_optuna_draws_the_trials_on_one_machine(name: str) -> None:
 )
 def test_only_some_algorithms_learn_from_results(name: str, learns: bool) -> None:
     assert algorithms.find_offered(name).learns is learns
-    assert not (learns and algorithms.find_offered(name).plan != "none"), "a plan stands beforehand"
+    assert not (learns and algorithms.find_offered(name).plan != "none"), (
+        "a plan does not depend on results"
+    )

@@ -22,7 +22,7 @@ from common.errors import InputError
         ("card.md", "# AK4 of 2018\n", {}, "# AK4 of 2018\n"),
     ],
 )
-def test_a_run_keeps_the_file(tmp_path, name, text, facts, notes):
+def test_a_run_stores_a_copy_of_the_file(tmp_path, name, text, facts, notes):
     path = tmp_path / name
     path.write_text(text)
     folder = tmp_path / "config"
@@ -35,7 +35,7 @@ def test_a_run_keeps_the_file(tmp_path, name, text, facts, notes):
     assert card.read_copy(str(folder)) == (facts, notes)
 
 
-def test_a_run_without_the_file(tmp_path):
+def test_a_run_without_the_file_has_no_facts(tmp_path):
     assert card.read_copy(str(tmp_path)) == ({}, "")
 
 
@@ -51,7 +51,7 @@ def test_a_run_without_the_file(tmp_path):
         ("card.yaml", None, "there is no file .*card.yaml"),
     ],
 )
-def test_a_file_of_another_form_is_refused(tmp_path, name, text, words):
+def test_an_invalid_file_is_refused(tmp_path, name, text, words):
     path = tmp_path / name
     if text is not None:
         path.write_text(text)

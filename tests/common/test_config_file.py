@@ -1,4 +1,4 @@
-"""Flags from files: what wins, what is refused in one sentence, what is given back."""
+"""Flags from files: their precedence, errors of one line, and --write-config."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def flags_of(*words: str) -> Flags:
     return Flags(pipeline.build_parser(), keys(pipeline.RUNNER_FLAGS), list(words))
 
 
-def written(tmp_path, text: str | bytes, name: str = "run.yaml") -> str:
+def write_file(tmp_path, text: str | bytes, name: str = "run.yaml") -> str:
     file = tmp_path / name
     file.write_bytes(text.encode() if isinstance(text, str) else text)
     return str(file)
 
 
-def printed(capsys, *words: str) -> dict[str, object]:
-    """What --write-config prints behind these words."""
+def config_printed_by(capsys, *words: str) -> dict[str, object]:
+    """The flags that --write-config prints after these words."""
     assert pipeline.main([*words, "--write-config"]) == 0
     return yaml.safe_load(capsys.readouterr().out)
 
@@ -36,62 +36,68 @@ def no_site(monkeypatch):
     monkeypatch.delenv("JEC_CONFIG", raising=False)
 
 
-def test_a_typed_flag_wins_over_config_and_that_over_the_site(tmp_path, monkeypatch, capsys):
-    site = written(tmp_path, "num_gpus: 1\nnum_cpus: 5\nmax_trials: 7\nfollow: true\n", "site.yaml")
+def test_typed_flags_override_config_and_config_overrides_the_site(tmp_path, monkeypatch, capsys):
+    site = write_file(
+        tmp_path, "num_gpus: 1\nnum_cpus: 5\nmax_trials: 7\nfollow: true\n", "site.yaml"
+    )
     monkeypatch.setenv("JEC_CONFIG", site)
-    file = written(tmp_path, "num_cpus: 6\nmax_trials: 8\ndelete_export_job: true\n")
-    values = printed(capsys, "--config", file, "--max-trials", "9", "--delete-export-job", "no")
+    file = write_file(tmp_path, "num_cpus: 6\nmax_trials: 8\ndelete_export_job: true\n")
+    values = config_printed_by(
+        capsys, "--config", file, "--max-trials", "9", "--delete-export-job", "no"
+    )
     assert (values["num_gpus"], values["num_cpus"], values["max_trials"]) == (1, 6, 9)
     assert (values["follow"], values["delete_export_job"]) == (True, False)
-    assert printed(capsys)["num_cpus"] == 5
+    assert config_printed_by(capsys)["num_cpus"] == 5
 
 
-def test_what_is_printed_is_every_flag_and_is_given_back_as_it_is(tmp_path, capsys):
+def test_write_config_prints_every_flag_and_its_output_is_a_config(tmp_path, capsys):
     space = "parameters:\n- {name: batch, min: 1}\n"
     words = ["--seed", "7", "--goal", "0.1", "--search-space", space, "--output", str(tmp_path)]
     words += ["--min-improvement", "0.00001"]
     words += ["--steps-image", "host.example/steps:1", "--weaver-image", "host.example/weaver:1"]
-    values = printed(capsys, *words)
+    values = config_printed_by(capsys, *words)
     fields = {field.name for field in dataclasses.fields(RunConfig)} - {"run_id"}
     assert set(values) == fields | set(pipeline.RUNNER_FLAGS)
     assert (values["seed"], values["search_space"]) == ("7", space)
-    file = written(tmp_path, yaml.safe_dump(values))
-    assert printed(capsys, "--config", file) == values
+    file = write_file(tmp_path, yaml.safe_dump(values))
+    assert config_printed_by(capsys, "--config", file) == values
 
 
 def test_images_that_were_never_pushed_are_left_out(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(digests, "FILE", tmp_path / "digests.json")
-    assert {"steps_image", "weaver_image"} & set(printed(capsys)) == set()
+    assert {"steps_image", "weaver_image"} & set(config_printed_by(capsys)) == set()
     image = "registry.example.org/jec/steps:1"
-    assert printed(capsys, "--steps-image", image)["steps_image"] == image
+    assert config_printed_by(capsys, "--steps-image", image)["steps_image"] == image
     content = {"commit": "c", "images": {"weaver": "registry.example.org/jec/weaver@sha256:1"}}
     digests.FILE.write_text(json.dumps(content))
-    values = printed(capsys)
+    values = config_printed_by(capsys)
     assert values["weaver_image"] == content["images"]["weaver"]
     assert "steps_image" not in values
 
 
-def test_a_run_json_is_taken_as_it_is_without_what_is_of_one_run(tmp_path, capsys):
+def test_run_json_is_a_config_without_the_fields_of_one_run(tmp_path, capsys):
     run = RunConfig(
         run_id="pfn-00000001", user="anna", num_epochs=3, s3_bucket="/runs", min_improvement=1e-05
     )
     content = {"run_id": run.run_id, "versions": {}, "config": {**run.parameters(), "webhook": "x"}}
-    values = printed(capsys, "--config", written(tmp_path, json.dumps(content), "run.json"))
+    values = config_printed_by(
+        capsys, "--config", write_file(tmp_path, json.dumps(content), "run.json")
+    )
     assert (values["num_epochs"], values["min_improvement"]) == (3, 1e-05)
     assert (values["user"], values["s3_bucket"]) == ("auto", "/runs")
 
 
-def test_an_earlier_run_is_above_the_site_and_below_config(tmp_path, monkeypatch, capsys):
+def test_rerun_overrides_the_site_and_config_overrides_rerun(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "runs" / "pfn-00000001"
     folder.mkdir(parents=True)
     run = RunConfig(
         run_id=folder.name, num_cpus=3, num_epochs=4, max_trials=5, s3_bucket=str(folder.parent)
     )
     (folder / "run.json").write_text(json.dumps({"run_id": run.run_id, "config": run.parameters()}))
-    monkeypatch.setenv("JEC_CONFIG", written(tmp_path, "num_cpus: 9\n", "site.yaml"))
-    file = written(tmp_path, f"num_epochs: 8\noutput: {folder.parent}\n")
+    monkeypatch.setenv("JEC_CONFIG", write_file(tmp_path, "num_cpus: 9\n", "site.yaml"))
+    file = write_file(tmp_path, f"num_epochs: 8\noutput: {folder.parent}\n")
     words = ["--config", file, "--rerun", folder.name]
-    values = printed(capsys, *words, "--max-trials", "7")
+    values = config_printed_by(capsys, *words, "--max-trials", "7")
     assert (values["num_cpus"], values["num_epochs"], values["max_trials"]) == (3, 8, 7)
 
 
@@ -124,8 +130,10 @@ def test_an_earlier_run_is_above_the_site_and_below_config(tmp_path, monkeypatch
         (b"a" * 1_000_001, ["larger"]),
     ],
 )
-def test_what_is_no_file_of_flags_ends_with_2_and_one_sentence(tmp_path, capsys, text, words):
-    file = written(tmp_path, text)
+def test_an_invalid_file_of_flags_is_refused_in_one_line_with_exit_code_2(
+    tmp_path, capsys, text, words
+):
+    file = write_file(tmp_path, text)
     assert pipeline.main(["--config", file, "--write-config"]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"error: --config {file}")
@@ -134,7 +142,7 @@ def test_what_is_no_file_of_flags_ends_with_2_and_one_sentence(tmp_path, capsys,
 
 
 @pytest.mark.parametrize("path", ["none.yaml", "."])
-def test_a_file_that_cannot_be_read_ends_with_2(tmp_path, monkeypatch, capsys, path):
+def test_an_unreadable_file_is_refused_with_exit_code_2(tmp_path, monkeypatch, capsys, path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JEC_CONFIG", path)
     assert pipeline.main(["--write-config"]) == 2
@@ -144,14 +152,14 @@ def test_a_file_that_cannot_be_read_ends_with_2(tmp_path, monkeypatch, capsys, p
 def test_no_error_shows_a_value_that_may_be_a_secret(tmp_path, capsys):
     canary = "https://hooks.example.org/canary-7f3a"
     for text in (f"webhook: {canary}", f"num_gpus: {canary}", f"webhook_secret: {canary}"):
-        assert pipeline.main(["--config", written(tmp_path, text), "--write-config"]) == 2
+        assert pipeline.main(["--config", write_file(tmp_path, text), "--write-config"]) == 2
         assert "canary" not in capsys.readouterr().err
 
 
-def test_an_error_about_a_value_says_which_file_it_is_from(tmp_path, monkeypatch, capsys):
-    site = written(tmp_path, "parallel_trials: 9\n", "site.yaml")
+def test_an_error_about_a_value_names_its_file(tmp_path, monkeypatch, capsys):
+    site = write_file(tmp_path, "parallel_trials: 9\n", "site.yaml")
     monkeypatch.setenv("JEC_CONFIG", site)
-    file = written(tmp_path, "max_trials: 3\n")
+    file = write_file(tmp_path, "max_trials: 3\n")
     assert pipeline.main(["--config", file, "--write-config"]) == 2
     error = capsys.readouterr().err
     assert f"--parallel-trials is from JEC_CONFIG {site}" in error
@@ -160,18 +168,18 @@ def test_an_error_about_a_value_says_which_file_it_is_from(tmp_path, monkeypatch
     assert "--max-trials is from" not in capsys.readouterr().err
 
 
-def test_a_flag_of_how_to_run_is_a_key_or_names_an_earlier_run_or_the_file():
+def test_the_flags_of_how_to_run_are_keys_or_about_earlier_runs():
     group = next(g for g in pipeline.build_parser()._action_groups if g.title == "how to run")
     names = {action.dest for action in group._group_actions}
     assert names == {*pipeline.RUNNER_FLAGS, *pipeline.EARLIER_RUNS, "config", "start_at"}
 
 
-def test_only_the_file_of_flags_is_read_with_a_command_that_looks_at_runs(tmp_path, capsys):
-    file = written(tmp_path, f"output: {tmp_path / 'elsewhere'}\n")
+def test_commands_about_runs_read_output_from_the_config(tmp_path, capsys):
+    file = write_file(tmp_path, f"output: {tmp_path / 'elsewhere'}\n")
     assert pipeline.main(["--config", file, "--status", "pfn-00000001"]) == 2
     assert str(tmp_path / "elsewhere") in capsys.readouterr().err
 
 
-def test_an_unknown_key_is_an_input_error_of_the_reader(tmp_path):
+def test_reading_an_unknown_key_raises_input_error(tmp_path):
     with pytest.raises(InputError, match="max_trials"):
-        flags_of().read(written(tmp_path, "max_trial: 3"), "--config")
+        flags_of().read(write_file(tmp_path, "max_trial: 3"), "--config")

@@ -1,4 +1,4 @@
-"""Cron expressions: what crontab takes, as Kubeflow reads it."""
+"""Cron expressions of crontab, converted for Kubeflow."""
 
 import pytest
 
@@ -21,7 +21,7 @@ from common.errors import InputError
         ("0 3 31 2 1", "0 0 3 31 2 1"),
     ],
 )
-def test_kubeflow_gets_the_second_first(text, fields):
+def test_six_fields_begins_with_the_second(text, fields):
     assert six_fields(text) == fields
 
 
@@ -47,13 +47,13 @@ def test_kubeflow_gets_the_second_first(text, fields):
         ("0 3 31 2,4 *", "a date that no year has"),
     ],
 )
-def test_what_is_no_cron_expression_is_refused_with_an_example(text, fact):
-    with pytest.raises(InputError) as refused:
+def test_an_invalid_cron_expression_is_refused_with_an_example(text, fact):
+    with pytest.raises(InputError) as error:
         six_fields(text)
-    assert fact in str(refused.value)
-    assert "'0 3 * * 1'" in str(refused.value)
-    assert "\n" not in str(refused.value)
+    assert fact in str(error.value)
+    assert "'0 3 * * 1'" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
-def test_crontab_gets_no_second():
+def test_five_fields_has_no_second():
     assert five_fields("30 0 3 * * 1") == five_fields("0 3 * * 1") == "0 3 * * 1"

@@ -16,7 +16,7 @@ SPACE = {"parameters": [{"name": "start-lr", "type": "double", "min": 0.001, "ma
 PREFIXES = ("data", "gate", "kubeflow", "pods", "report", "search", "serve", "storage", "tracking")
 
 
-def test_every_field_is_in_the_form_but_what_a_form_cannot_change():
+def test_every_field_but_experiment_name_is_in_the_form():
     fields = [entry.field for entry in form.ENTRIES]
     missing = {field.name for field in dataclasses.fields(RunConfig)} - set(fields)
     assert missing == {"experiment_name"}
@@ -27,7 +27,7 @@ def test_every_field_is_in_the_form_but_what_a_form_cannot_change():
         assert name.split("_")[0] in PREFIXES or name == "network_config", name
 
 
-def test_what_users_change_first_stands_at_the_top():
+def test_the_most_used_parameters_are_at_the_top():
     """The form sorts by name."""
     order = sorted(form.TYPES)
     top, below = order[: order.index(form.SETTINGS)], order[order.index(form.SETTINGS) + 1 :]
@@ -36,15 +36,15 @@ def test_what_users_change_first_stands_at_the_top():
     assert all(name.startswith("storage_") for name in below)
 
 
-def test_names_say_the_unit_and_whose_account_it_is():
+def test_names_include_the_unit_and_the_owner_of_the_account():
     names = {entry.field: entry.name for entry in form.ENTRIES}
     assert names["min_improvement"].endswith("_percent")
     assert names["max_closure"].endswith("_fraction")
     assert names["service_account"] == "serve_account"
 
 
-def test_a_name_of_the_form_never_is_the_name_of_another_field():
-    """Parameters of earlier versions are known by the names of the fields."""
+def test_no_name_of_the_form_is_the_name_of_another_field():
+    """Earlier versions used the names of the fields as names of parameters."""
     fields = {field.name for field in dataclasses.fields(RunConfig)}
     for entry in form.ENTRIES:
         assert entry.name == entry.field or entry.name not in fields
@@ -57,7 +57,7 @@ def test_every_parameter_and_every_setting_is_described():
         assert f"{entry.name}: {entry.description}" in form.DESCRIPTIONS[form.SETTINGS]
 
 
-def test_parameters_become_the_configuration_that_they_were_made_of():
+def test_parameters_restore_their_configuration():
     config = RunConfig(
         s3_bucket="s3://bucket/jec",
         search_space=json.dumps(SPACE),
@@ -72,7 +72,7 @@ def test_parameters_become_the_configuration_that_they_were_made_of():
     assert RunConfig.from_dict(form.fields(parameters)) == config
 
 
-def test_parameters_of_earlier_versions_have_the_names_of_the_fields():
+def test_parameters_with_names_of_fields_are_accepted():
     earlier = {**RunConfig(num_gpus=2).parameters(), "search_space": json.dumps(SPACE)}
     assert form.fields(earlier) == earlier
 
@@ -117,7 +117,7 @@ def test_a_setting_gets_the_type_of_its_field(name, value, field, expected):
         ('{"gate_max_closure_fraction": "small"}', ["gate_max_closure_fraction", "small"]),
     ],
 )
-def test_a_setting_that_cannot_be_meant_is_refused_by_its_name(text, facts):
+def test_an_invalid_setting_is_refused_by_name(text, facts):
     with pytest.raises(InputError) as refusal:
         form.fields_of_settings(text)
     for fact in facts:

@@ -1,4 +1,4 @@
-"""HTTP requests: what is retried, what is sent, and what an error may say."""
+"""HTTP requests: retries, headers, and errors without secrets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from common.errors import UnreachableError
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Answers with the server's next code, and notes method and headers of each request."""
+    """Answers with the server's next code, and records method and headers of each request."""
 
     def log_message(self, *_):
         pass
@@ -56,23 +56,21 @@ def server():
         ("POST", [503], 503),
     ],
 )
-def test_a_gateway_that_restarts_is_asked_once_more_and_a_post_is_not(
-    server, method, codes, status
-):
+def test_errors_of_a_gateway_are_retried_once_except_for_post(server, method, codes, status):
     server.codes = list(codes)
     answer = http_module.send(http_module.session(), method, server.url)
     assert answer.status_code == status
     assert len(server.requests) == len(codes)
 
 
-def test_our_authorization_is_sent_and_no_login_of_netrc(server, tmp_path, monkeypatch):
+def test_our_authorization_header_is_sent_instead_of_netrc_s(server, tmp_path, monkeypatch):
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login somebody password else\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     server.codes = [200, 200]
     client = http_module.session()
     for _ in range(2):
         http_module.send(client, "GET", server.url, headers={"Authorization": "Bearer ours"})
-    assert [sent["Authorization"] for _, sent in server.requests] == ["Bearer ours"] * 2
+    assert [headers["Authorization"] for _, headers in server.requests] == ["Bearer ours"] * 2
     assert server.requests[1][1]["Cookie"] == "session=abc"
 
 
@@ -86,7 +84,7 @@ def test_our_authorization_is_sent_and_no_login_of_netrc(server, tmp_path, monke
         ("secret-part", "https:// or http://"),
     ],
 )
-def test_an_error_gives_the_reason_and_never_the_address(url, reason):
+def test_an_error_has_the_reason_and_not_the_address(url, reason):
     with pytest.raises(UnreachableError) as error:
         http_module.send(http_module.session(), "GET", url)
     assert reason in str(error.value)
@@ -94,7 +92,7 @@ def test_an_error_gives_the_reason_and_never_the_address(url, reason):
     assert not re.search(r"Error\b|Invalid|Missing|gaierror", str(error.value))
 
 
-def test_a_silent_server_is_left_after_the_time_that_was_set():
+def test_a_silent_server_is_an_error_after_the_timeout():
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, never answers
         port = silent.getsockname()[1]
         with pytest.raises(UnreachableError, match=r"within 0\.1 s"):

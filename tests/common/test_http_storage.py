@@ -30,7 +30,7 @@ def server(web_server):
 
 
 @pytest.mark.parametrize("prefix", ["", "/plain"], ids=["with ranges", "without ranges"])
-def test_parts_and_whole(server, tmp_path, prefix):
+def test_ranges_and_whole_files_are_read(server, tmp_path, prefix):
     uri = f"{server.uri}{prefix}/http/a.bin"
     ranges = [(1000, 2000), (0, 1), (255_999, 256_000), (3, 3)]
     with storage.open_source(uri) as source:
@@ -43,7 +43,7 @@ def test_parts_and_whole(server, tmp_path, prefix):
     assert [entry.size for entry in storage.entries(uri)] == [len(CONTENT)]
 
 
-def test_an_empty_file(server):
+def test_an_empty_file_has_size_0(server):
     with storage.open_source(f"{server.uri}/plain/http/empty.bin") as source:
         assert source.size == 0
 
@@ -69,7 +69,7 @@ def test_the_fingerprint_changes_with_the_file(server):
     assert storage.fingerprint(storage.entries(uri)) != before
 
 
-def test_a_file_that_changes_while_it_is_read(server, no_pauses):
+def test_a_file_that_changes_while_it_is_read_is_an_error(server, no_pauses):
     path = server.data / "http" / "replaced.bin"
     path.write_bytes(b"12345")
     with storage.open_source(f"{server.uri}/http/replaced.bin") as source:
@@ -83,7 +83,7 @@ def test_a_file_that_changes_while_it_is_read(server, no_pauses):
 
 
 @pytest.mark.parametrize("fault", ["cut/2", "busy/2"])
-def test_a_fault_that_passes_is_waited_out(server, no_pauses, fault):
+def test_a_temporary_fault_is_retried(server, no_pauses, fault):
     with storage.open_source(f"{server.uri}/{fault}/http/a.bin") as source:
         assert source.read(0, 70_000) == CONTENT[:70_000]
     assert 2 <= len(no_pauses) <= 4
@@ -102,15 +102,15 @@ def test_a_fault_that_passes_is_waited_out(server, no_pauses, fault):
         ("disguised/a.bin", InputError, ["web page"]),
     ],
 )
-def test_faults_that_stay(server, no_pauses, path, error, facts):
-    with pytest.raises(error) as caught, storage.open_source(f"{server.uri}/{path}") as source:
+def test_a_permanent_fault_is_reported_with_its_status(server, no_pauses, path, error, facts):
+    with pytest.raises(error) as error_info, storage.open_source(f"{server.uri}/{path}") as source:
         source.read(0, 100_000)
     for fact in [server.uri, *facts]:
-        assert fact in str(caught.value)
+        assert fact in str(error_info.value)
 
 
 @pytest.mark.parametrize("kind", ["login", "disguised"])
-def test_a_page_is_never_taken_for_data(server, kind):
+def test_a_web_page_is_never_read_as_data(server, kind):
     uri = f"{server.uri}/{kind}/a.yaml"
     for use in (storage.read_bytes, storage.entries, storage.open_file):
         with pytest.raises(InputError, match="web page"):
@@ -120,19 +120,19 @@ def test_a_page_is_never_taken_for_data(server, kind):
 @pytest.mark.parametrize(
     "begin", ["\ufeff<!DOCTYPE html>", "<!-- login --><html>", "<?xml version='1.0'?><Error/>"]
 )
-def test_a_page_is_known_by_its_beginning(server, begin):
+def test_a_web_page_is_recognised_by_its_beginning(server, begin):
     (server.data / "page.root").write_text(begin)
     for use in (storage.read_bytes, storage.entries, storage.open_file):
         with pytest.raises(InputError, match="web page"):
             use(f"{server.uri}/page.root")
 
 
-def test_a_pattern_without_a_server(server):
+def test_a_pattern_without_a_server_is_refused(server):
     with pytest.raises(InputError, match="no address"):
         storage.glob("http://[::1/x*")
 
 
-def test_a_redirect_to_a_dead_server_names_it(server, no_pauses):
+def test_a_redirect_to_a_dead_server_is_reported_with_its_address(server, no_pauses):
     port = free_port()
     with pytest.raises(StorageError, match=f"redirect to 127.0.0.1:{port}"):
         storage.read_bytes(f"{server.uri}/away/{port}/a.bin")
@@ -143,12 +143,12 @@ def test_a_redirect_is_followed(server):
     assert storage.read_bytes(f"{server.uri}/away/{server.port}/http/a.bin") == CONTENT
 
 
-def test_a_server_that_does_not_exist():
+def test_a_server_that_does_not_exist_is_an_input_error():
     with pytest.raises(InputError, match=r"no server no\.such\.host\.invalid"):
         storage.read_bytes("http://no.such.host.invalid/a")
 
 
-def test_a_server_killed_in_the_middle(tmp_path, no_pauses):
+def test_a_server_killed_during_reading_is_a_storage_error(tmp_path, no_pauses):
     (tmp_path / "web").mkdir()
     (tmp_path / "web" / "a.bin").write_bytes(CONTENT)
     server = web.start(tmp_path / "web")
@@ -169,18 +169,18 @@ def test_web_servers_are_read_only(server, tmp_path):
             write(f"{server.uri}/new")
 
 
-# -------------------------------------------------------------- how ranges are asked for, and TLS
+# ------------------------------------------------------------------------- range requests, and TLS
 
 
 @contextlib.contextmanager
-def noting_server(folder, tls=None):
-    """A server over a folder that notes the path and the headers of each request.
+def recording_server(folder, tls=None):
+    """A server over a folder that records the path and the headers of each request.
 
     tls: the certificate authority of its certificate, for https.
     """
     requests = []
 
-    class Noting(web.Handler):
+    class Recording(web.Handler):
         def __init__(self, *arguments):
             super().__init__(*arguments, directory=str(folder))
 
@@ -190,7 +190,7 @@ def noting_server(folder, tls=None):
             self.path = self.path.removeprefix("http://elsewhere.invalid").partition("?")[0]
             super().do_GET()
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Noting)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Recording)
     if tls is not None:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         tls.issue_cert("localhost").configure_cert(context)
@@ -213,16 +213,16 @@ def folder(tmp_path):
 
 def authority(path):
     """A new certificate authority, whose certificate is written to a file."""
-    made = trustme.CA()
-    made.cert_pem.write_to_path(str(path))
-    return made
+    certificate_authority = trustme.CA()
+    certificate_authority.cert_pem.write_to_path(str(path))
+    return certificate_authority
 
 
 def test_each_range_is_one_request_without_a_login(folder, tmp_path, monkeypatch):
     (tmp_path / "netrc").write_text("machine localhost login somebody password else\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     with (
-        noting_server(folder) as (uri, requests),
+        recording_server(folder) as (uri, requests),
         storage.open_source(f"{uri}/a.bin?part=a%2Fb") as source,
     ):
         assert source.read_ranges([(0, 10), (99, 200)]) == [CONTENT[:10], CONTENT[99:200]]
@@ -234,8 +234,8 @@ def test_each_range_is_one_request_without_a_login(folder, tmp_path, monkeypatch
         assert "Authorization" not in headers
 
 
-def test_after_a_redirect_requests_reads_the_rest(folder):
-    with noting_server(folder) as (uri, requests):
+def test_ranges_after_a_redirect_are_read_through_requests(folder):
+    with recording_server(folder) as (uri, requests):
         port = uri.rpartition(":")[2]
         with storage.open_source(f"{uri}/away/{port}/a.bin") as source:
             requests.clear()
@@ -247,7 +247,7 @@ def test_after_a_redirect_requests_reads_the_rest(folder):
 
 
 def test_ranges_go_through_the_proxy_of_the_environment(folder, monkeypatch):
-    with noting_server(folder) as (proxy, requests):
+    with recording_server(folder) as (proxy, requests):
         for name in ("http_proxy", "HTTP_PROXY"):
             monkeypatch.setenv(name, proxy)
         for name in ("no_proxy", "NO_PROXY"):
@@ -260,8 +260,8 @@ def test_ranges_go_through_the_proxy_of_the_environment(folder, monkeypatch):
     assert requests[-1][1]["If-Match"] == "x"
 
 
-def test_a_page_in_place_of_a_range_is_no_data(folder, monkeypatch):
-    with noting_server(folder) as (uri, _), storage.open_source(f"{uri}/a.bin") as source:
+def test_a_web_page_instead_of_a_range_is_refused(folder, monkeypatch):
+    with recording_server(folder) as (uri, _), storage.open_source(f"{uri}/a.bin") as source:
         send = web.Handler._send
 
         def as_page(self, status, body, headers, **options):
@@ -273,20 +273,20 @@ def test_a_page_in_place_of_a_range_is_no_data(folder, monkeypatch):
 
 
 def test_trusted_certificates_are_loaded_once(folder, tmp_path, monkeypatch):
-    """Whatever the number of connections, and each server is checked."""
-    loaded = []
+    """For any number of connections; each server's certificate is checked."""
+    files = []
     load = ssl.SSLContext.load_verify_locations
 
-    def noted(self, cafile=None, *rest, **options):
-        loaded.append(cafile)
+    def record_and_load(self, cafile=None, *rest, **options):
+        files.append(cafile)
         return load(self, cafile, *rest, **options)
 
     trusted = authority(tmp_path / "ca.pem")
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "ca.pem"))
-    monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", noted)
+    monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", record_and_load)
     with (
-        noting_server(folder, trusted) as (first, requests),
-        noting_server(folder, trusted) as (second, _),
+        recording_server(folder, trusted) as (first, requests),
+        recording_server(folder, trusted) as (second, _),
     ):
         for uri in (first, second):
             with storage.open_source(f"{uri}/a.bin") as source:
@@ -294,16 +294,16 @@ def test_trusted_certificates_are_loaded_once(folder, tmp_path, monkeypatch):
                 expected = [CONTENT[start:stop] for start, stop in ranges]
                 assert source.read_ranges(ranges) == expected
         assert len(requests) == 1 + len(ranges)
-    assert loaded == [str(tmp_path / "ca.pem")]
+    assert files == [str(tmp_path / "ca.pem")]
 
 
 def test_no_server_is_trusted_without_its_authority(folder, tmp_path, monkeypatch):
     trusted = authority(tmp_path / "ca.pem")
     authority(tmp_path / "other.pem")
-    with noting_server(folder, trusted) as (uri, requests):
-        read = http_storage.range_of(f"{uri}/a.bin", 0, 10, {}, str(tmp_path / "ca.pem"))
-        assert read == CONTENT[:10]
-        seen = len(requests)
+    with recording_server(folder, trusted) as (uri, requests):
+        content = http_storage.range_of(f"{uri}/a.bin", 0, 10, {}, str(tmp_path / "ca.pem"))
+        assert content == CONTENT[:10]
+        num_requests = len(requests)
         # the same server, by the usual certificates, by others, and by another name than its own
         for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
             monkeypatch.delenv(name, raising=False)
@@ -315,12 +315,12 @@ def test_no_server_is_trusted_without_its_authority(folder, tmp_path, monkeypatc
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "other.pem"))
         with pytest.raises(InputError, match="no TLS connection"):
             storage.open_source(f"{uri}/a.bin")
-        assert len(requests) == seen
+        assert len(requests) == num_requests
 
 
-def test_certificates_that_cannot_be_loaded_are_named(folder, tmp_path, monkeypatch):
+def test_unreadable_certificates_are_refused_by_name(folder, tmp_path, monkeypatch):
     (tmp_path / "empty.pem").touch()
-    with noting_server(folder, authority(tmp_path / "ca.pem")) as (uri, _):
+    with recording_server(folder, authority(tmp_path / "ca.pem")) as (uri, _):
         for name in ("missing.pem", "empty.pem"):
             monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / name))
             with pytest.raises(InputError, match=name):

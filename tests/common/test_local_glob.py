@@ -20,7 +20,7 @@ def folder(tmp_path):
     return place
 
 
-def test_names_with_brackets_blanks_and_quotes(folder, monkeypatch):
+def test_names_with_brackets_blanks_and_quotes_match(folder, monkeypatch):
     monkeypatch.chdir(folder)
     present = ["a.root", "b [2].root", 'it\'s, "c".root']
     # what the working directory is called does not matter
@@ -31,7 +31,7 @@ def test_names_with_brackets_blanks_and_quotes(folder, monkeypatch):
     assert names(folder.parent / "run [[]1[]]*" / "[ab]*") == ["a.root", "b [2].root"]
 
 
-def test_links_are_followed_and_broken_ones_do_not_matter(tmp_path):
+def test_links_are_followed_and_broken_links_are_ignored(tmp_path):
     real = tmp_path / "real"
     real.mkdir()
     (real / "b.root").touch()
@@ -52,15 +52,15 @@ def test_only_folders_that_match_are_listed(tmp_path, monkeypatch):
     for name in ("wanted", "other", "wanted/deep"):
         (tmp_path / name).mkdir()
     (tmp_path / "wanted/a.root").touch()
-    listed = []
+    folders = []
     scandir, listdir = os.scandir, os.listdir
-    monkeypatch.setattr(os, "scandir", lambda path: listed.append(str(path)) or scandir(path))
-    monkeypatch.setattr(os, "listdir", lambda path: listed.append(str(path)) or listdir(path))
+    monkeypatch.setattr(os, "scandir", lambda path: folders.append(str(path)) or scandir(path))
+    monkeypatch.setattr(os, "listdir", lambda path: folders.append(str(path)) or listdir(path))
     assert names(tmp_path / "wanted/*.root") == ["a.root"]
-    assert {os.path.abspath(path) for path in listed} == {str(tmp_path / "wanted")}
+    assert {os.path.abspath(path) for path in folders} == {str(tmp_path / "wanted")}
 
 
-def test_a_home_with_brackets(tmp_path, monkeypatch):
+def test_a_home_folder_with_brackets_is_no_pattern(tmp_path, monkeypatch):
     home = tmp_path / "[me]"
     home.mkdir()
     (home / "a.root").touch()

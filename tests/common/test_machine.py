@@ -1,4 +1,4 @@
-"""What this process may use of its machine."""
+"""The memory of the machine that this process may use."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ from common import machine
         pytest.param("4:memory:/of/host\n", {}, None, id="no such file"),
     ],
 )
-def test_the_limit_of_memory(tmp_path, monkeypatch, groups, files, limit):
+def test_the_memory_limit_comes_from_the_control_groups(
+    tmp_path, monkeypatch, groups, files, limit
+):
     (tmp_path / "own").write_text(groups)
     for name, text in files.items():
         path = tmp_path / "fs" / name
@@ -44,7 +46,7 @@ def test_the_limit_of_memory(tmp_path, monkeypatch, groups, files, limit):
     assert machine.memory_limit() == limit
 
 
-def test_no_linux(tmp_path, monkeypatch):
+def test_without_linux_there_is_no_memory_limit(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "OWN_CGROUPS", tmp_path / "none")
     monkeypatch.setattr(machine, "OWN_STATUS", tmp_path / "none")
     assert machine.memory_limit() is None
@@ -89,7 +91,9 @@ def test_no_linux(tmp_path, monkeypatch):
         ),
     ],
 )
-def test_the_room_below_the_limit_of_a_group(tmp_path, monkeypatch, groups, files, room):
+def test_free_memory_is_the_limit_of_the_group_minus_its_use(
+    tmp_path, monkeypatch, groups, files, room
+):
     (tmp_path / "own").write_text(groups)
     for name, text in files.items():
         path = tmp_path / "fs" / name
@@ -105,13 +109,17 @@ def test_the_room_below_the_limit_of_a_group(tmp_path, monkeypatch, groups, file
     ("kind", "limit", "room"),
     [("RLIMIT_AS", 9000, 9000 - 2048), ("RLIMIT_DATA", 9000, 9000 - 4096)],
 )
-def test_the_room_below_the_limit_of_a_process(tmp_path, monkeypatch, kind, limit, room):
+def test_free_memory_is_the_limit_of_the_process_minus_its_use(
+    tmp_path, monkeypatch, kind, limit, room
+):
     (tmp_path / "status").write_text("Name:\tpython\nVmSize:\t    2 kB\nVmData:\t    4 kB\n")
     monkeypatch.setattr(machine, "OWN_CGROUPS", tmp_path / "none")
     monkeypatch.setattr(machine, "OWN_STATUS", tmp_path / "status")
     unlimited = machine.resource.RLIM_INFINITY
     limits = {getattr(machine.resource, kind): limit}
     monkeypatch.setattr(
-        machine.resource, "getrlimit", lambda one: (limits.get(one, unlimited), unlimited)
+        machine.resource,
+        "getrlimit",
+        lambda kind_of_limit: (limits.get(kind_of_limit, unlimited), unlimited),
     )
     assert machine.memory_room() == room

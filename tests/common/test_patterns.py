@@ -25,13 +25,13 @@ from common.storage.patterns import Pattern, parse
         ("https://server:8443/a.root:t;1", [("https://server:8443/a.root", "", "t;1")]),
     ],
 )
-def test_parts(text, patterns):
+def test_patterns_are_split_into_sample_path_and_tree(text, patterns):
     assert parse(text) == [
         Pattern(**dict(zip(("text", "sample", "tree"), parts, strict=False))) for parts in patterns
     ]
 
 
-def test_existing_files_are_what_they_are_called(tmp_path):
+def test_names_of_existing_files_are_not_parsed(tmp_path):
     for name in ("a b.root", "a,b 2.root", "x.root:y", "s:z.root"):
         (tmp_path / name).touch()
     for name in ("a b.root", "a,b 2.root", "x.root:y", "s:z.root", "a*b*.root", "a ?.root"):
@@ -39,7 +39,7 @@ def test_existing_files_are_what_they_are_called(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["gs:/x", "s3:/x", "a.root gs://b/x.root", "q:root:/eos/x"])
-def test_misspelt_schemes(text):
+def test_misspelt_schemes_are_refused(text):
     with pytest.raises(InputError, match="root://server//path"):
         parse(text)
     with pytest.raises(InputError, match=r"--data-val: .*root://server//path"):
@@ -49,12 +49,12 @@ def test_misspelt_schemes(text):
 @pytest.mark.parametrize(
     "name", ["data_config", "network_config", "search_space", "s3_bucket", "baseline"]
 )
-def test_a_run_is_refused_for_misspelt_addresses(name):
+def test_a_run_refuses_misspelt_addresses(name):
     with pytest.raises(InputError, match=f"--{name.replace('_', '-')}: .*'gs:'"):
         RunConfig(**{name: "gs:/x"})
 
 
-def test_web_servers_are_no_place_for_runs():
+def test_runs_cannot_be_stored_on_a_web_server():
     with pytest.raises(InputError, match="read only"):
         RunConfig(s3_bucket="https://server/x")
 
@@ -76,7 +76,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_no_command_makes_a_folder_of_an_address(name, tmp_path, monkeypatch, capsys):
+def test_no_command_creates_a_folder_named_like_an_address(name, tmp_path, monkeypatch, capsys):
     module, *words = COMMANDS[name]
     monkeypatch.chdir(tmp_path)
     words = [word.replace("DATA", str(ROOT / "data" / "jec_pfn_open.yaml")) for word in words]
@@ -86,6 +86,6 @@ def test_no_command_makes_a_folder_of_an_address(name, tmp_path, monkeypatch, ca
     except SystemExit as end:
         code = end.code
     assert code == 2
-    said = capsys.readouterr().err
-    assert "error" in said
+    messages = capsys.readouterr().err
+    assert "error" in messages
     assert not [path for path in os.listdir(tmp_path) if ":" in path]

@@ -1,4 +1,4 @@
-"""The records of a run: files of earlier versions are read, and what is no record is refused."""
+"""The records of a run: files of earlier versions are loaded, and invalid ones are refused."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NAME = "pfn-regressor-open-d7106cc4"
 
 @pytest.fixture(scope="module")
 def earlier(tmp_path_factory) -> Path:
-    """The folder of a run made before files had forms."""
+    """The folder of a run from before files had a format."""
     folder = tmp_path_factory.mktemp("earlier")
     with tarfile.open(ARCHIVE) as archive:
         for member in archive.getmembers():
@@ -49,12 +49,12 @@ def earlier(tmp_path_factory) -> Path:
     ],
     ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
-def test_a_file_without_a_form_is_read_and_written_again_as_it_was(earlier, form, path):
+def test_a_file_without_a_format_is_loaded_and_saved_unchanged(earlier, form, path):
     content = json.loads((earlier / path).read_text())
     assert form.load(str(earlier / path)).as_json() == {"format": 1, **content}
 
 
-def test_a_run_and_its_trials_are_read(earlier):
+def test_an_earlier_run_and_its_trials_are_loaded(earlier):
     content = json.loads((earlier / "run.json").read_text())
     run = Run.load(str(earlier))
     assert run.id == NAME
@@ -66,7 +66,7 @@ def test_a_run_and_its_trials_are_read(earlier):
     assert ExportRecord.load(str(earlier / "model/export.json")).raw.model.endswith("-raw")
 
 
-def test_run_json_holds_the_run_s_id_its_record_and_its_configuration(earlier, tmp_path):
+def test_run_json_has_the_run_id_record_and_configuration(earlier, tmp_path):
     content = json.loads((earlier / "run.json").read_text())
     run = Run.load(str(earlier))
     Run(config=run.config.replace(s3_bucket=str(tmp_path)), record=run.record).save()
@@ -84,7 +84,7 @@ def test_a_trial_without_history_has_no_epochs(tmp_path):
     assert find_history(str(tmp_path / "history.json")) == []
 
 
-def test_an_epoch_without_a_finite_loss_has_none(tmp_path):
+def test_a_loss_of_null_is_no_loss(tmp_path):
     place = tmp_path / "history.json"
     place.write_text('[{"epoch": 0, "train_loss": null, "metrics": {}}]')
     assert find_history(str(place)) == [EpochRecord(epoch=0)]
@@ -99,7 +99,7 @@ def test_an_epoch_without_a_finite_loss_has_none(tmp_path):
     ],
     ids=["a later form", "no number", "half an interval"],
 )
-def test_what_is_no_record_is_refused_with_the_file_and_the_field(content, facts):
+def test_an_invalid_record_is_refused_with_its_file_and_field(content, facts):
     with pytest.raises(InputError) as refusal:
         MetricsRecord.from_json({**metrics_record().as_json(), **content}, "runs/x/metrics.json")
     for fact in ["runs/x/metrics.json", *facts]:
@@ -113,14 +113,14 @@ def test_a_history_that_is_no_list_of_epochs_is_refused(tmp_path):
         find_history(str(place))
 
 
-def test_an_interval_as_text():
+def test_an_interval_is_formatted_with_its_bounds():
     gain = Interval(value=0.041, low=0.032, high=0.05)
     assert gain.percent(100) == "+4.1 % [3.2, 5.0]"
     assert gain.percent(100, 0, sign="") == "4 % [3, 5]"
     assert gain.text(digits=3) == "+0.041 [0.032, 0.050]"
 
 
-def test_the_webhook_of_an_earlier_run_is_read_past_and_written_nowhere(earlier):
+def test_the_webhook_of_an_earlier_run_is_not_loaded_or_saved(earlier):
     """Earlier versions kept the URL, which is a secret, in run.json."""
     content = json.loads((earlier / "run.json").read_text())
     content["config"]["webhook"] = "https://hooks.example.org/canary-7f3a"

@@ -1,5 +1,5 @@
-"""S3 that throttles or fails for a while: requests are repeated, later each time, and end with a
-reason where it goes on.
+"""S3 that throttles or fails temporarily: requests are retried with growing pauses, and end with a
+reason if it continues.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from common.storage import s3
 
 
 class Faulty(BaseHTTPRequestHandler):
-    """Answers the next `faults` requests with an error, then serves what was put."""
+    """Answers the next `faults` requests with an error, then serves the stored objects."""
 
     protocol_version = "HTTP/1.1"  # or a PUT waits a second for the leave to send
 
     faults: list[tuple[int, str]]
-    stored: dict[str, bytes]
+    objects: dict[str, bytes]
     requests = 0
     cuts = 0
-    """So many bodies break off in the middle."""
+    """The number of bodies that are truncated."""
     gets: list[tuple[bool, dict[str, str]]]
     """Whether the address is signed, and the headers of each GET."""
 
@@ -39,7 +39,7 @@ class Faulty(BaseHTTPRequestHandler):
             )
             return True
         if self.command == "PUT":
-            self.stored[self.path] = content
+            self.objects[self.path] = content
         return False
 
     def do_PUT(self) -> None:
@@ -51,9 +51,9 @@ class Faulty(BaseHTTPRequestHandler):
         self.gets.append(("X-Amz-Signature=" in query, dict(self.headers)))
         if self._fails():
             return
-        content = self.stored[path]
-        if asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
-            self._answer(206, content[int(asked[1]) : int(asked[2]) + 1])
+        content = self.objects[path]
+        if range_ := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+            self._answer(206, content[int(range_[1]) : int(range_[2]) + 1])
         else:
             self._answer(200, content)
 
@@ -74,13 +74,13 @@ class Faulty(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch) -> Iterator[type[Faulty]]:
-    """A server at AWS_ENDPOINT_URL whose class holds `faults`; pauses between requests are noted in
-    `pauses` instead of made.
+    """A server at AWS_ENDPOINT_URL whose class holds `faults`; pauses between requests are recorded
+    in `pauses` instead of waited for.
     """
-    handler = type("Handler", (Faulty,), {"faults": [], "stored": {}, "pauses": [], "gets": []})
-    served = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=served.serve_forever, args=(0.05,), daemon=True).start()
-    address = f"http://127.0.0.1:{served.server_port}"
+    handler = type("Handler", (Faulty,), {"faults": [], "objects": {}, "pauses": [], "gets": []})
+    http_server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=http_server.serve_forever, args=(0.05,), daemon=True).start()
+    address = f"http://127.0.0.1:{http_server.server_port}"
     for name, value in {
         "AWS_ENDPOINT_URL": address,
         "AWS_ACCESS_KEY_ID": "a",
@@ -91,12 +91,12 @@ def server(monkeypatch) -> Iterator[type[Faulty]]:
     storage.forget_client()
     yield handler
     storage.forget_client()
-    served.shutdown()
-    served.server_close()
+    http_server.shutdown()
+    http_server.server_close()
 
 
 @pytest.mark.parametrize("fault", [(503, "SlowDown"), (500, "InternalError"), (502, "Bad Gateway")])
-def test_a_fault_that_passes_is_waited_out(server, fault):
+def test_a_temporary_fault_is_retried(server, fault):
     server.faults += [fault] * 3
     storage.write_text("s3://jets/one", "content")
     server.faults += [fault] * 2
@@ -106,7 +106,7 @@ def test_a_fault_that_passes_is_waited_out(server, fault):
     assert all(pause > 0 for pause in server.pauses)
 
 
-def test_a_fault_that_stays_ends_with_what_was_asked_and_answered(server):
+def test_a_permanent_fault_is_reported_with_address_and_code(server):
     server.faults += [(503, "SlowDown")] * 100
     with pytest.raises(StorageError, match=r"http://127.* SlowDown .*s3://jets/one"):
         storage.read_bytes("s3://jets/one")
@@ -128,7 +128,7 @@ def test_a_fault_that_stays_ends_with_what_was_asked_and_answered(server):
         (400, "InvalidToken"),
     ],
 )
-def test_refused_access_may_pass_when_somebody_renews_the_keys(server, tmp_path, status, code):
+def test_refused_access_is_retryable_and_names_the_keys(server, tmp_path, status, code):
     content = tmp_path / "a"
     content.write_bytes(b"a")
     entry = storage.Entry(uri="s3://jets/one", size=10, tag="e")
@@ -147,36 +147,36 @@ def test_refused_access_may_pass_when_somebody_renews_the_keys(server, tmp_path,
         read_a_part,
     ):
         server.faults += [(status, code)]
-        with pytest.raises(AccessError) as caught:
+        with pytest.raises(AccessError) as error_info:
             use()
-        assert caught.value.retryable
+        assert error_info.value.retryable
         for fact in (entry.uri, code, "AWS_SESSION_TOKEN"):
-            assert fact in str(caught.value)
+            assert fact in str(error_info.value)
     assert server.requests == 7  # none is repeated: only other keys would help
 
 
-def test_a_wrong_name_stays_the_user_s_error(server):
+def test_a_wrong_name_is_not_retryable(server):
     for status, code in [(404, "NoSuchBucket"), (404, "NoSuchKey")]:
         server.faults += [(status, code)]
-        with pytest.raises(InputError, match=r"s3://jets/one|'jets'") as caught:
+        with pytest.raises(InputError, match=r"s3://jets/one|'jets'") as error_info:
             storage.read_bytes("s3://jets/one")
-        assert not caught.value.retryable
+        assert not error_info.value.retryable
 
 
-@pytest.mark.parametrize("cut", [2, 99])
-def test_a_body_that_is_cut_is_fetched_again(server, no_pauses, tmp_path, cut):
+@pytest.mark.parametrize("number_of_cuts", [2, 99])
+def test_a_truncated_body_is_requested_again(server, no_pauses, tmp_path, number_of_cuts):
     storage.write_bytes("s3://jets/one", b"0123456789")
-    server.cuts = cut
-    if cut < 10:
+    server.cuts = number_of_cuts
+    if number_of_cuts < 10:
         assert storage.read_bytes("s3://jets/one") == b"0123456789"
-        assert len(no_pauses) == cut
+        assert len(no_pauses) == number_of_cuts
         return
     with pytest.raises(StorageError, match="s3://jets/one"):
         storage.read_bytes("s3://jets/one")
     assert len(no_pauses) == 6
 
 
-def test_ranges_come_from_a_signed_address(server):
+def test_ranges_are_read_from_a_signed_address(server):
     storage.write_bytes("s3://jets/it's [1]~.root", b"0123456789")
     with storage.open_source(
         "s3://jets/it's [1]~.root", storage.Entry(uri="s3://jets/one", size=10, tag="e")
@@ -189,7 +189,7 @@ def test_ranges_come_from_a_signed_address(server):
 
 
 @pytest.mark.parametrize("fault", ["busy", "refused", "cut", "short", "no ranges"])
-def test_where_a_signed_address_fails_boto3_reads(server, monkeypatch, fault):
+def test_boto3_reads_where_a_signed_address_fails(server, monkeypatch, fault):
     storage.write_bytes("s3://jets/one", b"0123456789")
     if fault == "cut":
         server.cuts = 1

@@ -28,14 +28,14 @@ def make_old(path):
 
 
 @pytest.mark.faults
-def test_what_killed_commands_left_is_removed(temporary):
-    """The folders of living commands, fresh ones, and what links lead to stay."""
-    for name in ("left", "fresh"):
+def test_folders_of_killed_commands_are_removed(temporary):
+    """Folders of running commands, fresh ones, and targets of links stay."""
+    for name in ("abandoned", "fresh"):
         folder = temporary / f"{PREFIX}{name}"
         folder.mkdir()
         (folder / scratch.LOCK).touch()
         (folder / "0.root").touch()
-    make_old(temporary / f"{PREFIX}left")
+    make_old(temporary / f"{PREFIX}abandoned")
     elsewhere = temporary / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / scratch.LOCK).touch()
@@ -50,7 +50,7 @@ def test_what_killed_commands_left_is_removed(temporary):
 
 
 @pytest.mark.faults
-def test_the_folder_of_a_killed_process_goes_with_the_next(temporary):
+def test_the_folder_of_a_killed_process_is_removed_by_the_next(temporary):
     code = (
         "import time; from common import scratch\n"
         f"with scratch.folder({PREFIX!r}) as folder:\n"

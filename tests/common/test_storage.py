@@ -20,7 +20,7 @@ def place(request, tmp_path):
     return request.getfixturevalue("s3_bucket") + "/place"
 
 
-def test_bytes_json_and_listing(place):
+def test_bytes_json_and_text_are_stored_and_listed(place):
     assert not storage.exists(place)
     storage.write_json(storage.join(place, "a", "x.json"), {"n": 1})
     storage.write_bytes(storage.join(place, "a", "y.bin"), b"123")
@@ -54,7 +54,7 @@ def test_a_star_does_not_cross_a_slash(place):
     assert len(storage.glob(storage.join(place, "t"))) == 4
 
 
-def test_folders_travel_whole(place, tmp_path):
+def test_folders_are_uploaded_and_downloaded(place, tmp_path):
     source = tmp_path / "source"
     (source / "sub").mkdir(parents=True)
     (source / "one").write_bytes(b"1" * 100)
@@ -79,21 +79,21 @@ def test_fingerprint_changes_with_content(place):
     assert storage.fingerprint(storage.entries(place)) != before
 
 
-def test_readers_never_see_half_a_file(tmp_path):
-    uri, stop, seen = str(tmp_path / "f"), threading.Event(), set()
+def test_readers_never_see_an_incomplete_file(tmp_path):
+    uri, stop, sizes = str(tmp_path / "f"), threading.Event(), set()
     storage.write_bytes(uri, b"0" * 10**6)
 
-    def read():
+    def read_repeatedly():
         while not stop.is_set():
-            seen.add(len(storage.read_bytes(uri)))
+            sizes.add(len(storage.read_bytes(uri)))
 
-    reader = threading.Thread(target=read)
+    reader = threading.Thread(target=read_repeatedly)
     reader.start()
     for i in range(30):
         storage.write_bytes(uri, bytes([i]) * 10**6)
     stop.set()
     reader.join()
-    assert seen == {10**6}
+    assert sizes == {10**6}
     assert os.listdir(tmp_path) == ["f"]
 
 
@@ -104,7 +104,7 @@ def test_s3_errors_name_the_bucket_and_the_endpoint(s3_bucket):
         storage.entries("s3://")
 
 
-def test_ranges_come_whole_and_in_order(place):
+def test_ranges_are_complete_and_in_order(place):
     content = bytes(range(256)) * 40
     uri = storage.join(place, "numbers")
     storage.write_bytes(uri, content)
@@ -144,7 +144,7 @@ def test_writing_leaves_no_temporary_file(place):
     assert storage.delete(storage.join(place, "nothing")) == 0
 
 
-def test_what_the_disk_refuses_is_an_input_error(tmp_path):
+def test_invalid_paths_on_disk_are_input_errors(tmp_path):
     (tmp_path / "file").write_bytes(b"\xff")
     (tmp_path / "folder").mkdir()
     attempts = [
@@ -163,7 +163,7 @@ def test_what_the_disk_refuses_is_an_input_error(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
 
 
-def test_a_disk_that_fails_is_no_fault_of_the_path(tmp_path, monkeypatch):
+def test_a_full_disk_is_a_storage_error(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -173,7 +173,7 @@ def test_a_disk_that_fails_is_no_fault_of_the_path(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_name_with_brackets_is_that_file(place):
+def test_the_name_of_an_existing_file_is_no_pattern(place):
     for name in ("a[1].root", "a1.root"):
         storage.write_text(f"{place}/{name}", name)
     assert [entry.uri for entry in storage.glob(f"{place}/a[1].root")] == [f"{place}/a[1].root"]
@@ -182,7 +182,7 @@ def test_a_name_with_brackets_is_that_file(place):
 
 
 @pytest.mark.parametrize("uri", ["s3://a b/x", "s3://bucket"])
-def test_what_is_no_object_of_s3_is_an_input_error(s3_server, no_pauses, tmp_path, uri):
+def test_invalid_s3_addresses_are_input_errors(s3_server, no_pauses, tmp_path, uri):
     for use in (storage.read_bytes, lambda uri: storage.s3.download(uri, str(tmp_path / "x"))):
         with pytest.raises(InputError, match=re.escape(uri)):
             use(uri)
@@ -192,7 +192,7 @@ def test_what_is_no_object_of_s3_is_an_input_error(s3_server, no_pauses, tmp_pat
 @pytest.mark.parametrize(
     ("variable", "value"), [("AWS_PROFILE", "no-such"), ("AWS_ENDPOINT_URL", "foo")]
 )
-def test_settings_of_aws_that_cannot_be_used_are_named(s3_server, monkeypatch, variable, value):
+def test_invalid_settings_of_aws_are_refused_by_name(s3_server, monkeypatch, variable, value):
     monkeypatch.setenv(variable, value)
     storage.forget_client()
     try:

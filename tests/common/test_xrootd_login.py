@@ -1,4 +1,4 @@
-"""Kerberos tickets and bearer tokens against real servers of XRootD that take nothing else."""
+"""Kerberos tickets and bearer tokens with real XRootD servers that accept nothing else."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ except AccessError as error:
 NO_LOGIN = {"XDG_RUNTIME_DIR": "/nowhere", "KRB5CCNAME": "/nowhere/ticket"}
 
 
-def said_by(*words, program=WORK, **variables):
-    """What a process of its own, which has only this login, says of an address."""
+def output_of(*words, program=WORK, **variables):
+    """The output of a process that has only this login and reads an address."""
     inherited = {
         name: text for name, text in os.environ.items() if not name.startswith(("BEARER", "X509"))
     }
@@ -56,14 +56,14 @@ def folder():
 
 @pytest.fixture(scope="module")
 def realm(folder):
-    made = kerberos.Realm(folder)
-    yield made
-    made.stop()
+    realm_ = kerberos.Realm(folder)
+    yield realm_
+    realm_.stop()
 
 
 @pytest.fixture(scope="module")
-def of_tickets(realm):
-    """A server that takes Kerberos tickets alone."""
+def ticket_server(realm):
+    """A server that accepts only Kerberos tickets."""
     xrootd.own(realm.keytab)
     server = xrootd.start(
         "xrootd.seclib libXrdSec.so",
@@ -78,35 +78,35 @@ def of_tickets(realm):
 
 def with_ticket(realm, server, **variables):
     names = {name: text for name, text in realm.environment().items() if name.startswith("KRB5")}
-    return said_by(f"{server.uri}/a", **(names | variables))
+    return output_of(f"{server.uri}/a", **(names | variables))
 
 
-def test_a_ticket_opens_the_server(realm, of_tickets, tmp_path):
+def test_a_ticket_opens_the_server(realm, ticket_server, tmp_path):
     ticket = realm.ticket(tmp_path / "ticket", seconds=600)
-    assert with_ticket(realm, of_tickets, KRB5CCNAME=str(ticket)) == "abc\n"
-    assert "login as me" in of_tickets.log.read_text()
+    assert with_ticket(realm, ticket_server, KRB5CCNAME=str(ticket)) == "abc\n"
+    assert "login as me" in ticket_server.log.read_text()
 
 
-def test_the_ticket_of_a_mounted_secret_opens_the_server(realm, of_tickets, tmp_path):
+def test_the_ticket_of_a_mounted_secret_opens_the_server(realm, ticket_server, tmp_path):
     secret = tmp_path / "secret"
     secret.mkdir()
     realm.ticket(secret / "krb5cc_1000", seconds=600).chmod(0o444)
     login = {"JEC_XROOTD_LOGIN": str(secret), "TMPDIR": str(tmp_path)}
-    assert with_ticket(realm, of_tickets, **login) == "abc\n"
+    assert with_ticket(realm, ticket_server, **login) == "abc\n"
 
 
-def test_an_expired_ticket_is_named_with_its_remedy(realm, of_tickets, tmp_path):
+def test_an_expired_ticket_is_reported_with_its_remedy(realm, ticket_server, tmp_path):
     ticket = realm.ticket(tmp_path / "ticket", seconds=1)
     time.sleep(2.5)  # with the realm's tolerance of a second
-    said = with_ticket(realm, of_tickets, KRB5CCNAME=str(ticket))
-    assert said.startswith("refused: ")
-    assert f"The Kerberos ticket {ticket} expired; renew it: kinit" in said
+    output = with_ticket(realm, ticket_server, KRB5CCNAME=str(ticket))
+    assert output.startswith("refused: ")
+    assert f"The Kerberos ticket {ticket} expired; renew it: kinit" in output
 
 
-def test_a_missing_ticket_is_named_with_its_remedy(realm, of_tickets, tmp_path):
-    said = with_ticket(realm, of_tickets, KRB5CCNAME=str(tmp_path / "ticket"))
-    assert said.startswith("refused: ")
-    assert "There is no Kerberos ticket (kinit" in said
+def test_a_missing_ticket_is_reported_with_its_remedy(realm, ticket_server, tmp_path):
+    output = with_ticket(realm, ticket_server, KRB5CCNAME=str(tmp_path / "ticket"))
+    assert output.startswith("refused: ")
+    assert "There is no Kerberos ticket (kinit" in output
 
 
 # ----------------------------------------------------------------------------------------- tokens
@@ -123,8 +123,8 @@ def issuer(folder):
 
 
 @pytest.fixture(scope="module")
-def of_tokens(grid, issuer):
-    """A server that takes bearer tokens alone, over TLS, and does what their scopes say."""
+def token_server(grid, issuer):
+    """A server that accepts only bearer tokens, over TLS, and enforces their scopes."""
     certificate, key = grid.host()
     xrootd.own(key)
     server = xrootd.start(
@@ -145,32 +145,32 @@ def of_tokens(grid, issuer):
 
 def with_token(grid, server, *content, scheme="root", path="/a", **variables):
     uri = server.uri.replace("root", scheme, 1) + path
-    return said_by(uri, *content, X509_CERT_DIR=str(grid.certificates), **variables)
+    return output_of(uri, *content, X509_CERT_DIR=str(grid.certificates), **variables)
 
 
 @pytest.mark.parametrize("scheme", ["root", "roots"])
-def test_a_token_opens_the_server(grid, issuer, of_tokens, scheme):
+def test_a_token_opens_the_server(grid, issuer, token_server, scheme):
     token = issuer.token(600)
-    assert with_token(grid, of_tokens, scheme=scheme, BEARER_TOKEN=token) == "abc\n"
+    assert with_token(grid, token_server, scheme=scheme, BEARER_TOKEN=token) == "abc\n"
 
 
-def test_a_missing_proxy_that_keeps_tls_from_working_is_named(grid, issuer, of_tokens):
+def test_a_missing_proxy_that_breaks_tls_is_reported_with_its_remedy(grid, issuer, token_server):
     missing = {"X509_USER_PROXY": "/nowhere/proxy"}
-    said = with_token(grid, of_tokens, BEARER_TOKEN=issuer.token(600), **missing)
-    assert said.startswith("refused: ")
-    assert "unset X509_USER_PROXY to log in with a token" in said
+    output = with_token(grid, token_server, BEARER_TOKEN=issuer.token(600), **missing)
+    assert output.startswith("refused: ")
+    assert "unset X509_USER_PROXY to log in with a token" in output
 
 
-def test_the_token_of_a_file_and_of_a_mounted_secret(grid, issuer, of_tokens, tmp_path):
+def test_a_token_may_come_from_a_file_or_a_mounted_secret(grid, issuer, token_server, tmp_path):
     secret = tmp_path / "secret"
     secret.mkdir()
     file = secret / "token"
     file.write_text(issuer.token(600) + "\n")
     file.chmod(0o600)
-    assert with_token(grid, of_tokens, BEARER_TOKEN_FILE=str(file)) == "abc\n"
+    assert with_token(grid, token_server, BEARER_TOKEN_FILE=str(file)) == "abc\n"
     file.chmod(0o444)
     login = {"JEC_XROOTD_LOGIN": str(secret), "TMPDIR": str(tmp_path)}
-    assert with_token(grid, of_tokens, **login) == "abc\n"
+    assert with_token(grid, token_server, **login) == "abc\n"
 
 
 AS_THE_PODS = """
@@ -187,21 +187,21 @@ with pods_login.as_the_pods(config):
 """
 
 
-def test_the_check_reads_with_the_token_of_a_secret(grid, issuer, of_tokens, tmp_path):
-    said = with_token(
-        *(grid, of_tokens, issuer.token(600)), program=AS_THE_PODS, TMPDIR=str(tmp_path)
+def test_the_check_reads_with_the_token_of_a_secret(grid, issuer, token_server, tmp_path):
+    output = with_token(
+        *(grid, token_server, issuer.token(600)), program=AS_THE_PODS, TMPDIR=str(tmp_path)
     )
-    assert said == "abc\n"
+    assert output == "abc\n"
 
 
-def test_results_are_written_with_a_token_that_may(grid, issuer, of_tokens):
+def test_writing_needs_a_token_with_the_scope_to_modify(grid, issuer, token_server):
     token = issuer.token(600, "storage.read:/ storage.modify:/out")
-    assert with_token(grid, of_tokens, "new", path="/out/b", BEARER_TOKEN=token) == "new\n"
-    assert (of_tokens.data / "out" / "b").read_text() == "new"
+    assert with_token(grid, token_server, "new", path="/out/b", BEARER_TOKEN=token) == "new\n"
+    assert (token_server.data / "out" / "b").read_text() == "new"
     token = issuer.token(600)
-    said = with_token(grid, of_tokens, "other", path="/out/b", BEARER_TOKEN=token)
-    assert "refused access to /out" in said
-    assert (of_tokens.data / "out" / "b").read_text() == "new"
+    output = with_token(grid, token_server, "other", path="/out/b", BEARER_TOKEN=token)
+    assert "refused access to /out" in output
+    assert (token_server.data / "out" / "b").read_text() == "new"
 
 
 @pytest.mark.parametrize(
@@ -213,10 +213,12 @@ def test_results_are_written_with_a_token_that_may(grid, issuer, of_tokens):
     ],
     ids=["expired", "missing", "of another folder"],
 )
-def test_a_token_that_does_not_serve_is_named(grid, issuer, of_tokens, seconds, scope, fact):
+def test_an_unusable_token_is_reported_without_its_value(
+    grid, issuer, token_server, seconds, scope, fact
+):
     token = issuer.token(seconds, scope) if seconds is not None else ""
-    said = with_token(grid, of_tokens, BEARER_TOKEN=token)
-    assert said.startswith("refused: ")
-    assert "refused access to /a" in said
-    assert fact in said
-    assert not token or token not in said
+    output = with_token(grid, token_server, BEARER_TOKEN=token)
+    assert output.startswith("refused: ")
+    assert "refused access to /a" in output
+    assert fact in output
+    assert not token or token not in output

@@ -31,7 +31,7 @@ def server(xrootd_server, tmp_path):
     storage.delete(place)
 
 
-def test_globs(server):
+def test_globs_match_files_of_a_server(server):
     def names(pattern):
         return [entry.uri.removeprefix(server) for entry in storage.glob(server + pattern)]
 
@@ -62,7 +62,7 @@ def test_a_file_in_place_of_a_folder_is_an_input_error(server, no_pauses):
             use(f"{server}/a.root/below")
 
 
-def test_a_file_that_vanishes_in_the_middle(server, no_pauses):
+def test_missing_files_and_folders_are_input_errors(server, no_pauses):
     with pytest.raises(InputError, match="there is no file"):
         storage.open_source(f"{server}/nothing.root")
     with pytest.raises(InputError, match="folder"):
@@ -71,7 +71,7 @@ def test_a_file_that_vanishes_in_the_middle(server, no_pauses):
     assert storage.entries(f"{server}/a.root/below") == []
 
 
-def test_a_server_that_is_not_there(no_pauses, monkeypatch):
+def test_an_unreachable_server_is_an_error_after_the_retries(no_pauses, monkeypatch):
     with pytest.raises(InputError, match=r"no\.such\.host\.invalid"):
         storage.read_bytes("root://no.such.host.invalid//a")
     start = time.monotonic()
@@ -111,31 +111,31 @@ def reader(uri, attempts):
     return process
 
 
-def test_a_server_killed_in_the_middle():
+def test_a_server_killed_during_reading_is_an_error():
     server = xrootd.start()
     try:
         (server.data / "a").write_bytes(CONTENT)
-        lost = reader(f"{server.uri}/a", 2)
+        process = reader(f"{server.uri}/a", 2)
         server.kill()
-        said, _ = lost.communicate("\n", timeout=60)
-        assert said.startswith("PassingError cannot reach root://localhost")
+        output, _ = process.communicate("\n", timeout=60)
+        assert output.startswith("PassingError cannot reach root://localhost")
     finally:
         server.remove()
 
 
-def test_a_server_that_comes_back_is_asked_again():
+def test_a_restarted_server_is_read_again():
     server = xrootd.start()
     (server.data / "a").write_bytes(CONTENT)
-    waiting = reader(f"{server.uri}/a", 20)
+    process = reader(f"{server.uri}/a", 20)
     server.kill()
-    again = xrootd.start(f"oss.localroot {server.data}", port=server.port)
-    said, _ = waiting.communicate("\n", timeout=60)
-    again.remove()
+    second_server = xrootd.start(f"oss.localroot {server.data}", port=server.port)
+    output, _ = process.communicate("\n", timeout=60)
+    second_server.remove()
     server.remove()
-    assert said == "True\n"
+    assert output == "True\n"
 
 
-def test_a_redirect_to_a_dead_data_server(no_pauses):
+def test_a_redirect_to_a_dead_data_server_is_reported(no_pauses):
     dead = xrootd.free_port()
     redirector = xrootd.start(f"xrootd.redirect localhost:{dead} /")
     try:
@@ -154,7 +154,7 @@ def grid():
 
 @pytest.fixture(scope="module")
 def guarded(grid):
-    """A server that takes X509 proxies alone (GSI)."""
+    """A server that accepts only X509 proxies (GSI)."""
     xrootd.need_program()
     certificate, key = grid.host()
     if os.getuid() == 0:
@@ -182,7 +182,7 @@ except AccessError as error:
 
 
 def read_as(server, grid, **variables):
-    """What a process with these variables says of the guarded server's file."""
+    """The output of a process with these variables that reads the guarded server's file."""
     variables["X509_CERT_DIR"] = str(grid.certificates)
     return subprocess.run(
         [sys.executable, "-c", READ, f"{server.uri}/a"],
@@ -203,10 +203,10 @@ def test_a_guarded_server_refuses_others(guarded, grid, tmp_path, hours, fact):
     proxy = tmp_path / "proxy"
     if hours is not None:
         grid.proxy(proxy, hours)
-    said = read_as(guarded, grid, X509_USER_PROXY=str(proxy), BEARER_TOKEN=token(-60))
-    assert said.startswith(f"refused: {guarded.uri.rstrip('/')} refused access to /a")
+    output = read_as(guarded, grid, X509_USER_PROXY=str(proxy), BEARER_TOKEN=token(-60))
+    assert output.startswith(f"refused: {guarded.uri.rstrip('/')} refused access to /a")
     for text in [fact, str(proxy), "voms-proxy-init", "kinit", "token in BEARER_TOKEN expired on"]:
-        assert text in said
+        assert text in output
 
 
 def test_the_proxy_of_a_mounted_secret_is_copied(guarded, grid, tmp_path):
@@ -232,21 +232,21 @@ def token(seconds):
         (None, ["There is no X509 proxy", "voms-proxy-init"]),
     ],
 )
-def test_the_state_of_the_proxy(grid, tmp_path, monkeypatch, hours, facts):
+def test_state_reports_the_proxy(grid, tmp_path, monkeypatch, hours, facts):
     path = tmp_path / "proxy"
     monkeypatch.setenv("X509_USER_PROXY", str(path))
     if hours is not None:
         grid.proxy(path, hours)
-    said = xrootd_login.state()
+    text = xrootd_login.state()
     for fact in [str(path), *facts]:
-        assert fact in said
+        assert fact in text
 
 
 @pytest.mark.parametrize("by_file", [True, False])
 @pytest.mark.parametrize(
     ("seconds", "fact"), [(100, "valid until"), (-100, "expired on"), (None, "There is no token")]
 )
-def test_the_state_of_the_token(tmp_path, monkeypatch, by_file, seconds, fact):
+def test_state_reports_the_token(tmp_path, monkeypatch, by_file, seconds, fact):
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.delenv("BEARER_TOKEN", raising=False)
     if by_file:
@@ -255,7 +255,7 @@ def test_the_state_of_the_token(tmp_path, monkeypatch, by_file, seconds, fact):
         (tmp_path / "token").write_text(token(seconds) + "\n")
     elif seconds is not None:
         monkeypatch.setenv("BEARER_TOKEN", token(seconds))
-    said = xrootd_login.state()
-    assert fact in said
+    text = xrootd_login.state()
+    assert fact in text
     if seconds is not None:
-        assert token(seconds)[:20] not in said
+        assert token(seconds)[:20] not in text

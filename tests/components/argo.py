@@ -51,17 +51,19 @@ class Retries:
         """
         return self.first_start + self.longest if self.attempts else math.inf
 
-    def wait(self, started: float, ended: float, phase: str, *, terminated: bool) -> float | None:
+    def wait(
+        self, start_time: float, end_time: float, phase: str, *, terminated: bool
+    ) -> float | None:
         """Seconds until the next attempt after one that did not succeed; None if none follows."""
         self.attempts += 1
         if self.attempts == 1:
-            self.first_start = started
+            self.first_start = start_time
         # argo v3.7.3 workflow/controller/operator.go:993: none after the Workflow's deadline
         if terminated:
             return None
         # ... :1017 and :1055: none where the longest duration is over, or would be by then
         wait = self.duration * self.factor ** (self.attempts - 1)
-        if ended + wait > self.first_start + self.longest:
+        if end_time + wait > self.first_start + self.longest:
             return None
         # argo v3.7.3 pkg/apis/workflow/v1alpha1/workflow_types.go:2166: KFP sets no policy, and the
         # default retries a node that failed, not one with an error; operator.go:1262: a deleted pod
@@ -97,7 +99,7 @@ class Argo:
         job_id: str,
         commands: dict[str, list[str]],
     ) -> None:
-        """`commands`: step -> arguments of its program; steps without one have been done before."""
+        """`commands`: step -> arguments of its program; steps without one have succeeded before."""
         self.api, self.job_id, self.commands = api, job_id, commands
         self.attempts: list[Attempt] = []
         self.omitted: list[str] = []
@@ -105,7 +107,7 @@ class Argo:
         self.waits: list[float] = []
         self._policies = _policies(spec)
         self._ends: dict[str, str] = {}
-        self._refused: dict[str, str] = {}
+        self._refusals: dict[str, str] = {}
         self._thread = threading.Thread(target=self._run, daemon=True)
         with api.lock:
             name = f"jec-pipeline-{job_id[-5:]}"
@@ -142,7 +144,7 @@ class Argo:
 
     def refuse(self, node: str, message: str) -> Argo:
         """Let the API server refuse the pod of a step (search) or of a driver (search-driver)."""
-        self._refused[node] = message
+        self._refusals[node] = message
         return self
 
     # The Workflow
@@ -157,11 +159,11 @@ class Argo:
             driver = f"{step}-driver"
             if not well or self.terminated:
                 self.omitted.append(step)
-            elif driver in self._refused:
+            elif driver in self._refusals:
                 # Seen: no retry, and the message begins so.
                 well = False
                 self.omitted.append(step)
-                message = f"task 'x.{driver}' errored: {self._refused[driver]}"
+                message = f"task 'x.{driver}' errored: {self._refusals[driver]}"
                 self._add_node(driver, "Error", message)
             else:
                 well = self._step(step)
@@ -176,7 +178,7 @@ class Argo:
         retries = Retries(self._policies[step])
         while True:
             self.clock += LATENCY
-            started = self.clock
+            attempt_start = self.clock
             start_time = time.monotonic()
             attempt = self._attempt(step)
             self.attempts.append(attempt)
@@ -185,7 +187,9 @@ class Argo:
             self.clock += time.monotonic() - start_time
             if attempt.phase == "Succeeded":
                 return True
-            wait = retries.wait(started, self.clock, attempt.phase, terminated=self.terminated)
+            wait = retries.wait(
+                attempt_start, self.clock, attempt.phase, terminated=self.terminated
+            )
             if wait is None:
                 return False
             self.waits.append(wait)
@@ -203,8 +207,8 @@ class Argo:
     # --------------------------------------------------------------------------------------------
 
     def _attempt(self, step: str) -> Attempt:
-        if step in self._refused:
-            return Attempt(step=step, phase="Error", message=self._refused[step])
+        if step in self._refusals:
+            return Attempt(step=step, phase="Error", message=self._refusals[step])
         pod = self._create_pod(step)
         environment = {**os.environ, KFP_POD: pod["metadata"]["name"]}
         environment.pop("JEC_LOCAL_DIR", None)
@@ -233,7 +237,7 @@ class Argo:
         code = process.wait()
         reader.join()
         process.stdout.close()
-        return dataclasses.replace(self._ended(step, pod, end, code), output="".join(lines))
+        return dataclasses.replace(self._attempt_of(step, pod, end, code), output="".join(lines))
 
     def _create_pod(self, step: str) -> dict:
         """A step's pod.
@@ -266,8 +270,8 @@ class Argo:
             pod["status"] = {"phase": "Running"}
         return pod
 
-    def _ended(self, step: str, pod: dict, end: str, code: int) -> Attempt:
-        """What is left of a pod and what Argo makes of it."""
+    def _attempt_of(self, step: str, pod: dict, end: str, code: int) -> Attempt:
+        """End a pod, and return the attempt that Argo records of it."""
         with self.api.lock:
             if end == "delete":
                 self.api.delete("pods", pod)
@@ -324,7 +328,7 @@ def task_details(states: dict[str, str | None], attempts: dict[str, int] | None 
 def node(
     path: str, phase: str, message: str, kind: str = "Pod", *, flow: str = "flow", number: int = 1
 ) -> dict:
-    """A node of a Workflow, as Argo 3.7.3 was seen to write it.
+    """A node of a Workflow, as Argo 3.7.3 writes it (seen).
 
     `path` as in root.exit-handler-1.search.executor(0).
     """
@@ -356,9 +360,9 @@ def container_status(name: str, exit_code: int) -> dict:
 
 def _task(name: str, state: str | None) -> dict:
     start = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
-    ended = start + datetime.timedelta(seconds=30 if state else 0)
+    end_time = start + datetime.timedelta(seconds=30 if state else 0)
     # A task that runs carries the year 1: Go's zero time.
-    end = "0001-01-01T00:00:00Z" if state == "RUNNING" else ended.isoformat()
+    end = "0001-01-01T00:00:00Z" if state == "RUNNING" else end_time.isoformat()
     task = {"display_name": name, "start_time": start.isoformat(), "end_time": end}
     return task | ({"state": state} if state else {})
 

@@ -42,11 +42,13 @@ class Messages:
             ("ml_pipelines.PipelineDeploymentConfig", spec["deploymentSpec"]),
         ]
         executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-        parts += [("kfp_kubernetes.KubernetesExecutorConfig", one) for one in executors.values()]
-        refused = []
+        parts += [
+            ("kfp_kubernetes.KubernetesExecutorConfig", executor) for executor in executors.values()
+        ]
+        refusals = []
         for name, content in parts:
             try:
                 self.parse(name, content)
             except json_format.ParseError as error:
-                refused.append(f"{name}: {error}")
-        return refused
+                refusals.append(f"{name}: {error}")
+        return refusals

@@ -43,12 +43,12 @@ def check_parameters(spec, config):
             assert parameters[name]["defaultValue"] == value, name
 
 
-def test_kfp_loads_it(compiled_pipeline):
+def test_kfp_loads_the_compiled_pipeline(compiled_pipeline):
     pipeline = components.load_component_from_file(str(compiled_pipeline.path))
     assert pipeline.name == chain.NAME
 
 
-def test_it_is_a_pipeline_spec_without_unknown_fields_whose_references_hold(compiled_pipeline):
+def test_the_ir_has_no_unknown_field_and_every_producer_exists(compiled_pipeline):
     """What the server checks on upload, and that every producer exists, which it does not."""
     document, platform = compiled_pipeline.spec, compiled_pipeline.platform
     spec = json_format.ParseDict(document, pipeline_spec_pb2.PipelineSpec())
@@ -66,7 +66,7 @@ def test_it_is_a_pipeline_spec_without_unknown_fields_whose_references_hold(comp
             assert set(task.get("dependentTasks", [])) <= set(dag["tasks"])
 
 
-def test_prepare_learns_the_image_of_the_steps(compiled_pipeline):
+def test_prepare_gets_the_image_of_the_steps_in_its_environment(compiled_pipeline):
     containers = {
         name: executor["container"]
         for name, executor in compiled_pipeline.spec["deploymentSpec"]["executors"].items()
@@ -128,29 +128,29 @@ def test_the_job_id_is_passed_whole(compiled_pipeline):
         ), name
 
 
-def test_all_steps_are_in_one_picture_and_deploy_gets_the_verdict_of_the_gate(compiled_pipeline):
+def test_all_steps_are_in_one_dag_and_deploy_gets_the_verdict_of_the_gate(compiled_pipeline):
     """The KFP UI shows one DAG at a time, and one whose last task is a DAG as running for ever."""
     (group,) = dags(compiled_pipeline.spec).values()
     assert set(group) == {"prepare", "search", "export", "evaluate", "deploy"}
     assert not any("triggerPolicy" in task for task in group.values())
-    passed = group["deploy"]["inputs"]["parameters"]["passed"]["taskOutputParameter"]
-    assert passed == {"producerTask": "evaluate", "outputParameterKey": "passed"}
+    verdict = group["deploy"]["inputs"]["parameters"]["passed"]["taskOutputParameter"]
+    assert verdict == {"producerTask": "evaluate", "outputParameterKey": "passed"}
 
 
-def shown_names(spec):
-    """Task's key -> the name that the UI shows."""
+def display_names(spec):
+    """Task's key -> its display name."""
     tasks = {**spec["root"]["dag"]["tasks"], **dags(spec)["comp-exit-handler-1"]}
     return {key: task["taskInfo"]["name"] for key, task in tasks.items()}
 
 
-def test_names_to_show_are_given_only_to_servers_that_find_outputs_without_them(
+def test_display_names_go_only_to_servers_that_do_not_look_up_outputs_by_them(
     compiled_pipeline, tmp_path
 ):
-    """Before 2.14 the driver looks for a producer's key among the shown names."""
+    """Before 2.14 the driver looks for a producer's key among the display names."""
     for version, titled in [(None, False), ((2, 5), False), ((2, 14), True), ((2, 17), True)]:
         path = tmp_path / f"{titled}.yaml"
         chain.compile_to(path, RunConfig(), support=support_of(version))
-        names = shown_names(next(yaml.safe_load_all(path.read_text())))
+        names = display_names(next(yaml.safe_load_all(path.read_text())))
         group = names.pop("exit-handler-1")
         assert group == chain.GROUP
         assert names == {step.name: step.title if titled else step.name for step in steps.STEPS}
@@ -165,7 +165,7 @@ def test_no_artifact_has_the_name_of_another():
     assert len(names) == len(set(names))
 
 
-def test_the_run_is_finished_however_it_ends(compiled_pipeline):
+def test_finish_runs_after_success_and_failure(compiled_pipeline):
     finish = compiled_pipeline.spec["root"]["dag"]["tasks"]["finish"]
     assert finish["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
     assert finish["dependentTasks"] == ["exit-handler-1"]
@@ -173,7 +173,7 @@ def test_the_run_is_finished_however_it_ends(compiled_pipeline):
     assert "taskFinalStatus" not in str(compiled_pipeline.spec)
 
 
-def test_every_step_is_a_pod_with_an_end_a_label_and_the_secret_and_none_is_cached(
+def test_every_step_has_a_deadline_a_label_and_the_secret_and_no_cache(
     compiled_pipeline,
 ):
     document, platform = compiled_pipeline.spec, compiled_pipeline.platform
@@ -194,7 +194,7 @@ def test_every_step_is_a_pod_with_an_end_a_label_and_the_secret_and_none_is_cach
     assert "enableCache" not in str(document)
 
 
-def test_what_a_step_asks_for_is_that_of_the_configuration(tmp_path):
+def test_a_steps_resources_are_those_of_the_configuration(tmp_path):
     config = RunConfig(steps_cpus="100m", steps_memory="8Gi")
     path = chain.compile_to(tmp_path / "pipeline.yaml", config)
     document = next(yaml.safe_load_all(path.read_text()))
@@ -205,7 +205,7 @@ def test_what_a_step_asks_for_is_that_of_the_configuration(tmp_path):
         assert resources["resourceMemoryRequest"] == resources["resourceMemoryLimit"] == "8Gi"
 
 
-def test_every_step_gets_another_try(compiled_pipeline):
+def test_every_step_is_retried(compiled_pipeline):
     for tasks in [
         compiled_pipeline.spec["root"]["dag"]["tasks"],
         *dags(compiled_pipeline.spec).values(),
@@ -249,7 +249,7 @@ def test_non_root_is_asked_only_of_servers_that_know_it(compiled_pipeline, tmp_p
 
 
 def test_another_process_compiles_the_same_pipeline_to_the_same_text(compiled_pipeline, tmp_path):
-    """Its digest names the version; another text would be another version on every submission.
+    """A version's name has the digest of the text: with another text each submission would add one.
 
     Seen on KFP 2.15.0: each command uploaded a version, because of the order of a dict's defaults.
     """
@@ -320,11 +320,11 @@ def test_steps_that_log_get_the_logins_of_their_secrets(tmp_path, monkeypatch):
 def test_every_step_gets_the_login_for_xrootd_where_the_run_names_one(tmp_path):
     path = chain.compile_to(tmp_path / "p.yaml", RunConfig(xrootd_secret="grid-login"))
     spec, platform = yaml.safe_load_all(path.read_text())
-    asked = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    executors = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     containers = spec["deploymentSpec"]["executors"]
-    assert len(asked) == len(containers) == 6
-    for name, one in asked.items():
-        (volume,) = one["secretAsVolume"]
+    assert len(executors) == len(containers) == 6
+    for name, executor in executors.items():
+        (volume,) = executor["secretAsVolume"]
         assert (volume["secretName"], volume["optional"]) == ("grid-login", True)
         env = {entry["name"]: entry["value"] for entry in containers[name]["container"]["env"]}
         assert env["JEC_XROOTD_LOGIN"] == volume["mountPath"]
@@ -332,4 +332,4 @@ def test_every_step_gets_the_login_for_xrootd_where_the_run_names_one(tmp_path):
 
 def test_without_a_login_no_secret_is_mounted(compiled_pipeline):
     executors = compiled_pipeline.platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    assert not any("secretAsVolume" in one for one in executors.values())
+    assert not any("secretAsVolume" in executor for executor in executors.values())

@@ -1,5 +1,5 @@
 """Runs that are stopped: by a user, with a step's pod, between two steps. Steps are processes that
-are killed half a second after they were told to stop; the exit handler makes the end true.
+are killed half a second after they were told to stop; the exit handler records how the run ended.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def run(s3_bucket, s3_server, monkeypatch, tmp_path):
     monkeypatch.delenv(step.LOCAL_DIR, raising=False)
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
     monkeypatch.setattr(step, "PATIENCE_SECONDS", 0.0)
-    made = Run(
+    new_run = Run(
         config=RunConfig(
             s3_bucket=s3_bucket,
             s3_endpoint=s3_server,
@@ -54,31 +54,31 @@ def run(s3_bucket, s3_server, monkeypatch, tmp_path):
             parallel_trials=2,
         )
     )
-    made.save()
-    return made
+    new_run.save()
+    return new_run
 
 
 @pytest.fixture
 def argo(run, compiled_pipeline):
     """`argo(api, search=[...])` makes a run of these steps. At its end no pod of it runs."""
-    started = []
+    flows = []
 
-    def start(api, refused=(), **arguments) -> Argo:
+    def start(api, pods_to_refuse=(), **arguments) -> Argo:
         common = ["--job-id", JOB, "--s3-endpoint", run.config.s3_endpoint]
         commands = {name: ["--run", run.uri, *common, *more] for name, more in arguments.items()}
         commands["finish"] = [*finish_arguments(run), *common]
         flow = Argo(api, compiled_pipeline.spec, JOB, commands)
-        for name in refused:
+        for name in pods_to_refuse:
             flow.refuse(name, WEBHOOK)
-        started.append(flow.start())
+        flows.append(flow.start())
         return flow
 
     yield start
-    for one in started:
-        one.join()
-        with one.api.lock:
-            pods = one.api.all("pods", f"jec/run-id={run.id},{STEP_LABEL}!=deploy")
-            pods += one.api.all("pods", f"{workflow.KFP_RUN_LABEL}={JOB}")
+    for started_flow in flows:
+        started_flow.join()
+        with started_flow.api.lock:
+            pods = started_flow.api.all("pods", f"jec/run-id={run.id},{STEP_LABEL}!=deploy")
+            pods += started_flow.api.all("pods", f"{workflow.KFP_RUN_LABEL}={JOB}")
             running = [pod for pod in pods if pod["status"]["phase"] in ("Running", "Pending")]
         assert running == []
 
@@ -91,7 +91,7 @@ def finish_arguments(run) -> list[str]:
 
 def names(api, plural: str) -> list[str]:
     with api.lock:
-        return [one["metadata"]["name"] for one in api.all(plural)]
+        return [thing["metadata"]["name"] for thing in api.all(plural)]
 
 
 def ending(run) -> tuple[str, str]:
@@ -107,15 +107,15 @@ def ending(run) -> tuple[str, str]:
 # ------------------------------------------------------------------------------------------------
 
 
-def test_a_search_that_is_terminated_leaves_nothing_and_its_record_says_so(fake, run, argo):
-    home = fake(node_of(FOREVER))
-    flow = argo(home.api, search=[])
-    home.api.wait_for(lambda: len(home.api.all("trials")) == 2, 30)
+def test_a_terminated_search_leaves_no_objects_and_its_record_says_interrupted(fake, run, argo):
+    backend = fake(node_of(FOREVER))
+    flow = argo(backend.api, search=[])
+    backend.api.wait_for(lambda: len(backend.api.all("trials")) == 2, 30)
     flow.terminate()
     flow.join()
     assert flow.workflow["status"]["phase"] == "Failed"
     assert (flow.numbers("search"), flow.numbers("finish")) == (1, 1)
-    assert names(home.api, "experiments") + names(home.api, "trials") == []
+    assert names(backend.api, "experiments") + names(backend.api, "trials") == []
     assert ending(run) == ("interrupted", TERMINATED)
     resume = SummaryRecord.load(run.folder.summary).resume
     assert resume in flow.attempts[-1].output
@@ -128,9 +128,7 @@ def test_a_search_that_is_terminated_leaves_nothing_and_its_record_says_so(fake,
     assert "--host" in resume
 
 
-def test_a_summary_that_is_saved_before_the_cluster_is_asked_states_no_guess(
-    fake, run, monkeypatch
-):
+def test_the_first_summary_has_no_reason_that_only_the_cluster_knows(fake, run, monkeypatch):
     fake()
     summaries = []
 
@@ -156,22 +154,24 @@ def test_a_summary_that_is_saved_before_the_cluster_is_asked_states_no_guess(
     summaries.clear()
     step.write_status(run, "search", "failed", "no GPU is free", job_id=JOB)
     finish.main([*finish_arguments(run), "--job-id", JOB])
-    assert [(one.state, one.reason) for one in summaries] == [("failed", "no GPU is free")] * 2
+    assert [(summary.state, summary.reason) for summary in summaries] == [
+        ("failed", "no GPU is free")
+    ] * 2
 
 
 @pytest.mark.parametrize(
-    ("refused", "name", "message"),
+    ("pod_name", "name", "message"),
     [
         ("search-driver", "search", "the pod of its driver failed"),
         ("search", "search", "its pod could not be created"),
         ("export-driver", "export", "the pod of its driver failed"),
     ],
 )
-def test_a_pod_that_could_not_be_created_is_told_with_the_reason_that_argo_has(
-    fake, run, argo, refused, name, message
+def test_a_pod_that_could_not_be_created_is_reported_with_argos_reason(
+    fake, run, argo, pod_name, name, message
 ):
-    home = fake(node_of(loss(0.1)))
-    flow = argo(home.api, refused=[refused], search=[], export=["--trial", "t"])
+    backend = fake(node_of(loss(0.1)))
+    flow = argo(backend.api, pods_to_refuse=[pod_name], search=[], export=["--trial", "t"])
     flow.join()
     assert ending(run) == ("failed", f"{message}: {WEBHOOK}")
     assert SummaryRecord.load(run.folder.summary).step == name
@@ -179,24 +179,24 @@ def test_a_pod_that_could_not_be_created_is_told_with_the_reason_that_argo_has(
     assert SummaryRecord.load(run.folder.summary).resume
 
 
-def test_what_argo_says_of_the_runs_own_driver_is_the_end_of_the_first_step(fake, run):
+def test_the_refusal_of_a_runs_own_driver_counts_as_a_failure_of_prepare(fake, run):
     """As seen of jobs whose root-driver or exit-handler-1-driver was refused."""
-    home = fake()
+    backend = fake()
     nodes = {
         "flow-1": node("root-driver", "Error", f"task 'flow.root-driver' errored: {WEBHOOK}"),
         "flow-2": node("root", "Omitted", "omitted: depends condition not met", kind="Skipped"),
     }
-    finish_pod(home.api, {"metadata": {"name": "flow"}, "spec": {}, "status": {"nodes": nodes}})
+    finish_pod(backend.api, {"metadata": {"name": "flow"}, "spec": {}, "status": {"nodes": nodes}})
     assert finish.main([*finish_arguments(run), "--job-id", JOB]) == 0
     status = StatusRecord.load(run.folder.status)
     assert (status.step, status.state) == ("prepare", "failed")
     assert WEBHOOK in status.reason
 
 
-def test_the_reason_is_told_where_an_earlier_job_has_the_status(fake, run, capsys):
-    home = fake()
+def test_the_reason_is_printed_and_an_earlier_jobs_status_stays(fake, run, capsys):
+    backend = fake()
     nodes = {"flow-1": node("root-driver", "Error", WEBHOOK)}
-    finish_pod(home.api, {"metadata": {"name": "flow"}, "spec": {}, "status": {"nodes": nodes}})
+    finish_pod(backend.api, {"metadata": {"name": "flow"}, "spec": {}, "status": {"nodes": nodes}})
     StatusRecord(step="deploy", state="done", steps={"deploy": done_by("earlier")}).save(
         run.folder.status
     )
@@ -213,12 +213,12 @@ def finish_pod(api, flow: dict) -> None:
     """The pod of `finish`, by which it finds its Workflow; the test itself runs the program."""
     labels = {workflow.KFP_RUN_LABEL: JOB, STEP_LABEL: "finish"}
     with api.lock:
-        made = api.create("workflows", flow)
+        workflow_object = api.create("workflows", flow)
         owner = {
             "apiVersion": "argoproj.io/v1alpha1",
             "kind": "Workflow",
             "name": "flow",
-            "uid": made["metadata"]["uid"],
+            "uid": workflow_object["metadata"]["uid"],
         }
         metadata = {"name": "flow-finish", "labels": labels, "ownerReferences": [owner]}
         pod = api.create("pods", {"metadata": metadata, "spec": {"containers": []}})
@@ -234,13 +234,13 @@ def finish_pod(api, flow: dict) -> None:
         ("Killing", workflow.STOPPED),
     ],
 )
-def test_who_evicted_a_pod_that_is_gone_is_told_by_its_events(fake, run, reason, message):
-    home = fake()
+def test_events_say_who_evicted_a_pod_that_is_gone(fake, run, reason, message):
+    backend = fake()
     nodes = {"flow-1": node("root.exit-handler-1.search.executor(0)", "Error", "pod deleted")}
-    finish_pod(home.api, {"metadata": {"name": "flow"}, "spec": {}, "status": {"nodes": nodes}})
-    with home.api.lock:
+    finish_pod(backend.api, {"metadata": {"name": "flow"}, "spec": {}, "status": {"nodes": nodes}})
+    with backend.api.lock:
         about = {"kind": "Pod", "metadata": {"name": f"flow-{TEMPLATE}-1", "uid": "1"}}
-        home.api.event(about, reason, "the message")
+        backend.api.event(about, reason, "the message")
     step.write_status(run, "search", "running", job_id=JOB)
     assert finish.main([*finish_arguments(run), "--job-id", JOB]) == 0
     state, end_reason = ending(run)
@@ -257,51 +257,51 @@ def test_only_pods_that_could_not_run_are_refusals():
         node("root.exit-handler-1.evaluate.executor(2)", "Succeeded", ""),
     ]
     assert workflow.refusals({"status": {"nodes": dict(enumerate(nodes))}}) == {}
-    refused = node("root.exit-handler-1.onExit.finish-driver", "Error", WEBHOOK)
-    refusals = workflow.refusals({"status": {"nodes": {"1": refused}}})
+    refusal_node = node("root.exit-handler-1.onExit.finish-driver", "Error", WEBHOOK)
+    refusals = workflow.refusals({"status": {"nodes": {"1": refusal_node}}})
     assert list(refusals) == ["finish"]
     assert WEBHOOK in refusals["finish"]
 
 
-def test_a_job_whose_watcher_is_lost_is_removed_and_what_is_finished_stays(fake, run, argo):
-    home = fake(node_of(loss(0.2), loss(0.1), FOREVER))
-    search = fake_search(home, run)
-    flow = argo(home.api, export=["--trial", search])
-    home.api.wait_for(lambda: _running(home.api, f"{run.id}-export-master-0"), 30)
+def test_a_lost_steps_job_is_removed_and_the_finished_experiment_stays(fake, run, argo):
+    backend = fake(node_of(loss(0.2), loss(0.1), FOREVER))
+    search = fake_search(backend, run)
+    flow = argo(backend.api, export=["--trial", search])
+    backend.api.wait_for(lambda: _running(backend.api, f"{run.id}-export-master-0"), 30)
     flow.delete_pod("export")
     flow.join()
     assert (flow.numbers("export"), flow.attempts[0].message) == (1, "pod deleted")
     assert ending(run) == ("interrupted", workflow.STOPPED)
-    assert names(home.api, "experiments") == [run.id]
-    assert f"{run.id}-export" not in names(home.api, "pytorchjobs")
+    assert names(backend.api, "experiments") == [run.id]
+    assert f"{run.id}-export" not in names(backend.api, "pytorchjobs")
 
 
-def fake_search(home, run) -> str:
+def fake_search(backend, run) -> str:
     """Run the search of the run to its end; returns the best trial."""
-    return home.run_experiment(experiment(run)).optimal
+    return backend.run_experiment(experiment(run)).optimal
 
 
-def test_a_pod_that_the_kubelet_evicted_is_retried_and_the_next_attempt_goes_on(fake, run, argo):
+def test_the_next_attempt_continues_after_the_kubelet_evicted_a_pod(fake, run, argo):
     long = Play(seconds=math.inf)
-    home = fake(node_of(long))
-    flow = argo(home.api, export=["--trial", "t"])
-    home.api.wait_for(lambda: _running(home.api, f"{run.id}-export-master-0"), 30)
-    uid = home.api.find("pytorchjobs", f"{run.id}-export")["metadata"]["uid"]
+    backend = fake(node_of(long))
+    flow = argo(backend.api, export=["--trial", "t"])
+    backend.api.wait_for(lambda: _running(backend.api, f"{run.id}-export-master-0"), 30)
+    uid = backend.api.find("pytorchjobs", f"{run.id}-export")["metadata"]["uid"]
     flow.evict("export")
-    home.api.wait_for(lambda: flow.numbers("export") == 1 and _watches(home.api, run), 30)
-    assert home.api.find("pytorchjobs", f"{run.id}-export")["metadata"]["uid"] == uid
+    backend.api.wait_for(lambda: flow.numbers("export") == 1 and _watches(backend.api, run), 30)
+    assert backend.api.find("pytorchjobs", f"{run.id}-export")["metadata"]["uid"] == uid
     flow.terminate()
     flow.join()
     assert flow.numbers("export") == 2
     assert ending(run) == ("interrupted", TERMINATED)
-    assert names(home.api, "pytorchjobs") == []
+    assert names(backend.api, "pytorchjobs") == []
 
 
 def _watches(api, run) -> bool:
-    """Whether the newest attempt has asked for the run's job."""
+    """Whether the newest attempt has read the run's job."""
     pods = [pod for pod in api.all("pods") if STEP_LABEL in pod["metadata"]["labels"]]
-    asked = [path for _, path in api.requests if path.endswith(f"{run.id}-export")]
-    return len(pods) > 1 and len(asked) > 2
+    requests = [path for _, path in api.requests if path.endswith(f"{run.id}-export")]
+    return len(pods) > 1 and len(requests) > 2
 
 
 def _running(api, name: str) -> bool:
@@ -309,16 +309,14 @@ def _running(api, name: str) -> bool:
     return bool(pod) and pod["status"]["phase"] == "Running"
 
 
-def test_what_cannot_be_removed_is_told_with_the_command_that_removes_it(
-    fake, run, monkeypatch, capsys
-):
+def test_the_command_that_removes_leftover_objects_is_printed(fake, run, monkeypatch, capsys):
     monkeypatch.setattr(finish, "REMOVAL_SECONDS", 0.3)
-    home = fake(node_of(FOREVER))
-    home.leaves_pods = "a finalizer that nobody takes off keeps the job"
-    with home.api.lock:
+    backend = fake(node_of(FOREVER))
+    backend.leaves_pods = "a finalizer that nobody takes off keeps the job"
+    with backend.api.lock:
         job = export_job(run, "trial")
         job["metadata"]["finalizers"] = ["example.org/never"]
-        home.api.create("pytorchjobs", job)
+        backend.api.create("pytorchjobs", job)
     step.write_status(run, "export", "running", job_id=JOB)
     assert finish.main([*finish_arguments(run), "--job-id", JOB]) == 0
     summary = SummaryRecord.load(run.folder.summary)
@@ -331,46 +329,52 @@ def test_what_cannot_be_removed_is_told_with_the_command_that_removes_it(
 
 
 @pytest.mark.parametrize("kind", ["Failed", "Succeeded"])
-def test_trials_that_outlived_their_experiment_go_and_it_stays(fake, run, kind):
+def test_running_trials_of_an_ended_experiment_are_deleted_and_it_stays(fake, run, kind):
     """Katib 0.19.0 lets them run on (seen); a search that was killed could not remove them."""
-    home = fake(node_of(loss(0.1), FOREVER))
+    backend = fake(node_of(loss(0.1), FOREVER))
     with pytest.raises(DeadlineError):
-        home.run_experiment(experiment(run), deadline=1)
-    with home.api.lock:
-        searched = home.api.find("experiments", run.id)
+        backend.run_experiment(experiment(run), deadline=1)
+    with backend.api.lock:
+        searched = backend.api.find("experiments", run.id)
         set_condition(searched, kind, reason="ExperimentGoalReached")
-        lasting = [one for one in home.api.all("trials") if not has_condition(one, "Succeeded")]
-        running = {one["metadata"]["name"] for one in lasting}
+        lasting = [
+            trial for trial in backend.api.all("trials") if not has_condition(trial, "Succeeded")
+        ]
+        running = {trial["metadata"]["name"] for trial in lasting}
     assert running
-    deleted_names = home.cluster.delete_unfinished(run.id, deadline=10, report=home.lines.append)
+    deleted_names = backend.cluster.delete_unfinished(
+        run.id, deadline=10, report=backend.lines.append
+    )
     assert set(deleted_names) == {f"Trial/{name}" for name in running}
-    assert names(home.api, "experiments") == [run.id]
-    assert not running & set(names(home.api, "trials"))
-    assert len(names(home.api, "trials")) == 1, "the trial that has succeeded stays"
+    assert names(backend.api, "experiments") == [run.id]
+    assert not running & set(names(backend.api, "trials"))
+    assert len(names(backend.api, "trials")) == 1, "the trial that has succeeded stays"
 
 
-def test_a_job_that_has_begun_since_keeps_what_it_runs(fake, run):
+def test_the_objects_of_a_job_that_began_later_are_kept(fake, run):
     """The user resumed the run before the exit handler of the stopped job was there."""
-    home = fake(node_of(FOREVER))
-    home.leaves_pods = "they are the other job's, which goes on"
-    with home.api.lock:
-        home.api.create("experiments", experiment(run))
+    backend = fake(node_of(FOREVER))
+    backend.leaves_pods = "they are the other job's, which goes on"
+    with backend.api.lock:
+        backend.api.create("experiments", experiment(run))
     step.write_status(run, "search", "running", job_id=JOB)
     step.write_status(run, "prepare", "done", job_id="another")
     before = StatusRecord.load(run.folder.status)
     assert finish.main([*finish_arguments(run), "--job-id", JOB]) == 0
-    assert names(home.api, "experiments") == [run.id]
+    assert names(backend.api, "experiments") == [run.id]
     assert StatusRecord.load(run.folder.status) == before
 
 
-def test_a_run_that_is_terminated_between_two_steps_is_no_failure(fake, run):
-    home = fake()
+def test_a_run_that_is_terminated_between_two_steps_is_interrupted(fake, run):
+    backend = fake()
     labels = {workflow.KFP_RUN_LABEL: JOB, STEP_LABEL: "finish"}
-    with home.api.lock:
-        reference = make_workflow(home, "flow").reference
-        home.api.find("workflows", "flow")["spec"]["activeDeadlineSeconds"] = 0
+    with backend.api.lock:
+        reference = make_workflow(backend, "flow").reference
+        backend.api.find("workflows", "flow")["spec"]["activeDeadlineSeconds"] = 0
         metadata = {"name": "flow-finish", "labels": labels, "ownerReferences": [reference]}
-        home.api.create("pods", {"metadata": metadata, "spec": {"containers": [{"name": "main"}]}})
+        backend.api.create(
+            "pods", {"metadata": metadata, "spec": {"containers": [{"name": "main"}]}}
+        )
     step.write_status(run, "search", "done", job_id=JOB)
     assert finish.main([*finish_arguments(run), "--job-id", JOB]) == 0
     summary = SummaryRecord.load(run.folder.summary)
@@ -378,19 +382,19 @@ def test_a_run_that_is_terminated_between_two_steps_is_no_failure(fake, run):
 
 
 def test_a_run_that_ended_well_asks_the_cluster_nothing(fake, run):
-    home = fake()
+    backend = fake()
     metrics_record().save(run.folder.metrics)
     for name in ("search", "evaluate", "deploy"):
         step.write_status(run, name, "done", job_id=JOB)
     assert finish.main([*finish_arguments(run), "--job-id", JOB]) == 0
     assert SummaryRecord.load(run.folder.summary).state == "succeeded"
-    assert home.api.requests == []
+    assert backend.api.requests == []
 
 
-def test_without_its_rights_finish_ends_well_and_says_what_it_could_not_do(fake, run, capsys):
-    home = fake()
+def test_finish_without_its_rights_succeeds_and_says_what_it_could_not_do(fake, run, capsys):
+    backend = fake()
     for resource in ("workflows", "experiments", "pytorchjobs", "pods"):
-        home.api.forbid("*", resource)
+        backend.api.forbid("*", resource)
     step.write_status(run, "search", "running", job_id=JOB)
     assert finish.main([*finish_arguments(run), "--job-id", JOB]) == 0
     summary = SummaryRecord.load(run.folder.summary)
@@ -420,7 +424,7 @@ def pod_of(reason: str = "", exit_code: int = 0, **status) -> dict:
     }
 
 
-def preempted() -> dict:
+def preempted_pod() -> dict:
     pod = pod_of()
     set_condition(pod, "DisruptionTarget", "True", "PreemptionByScheduler", "higher priority")
     return pod
@@ -433,12 +437,12 @@ def preempted() -> dict:
         ({"shutdown": "Terminate"}, None, "interrupted", f"^{TERMINATED}$"),
         ({"activeDeadlineSeconds": 9}, None, "interrupted", "deleted"),
         (None, None, "interrupted", "deleted"),
-        ({}, preempted(), "interrupted", "PreemptionByScheduler: higher priority"),
+        ({}, preempted_pod(), "interrupted", "PreemptionByScheduler: higher priority"),
         ({}, pod_of(reason="Error", exit_code=137), "failed", "exit code 137"),
         ({}, pod_of(reason="OOMKilled", exit_code=137), "failed", "OOMKilled"),
     ],
 )
-def test_why_a_step_was_stopped(spec, pod, state, message):
+def test_the_reason_of_a_stopped_step(spec, pod, state, message):
     stop = workflow.stop_of(None if spec is None else {"spec": spec}, pod)
     assert stop.state == state
     assert re.search(message, stop.reason)
@@ -447,7 +451,7 @@ def test_why_a_step_was_stopped(spec, pod, state, message):
 @pytest.mark.parametrize(
     ("reason", "state"), [("Evicted", "interrupted"), ("DeadlineExceeded", "failed")]
 )
-def test_a_pod_that_was_ended_as_a_whole_is_told_by_its_own_reason(reason, state):
+def test_a_pod_that_ended_as_a_whole_is_reported_with_its_own_reason(reason, state):
     pod = pod_of("Error", 137)
     pod["status"] |= {"reason": reason, "message": "the message"}
     stop = workflow.stop_of({"spec": {}}, pod)
@@ -459,18 +463,16 @@ def test_a_pod_that_was_ended_as_a_whole_is_told_by_its_own_reason(reason, state
 # ------------------------------------------------------------------------------------------------
 
 
-def test_a_data_config_that_does_not_exist_costs_no_minutes_and_its_sentence_is_told(
-    fake, run, compiled_pipeline
-):
+def test_a_missing_data_config_fails_within_seconds_with_its_message(fake, run, compiled_pipeline):
     """200 s were seen, of which Argo's waits were 90 s."""
-    home = fake()
+    backend = fake()
     parameters = ["--s3-bucket", run.config.s3_bucket, "--data-config", "no_such.yaml"]
     network = ["--network-config", run.config.network_config, "--job-id", JOB]
     commands = {
         "prepare": [*parameters, *network, "--s3-endpoint", run.config.s3_endpoint],
         "finish": ["--s3-bucket", run.config.s3_bucket, "--run-id", "auto", *network],
     }
-    flow = Argo(home.api, compiled_pipeline.spec, JOB, commands).start()
+    flow = Argo(backend.api, compiled_pipeline.spec, JOB, commands).start()
     flow.join(120)
     assert flow.numbers("prepare") == 1 + steps.RETRIES
     assert flow.omitted == ["search", "export", "evaluate", "deploy"]
@@ -485,7 +487,7 @@ def prepare_arguments(run) -> list[str]:
     return ["--s3-bucket", config.s3_bucket, "--data-config", "no_such.yaml", "--job-id", JOB]
 
 
-def test_a_retry_in_the_ui_is_another_try(run, capsys):
+def test_a_retry_in_the_ui_runs_the_step_again(run, capsys):
     """It keeps the job id, and its exit handler does not run again."""
     auto = ["--s3-bucket", run.config.s3_bucket, "--run-id", "auto", "--job-id", JOB]
     codes = [prepare.main(prepare_arguments(run)) for _ in range(1 + steps.RETRIES)]
@@ -497,9 +499,7 @@ def test_a_retry_in_the_ui_is_another_try(run, capsys):
     assert codes == [2, 1, 1], "and so does the next Retry, after which finish does not run"
 
 
-def test_an_attempt_that_failed_for_a_reason_that_may_pass_waits_before_the_next(
-    run, monkeypatch, capsys
-):
+def test_an_attempt_with_a_retryable_failure_waits_before_the_next(run, monkeypatch, capsys):
     waits = []
     monkeypatch.setattr(step, "PATIENCE_SECONDS", 45.0)
     monkeypatch.setattr(step.time, "sleep", waits.append)
@@ -568,7 +568,7 @@ def test_the_last_attempt_of_prepare_does_not_wait(run, monkeypatch):
         ([3, 300], [3, 55]),
     ],
 )
-def test_the_fake_retries_as_argo_was_seen_to(lives, ends):
+def test_the_fake_retries_as_argo_does(lives, ends):
     policy = {"maxRetryCount": 2, "backoffDuration": "2s", "backoffFactor": 1.0}
     assert play(Retries({**policy, "backoffMaxDuration": "60s"}), lives) == ends
 
@@ -577,10 +577,10 @@ def play(retries: Retries, lives: list[float]) -> list[float]:
     """How long each attempt of a step lives that fails after these times; the last may be cut."""
     now, ends = 0.0, []
     for life in lives:
-        started = now
-        now = min(started + life, retries.deadline)
-        ends.append(now - started)
-        wait = retries.wait(started, now, "Failed", terminated=False)
+        start = now
+        now = min(start + life, retries.deadline)
+        ends.append(now - start)
+        wait = retries.wait(start, now, "Failed", terminated=False)
         if wait is None:
             break
         now += wait
@@ -606,12 +606,12 @@ def test_a_deleted_pod_and_a_terminated_run_are_not_retried():
     assert Retries(policy).wait(0, 1, "Failed", terminated=False) == 5
 
 
-def test_a_record_of_an_earlier_version_says_the_opposite_with_another_word(run):
+def test_the_field_of_an_earlier_version_is_read_as_its_opposite(run):
     entry = {"state": "failed", "reason": "no file", "job_id": JOB}
     steps_before = {"prepare": {**entry, "repeats": True}, "search": {**entry, "repeats": False}}
     storage.write_json(run.folder.status, {"step": "prepare", "steps": steps_before})
     status = StatusRecord.load(run.folder.status)
-    assert {name: one.retryable for name, one in status.steps.items()} == {
+    assert {name: step_status.retryable for name, step_status in status.steps.items()} == {
         "prepare": False,
         "search": True,
     }

@@ -55,7 +55,7 @@ def run(tmp_path):
         (None, None, None, "failed", "prepare wrote no status"),
     ],
 )
-def test_every_end_has_its_words(run, name, state, metrics, expected, message):
+def test_the_summary_of_every_end(run, name, state, metrics, expected, message):
     if name:
         step.write_status(run, name, state, "no GPU" if state in ("failed", "interrupted") else "")
     if metrics:
@@ -67,7 +67,7 @@ def test_every_end_has_its_words(run, name, state, metrics, expected, message):
     assert finish.as_markdown(summary).startswith(f"# pfn-00000000: {expected}\n")
 
 
-def test_the_success_of_an_earlier_job_is_not_told_of_one_whose_prepare_refused(
+def test_a_job_that_prepare_refused_does_not_report_an_earlier_jobs_success(
     run, capsys, monkeypatch
 ):
     """`--resume` with other inputs: the folder holds the earlier job's status."""
@@ -105,7 +105,7 @@ def test_the_success_of_an_earlier_job_is_not_told_of_one_whose_prepare_refused(
     assert capsys.readouterr().out == ""
 
 
-def test_results_of_an_earlier_job_are_not_told_of_one_that_failed_before_them(run):
+def test_a_job_that_failed_early_does_not_report_an_earlier_jobs_results(run):
     for name in ("search", "evaluate", "deploy"):
         step.write_status(run, name, "done", job_id="earlier")
     METRICS.save(run.folder.metrics)
@@ -146,7 +146,9 @@ def test_the_page_of_a_run_has_its_results_first_and_the_reason_in_a_block(run):
 
 class Hook(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
-        self.server.got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.server.payloads.append(
+            json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        )
         self.send_response(self.server.code)
         self.send_header("Content-Length", "0")
         self.end_headers()
@@ -157,11 +159,11 @@ class Hook(http.server.BaseHTTPRequestHandler):
 
 @pytest.mark.parametrize("from_file", [False, True], ids=["variable", "file"])
 @pytest.mark.parametrize("code", [204, 500])
-def test_a_webhook_gets_the_summary_and_its_failure_is_not_the_runs(
+def test_a_webhook_gets_the_summary_and_its_failure_does_not_fail_the_run(
     run, capsys, monkeypatch, tmp_path, code, from_file
 ):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hook)
-    server.got, server.code = [], code
+    server.payloads, server.code = [], code
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         step.write_status(run, "search", "failed", "no GPU")
@@ -175,7 +177,7 @@ def test_a_webhook_gets_the_summary_and_its_failure_is_not_the_runs(
     finally:
         server.shutdown()
         server.server_close()
-    assert server.got[0]["state"] == "failed"
+    assert server.payloads[0]["state"] == "failed"
     message = capsys.readouterr().out
     assert ("warning: the webhook" in message) == (code == 500)
     assert "secret-part" not in message
@@ -245,10 +247,8 @@ def test_a_repeated_attempt_ends_at_once_where_the_failure_is_not_retryable(
         assert attempt("another") == 0, "a new run of the pipeline tries"
 
 
-def test_the_last_line_of_a_steps_log_is_its_result_and_no_parameters_come_before_it(
-    run, capsys, monkeypatch
-):
-    """prepare alone tells the parameters: the UI shows a log from its end."""
+def test_a_steps_log_ends_with_its_result_without_the_parameters(run, capsys, monkeypatch):
+    """Only prepare prints the parameters, because the UI shows the end of a log."""
     monkeypatch.delenv(step.LOCAL_DIR, raising=False)
     Run(config=run.config.replace(num_gpus=2)).save()
     arguments = step.parser("search", "").parse_args(["--run", run.uri])
@@ -296,7 +296,7 @@ def test_prepare_notes_a_refusal_where_the_exit_handler_finds_it(s3_bucket, monk
     ],
     ids=["access", "unreachable", "unexpected"],
 )
-def test_a_failure_of_prepare_that_may_pass_is_told_by_finish(
+def test_finish_reports_a_retryable_failure_of_prepare(
     s3_bucket, monkeypatch, capsys, failure, reason
 ):
     """On KFP 2.15.0 a run without a login for its data had "left no trace"."""
@@ -323,18 +323,18 @@ def test_after_finish_prepare_does_its_work_under_the_same_job_id(s3_bucket, mon
     monkeypatch.delenv(step.LOCAL_DIR, raising=False)
     monkeypatch.setattr(step, "PATIENCE_SECONDS", 0.0)
     data = tmp_path / "mine.yaml"
-    done = []
-    monkeypatch.setattr(prepare, "prepare", lambda config, *_: done.append(check_file(config)))
+    contents = []
+    monkeypatch.setattr(prepare, "prepare", lambda config, *_: contents.append(check_file(config)))
     arguments = ["--s3-bucket", f"{s3_bucket}/jec", "--data-config", str(data), "--job-id", JOB]
     about = ["--run-id", "auto", "--network-config", RunConfig().network_config]
-    for _ in range(2):  # it may be retried in vain, too
+    for _ in range(2):  # a retry may fail again
         assert [prepare.main(arguments) for _ in range(3)] == [2, 1, 1]
         assert finish.main([*arguments[:2], *about, "--job-id", JOB]) == 0
     # after a Retry finish does not run again
     assert [prepare.main(arguments) for _ in range(3)] == [2, 1, 1]
     data.write_text("there now")
     assert prepare.main(arguments) == 0
-    assert done == ["there now"]
+    assert contents == ["there now"]
 
 
 def check_file(config: RunConfig) -> str:
@@ -344,7 +344,7 @@ def check_file(config: RunConfig) -> str:
     return storage.read_text(config.data_config)
 
 
-def test_what_cannot_be_recorded_does_not_hide_why_a_step_failed(run, monkeypatch):
+def test_a_failed_record_does_not_hide_why_a_step_failed(run, monkeypatch):
     def away(*_, **__):
         raise StorageError("away")
 

@@ -1,4 +1,4 @@
-"""What is said before any training of a gate that will refuse, or of a missing correction."""
+"""Warnings before any training: the gate will refuse, or the standard correction is missing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FULL = Path("data/jec_pfn_full.yaml")
 LABEL = "np.log(genJetPt / jetPt)"
 
 
-def checked(tmp_path, old: str, new: str, **config):
+def check_of(tmp_path, old: str, new: str, **config):
     """The check of the full data config with a part of its text replaced."""
     text = FULL.read_text()
     assert old in text
@@ -31,14 +31,14 @@ def checked(tmp_path, old: str, new: str, **config):
 
 
 @pytest.mark.parametrize("name", sorted(Path("data").glob("jec_*.yaml")), ids=lambda p: p.stem)
-def test_the_data_configs_of_the_project_lack_nothing(name):
+def test_the_projects_data_configs_pass_the_check(name):
     inputs = Inputs(RunConfig(data_config=str(name), gate="strict"))
     check_data_config(inputs)
     assert check_gate(inputs).warning == ""
 
 
 @pytest.mark.parametrize(
-    ("label", "refused", "corrected"),
+    ("label", "is_refused", "corrected"),
     [
         ("np.log(genJetPt / (jetPt * 1.0))", False, True),
         ("np.log(genJetPt) - np.log(jetPt)", False, False),
@@ -48,21 +48,21 @@ def test_the_data_configs_of_the_project_lack_nothing(name):
         ("np.log(genJetPt / (jetPt + 0 * ak.sum(PF_pT, axis=1)))", False, False),
     ],
 )
-def test_a_label_that_the_gate_will_refuse_is_named(tmp_path, label, refused, corrected):
-    warning = checked(tmp_path, LABEL, label).warning
-    assert (f"the gate will refuse the model: the label is {label}," in warning) is refused
+def test_a_label_that_the_gate_will_refuse_is_named(tmp_path, label, is_refused, corrected):
+    warning = check_of(tmp_path, LABEL, label).warning
+    assert (f"the gate will refuse the model: the label is {label}," in warning) is is_refused
     assert ("no residual correction" in warning) is not corrected
 
 
 @pytest.mark.parametrize("observer", ["jetPt", "genJetPt", "genJetEta"])
 def test_a_missing_observer_is_refused_before_any_training(tmp_path, observer):
     with pytest.raises(InputError, match=f"needs the observer {observer}"):
-        checked(tmp_path, f"  - {observer}\n", "")
+        check_of(tmp_path, f"  - {observer}\n", "")
 
 
 @pytest.mark.parametrize("gate", ["default", "strict"])
 def test_the_strict_gate_needs_flavours(tmp_path, gate):
-    warning = checked(tmp_path, "  - partonFlav\n", "", gate=gate).warning
+    warning = check_of(tmp_path, "  - partonFlav\n", "", gate=gate).warning
     assert ("partonFlav" in warning) is (gate == "strict")
 
 
@@ -82,7 +82,7 @@ BAD_JETS = {
 
 @pytest.mark.parametrize("gate", ["default", "strict"])
 @pytest.mark.parametrize("name", BAD_JETS)
-def test_what_is_said_of_the_test_jets_is_what_the_gate_says_in_the_end(name, gate):
+def test_prepare_predicts_the_verdict_of_the_gate_on_the_test_jets(name, gate):
     jets = make_jets(4000)
     jets = {column: values[BAD_JETS[name](jets)] for column, values in jets.items()}
     settings = gate_inputs.settings_of(RunConfig(gate=gate))

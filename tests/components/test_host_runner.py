@@ -49,14 +49,14 @@ def sleep(path: str):
 
 
 @dsl.pipeline(name="two")
-def two(text: str, path: str, code: int = 0):
+def two_steps(text: str, path: str, code: int = 0):
     """Display names are those of the chain's steps: they are no keys."""
-    written = write(text=text).set_display_name("1 write (first)")
-    leave(text=written.outputs["out"], path=path, code=code).set_display_name("2 leave")
+    output_task = write(text=text).set_display_name("1 write (first)")
+    leave(text=output_task.outputs["out"], path=path, code=code).set_display_name("2 leave")
 
 
-@dsl.pipeline(name="finished")
-def finished(path: str, code: int = 0):
+@dsl.pipeline(name="with_exit_handler")
+def with_exit_handler(path: str, code: int = 0):
     last = leave(text="last ", path=path, code=0).set_display_name("last")
     with dsl.ExitHandler(last):
         failing = leave(text="first ", path=path, code=code).set_retry(2, backoff_duration="60s")
@@ -64,34 +64,34 @@ def finished(path: str, code: int = 0):
 
 
 @dsl.container_component
-def describe(made: dsl.Output[dsl.Model]):
+def describe(artifact: dsl.Output[dsl.Model]):
     code = (
-        "import json, os, sys; given = json.loads(sys.argv[1])['outputs'];"
-        " os.makedirs(os.path.dirname(given['outputFile']), exist_ok=True);"
-        " made = {'artifacts': [{'metadata': {'repository': 's3://bucket/model', 'jets': 7}}]};"
-        " open(given['outputFile'], 'w').write(json.dumps({'artifacts': {'made': made}}))"
+        "import json, os, sys; arguments = json.loads(sys.argv[1])['outputs'];"
+        " os.makedirs(os.path.dirname(arguments['outputFile']), exist_ok=True);"
+        " model = {'artifacts': [{'metadata': {'repository': 's3://bucket/model', 'jets': 7}}]};"
+        " open(arguments['outputFile'], 'w').write(json.dumps({'artifacts': {'artifact': model}}))"
     )
     return dsl.ContainerSpec(image=IMAGE, command=["python", "-c", code], args=["{{$}}"])
 
 
 @dsl.container_component
-def look(made: dsl.Input[dsl.Model], path: str):
+def look(artifact: dsl.Input[dsl.Model], path: str):
     code = (
-        "import json, sys; given = json.loads(sys.argv[1])['inputs']['artifacts']['made'];"
-        " open(sys.argv[2], 'w').write(json.dumps(given['artifacts'][0]))"
+        "import json, sys; arguments = json.loads(sys.argv[1])['inputs']['artifacts']['artifact'];"
+        " open(sys.argv[2], 'w').write(json.dumps(arguments['artifacts'][0]))"
     )
     return dsl.ContainerSpec(image=IMAGE, command=["python", "-c", code], args=["{{$}}", path])
 
 
 @dsl.pipeline(name="linked")
-def linked(path: str):
+def with_artifact(path: str):
     last = leave(text="", path=f"{path}.last", code=0).set_display_name("last")
     with dsl.ExitHandler(last):
-        look(made=describe().outputs["made"], path=path)
+        look(artifact=describe().outputs["artifact"], path=path)
 
 
-@dsl.pipeline(name="sleeping")
-def sleeping(path: str):
+@dsl.pipeline(name="with-sleep")
+def with_sleep(path: str):
     sleep(path=path)
 
 
@@ -114,17 +114,17 @@ def run(tmp_path):
     return run_it
 
 
-def test_an_output_is_the_next_steps_input(run, tmp_path, monkeypatch):
+def test_the_output_of_a_step_is_the_input_of_the_next(run, tmp_path, monkeypatch):
     """kfp's own workspace lies below ours, and nothing stays in the temporary folder."""
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
-    assert len(run(two, text="yes", path=str(tmp_path / "out"))) == 2
+    assert len(run(two_steps, text="yes", path=str(tmp_path / "out"))) == 2
     assert (tmp_path / "out").read_text() == "YES!"
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_an_artifact_is_the_next_steps_input_with_its_metadata(run, tmp_path):
-    run(linked, path=str(tmp_path / "out"))
+    run(with_artifact, path=str(tmp_path / "out"))
     artifact = json.loads((tmp_path / "out").read_text())
     assert artifact["metadata"] == {"repository": "s3://bucket/model", "jets": 7}
     assert artifact["type"]["schemaTitle"] == "system.Model"
@@ -132,15 +132,15 @@ def test_an_artifact_is_the_next_steps_input_with_its_metadata(run, tmp_path):
 
 def test_a_steps_exit_code_is_the_runs(run, tmp_path):
     with pytest.raises(host_runner.StepError) as failure:
-        run(two, text="yes", path=str(tmp_path / "out"), code=7)
+        run(two_steps, text="yes", path=str(tmp_path / "out"), code=7)
     assert failure.value.exit_code == 7
 
 
 def test_a_quiet_run_shows_only_the_last_lines_of_a_step_that_failed(run, tmp_path, capfd):
-    run(two, quiet=True, text="yes", path=str(tmp_path / "out"))
+    run(two_steps, quiet=True, text="yes", path=str(tmp_path / "out"))
     assert capfd.readouterr().out == ""
     with pytest.raises(host_runner.StepError):
-        run(two, quiet=True, text="yes", path=str(tmp_path / "none" / "out"))
+        run(two_steps, quiet=True, text="yes", path=str(tmp_path / "none" / "out"))
     assert "FileNotFoundError" in capfd.readouterr().out
 
 
@@ -149,7 +149,7 @@ def test_the_exit_handler_runs_after_a_failure_which_is_not_repeated_and_stays_t
     run, tmp_path
 ):
     with pytest.raises(host_runner.StepError) as failure:
-        run(finished, path=str(tmp_path / "out"), code=7)
+        run(with_exit_handler, path=str(tmp_path / "out"), code=7)
     assert failure.value.exit_code == 7
     assert (tmp_path / "out").read_text() == "first !last !"
 
@@ -164,16 +164,16 @@ def test_sigint_ends_the_running_step(run, tmp_path):
 
     threading.Thread(target=interrupt).start()
     with pytest.raises(InterruptedRun):
-        run(sleeping, path=str(path))
+        run(with_sleep, path=str(path))
     with pytest.raises(ProcessLookupError):
         os.kill(int(path.read_text()), 0)
 
 
-def test_a_runner_that_is_killed_takes_its_step_along(tmp_path):
+def test_a_step_ends_with_its_killed_runner(tmp_path):
     """SIGKILL leaves no time to clean up: the kernel tells the step."""
     script = textwrap.dedent(f"""
         from tests.components.test_host_runner import *
-        compiler.Compiler().compile(sleeping, "{tmp_path}/ir.yaml")
+        compiler.Compiler().compile(with_sleep, "{tmp_path}/ir.yaml")
         from pathlib import Path
         here = Path("{tmp_path}")
         parameters = dict(path=str(here / "pid"))

@@ -33,7 +33,7 @@ def with_kinds(columns: dict, seed: int) -> dict:
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
+def make_run(tmp_path_factory):
     """Make a run as prepare leaves it, of files with or without kinds of candidates."""
 
     def make(kinds: bool, config: str = "data/jec_pfn_open.yaml", **sizes: int) -> Run:
@@ -45,12 +45,12 @@ def prepared(tmp_path_factory):
             write_jets(folder / split / "a.root", jets, basket=number)
             values[f"data_{split}"] = str(folder / split / "*.root")
         run = Run(config=RunConfig(**values))
-        read = inputs.Inputs(run.config)
-        inputs.check_data_config(read)
+        run_inputs = inputs.Inputs(run.config)
+        inputs.check_data_config(run_inputs)
         for split in SIZES:
-            inputs.check_files(read, split)
-        sets = prepare.decode_sets(run, read)
-        places, reason = prepare.decode_jet_columns(run, read)
+            inputs.check_files(run_inputs, split)
+        sets = prepare.decode_sets(run, run_inputs)
+        places, reason = prepare.decode_jet_columns(run, run_inputs)
         record = RunRecord(data=sets, jet_columns=places, no_jet_columns=reason)
         return Run(config=run.config, record=record)
 
@@ -58,11 +58,11 @@ def prepared(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(prepared):
-    return prepared(kinds=True)
+def whole(make_run):
+    return make_run(kinds=True)
 
 
-def opened(run: Run, split: str) -> Dataset:
+def dataset_of(run: Run, split: str) -> Dataset:
     config = DataConfig.load(run.config.data_config)
     return Dataset.open(run.record.data[split].dataset, config)
 
@@ -71,7 +71,7 @@ def columns_of(run: Run, split: str) -> Dataset:
     return trees._open(run.record.jet_columns[split], trees._data_config(run))
 
 
-def test_the_shares_of_the_pt_are_those_of_the_jets_own_candidates(whole):
+def test_pt_fractions_count_only_the_jets_own_candidates(whole):
     columns = columns_of(whole, "test")
     jets = with_kinds(synthetic_jets(SIZES["test"], 2), 2)
     particles = jets["PF"][(jets["genJetPt"] > 20) & (np.abs(jets["genJetEta"]) < 2.5)]
@@ -87,16 +87,16 @@ def test_the_shares_of_the_pt_are_those_of_the_jets_own_candidates(whole):
 
 
 @pytest.mark.parametrize("split", SIZES)
-def test_they_are_of_the_same_jets_and_leave_the_tensors_alone(whole, split):
-    columns, of_network = columns_of(whole, split), opened(whole, split)
+def test_the_columns_have_the_networks_jets_and_its_tensors_do_not_change(whole, split):
+    columns, of_network = columns_of(whole, split), dataset_of(whole, split)
     assert len(columns) == len(of_network) == whole.record.data[split].jets
     assert np.array_equal(columns.label("target"), of_network.label("target"))
     assert columns.folder != of_network.folder
     assert not any(name.startswith("fraction") for name in of_network.observers())
 
 
-def test_trees_learn_what_the_files_say_and_are_kept_for_the_next_run(whole, monkeypatch):
-    observers = opened(whole, "test").observers()
+def test_trees_learn_from_the_columns_and_are_kept_for_the_next_run(whole, monkeypatch):
+    observers = dataset_of(whole, "test").observers()
     comparison = trees.compare(whole, observers, seed=1)
     assert comparison.record.reason == ""
     assert {"jetPt", "QG_mult", *FRACTIONS} <= set(comparison.record.columns)
@@ -110,28 +110,28 @@ def test_trees_learn_what_the_files_say_and_are_kept_for_the_next_run(whole, mon
     assert np.array_equal(again.predictions, comparison.predictions)
 
 
-def test_a_fraction_of_the_training_jets_is_taken_as_the_network_had_it(whole):
+def test_trees_train_on_the_same_fraction_of_jets_as_the_network(whole):
     training = columns_of(whole, "train")
     of_trees = trees._jets(training, 0.8)
     number = round(0.8 * len(training))
     assert len(of_trees.weights) == number
     index = np.arange(number) * len(training) // number
     assert np.array_equal(of_trees.target, training.label("target")[index])
-    observers = opened(whole, "test").observers()
+    observers = dataset_of(whole, "test").observers()
     assert "500" in trees.compare(whole, observers, fraction=0.5, seed=1).record.reason
 
 
-def test_without_kinds_of_candidates_the_trees_take_what_is_there(prepared):
-    run = prepared(kinds=False)
-    comparison = trees.compare(run, opened(run, "test").observers(), seed=1)
+def test_trees_without_kinds_of_candidates_use_the_other_columns(make_run):
+    run = make_run(kinds=False)
+    comparison = trees.compare(run, dataset_of(run, "test").observers(), seed=1)
     assert set(FRACTIONS) <= set(comparison.record.missing)
     assert "jetPt" in comparison.record.columns
     assert len(comparison.predictions) == run.record.data["test"].jets
 
 
-def test_too_few_training_jets_make_no_trees(prepared):
-    run = prepared(kinds=False, train=500)
-    comparison = trees.compare(run, opened(run, "test").observers(), seed=1)
+def test_too_few_training_jets_make_no_trees(make_run):
+    run = make_run(kinds=False, train=500)
+    comparison = trees.compare(run, dataset_of(run, "test").observers(), seed=1)
     assert comparison.predictions is None
     number = run.record.data["train"].jets
     assert number < 500
@@ -139,7 +139,7 @@ def test_too_few_training_jets_make_no_trees(prepared):
 
 
 def test_columns_of_other_jets_are_not_compared(whole):
-    observers = dict(opened(whole, "test").observers())
+    observers = dict(dataset_of(whole, "test").observers())
     observers["jetPt"] = observers["jetPt"][::-1]
     comparison = trees.compare(whole, observers, seed=1)
     assert comparison.predictions is None
@@ -163,7 +163,7 @@ def options(**changes) -> dict:
 BRANCHES = ["jetPt", "jetEta", "genJetPt", "genJetEta", "rhoAll"]
 
 
-def test_a_new_variable_of_a_columns_name_is_that_column():
+def test_a_new_variable_replaces_the_column_of_its_name():
     config = DataConfig.from_options(options(new_variables={"jetMass": "jetPt * 0.1"}) | _flat())
     jet_level = jet_columns.of_files(config, BRANCHES)
     assert jet_level.options["inputs"][GROUP]["vars"] == ["jetPt", "jetEta", "jetMass", "rhoAll"]
@@ -188,13 +188,13 @@ def _flat() -> dict:
 
 
 def test_columns_that_cannot_be_decoded_do_not_refuse_the_run(whole, monkeypatch):
-    read = inputs.Inputs(whole.config)
-    inputs.check_data_config(read)
+    run_inputs = inputs.Inputs(whole.config)
+    inputs.check_data_config(run_inputs)
     for split in SIZES:
-        inputs.check_files(read, split)
+        inputs.check_files(run_inputs, split)
 
     def refuse(*_, **__):
         raise InputError("jets.root: 'jetArea' is a list")
 
     monkeypatch.setattr("weaver.prepared.prepare.prepare", refuse)
-    assert prepare.decode_jet_columns(whole, read) == ({}, "jets.root: 'jetArea' is a list")
+    assert prepare.decode_jet_columns(whole, run_inputs) == ({}, "jets.root: 'jetArea' is a list")

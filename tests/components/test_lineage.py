@@ -1,4 +1,4 @@
-"""The artifacts of a run: who takes which, and what they say of the results."""
+"""The artifacts of a run: which step takes which, and their metadata."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def run(tmp_path):
         images={"steps": "registry/steps:1", "weaver": "registry/weaver:1"},
         image_digests={"steps": "sha256:11", "weaver": None},
     )
-    made = Run(config=RunConfig(s3_bucket=str(tmp_path), run_id=f"{NAME}-1"), record=record)
-    export_record(NAME, versions="torch 2.13.0").save(made.folder.export)
-    return made
+    new_run = Run(config=RunConfig(s3_bucket=str(tmp_path), run_id=f"{NAME}-1"), record=record)
+    export_record(NAME, versions="torch 2.13.0").save(new_run.folder.export)
+    return new_run
 
 
-def test_each_step_takes_the_artifacts_that_its_results_come_from(compiled_pipeline):
+def test_each_step_takes_the_artifacts_that_it_reads(compiled_pipeline):
     spec = compiled_pipeline.spec
     (group,) = (part["dag"]["tasks"] for part in spec["components"].values() if "dag" in part)
     artifacts = {}
@@ -63,17 +63,17 @@ def test_each_step_takes_the_artifacts_that_its_results_come_from(compiled_pipel
     assert artifacts == ARTIFACTS
 
 
-def test_no_artifact_s_address_is_the_beginning_of_another_s():
+def test_no_artifacts_address_is_a_prefix_of_another():
     """The launcher copies all whose key begins with the artifact's (kfp 2.15.0
     backend/src/v2/objectstore/object_store.go:125); those of one step lie in one folder.
     """
-    for one in steps.STEPS:
-        names = [name for name, kind in one.outputs.items() if kind != "parameter"]
+    for table_step in steps.STEPS:
+        names = [name for name, kind in table_step.outputs.items() if kind != "parameter"]
         for name in names:
             assert [other for other in names if other.startswith(name)] == [name]
 
 
-def test_the_model_says_where_it_is_and_what_it_was_made_of(run):
+def test_the_models_metadata_name_its_folder_and_its_sources(run):
     assert lineage.model(run, f"{NAME}-000") == {
         "framework": "ONNX",
         "format": "Triton model repository",
@@ -112,15 +112,15 @@ ORIGIN = {
 
 def test_kubeflow_stores_the_description_as_metadata_and_as_a_small_file(run, tmp_path):
     place = tmp_path / "root" / "model"
-    given = {
+    description = {
         "outputs": {
             "artifacts": {"model": {"artifacts": [{"name": "model", "uri": str(place)}]}},
             "outputFile": str(tmp_path / "executor_output.json"),
         }
     }
-    lineage.publish_model(run, f"{NAME}-000", step.Artifacts(json.dumps(given)))
-    written = json.loads((tmp_path / "executor_output.json").read_text())
-    (artifact,) = written["artifacts"]["model"]["artifacts"]
+    lineage.publish_model(run, f"{NAME}-000", step.Artifacts(json.dumps(description)))
+    executor_output = json.loads((tmp_path / "executor_output.json").read_text())
+    (artifact,) = executor_output["artifacts"]["model"]["artifacts"]
     assert artifact == {"metadata": lineage.model(run, f"{NAME}-000")}
     # MLMD knows no null (kfp 2.15.0 backend/src/v2/metadata/converter.go:138)
     assert {type(value) for value in artifact["metadata"].values()} <= {str, int, float}

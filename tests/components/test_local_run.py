@@ -25,12 +25,12 @@ RUN_ID = "pfn-00000000"
 @pytest.fixture
 def local_run(tmp_path):
     """A run whose preparation has ended."""
-    made = LocalRun(RunConfig(run_id=RUN_ID), tmp_path / "runs", serve=True)
-    made.run = Run(config=made.config)
-    made.run.save()
-    made.uri_file = tmp_path / "uri"
-    made.uri_file.write_text(made.run.uri)
-    return made
+    new_run = LocalRun(RunConfig(run_id=RUN_ID), tmp_path / "runs", serve=True)
+    new_run.run = Run(config=new_run.config)
+    new_run.run.save()
+    new_run.uri_file = tmp_path / "uri"
+    new_run.uri_file.write_text(new_run.run.uri)
+    return new_run
 
 
 @pytest.mark.parametrize(
@@ -115,6 +115,6 @@ def test_small_results_on_s3_are_copied_beside_the_logs(s3_bucket, tmp_path):
     assert [path.name for path in (tmp_path / RUN_ID).iterdir()] == ["run.json"]
 
 
-def test_a_gain_that_was_not_measured_is_no_number():
+def test_an_unmeasured_gain_is_not_printed_as_a_number():
     assert not any(character.isdigit() for character in _gain_text(None))
     assert "3.0" in _gain_text(Interval(value=3.0, low=2.0, high=4.0))

@@ -30,12 +30,12 @@ def test_a_parameter_without_a_folder_behind_it_is_refused(tmp_path, field, valu
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("known", ["by --namespace", "by the pod"])
+@pytest.mark.parametrize("source", ["by --namespace", "by the pod"])
 def test_a_service_that_kserve_would_never_make_is_refused(
-    monkeypatch, s3_bucket, s3_server, known
+    monkeypatch, s3_bucket, s3_server, source
 ):
     values = {"s3_bucket": s3_bucket, "s3_endpoint": s3_server, "service_name": "a" * 21}
-    if known == "by --namespace":
+    if source == "by --namespace":
         values["namespace"] = "n" * 32
     else:
         monkeypatch.setattr(inputs, "own_namespace", lambda: "n" * 32)
@@ -50,7 +50,7 @@ def test_a_service_that_kserve_would_never_make_is_refused(
 
 @pytest.mark.faults
 @pytest.mark.parametrize(("free", "warns"), [(10**12, False), (10**8, True)], ids=["room", "none"])
-def test_what_a_run_may_take_is_said_before_it_is_written(
+def test_the_size_of_a_run_is_reported_before_it_is_written(
     tmp_path, monkeypatch, capsys, free, warns
 ):
     """2,000 jets of 1 kB; two trials of 10**6 weights: 12 weights each, and 1 MB of records."""
@@ -61,7 +61,7 @@ def test_what_a_run_may_take_is_said_before_it_is_written(
         needs.file_checks[split] = types.SimpleNamespace(files=files)
     monkeypatch.setattr(prepare.space, "free_bytes", lambda path: free)
     prepare.say_disk_need(Run(config=config), needs)
-    assert capsys.readouterr().out == ""  # without torch nobody knows the network
+    assert capsys.readouterr().out == ""  # without torch the network cannot be built
     needs.parameters = 10**6
     prepare.say_disk_need(Run(config=config), needs)
     line = capsys.readouterr().out
@@ -73,7 +73,7 @@ def test_what_a_run_may_take_is_said_before_it_is_written(
     assert str(tmp_path) in line
 
 
-def test_a_name_in_an_unknown_namespace_is_looked_at_later():
+def test_a_service_name_is_checked_later_where_the_namespace_is_unknown():
     config = RunConfig(s3_bucket="s3://bucket/runs", service_name="a" * 40)
     result = inputs.check_service_name(inputs.Inputs(config))
     assert (result.is_checked, result.cure) == (False, "give --namespace")
@@ -93,7 +93,7 @@ def test_jets_that_two_sets_share_are_counted_reported_and_refused(monkeypatch, 
 
 
 @pytest.fixture
-def prepared(tmp_path):
+def prepared_run(tmp_path):
     """A run that prepare has made, and what its files hold now."""
     run = Run(config=RunConfig(s3_bucket=str(tmp_path), run_id="pfn-00000000"))
     storage.write_text(run.path("config", "data.yaml"), "data")
@@ -118,16 +118,16 @@ def prepared(tmp_path):
         ("weaver_image", "jec-weaver:2"),
     ],
 )
-def test_a_run_goes_on_with_a_parameter_that_its_trials_do_not_depend_on(
-    prepared, capsys, field, value
+def test_a_run_resumes_with_parameters_that_do_not_affect_its_trials(
+    prepared_run, capsys, field, value
 ):
-    run, inputs = prepared
+    run, inputs = prepared_run
     prepare.check_same(run, Run(config=run.config.replace(**{field: value})), inputs)
     assert f"--{field.replace('_', '-')} {value}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("changed", "local", "has_search", "is_replaced"),
+    ("changes", "local", "has_search", "is_replaced"),
     [
         ({"memory": "24Gi", "weaver_image": "jec-weaver:2"}, False, False, True),
         ({"max_trials": 50, "parallel_trials": 2}, False, False, False),
@@ -137,18 +137,18 @@ def test_a_run_goes_on_with_a_parameter_that_its_trials_do_not_depend_on(
     ],
     ids=["pods", "numbers of trials", "one machine", "search has ended", "nothing"],
 )
-def test_it_is_said_that_another_experiment_follows_and_trials_under_way_resume(
-    prepared, capsys, monkeypatch, changed, local, has_search, is_replaced
+def test_a_change_that_needs_another_experiment_is_reported(
+    prepared_run, capsys, monkeypatch, changes, local, has_search, is_replaced
 ):
-    run, inputs = prepared
+    run, inputs = prepared_run
     monkeypatch.delenv(step.LOCAL_DIR, raising=False)
     if local:
         monkeypatch.setenv(step.LOCAL_DIR, "runs")
     if has_search:
         storage.write_text(run.folder.search, "{}")
-    prepare.check_same(run, Run(config=run.config.replace(**changed)), inputs)
+    prepare.check_same(run, Run(config=run.config.replace(**changes)), inputs)
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(changed) + is_replaced
+    assert len(lines) == len(changes) + is_replaced
     if is_replaced:
         assert "--memory" in lines[-1]
         assert "--weaver-image" in lines[-1]
@@ -166,8 +166,10 @@ def test_it_is_said_that_another_experiment_follows_and_trials_under_way_resume(
         ("data_train", "other/*.root"),
     ],
 )
-def test_a_run_does_not_go_on_with_another_parameter_of_its_trials(prepared, capsys, field, value):
-    run, inputs = prepared
+def test_a_run_does_not_resume_with_parameters_that_affect_its_trials(
+    prepared_run, capsys, field, value
+):
+    run, inputs = prepared_run
     with pytest.raises(InputError, match=f"{field.replace('_', '-')} was "):
         prepare.check_same(
             run, Run(config=run.config.replace(memory="24Gi", **{field: value})), inputs
@@ -187,13 +189,13 @@ def test_a_run_on_kubeflow_knows_its_namespace(monkeypatch, requested):
 
 
 @pytest.mark.parametrize(("now", "same"), [("physics", True), ("other", False)])
-def test_a_run_of_an_earlier_version_goes_on_in_its_own_namespace_alone(
-    prepared, monkeypatch, now, same
+def test_a_run_of_an_earlier_version_resumes_only_in_its_own_namespace(
+    prepared_run, monkeypatch, now, same
 ):
     """It wrote down 'auto'."""
     monkeypatch.delenv(step.LOCAL_DIR, raising=False)
     monkeypatch.setattr(prepare, "own_namespace", lambda: "physics")
-    before, inputs = prepared
+    before, inputs = prepared_run
     run = Run(config=before.config.replace(namespace=now))
     if same:
         prepare.check_same(before, run, inputs)
@@ -215,7 +217,7 @@ def test_a_package_that_is_not_installed_has_no_version(monkeypatch):
 
 
 @pytest.fixture
-def deployed(tmp_path):
+def make_deployed_run(tmp_path):
     """Make the folder of a run that was evaluated and deployed."""
 
     def make(run_id: str, name: str, time: str) -> str:
@@ -229,16 +231,16 @@ def deployed(tmp_path):
     return make
 
 
-def test_the_served_model_is_that_of_the_run_that_was_deployed_last(tmp_path, deployed):
+def test_the_served_model_is_that_of_the_run_that_was_deployed_last(tmp_path, make_deployed_run):
     config = RunConfig(
         s3_bucket=str(tmp_path), baseline=SERVED, service_name="jets", run_id="pfn-00000009"
     )
     with pytest.raises(InputError, match=rf"--baseline {SERVED}.*\bjets\b"):
         prepare.baseline_folder(config)
-    deployed("pfn-00000001", "jets", "2026-11-01T10:00:00+00:00")
-    newest = deployed("pfn-00000002", "jets", "2026-11-02T10:00:00+00:00")
-    deployed("pfn-00000003", "others", "2026-11-03T10:00:00+00:00")
-    deployed("pfn-00000009", "jets", "2026-11-04T10:00:00+00:00")  # the run itself
+    make_deployed_run("pfn-00000001", "jets", "2026-11-01T10:00:00+00:00")
+    newest = make_deployed_run("pfn-00000002", "jets", "2026-11-02T10:00:00+00:00")
+    make_deployed_run("pfn-00000003", "others", "2026-11-03T10:00:00+00:00")
+    make_deployed_run("pfn-00000009", "jets", "2026-11-04T10:00:00+00:00")  # the run itself
     assert prepare.baseline_folder(config) == newest
 
 
@@ -249,12 +251,12 @@ def test_a_baseline_of_other_test_files_is_reported_before_any_training(tmp_path
     file = tmp_path / "test.root"
     file.write_bytes(b"jets")
     config = RunConfig(s3_bucket=str(tmp_path), baseline=earlier.uri)
-    read = inputs.Inputs(config)
-    read.files["test"] = storage.entries(str(file))
-    fingerprint = storage.fingerprint(read.files["test"]) if same else "00ff"
+    run_inputs = inputs.Inputs(config)
+    run_inputs.files["test"] = storage.entries(str(file))
+    fingerprint = storage.fingerprint(run_inputs.files["test"]) if same else "00ff"
     data = DataSet(dataset="", jets=1, read=1, files=1, fingerprint=fingerprint)
     RunRecord(data={"test": data}).save(earlier.run)
-    assert ("--data-test" in inputs.check_baseline(read).warning) == (not same)
+    assert ("--data-test" in inputs.check_baseline(run_inputs).warning) == (not same)
 
 
 def test_a_run_on_kubeflow_records_both_images_and_their_digests(monkeypatch):

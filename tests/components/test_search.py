@@ -1,4 +1,4 @@
-"""The search step: what it writes, when it goes on, and what counts beside a new experiment's
+"""The search step: its files, when it resumes, and which trials count beside a new experiment's
 trials.
 """
 
@@ -20,15 +20,15 @@ from training.more_trials import with_more_trials
 
 
 class Backend:
-    """A cluster whose experiments give the losses they are told, one a trial;
+    """A cluster whose experiments return the next losses of a list, one for each trial.
 
-    `gone` experiments cannot go on.
+    With `is_gone` no experiment can continue.
     """
 
     resumes = True
 
     def __init__(self, run):
-        self.run, self.losses, self.gone, self.manifests, self.deleted = (
+        self.run, self.losses, self.is_gone, self.manifests, self.deletions = (
             run,
             iter(range(9, 0, -1)),
             False,
@@ -61,14 +61,14 @@ class Backend:
         )
 
     def can_continue(self, name):
-        return not self.gone
+        return not self.is_gone
 
     def experiments(self, run_id):
         assert run_id == self.run.id
-        return {} if self.gone else {name: {} for name in reversed(self.trials)}
+        return {} if self.is_gone else {name: {} for name in reversed(self.trials)}
 
     def delete_experiment(self, name):
-        self.deleted.append(name)
+        self.deletions.append(name)
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def record(run):
     return storage.read_json(run.path("search.json"))
 
 
-def asked_for(run, trials):
+def with_trial_limit(run, trials):
     return dataclasses.replace(run, config=run.config.replace(max_trials=trials))
 
 
@@ -108,7 +108,7 @@ def test_a_search_leaves_its_trials_in_three_forms_and_is_not_repeated(run, back
     assert len(backend.manifests) == 1
 
 
-def test_with_more_trials_the_same_experiment_goes_on(run, backend):
+def test_the_same_experiment_continues_with_more_trials(run, backend):
     do(run)
     more = dataclasses.replace(run, config=with_more_trials(run.config, "2"))
     assert do(more) == "pfn-00000000-004"
@@ -116,12 +116,10 @@ def test_with_more_trials_the_same_experiment_goes_on(run, backend):
     assert len(record(run)["trials"]) == 5
 
 
-def test_an_experiment_that_is_gone_is_followed_by_another_whose_trials_join_the_first(
-    run, backend
-):
+def test_a_second_experiment_follows_a_deleted_one_and_their_trials_are_joined(run, backend):
     do(run)
-    backend.gone = True
-    assert do(asked_for(run, 5)) == "pfn-00000000-3-001"
+    backend.is_gone = True
+    assert do(with_trial_limit(run, 5)) == "pfn-00000000-3-001"
     first, second = backend.manifests
     assert second["metadata"]["name"] == "pfn-00000000-3"
     assert second["spec"]["maxTrialCount"] == 2
@@ -132,8 +130,8 @@ def test_an_experiment_that_is_gone_is_followed_by_another_whose_trials_join_the
     assert names == [f"pfn-00000000-00{i}" for i in range(3)] + [
         f"pfn-00000000-3-00{i}" for i in range(2)
     ]
-    backend.gone = False
-    do(asked_for(run, 6))  # the second one goes on, the first three still count
+    backend.is_gone = False
+    do(with_trial_limit(run, 6))  # the second one continues, the first three still count
     assert len(record(run)["trials"]) == 6
     assert backend.manifests[-1]["metadata"]["name"] == "pfn-00000000-3"
 
@@ -141,13 +139,13 @@ def test_an_experiment_that_is_gone_is_followed_by_another_whose_trials_join_the
 def test_the_best_of_all_may_be_one_of_the_first(run, backend):
     backend.losses = iter([1, 5, 6, 7, 8])
     best = do(run)
-    backend.gone = True
-    assert do(asked_for(run, 5)) == best
+    backend.is_gone = True
+    assert do(with_trial_limit(run, 5)) == best
 
 
 def test_the_experiment_is_deleted_when_asked_and_its_results_stay(run, backend):
     do(dataclasses.replace(run, config=run.config.replace(delete_train_experiment=True)))
-    assert backend.deleted == ["pfn-00000000"]
+    assert backend.deletions == ["pfn-00000000"]
     assert record(run)["optimal"]
 
 
@@ -159,7 +157,7 @@ def test_the_experiment_is_deleted_when_asked_and_its_results_stay(run, backend)
         ("0.08", "2", "goal"),
     ],
 )
-def test_more_trials_that_cannot_be_are_refused(run, backend, goal, more, expected):
+def test_an_impossible_number_of_more_trials_is_refused(run, backend, goal, more, expected):
     do(run)
     with pytest.raises(InputError, match=expected):
         with_more_trials(run.config.replace(goal=goal), more)

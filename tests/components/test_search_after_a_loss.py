@@ -44,9 +44,9 @@ class Cluster:
         """Every job that was run for a resumed trial."""
         self.parallel = 0
         self.removed_jobs: list[str] = []
-        self.begun: dict[str, tuple[dict[str, str], list[float]]] = {}
+        self.interrupted_trials: dict[str, tuple[dict[str, str], list[float]]] = {}
         """Name of each trial that hung -> its parameters, and its losses so far."""
-        self.finished: dict[str, float] = {}
+        self.losses_by_trial: dict[str, float] = {}
         """Name of each trial that has ever ended well -> its loss."""
 
     def experiments(self, run_id: str) -> dict[str, dict[str, str]]:
@@ -64,15 +64,16 @@ class Cluster:
         name = manifest["metadata"]["name"]
         self.annotations.setdefault(name, manifest["metadata"]["annotations"])
         trials = self.existing.setdefault(name, [])
-        while sum(trial.status != "Running" for trial in trials) < _asked(manifest):
+        while sum(trial.status != "Running" for trial in trials) < _trial_limit(manifest):
             if self.next_event() == "lost":
                 raise LauncherLost
             self.next_trial(name)
-        ended = [trial for trial in trials if trial.status != "Running"]
+        past_trials = [trial for trial in trials if trial.status != "Running"]
         best = min(
-            (trial for trial in ended if trial.counts), key=lambda one: one.metrics["AvgLoss"].min
+            (trial for trial in past_trials if trial.counts),
+            key=lambda trial: trial.metrics["AvgLoss"].min,
         )
-        return ExperimentResult(name=name, trials=ended, optimal=best.name)
+        return ExperimentResult(name=name, trials=past_trials, optimal=best.name)
 
     def next_event(self) -> str:
         return self.events[0] if self.events else "ends"
@@ -84,10 +85,10 @@ class Cluster:
         losses = [round(self.rng.random(), 4) for _ in range(EPOCHS)]
         point = {"fc-dim": str(self.rng.randrange(1, 9999))}
         trials = self.existing[experiment]
-        number = len(self.finished) + len(trials)
+        number = len(self.losses_by_trial) + len(trials)
         if event == "ends":
             write_trial(self.run, name, point, losses, start=100.0 * number)
-            self.finished[name] = min(losses)
+            self.losses_by_trial[name] = min(losses)
             observation = Observation(min=min(losses), max=max(losses), latest=losses[-1])
             trial = Trial(
                 name=name, status="Succeeded", parameters=point, metrics={"AvgLoss": observation}
@@ -99,14 +100,14 @@ class Cluster:
             losses = losses[: self.rng.randrange(EPOCHS)]
             write_trial(self.run, name, point, losses, start=100.0 * number)
             storage.write_bytes(self.run.path("trials", name, "checkpoint.pt"), b"state")
-            self.begun[name] = (point, losses)
+            self.interrupted_trials[name] = (point, losses)
             trial = Trial(name=name, status="Running", parameters=point, metrics={})
         trials.append(trial)
 
     def delete_job(self, name: str) -> None:
         self.removed_jobs.append(name)
 
-    def run_jobs(self, manifests, *, parallel, ended, deadline, report) -> None:
+    def run_jobs(self, manifests, *, parallel, on_end, deadline, report) -> None:
         """Resume trials one after the other, each to what the next event says."""
         assert deadline > 0
         self.parallel = parallel
@@ -116,17 +117,19 @@ class Cluster:
             self.jobs.append(manifest)
             event = self.events.pop(0) if self.events else "ends"
             name = manifest["metadata"]["name"]
-            point, losses = self.begun[name]
-            assert not [one for one in self.existing if name.startswith(f"{one}-")]
+            point, losses = self.interrupted_trials[name]
+            assert not [
+                experiment for experiment in self.existing if name.startswith(f"{experiment}-")
+            ]
             assert f"fc_dim:{point['fc-dim']}'" in json.dumps(manifest)
             if event == "ends":
                 rest = [round(self.rng.random(), 4) for _ in range(EPOCHS - len(losses))]
                 write_trial(self.run, name, point, [*losses, *rest], start=100.0 * len(self.jobs))
-                self.finished[name] = min([*losses, *rest])
-            ended(name, "OOMKilled" if event == "fails" else "")
+                self.losses_by_trial[name] = min([*losses, *rest])
+            on_end(name, "OOMKilled" if event == "fails" else "")
 
 
-def _asked(manifest: dict) -> int:
+def _trial_limit(manifest: dict) -> int:
     count: int = manifest["spec"]["maxTrialCount"]
     return count
 
@@ -148,9 +151,9 @@ def make_run(tmp_path, **values) -> Run:
 @pytest.fixture
 def cluster_of(monkeypatch):
     def make(run: Run, *events: str, seed: int = 0) -> Cluster:
-        made = Cluster(run, list(events), random.Random(seed))
-        monkeypatch.setattr(step, "backend", lambda _: made)
-        return made
+        new_cluster = Cluster(run, list(events), random.Random(seed))
+        monkeypatch.setattr(step, "backend", lambda _: new_cluster)
+        return new_cluster
 
     return make
 
@@ -169,24 +172,24 @@ def end(run: Run) -> SearchRecord:
     return record
 
 
-def test_after_a_loss_only_the_rest_is_searched(tmp_path, cluster_of, capsys):
+def test_after_a_loss_only_the_missing_trials_run(tmp_path, cluster_of, capsys):
     run = make_run(tmp_path)
     cluster = cluster_of(run, "ends", "hangs", "ends", "fails", "lost")
     lose(run, cluster)
     cluster.delete_experiment(run.id)
     record = end(run)
-    [resumed] = cluster.begun
-    assert [job["metadata"]["name"] for job in cluster.jobs] == [resumed]
+    [interrupted] = cluster.interrupted_trials
+    assert [job["metadata"]["name"] for job in cluster.jobs] == [interrupted]
     second = cluster.manifests[-1]
-    assert (second["metadata"]["name"], _asked(second)) == ("pfn-00000000-3", 2)
-    assert sorted(trial.name for trial in record.trials) == sorted(cluster.finished)
+    assert (second["metadata"]["name"], _trial_limit(second)) == ("pfn-00000000-3", 2)
+    assert sorted(trial.name for trial in record.trials) == sorted(cluster.losses_by_trial)
     assert (record.carried, len(record.trials)) == (3, 5)
-    best = min(cluster.finished, key=lambda name: cluster.finished[name])
-    assert (record.optimal, record.best_value) == (best, cluster.finished[best])
+    best = min(cluster.losses_by_trial, key=lambda name: cluster.losses_by_trial[name])
+    assert (record.optimal, record.best_value) == (best, cluster.losses_by_trial[best])
 
 
 @pytest.mark.parametrize("algorithm", ["tpe", "cmaes", "sobol"])
-def test_the_step_says_that_the_algorithm_does_not_know_the_trials_before(
+def test_the_log_says_that_the_algorithm_does_not_know_earlier_trials(
     tmp_path, cluster_of, capsys, algorithm
 ):
     run = make_run(tmp_path, algorithm=algorithm)
@@ -199,20 +202,20 @@ def test_the_step_says_that_the_algorithm_does_not_know_the_trials_before(
     assert algorithm in line
 
 
-def test_an_experiment_that_still_runs_goes_on_and_its_trials_count_once(tmp_path, cluster_of):
+def test_a_running_experiment_continues_and_its_trials_count_once(tmp_path, cluster_of):
     run = make_run(tmp_path)
     cluster = cluster_of(run, "ends", "ends", "lost")
     lose(run, cluster)
-    cluster.next_trial(run.id)  # nobody watches, and the run uses its copy
+    cluster.next_trial(run.id)  # the launcher is lost, and the run uses its copy
     record = end(run)
-    assert [one["metadata"]["name"] for one in cluster.manifests] == [run.id] * 2
-    assert _asked(cluster.manifests[-1]) == 5
-    assert sorted(trial.name for trial in record.trials) == sorted(cluster.finished)
+    assert [manifest["metadata"]["name"] for manifest in cluster.manifests] == [run.id] * 2
+    assert _trial_limit(cluster.manifests[-1]) == 5
+    assert sorted(trial.name for trial in record.trials) == sorted(cluster.losses_by_trial)
     assert (record.carried, len(record.trials)) == (0, 5)
 
 
 @pytest.mark.parametrize(
-    ("changed", "message"),
+    ("changes", "message"),
     [
         ({"memory": "24Gi"}, "--memory was 12Gi, now 24Gi"),
         ({"tolerations": "gpu"}, "--tolerations was none, now gpu"),
@@ -223,17 +226,17 @@ def test_an_experiment_that_still_runs_goes_on_and_its_trials_count_once(tmp_pat
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_an_experiment_that_katib_does_not_let_change_is_replaced(
-    tmp_path, cluster_of, capsys, changed, message
+    tmp_path, cluster_of, capsys, changes, message
 ):
     run = make_run(tmp_path)
     cluster = cluster_of(run, "ends", "hangs", "ends", "lost")
     lose(run, cluster)
-    [hanging] = [one.name for one in cluster.existing[run.id] if one.status == "Running"]
-    resumed = Run(config=run.config.replace(**changed))
-    record = end(resumed)
+    [hanging] = [trial.name for trial in cluster.existing[run.id] if trial.status == "Running"]
+    second_run = Run(config=run.config.replace(**changes))
+    record = end(second_run)
     assert list(cluster.existing) == [f"{run.id}-3"]
-    assert sorted(trial.name for trial in record.trials) == sorted(cluster.finished)
-    assert hanging in cluster.finished
+    assert sorted(trial.name for trial in record.trials) == sorted(cluster.losses_by_trial)
+    assert hanging in cluster.losses_by_trial
     assert (record.carried, len(record.trials)) == (3, 5)
     text = capsys.readouterr().out
     assert message in text
@@ -241,8 +244,8 @@ def test_an_experiment_that_katib_does_not_let_change_is_replaced(
     assert line
     [job] = cluster.jobs
     [spec] = job["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]["containers"]
-    assert spec["image"] == resumed.config.weaver_image
-    assert spec["resources"]["limits"]["memory"] == resumed.config.memory
+    assert spec["image"] == second_run.config.weaver_image
+    assert spec["resources"]["limits"]["memory"] == second_run.config.memory
 
 
 def hanging_run(tmp_path, cluster_of, *events: str, **values) -> tuple[Run, Cluster]:
@@ -254,19 +257,21 @@ def hanging_run(tmp_path, cluster_of, *events: str, **values) -> tuple[Run, Clus
     return run, cluster
 
 
-def test_a_step_that_is_lost_among_the_resumed_trials_goes_on_with_the_others(tmp_path, cluster_of):
+def test_a_step_lost_during_resumed_trials_continues_with_the_others(tmp_path, cluster_of):
     run, cluster = hanging_run(tmp_path, cluster_of, "hangs", "hangs", "hangs", parallel_trials=3)
     cluster.events = ["ends", "fails", "lost"]
     lose(run, cluster)
     first = [job["metadata"]["name"] for job in cluster.jobs]
     record = end(run)
-    assert sorted(job["metadata"]["name"] for job in cluster.jobs) == sorted(cluster.begun)
+    assert sorted(job["metadata"]["name"] for job in cluster.jobs) == sorted(
+        cluster.interrupted_trials
+    )
     assert len(cluster.jobs) == 3, "neither the one that ended nor the one that failed ran again"
     assert cluster.parallel == 3
     assert record.trial(first[0]).status == "Succeeded"
     assert (record.trial(first[1]).status, record.trial(first[1]).reason) == ("Failed", "OOMKilled")
     assert (record.carried, len(record.trials)) == (3, 5)
-    assert _asked(cluster.manifests[-1]) == 2
+    assert _trial_limit(cluster.manifests[-1]) == 2
 
 
 def test_the_jobs_of_resumed_trials_go_with_the_experiment_where_that_is_asked(
@@ -275,7 +280,7 @@ def test_the_jobs_of_resumed_trials_go_with_the_experiment_where_that_is_asked(
     run, cluster = hanging_run(tmp_path, cluster_of, "hangs", delete_train_experiment=True)
     end(run)
     assert cluster.existing == {}
-    assert cluster.removed_jobs == list(cluster.begun)
+    assert cluster.removed_jobs == list(cluster.interrupted_trials)
 
 
 def test_a_failed_resumed_trial_counts_where_the_experiment_after_it_is_lost(tmp_path, cluster_of):
@@ -284,10 +289,10 @@ def test_a_failed_resumed_trial_counts_where_the_experiment_after_it_is_lost(tmp
     lose(run, cluster)
     record = end(run)
     assert list(cluster.existing) == [f"{run.id}-1"]
-    assert [one["spec"]["maxFailedTrialCount"] for one in cluster.manifests[1:]] == [2, 2]
+    assert [manifest["spec"]["maxFailedTrialCount"] for manifest in cluster.manifests[1:]] == [2, 2]
     assert (record.carried, len(record.trials)) == (1, 5)
     assert record.trials[0].status == "Failed"
-    assert record.trials[0].parameters == cluster.begun[record.trials[0].name][0]
+    assert record.trials[0].parameters == cluster.interrupted_trials[record.trials[0].name][0]
 
 
 def test_too_many_failed_resumed_trials_end_the_search_until_it_is_tried_again(
@@ -297,11 +302,15 @@ def test_too_many_failed_resumed_trials_end_the_search_until_it_is_tried_again(
     cluster.events = ["fails", "fails"]
     with pytest.raises(ClusterError, match="2 x OOMKilled"):
         end(run)
-    failed = [job["metadata"]["name"] for job in cluster.jobs]
-    assert cluster.removed_jobs == [name for name in cluster.begun if name not in failed]
+    failed_jobs = [job["metadata"]["name"] for job in cluster.jobs]
+    assert cluster.removed_jobs == [
+        name for name in cluster.interrupted_trials if name not in failed_jobs
+    ]
     assert cluster.manifests[1:] == []
     record = end(run)
-    assert sorted(job["metadata"]["name"] for job in cluster.jobs[2:]) == sorted(cluster.begun)
+    assert sorted(job["metadata"]["name"] for job in cluster.jobs[2:]) == sorted(
+        cluster.interrupted_trials
+    )
     assert [trial.status for trial in record.trials] == ["Succeeded"] * 5
 
 
@@ -313,11 +322,11 @@ def test_a_resumed_trial_that_failed_is_tried_again_with_other_settings(tmp_path
     record = end(Run(config=run.config.replace(memory="24Gi")))
     assert [trial.status for trial in record.trials] == ["Succeeded"] * 5
     assert len(cluster.jobs) == 2
-    assert sorted(trial.name for trial in record.trials) == sorted(cluster.finished)
+    assert sorted(trial.name for trial in record.trials) == sorted(cluster.losses_by_trial)
 
 
 @pytest.mark.parametrize(
-    ("trials", "spoil", "resumed"),
+    ("trials", "spoil", "resumed_count"),
     [
         (5, lambda run, name: None, 1),
         (5, lambda run, name: storage.delete(run.path("trials", name, "checkpoint.pt")), 0),
@@ -327,15 +336,17 @@ def test_a_resumed_trial_that_failed_is_tried_again_with_other_settings(tmp_path
     ],
     ids=["whole", "no checkpoint", "no options", "options cut off", "no more trials asked for"],
 )
-def test_what_cannot_be_resumed_is_drawn_anew(tmp_path, cluster_of, capsys, trials, spoil, resumed):
+def test_trials_that_cannot_resume_are_replaced_by_new_ones(
+    tmp_path, cluster_of, capsys, trials, spoil, resumed_count
+):
     run, cluster = hanging_run(tmp_path, cluster_of, "ends", "hangs")
-    [name] = cluster.begun
+    [name] = cluster.interrupted_trials
     spoil(run, name)
     record = end(Run(config=run.config.replace(max_trials=trials)))
-    assert len(cluster.jobs) == resumed
+    assert len(cluster.jobs) == resumed_count
     assert len(record.trials) == trials
-    assert ("is not resumed" in capsys.readouterr().out) == (resumed == 0 and trials > 1)
-    assert storage.exists(run.folder.resumed) == bool(resumed)
+    assert ("is not resumed" in capsys.readouterr().out) == (resumed_count == 0 and trials > 1)
+    assert storage.exists(run.folder.resumed) == bool(resumed_count)
 
 
 def test_a_trial_that_early_stopping_ends_is_not_resumed(tmp_path, cluster_of):
@@ -352,29 +363,27 @@ def test_a_trial_that_early_stopping_ends_is_not_resumed(tmp_path, cluster_of):
         write_trial(run, f"{run.id}-{name}", point, losses)
         storage.write_bytes(run.path("trials", f"{run.id}-{name}", "checkpoint.pt"), b"state")
     cluster = cluster_of(run)
-    cluster.begun = {
+    cluster.interrupted_trials = {
         f"{run.id}-better": (point, [0.1, 0.1]),
         f"{run.id}-young": (point, [0.3]),
     }
     record = end(run)
-    assert [job["metadata"]["name"] for job in cluster.jobs] == list(cluster.begun)
+    assert [job["metadata"]["name"] for job in cluster.jobs] == list(cluster.interrupted_trials)
     assert (record.carried, len(record.trials)) == (3, 5)
 
 
 @pytest.mark.parametrize(
-    "changed", [{"parallel_trials": 2}, {"max_trials": 6}, {"min_improvement": 1.0}]
+    "changes", [{"parallel_trials": 2}, {"max_trials": 6}, {"min_improvement": 1.0}]
 )
-def test_what_katib_lets_change_and_what_trials_do_not_know_replaces_no_experiment(
-    tmp_path, cluster_of, changed
-):
+def test_changes_that_katib_allows_replace_no_experiment(tmp_path, cluster_of, changes):
     run = make_run(tmp_path)
     cluster = cluster_of(run, "ends", "lost")
     lose(run, cluster)
-    end(Run(config=run.config.replace(**changed)))
+    end(Run(config=run.config.replace(**changes)))
     assert list(cluster.existing) == [run.id]
 
 
-def test_an_experiment_of_an_earlier_version_goes_on_as_it_is(tmp_path, cluster_of):
+def test_an_experiment_of_an_earlier_version_continues_unchanged(tmp_path, cluster_of):
     run = make_run(tmp_path)
     cluster = cluster_of(run, "ends", "lost")
     lose(run, cluster)
@@ -392,7 +401,7 @@ def test_a_search_whose_trials_had_all_ended_makes_no_experiment(tmp_path, clust
     cluster.delete_experiment(run.id)
     record = end(run)
     assert cluster.manifests == []
-    assert [trial.name for trial in record.trials] == list(cluster.finished)
+    assert [trial.name for trial in record.trials] == list(cluster.losses_by_trial)
 
 
 def test_a_goal_that_a_finished_trial_has_reached_ends_the_search(tmp_path, cluster_of):
@@ -405,7 +414,7 @@ def test_a_goal_that_a_finished_trial_has_reached_ends_the_search(tmp_path, clus
     assert cluster.manifests == []
 
 
-def test_more_trials_that_were_lost_count_beside_those_of_the_record(tmp_path, cluster_of):
+def test_additional_trials_that_were_lost_count_beside_those_of_the_record(tmp_path, cluster_of):
     run = make_run(tmp_path)
     cluster = cluster_of(run)
     first = end(run)
@@ -415,7 +424,7 @@ def test_more_trials_that_were_lost_count_beside_those_of_the_record(tmp_path, c
     cluster.delete_experiment(run.id)
     record = end(more)
     assert cluster.manifests[-1]["metadata"]["name"] == "pfn-00000000-6"
-    assert [trial.name for trial in record.trials] == list(cluster.finished)
+    assert [trial.name for trial in record.trials] == list(cluster.losses_by_trial)
     assert (len(first.trials), record.carried, len(record.trials)) == (5, 6, 9)
     cluster.events = ["lost"]
     twice = Run(config=run.config.replace(max_trials=11))
@@ -426,7 +435,7 @@ def test_more_trials_that_were_lost_count_beside_those_of_the_record(tmp_path, c
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_whatever_was_lost_every_trial_that_ended_counts_once(tmp_path, cluster_of, seed):
+def test_after_any_losses_every_ended_trial_counts_once(tmp_path, cluster_of, seed):
     """Chains of losses: of experiments that were removed, that stayed, and that went on."""
     rng = random.Random(seed)
     trials = rng.randrange(2, 8)
@@ -446,9 +455,9 @@ def test_whatever_was_lost_every_trial_that_ended_counts_once(tmp_path, cluster_
         [name] = cluster.existing
         cluster.events = []
         fate = rng.choice(["removed", "stays", "goes on"])
-        requested = _asked(cluster.manifests[-1])
-        ended = sum(trial.status != "Running" for trial in cluster.existing[name])
-        if fate == "goes on" and ended < requested:
+        requested = _trial_limit(cluster.manifests[-1])
+        end_count = sum(trial.status != "Running" for trial in cluster.existing[name])
+        if fate == "goes on" and end_count < requested:
             cluster.next_trial(name)
         if fate == "removed":
             cluster.delete_experiment(name)
@@ -456,12 +465,14 @@ def test_whatever_was_lost_every_trial_that_ended_counts_once(tmp_path, cluster_
     record = end(run)
     names = [trial.name for trial in record.trials]
     assert len(set(names)) == len(names)
-    resumed = [job["metadata"]["name"] for job in cluster.jobs]
-    assert len(set(resumed)) == len(resumed), "none is resumed twice"
+    resumed_jobs = [job["metadata"]["name"] for job in cluster.jobs]
+    assert len(set(resumed_jobs)) == len(resumed_jobs), "none is resumed twice"
     succeeded = [trial.name for trial in record.trials if trial.counts]
-    assert sorted(succeeded) == sorted(cluster.finished), "none is lost, none was trained in vain"
+    assert sorted(succeeded) == sorted(cluster.losses_by_trial), (
+        "none is lost, none was trained in vain"
+    )
     assert len(names) == trials
-    assert record.best_value == min(cluster.finished.values())
+    assert record.best_value == min(cluster.losses_by_trial.values())
     calls = len(cluster.manifests)
     assert end(run) == record
     assert len(cluster.manifests) == calls, "a search that has ended is not repeated"

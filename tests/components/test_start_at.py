@@ -1,4 +1,4 @@
-"""--start-at: what a run has to have, what a job keeps, and that the wish ends with its job."""
+"""--start-at: what a run has to have, what a job keeps, and that --start-at ends with its job."""
 
 from __future__ import annotations
 
@@ -23,37 +23,37 @@ class Jobs:
     resumes = True
 
     def __init__(self):
-        self.ran, self.deleted = [], []
+        self.runs, self.deletions = [], []
 
     def run_job(self, manifest, *, deadline, report):
-        self.ran.append(manifest["metadata"]["name"])
+        self.runs.append(manifest["metadata"]["name"])
 
     def delete_job(self, name):
-        self.deleted.append(name)
+        self.deletions.append(name)
 
 
 @pytest.fixture
 def run(tmp_path):
     """A run that has been searched, exported and evaluated."""
-    made = Run(config=RunConfig(s3_bucket=str(tmp_path), run_id="pfn-00000000"))
-    made.save()
+    new_run = Run(config=RunConfig(s3_bucket=str(tmp_path), run_id="pfn-00000000"))
+    new_run.save()
     search = SearchRecord(
-        experiment=made.id, objective=Objective(name="AvgLoss"), optimal=BEST, trials=[]
+        experiment=new_run.id, objective=Objective(name="AvgLoss"), optimal=BEST, trials=[]
     )
-    search.save(made.folder.search)
-    storage.write_text(made.folder.weights(BEST), "weights")
-    export_record(made.model_name, trial=BEST).save(made.folder.export)
-    storage.write_text(made.folder.onnx(made.model_name), "onnx")
-    metrics_record(trial=BEST).save(made.folder.metrics)
-    storage.write_text(made.folder.report, "<html></html>")
-    return made
+    search.save(new_run.folder.search)
+    storage.write_text(new_run.folder.weights(BEST), "weights")
+    export_record(new_run.model_name, trial=BEST).save(new_run.folder.export)
+    storage.write_text(new_run.folder.onnx(new_run.model_name), "onnx")
+    metrics_record(trial=BEST).save(new_run.folder.metrics)
+    storage.write_text(new_run.folder.report, "<html></html>")
+    return new_run
 
 
 @pytest.fixture
 def jobs(monkeypatch):
-    made = Jobs()
-    monkeypatch.setattr(step, "backend", lambda _: made)
-    return made
+    backend = Jobs()
+    monkeypatch.setattr(step, "backend", lambda _: backend)
+    return backend
 
 
 def do_steps(run: Run, job_id: str) -> None:
@@ -67,47 +67,47 @@ def do_steps(run: Run, job_id: str) -> None:
 @pytest.mark.parametrize(
     ("name", "steps"), [("export", ["export", "evaluate"]), ("evaluate", ["evaluate"])]
 )
-def test_a_job_does_the_step_and_later_ones_again_and_keeps_the_others(run, jobs, name, steps):
+def test_a_job_repeats_the_step_and_all_later_ones(run, jobs, name, steps):
     start_at.request(run, name)
     do_steps(run, "job-2")
-    assert jobs.ran == jobs.deleted == [f"{run.id}-{one}" for one in steps]
+    assert jobs.runs == jobs.deletions == [f"{run.id}-{step_name}" for step_name in steps]
 
 
-def test_at_deploy_the_verdict_is_the_one_of_before(run, jobs):
+def test_a_run_that_starts_at_deploy_keeps_the_earlier_verdict(run, jobs):
     metrics_record(trial=BEST, passed=False, reasons=["too wide"]).save(run.folder.metrics)
     start_at.request(run, "deploy")
     start_at.claim(run, "job-2")
     assert evaluate.evaluate(run, BEST, step.Artifacts(""), "job-2") is False
-    assert jobs.ran == []
+    assert jobs.runs == []
 
 
-def test_a_later_attempt_goes_on_with_the_job_that_it_finds(run, jobs):
+def test_a_later_attempt_adopts_the_existing_job(run, jobs):
     start_at.request(run, "evaluate")
     do_steps(run, "job-2")
     do_steps(run, "job-2")
-    assert jobs.deleted == [f"{run.id}-evaluate"]
-    assert len(jobs.ran) == 2
+    assert jobs.deletions == [f"{run.id}-evaluate"]
+    assert len(jobs.runs) == 2
 
 
-@pytest.mark.parametrize("forgotten", [False, True], ids=["a clone", "a resumed run"])
-def test_the_wish_ends_with_its_job(run, jobs, forgotten):
+@pytest.mark.parametrize("is_forgotten", [False, True], ids=["a clone", "a resumed run"])
+def test_start_at_ends_with_its_job(run, jobs, is_forgotten):
     start_at.request(run, "deploy")
-    if forgotten:
+    if is_forgotten:
         start_at.forget(run)
     else:
         do_steps(run, "job-2")
-    assert jobs.ran == []
+    assert jobs.runs == []
     do_steps(run, "job-3")
-    assert jobs.ran == [f"{run.id}-export", f"{run.id}-evaluate"]
-    assert jobs.deleted == []
+    assert jobs.runs == [f"{run.id}-export", f"{run.id}-evaluate"]
+    assert jobs.deletions == []
     assert StartRecord.find(run.folder.start) is None
 
 
-def test_results_of_another_trial_are_made_again(run, jobs):
+def test_results_of_another_trial_are_replaced(run, jobs):
     start_at.request(run, "deploy")
     export_record(run.model_name, trial="another").save(run.folder.export)
     do_steps(run, "job-2")
-    assert jobs.ran == [f"{run.id}-export"]
+    assert jobs.runs == [f"{run.id}-export"]
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_a_run_without_the_results_of_earlier_steps_is_refused(
 
 
 @pytest.mark.parametrize("name", ["evaluate", "deploy"])
-def test_results_of_another_trial_are_no_results(run, name):
+def test_results_of_another_trial_do_not_count(run, name):
     if name == "evaluate":
         export_record(run.model_name, trial="another").save(run.folder.export)
     else:
@@ -147,12 +147,12 @@ def test_results_of_another_trial_are_no_results(run, name):
 @pytest.mark.parametrize(
     "words", [["--start-at", "export"], ["--start-at", "export", "--rerun", "r"], []]
 )
-def test_it_goes_with_resume_alone_and_names_a_step_that_can_be_repeated(words, capsys):
+def test_start_at_needs_resume_and_a_repeatable_step(words, capsys):
     with pytest.raises(SystemExit) as exit_info:
         pipeline.main(words or ["--start-at", "exprot", "--resume", "r"])
     assert exit_info.value.code == 2
     assert ("--resume" if words else "export") in capsys.readouterr().err
 
 
-def test_steps_to_start_at_are_steps_in_their_order():
+def test_the_choices_of_start_at_are_steps_in_order():
     assert [name for name in NAMES if name in pipeline.START_STEPS] == list(pipeline.START_STEPS)

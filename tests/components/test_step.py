@@ -37,10 +37,10 @@ def test_artifacts_keep_the_uri_that_kfp_gave_them(tmp_path):
     step.Artifacts(json.dumps(executor_input)).set(
         "model", metadata={"repository": "s3://elsewhere/model"}, content="{}"
     )
-    written = json.loads((tmp_path / "executor_output.json").read_text())["artifacts"]["model"][
+    artifact = json.loads((tmp_path / "executor_output.json").read_text())["artifacts"]["model"][
         "artifacts"
     ][0]
-    assert written == {"metadata": {"repository": "s3://elsewhere/model"}}
+    assert artifact == {"metadata": {"repository": "s3://elsewhere/model"}}
     assert (tmp_path / "root" / "model").read_text() == "{}"
 
 
@@ -57,7 +57,7 @@ def test_artifacts_are_written_where_the_launcher_mounts_them(uri, path):
     assert step._local_path(uri) == path
 
 
-def test_by_hand_there_is_no_kfp_and_nothing_is_written():
+def test_a_step_without_kfp_writes_no_artifacts():
     step.Artifacts("").set("model", content="{}")
 
 

@@ -12,10 +12,10 @@ def test_every_right_of_a_step_is_a_permission():
 
 def test_every_needed_permission_is_needed_by_a_step():
     rights = {right for step in STEPS for right in step.rights}
-    needed = {permission.name for permission in PERMISSIONS if permission.needed}
-    assert needed <= rights | set(EVERY_STEP)
+    needed_names = {permission.name for permission in PERMISSIONS if permission.is_needed}
+    assert needed_names <= rights | set(EVERY_STEP)
 
 
-def test_steps_are_known_by_name():
+def test_a_step_is_found_by_its_name():
     assert NAMES[0] == "prepare"
     assert step_of("search").logs == "search"

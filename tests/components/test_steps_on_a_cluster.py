@@ -33,7 +33,7 @@ from serving import golden
 from tests.clusters import conftest as clusters_conftest
 from tests.clusters.controllers import KServe, Node, Play
 from tests.clusters.scripts import UP, later, loss, node_of
-from tests.operations.test_check import furnish
+from tests.operations.test_check import create_needs
 from tests.records import export_record, metrics_record
 from tests.training.trials_in_storage import write_trial
 
@@ -50,7 +50,7 @@ def run(s3_bucket, s3_server, monkeypatch):
     init = home_module.KubernetesCluster.__init__
     monkeypatch.setattr(init, "__kwdefaults__", {"poll": 0.02, "patience": 600.0})
     monkeypatch.setattr(deploy, "GOLDEN_DEADLINE", 1.0)
-    made = Run(
+    new_run = Run(
         config=RunConfig(
             s3_bucket=s3_bucket,
             s3_endpoint=s3_server,
@@ -59,8 +59,8 @@ def run(s3_bucket, s3_server, monkeypatch):
             parallel_trials=1,
         )
     )
-    made.save()
-    return made
+    new_run.save()
+    return new_run
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def model_server():
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             name = re.search(r"/models/([^/]+)/infer", self.path)[1]
-            self.server.asked.append((name, body["inputs"][0]["shape"][0]))
+            self.server.requests.append((name, body["inputs"][0]["shape"][0]))
             x = golden.arrays(body["inputs"])["x"]
             content = json.dumps(
                 golden.response_body(name, {"output": 2 * x + self.server.off})
@@ -88,7 +88,7 @@ def model_server():
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.asked, server.off, server.code = [], np.float32(0), 200
+    server.requests, server.off, server.code = [], np.float32(0), 200
     server.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     yield server
@@ -128,7 +128,7 @@ def outputs(folder, step_name: str) -> tuple[str, str]:
 def check_artifacts(folder, step_name: str) -> None:
     """Each artifact that a step declares has a file; the UI shows an error in place of none."""
     output = folder / "output.json"
-    written = json.loads(output.read_text())["artifacts"] if output.exists() else {}
+    artifacts = json.loads(output.read_text())["artifacts"] if output.exists() else {}
     for name, kind in step_of(step_name).outputs.items():
         if kind == "parameter":
             continue
@@ -138,28 +138,26 @@ def check_artifacts(folder, step_name: str) -> None:
             assert "<" not in text, name
         if kind == "metrics":
             assert len(text.splitlines()) == 3
-            (artifact,) = written[name]["artifacts"]
+            (artifact,) = artifacts[name]["artifacts"]
             # the launcher prints this file below the step's log
             assert list(artifact) == ["metadata"]
             assert 0 < len(artifact["metadata"]) <= MAX_KUBEFLOW_METRICS < 10
         elif kind not in ("dataset", "model"):
-            assert name not in written
+            assert name not in artifacts
 
 
 def create_secrets(api, endpoint) -> None:
-    furnish(api, endpoint=endpoint.removeprefix("http://"))
+    create_needs(api, endpoint=endpoint.removeprefix("http://"))
     api.find("secrets", "s3-secret")["metadata"]["annotations"]["serving.kserve.io/s3-usehttps"] = (
         "0"
     )
 
 
-def test_the_steps_of_a_run_one_after_the_other(
-    fake, run, model_server, s3_server, tmp_path, capsys
-):
-    home = fake(
+def test_the_steps_of_a_run_end_to_end(fake, run, model_server, s3_server, tmp_path, capsys):
+    backend = fake(
         node_of(loss(0.2), loss(0.1), Play(), Play(), UP), kserve=KServe(url=model_server.url)
     )
-    create_secrets(home.api, s3_server)
+    create_secrets(backend.api, s3_server)
     kfp = outputs(tmp_path / "search", "search")
     assert call(search, run, "--best-trial-output", str(tmp_path / "best"), *kfp) == 0
     check_artifacts(tmp_path / "search", "search")
@@ -173,10 +171,10 @@ def test_the_steps_of_a_run_one_after_the_other(
         call(evaluate, run, "--trial", best, "--passed-output", str(tmp_path / "passed"), *kfp) == 0
     )
     assert (tmp_path / "passed").read_text() == "true"
-    written = json.loads((tmp_path / "evaluate" / "output.json").read_text())["artifacts"][
+    artifact = json.loads((tmp_path / "evaluate" / "output.json").read_text())["artifacts"][
         "test_metrics"
     ]["artifacts"][0]
-    assert written["metadata"] == kubeflow_metrics_of_evaluation(METRICS)
+    assert artifact["metadata"] == kubeflow_metrics_of_evaluation(METRICS)
     check_artifacts(tmp_path / "evaluate", "evaluate")
     assert "Not deployed yet" in (tmp_path / "evaluate" / "report").read_text()
     assert (
@@ -191,7 +189,7 @@ def test_the_steps_of_a_run_one_after_the_other(
         == 0
     )
     assert (tmp_path / "url").read_text() == model_server.url
-    assert model_server.asked[:4] == [
+    assert model_server.requests[:4] == [
         (NAME, 1),
         (NAME, 100),
         (f"{NAME}-raw", 1),
@@ -217,37 +215,49 @@ def test_the_steps_of_a_run_one_after_the_other(
         model_server.url,
     )
     kinds = ("experiments", "pytorchjobs", "inferenceservices", "pods")
-    labels = [one["metadata"]["labels"] for kind in kinds for one in home.api.all(kind)]
-    assert {(one["jec/run-id"], one["jec/user"]) for one in labels} == {(run.id, "auto")}
-    assert {one["jec/step"] for one in labels} == {"search", "export", "evaluate", "deploy"}
+    labels = [
+        labels_of_object["metadata"]["labels"]
+        for kind in kinds
+        for labels_of_object in backend.api.all(kind)
+    ]
+    assert {
+        (labels_of_object["jec/run-id"], labels_of_object["jec/user"])
+        for labels_of_object in labels
+    } == {(run.id, "auto")}
+    assert {labels_of_object["jec/step"] for labels_of_object in labels} == {
+        "search",
+        "export",
+        "evaluate",
+        "deploy",
+    }
 
 
-def test_an_export_job_that_has_ended_is_done_again_only_where_the_run_starts_at_it(fake, run):
-    home = fake(node_of(Play(), Play()))
+def test_an_ended_export_job_is_repeated_only_if_the_run_starts_at_export(fake, run):
+    backend = fake(node_of(Play(), Play()))
     as_the_pods_would(run)
-    made = []
+    job_uids = []
     for job_id in ("job-1", "job-2", "job-3"):
         if job_id == "job-3":
             StartRecord(step="export", job_id=job_id).save(run.folder.start)
         assert call(export, run, "--trial", f"{NAME}-0", "--job-id", job_id) == 0
-        made.append(home.api.find("pytorchjobs", f"{run.id}-export")["metadata"]["uid"])
-    assert made[0] == made[1] != made[2]
+        job_uids.append(backend.api.find("pytorchjobs", f"{run.id}-export")["metadata"]["uid"])
+    assert job_uids[0] == job_uids[1] != job_uids[2]
 
 
 def test_a_model_that_the_gate_refused_is_not_deployed_and_the_run_ends_as_evaluated(
     fake, run, tmp_path, capsys
 ):
     """Also where the results cannot be read: a verdict is an answer, and no reason to fail."""
-    home = fake()
+    backend = fake()
     step.write_status(run, "evaluate", "done", job_id="job-1")
     before = storage.read_json(run.folder.status)
-    refused = ("--passed", "false", "--url-output", str(tmp_path / "url"))
+    arguments = ("--passed", "false", "--url-output", str(tmp_path / "url"))
     kfp = outputs(tmp_path / "deploy", "deploy")
-    assert call(deploy, run, *refused, *kfp) == 0
+    assert call(deploy, run, *arguments, *kfp) == 0
     assert (tmp_path / "deploy" / "report_with_service").read_text() == ""
     as_the_pods_would(run)
     metrics_record(passed=False, reasons=["closure 3 %"]).save(run.folder.metrics)
-    assert call(deploy, run, *refused, *kfp) == 0
+    assert call(deploy, run, *arguments, *kfp) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "result: not deployed: closure 3 %"
     assert (tmp_path / "url").read_text() == deploy.NOT_DEPLOYED
     check_artifacts(tmp_path / "deploy", "deploy")
@@ -255,7 +265,7 @@ def test_a_model_that_the_gate_refused_is_not_deployed_and_the_run_ends_as_evalu
     assert report == storage.read_text(run.folder.report)
     assert storage.read_json(run.folder.status) == before
     assert not storage.exists(run.folder.service)
-    assert home.api.all("inferenceservices") == []
+    assert backend.api.all("inferenceservices") == []
     summary = finish.summarise(run.uri, "job-1")
     assert (summary.state, summary.step, summary.service) == ("not deployed", "evaluate", None)
 
@@ -297,12 +307,12 @@ def test_a_run_that_is_deleted_in_its_search_keeps_its_finished_trials(
         if pod["metadata"]["name"].endswith("-step"):
             return Play(seconds=math.inf)
         name = pod["metadata"]["name"].removesuffix("-master-0")
-        trial = home.api.find("trials", name)
+        trial = backend.api.find("trials", name)
         experiment = trial["metadata"]["labels"]["katib.kubeflow.org/experiment"]
         assignments = trial["spec"]["parameterAssignments"]
         point = {entry["name"]: entry["value"] for entry in assignments}
-        ended = sum(other.startswith(f"{experiment}-") for other in trained)
-        if experiment in hangs and ended == hangs[experiment]:
+        end_count = sum(other.startswith(f"{experiment}-") for other in trained)
+        if experiment in hangs and end_count == hangs[experiment]:
             write_trial(run, name, point, [0.01])
             return Play(seconds=math.inf)
         best = 0.5 - 0.1 * len(trained)
@@ -310,42 +320,44 @@ def test_a_run_that_is_deleted_in_its_search_keeps_its_finished_trials(
         write_trial(run, name, point, [0.9, best], start=100.0 * len(trained))
         return Play(metrics=storage.read_text(run.path("trials", name, "metrics.log")))
 
-    home = fake(Node(play))
+    backend = fake(Node(play))
     for workflow in ("first", "second"):
-        in_a_workflow(home.api, monkeypatch, tmp_path, workflow)
+        in_a_workflow(backend.api, monkeypatch, tmp_path, workflow)
         already = len(trained)
         losing = later(
-            lambda workflow=workflow: home.api.delete(
-                "workflows", home.api.find("workflows", workflow)
+            lambda workflow=workflow: backend.api.delete(
+                "workflows", backend.api.find("workflows", workflow)
             ),
             # one more trial has ended, and the next one hangs
             lambda already=already: (
                 len(trained) == already + 1
-                and len(home.api.all("trials", "katib.kubeflow.org/experiment")) == 2
-                and len(home.node.metrics) == already + 1
+                and len(backend.api.all("trials", "katib.kubeflow.org/experiment")) == 2
+                and len(backend.node.metrics) == already + 1
             ),
-            home.api,
+            backend.api,
         )
         assert call(search, run, "--job-id", workflow) == 1
         losing.join()
         assert not storage.exists(run.path("search.json"))
-        home.api.wait_for(lambda: not home.api.all("pods", "jec/run-id"))
-    in_a_workflow(home.api, monkeypatch, tmp_path, "third")
+        backend.api.wait_for(lambda: not backend.api.all("pods", "jec/run-id"))
+    in_a_workflow(backend.api, monkeypatch, tmp_path, "third")
     assert call(search, run, "--job-id", "third") == 0
     record = SearchRecord.load(run.folder.search)
     assert [trial.name for trial in record.trials] == trained
     assert [trial.status for trial in record.trials] == ["Succeeded"] * 4
     assert (record.experiment, record.carried) == (f"{run.id}-2", 2)
     assert (record.optimal, round(record.best_value, 6)) == (trained[-1], 0.2)
-    delete_workflow(home.api, "third")
-    home.api.wait_for(lambda: not home.api.find("pods", "third-step"))
-    assert [one["metadata"]["name"] for one in home.api.all("experiments")] == [f"{run.id}-2"]
+    delete_workflow(backend.api, "third")
+    backend.api.wait_for(lambda: not backend.api.find("pods", "third-step"))
+    assert [thing["metadata"]["name"] for thing in backend.api.all("experiments")] == [
+        f"{run.id}-2"
+    ]
 
 
 class Training:
     """Pods of trials that train two epochs: some hang after the first one, with a checkpoint.
 
-    A resumed one has no Trial, and goes on after the epochs that its folder has.
+    A resumed one has no Trial, and continues after the epochs that its folder has.
     """
 
     def __init__(self, run: Run, hangs: int) -> None:
@@ -353,7 +365,7 @@ class Training:
         self.hangs = hangs
         """How many trials hang, the first ones of the first experiment."""
         self.fails: set[str] = set()
-        self.resumed: list[str] = []
+        self.resumed_trials: list[str] = []
         self.stuck: set[str] = set()
         """Resumed trials that hang again."""
         self.points: dict[str, dict[str, str]] = {}
@@ -376,7 +388,7 @@ class Training:
         return Play(metrics=storage.read_text(self.run.path("trials", name, "metrics.log")))
 
     def resume(self, name: str) -> Play:
-        self.resumed.append(name)
+        self.resumed_trials.append(name)
         if name in self.stuck:
             return Play(seconds=math.inf)
         if name in self.fails:
@@ -391,17 +403,17 @@ def training(fake, run, monkeypatch, tmp_path):
     run = Run(config=run.config.replace(max_trials=4, num_epochs=2, parallel_trials=2))
     run.save()
     trained = Training(run, hangs=2)
-    home = fake(Node(trained))
-    trained.api = home.api
-    in_a_workflow(home.api, monkeypatch, tmp_path, "first")
+    backend = fake(Node(trained))
+    trained.api = backend.api
+    in_a_workflow(backend.api, monkeypatch, tmp_path, "first")
     losing = later(
-        lambda: home.api.delete("workflows", home.api.find("workflows", "first")),
+        lambda: backend.api.delete("workflows", backend.api.find("workflows", "first")),
         lambda: len(trained.points) == 2,
-        home.api,
+        backend.api,
     )
     assert call(search, run, "--job-id", "first") == 1
     losing.join()
-    home.api.wait_for(lambda: not home.api.all("pods", "jec/run-id"))
+    backend.api.wait_for(lambda: not backend.api.all("pods", "jec/run-id"))
     return trained
 
 
@@ -417,10 +429,12 @@ def test_trials_under_way_resume_as_jobs_with_the_present_settings(
     states = {}
 
     def lose() -> None:
-        states.update({one["metadata"]["name"]: one for one in api.all("pytorchjobs")})
+        states.update({job["metadata"]["name"]: job for job in api.all("pytorchjobs")})
         api.delete("workflows", api.find("workflows", "second"))
 
-    losing = later(lose, lambda: len(training.resumed) == 2 and ended(api, hung[0]), api)
+    losing = later(
+        lose, lambda: len(training.resumed_trials) == 2 and has_ended_well(api, hung[0]), api
+    )
     assert call(search, run, "--job-id", "second") == 1
     losing.join()
     assert sorted(states) == hung, "both at once, and no trial of another experiment beside them"
@@ -440,7 +454,7 @@ def test_trials_under_way_resume_as_jobs_with_the_present_settings(
     training.stuck = set()
     in_a_workflow(api, monkeypatch, tmp_path, "third")
     assert call(search, run, "--job-id", "third") == 0
-    assert sorted(training.resumed) == [hung[0], hung[1], hung[1]]
+    assert sorted(training.resumed_trials) == [hung[0], hung[1], hung[1]]
     record = SearchRecord.load(run.folder.search)
     assert sorted(trial.name for trial in record.trials[:2]) == hung
     for trial in record.trials:
@@ -450,13 +464,15 @@ def test_trials_under_way_resume_as_jobs_with_the_present_settings(
     assert [trial.status for trial in record.trials] == ["Succeeded"] * 4
     assert (record.experiment, record.carried) == (f"{run.id}-2", 2)
     assert record.best_value == 0.1
-    assert [one["metadata"]["name"] for one in api.all("experiments")] == [f"{run.id}-2"]
+    assert [experiment["metadata"]["name"] for experiment in api.all("experiments")] == [
+        f"{run.id}-2"
+    ]
 
 
 def test_trials_of_an_experiment_that_still_runs_resume_once_it_is_replaced(
     fake, run, monkeypatch, capsys
 ):
-    """Its step was killed, so that nobody removed it; the run goes on with other memory."""
+    """Its step was killed and did not remove it; the run resumes with other memory."""
     run = Run(config=run.config.replace(max_trials=3, num_epochs=2, parallel_trials=2))
     run.save()
     training = Training(run, hangs=2)
@@ -464,21 +480,23 @@ def test_trials_of_an_experiment_that_still_runs_resume_once_it_is_replaced(
     monkeypatch.setenv(KFP_POD, "first-step")  # a step that KFP kills removes nothing
     run_to_its_end = experiments.ExperimentRun.run
 
-    def killed(self) -> None:
+    def kill_step(self) -> None:
         self._submit()
         training.api.wait_for(lambda: len(training.points) == 2)
         raise InterruptedRun("told to stop")
 
-    monkeypatch.setattr(experiments.ExperimentRun, "run", killed)
+    monkeypatch.setattr(experiments.ExperimentRun, "run", kill_step)
     assert call(search, run, "--job-id", "first") == 130
     monkeypatch.setattr(experiments.ExperimentRun, "run", run_to_its_end)
     hung = sorted(training.points)
-    assert [one["metadata"]["name"] for one in training.api.all("experiments")] == [run.id]
+    assert [experiment["metadata"]["name"] for experiment in training.api.all("experiments")] == [
+        run.id
+    ]
 
     Run(config=run.config.replace(memory="24Gi")).save()
     capsys.readouterr()
     assert call(search, run, "--job-id", "second") == 0
-    assert sorted(training.resumed) == hung
+    assert sorted(training.resumed_trials) == hung
     record = SearchRecord.load(run.folder.search)
     assert sorted(trial.name for trial in record.trials[:2]) == hung
     assert (record.experiment, record.carried, len(record.trials)) == (f"{run.id}-2", 2, 3)
@@ -486,11 +504,14 @@ def test_trials_of_an_experiment_that_still_runs_resume_once_it_is_replaced(
     assert "checkpoints" in lines[0]
 
 
-def ended(api, job: str) -> bool:
-    """Whether a job has ended well, and belongs to nobody."""
+def has_ended_well(api, job: str) -> bool:
+    """Whether a job has succeeded, and has no owner."""
     thing = api.find("pytorchjobs", job)
     conditions = thing["status"].get("conditions", []) if thing else []
-    has_ended = any(one["type"] == "Succeeded" and one["status"] == "True" for one in conditions)
+    has_ended = any(
+        condition["type"] == "Succeeded" and condition["status"] == "True"
+        for condition in conditions
+    )
     return has_ended and not thing["metadata"].get("ownerReferences")
 
 
@@ -516,10 +537,10 @@ def test_resumed_trials_go_with_a_run_that_is_terminated(training, monkeypatch, 
     in_a_workflow(api, monkeypatch, tmp_path, "second")
 
     def watch(*_, **__) -> None:
-        api.wait_for(lambda: len(training.resumed) == 2)
+        api.wait_for(lambda: len(training.resumed_trials) == 2)
         raise InterruptedRun("told to stop")
 
-    monkeypatch.setattr(clusters_jobs, "run_jobs", started_then(watch))
+    monkeypatch.setattr(clusters_jobs, "run_jobs", after_submission(watch))
     assert call(search, run, "--job-id", "second") == 130
     assert len(api.all("pytorchjobs")) == 2
     assert finish.remove_unfinished(run.uri) == ""
@@ -527,10 +548,10 @@ def test_resumed_trials_go_with_a_run_that_is_terminated(training, monkeypatch, 
     api.wait_for(lambda: not api.all("pods", "jec/run-id"))
 
 
-def started_then(watch):
+def after_submission(watch):
     """run_jobs whose watching is something else, once all jobs have been submitted."""
 
-    def run_jobs(objects, manifests, *, parallel, ended, patience, deadline, report):
+    def run_jobs(objects, manifests, *, parallel, on_end, patience, deadline, report):
         assert parallel >= len(manifests)
         for manifest in manifests:
             clusters_jobs.JobRun(
@@ -551,14 +572,14 @@ def started_then(watch):
         (lambda server: setattr(server, "code", 503), "no answer within"),
     ],
 )
-def test_a_green_run_with_a_broken_service_is_impossible(
+def test_a_run_whose_service_is_broken_fails(
     fake, run, model_server, s3_server, capsys, spoil, message
 ):
-    home = fake(
+    backend = fake(
         node_of(Play(seconds=1e9, log="loading failed\n")),
         kserve=KServe(url=model_server.url),
     )
-    create_secrets(home.api, s3_server)
+    create_secrets(backend.api, s3_server)
     as_the_pods_would(run)
     spoil(model_server)
     assert call(deploy, run, *PASSED) == 1
@@ -567,10 +588,12 @@ def test_a_green_run_with_a_broken_service_is_impossible(
     assert "\n  | loading failed" in error
     assert not storage.exists(run.path("service.json"))
     assert finish.summarise(run.uri).state == "failed"
-    assert home.api.all("inferenceservices") == []
+    assert backend.api.all("inferenceservices") == []
 
 
-def test_a_former_model_that_may_still_answer_is_asked_again(run, model_server, monkeypatch):
+def test_golden_requests_are_repeated_while_the_former_model_may_still_answer(
+    run, model_server, monkeypatch
+):
     """Where neither pods nor Deployments may be read, the first answers may be the former's."""
     as_the_pods_would(run)
     monkeypatch.setattr(deploy, "GOLDEN_DEADLINE", 30.0)
@@ -584,9 +607,9 @@ def test_a_former_model_that_may_still_answer_is_asked_again(run, model_server, 
         deploy.golden_answers(run, dataclasses.replace(service, certain=True))
 
 
-def test_a_new_model_is_asked_beside_the_former_one(fake, run, model_server, s3_server, capsys):
-    home = fake(node_of(UP), kserve=KServe(url=model_server.url))
-    create_secrets(home.api, s3_server)
+def test_a_new_model_is_checked_beside_the_former_one(fake, run, model_server, s3_server, capsys):
+    backend = fake(node_of(UP), kserve=KServe(url=model_server.url))
+    create_secrets(backend.api, s3_server)
     as_the_pods_would(run)
     assert call(deploy, run, *PASSED) == 0
     other = Run(config=run.config.replace(run_id=f"{NAME}-4567abcd"))
@@ -596,21 +619,21 @@ def test_a_new_model_is_asked_beside_the_former_one(fake, run, model_server, s3_
     assert call(deploy, other, *PASSED) == 1
     assert f"{NAME} still serves the previous model" in capsys.readouterr().err
     assert not storage.exists(other.path("service.json"))
-    (service,) = home.api.all("inferenceservices")
+    (service,) = backend.api.all("inferenceservices")
     assert service["metadata"]["labels"]["jec/run-id"] == run.id
     model_server.off = np.float32(0)
     assert call(deploy, other, *PASSED, "--job-id", "job-2") == 0
-    (service,) = home.api.all("inferenceservices")
+    (service,) = backend.api.all("inferenceservices")
     assert service["metadata"]["labels"]["jec/run-id"] == other.id
     assert service["spec"]["predictor"]["model"]["storageUri"] == other.path("model") + "/"
 
 
-def test_without_its_keys_no_service_is_made(fake, run, model_server, capsys):
-    home = fake(node_of(UP), kserve=KServe(url=model_server.url))
+def test_no_service_is_created_without_the_predictors_keys(fake, run, model_server, capsys):
+    backend = fake(node_of(UP), kserve=KServe(url=model_server.url))
     as_the_pods_would(run)
     assert call(deploy, run, *PASSED) == 2
     assert re.search("s3-secret .*physics; kubectl", capsys.readouterr().err)
-    assert home.api.all("inferenceservices") == []
+    assert backend.api.all("inferenceservices") == []
 
 
 @pytest.mark.parametrize(
@@ -640,59 +663,61 @@ def test_a_step_whose_pods_fail_ends_with_their_reason(
 
 
 @pytest.fixture
-def accepted(monkeypatch):
+def accepted_runs(monkeypatch):
     """Data and configurations that pass their checks."""
     inputs = types.SimpleNamespace(space=[])
     monkeypatch.setattr(prepare, "check_inputs", lambda config, copies_folder: inputs)
-    made = []
-    monkeypatch.setattr(prepare, "fill_run_folder", lambda run, *_: made.append(run) or run.save())
-    return made
+    new_runs = []
+    monkeypatch.setattr(
+        prepare, "fill_run_folder", lambda run, *_: new_runs.append(run) or run.save()
+    )
+    return new_runs
 
 
 @pytest.mark.parametrize("wrong", ["secrets", "serviceaccounts"])
 def test_prepare_refuses_a_run_whose_predictor_would_not_get_its_model(
-    fake, run, s3_server, accepted, wrong
+    fake, run, s3_server, accepted_runs, wrong
 ):
-    home = fake()
-    create_secrets(home.api, s3_server)
+    backend = fake()
+    create_secrets(backend.api, s3_server)
     name = {"secrets": "s3-secret", "serviceaccounts": "default"}[wrong]
-    home.api.delete(wrong, home.api.find(wrong, name))
+    backend.api.delete(wrong, backend.api.find(wrong, name))
     new_config = run.config.replace(run_id="pfn-11111111")
     with pytest.raises(InputError, match=f"could not load its model: .*{name}"):
         prepare.prepare(new_config, "job-1")
-    assert accepted == []
+    assert accepted_runs == []
     assert storage.entries(Run(config=new_config).uri) == []
 
 
 def test_prepare_shows_what_was_changed_first_and_the_space_as_json(
-    fake, run, s3_server, accepted, tmp_path, capsys
+    fake, run, s3_server, accepted_runs, tmp_path, capsys
 ):
-    home = fake()
-    create_secrets(home.api, s3_server)
+    backend = fake()
+    create_secrets(backend.api, s3_server)
     new_config = run.config.replace(run_id="pfn-11111111", num_gpus=2, data_train="a|b/<c>/*.root")
     prepare.prepare(new_config, "job-1", "", step.Artifacts(outputs(tmp_path, "prepare")[1]))
     check_artifacts(tmp_path, "prepare")
     text = (tmp_path / "parameters").read_text()
-    changed, rest = text.split("The defaults:")
-    assert "| num-gpus | `2` |" in changed
-    assert "| data-train | `a¦b/‹c>/*.root` |" in changed
+    changes, rest = text.split("The defaults:")
+    assert "| num-gpus | `2` |" in changes
+    assert "| data-train | `a¦b/‹c>/*.root` |" in changes
     others, space = rest.split("Search space:")
     assert "| num-epochs |" in others
     assert json.loads(space.split("```json")[1].split("```")[0]) == {"parameters": []}
     assert capsys.readouterr().out.splitlines()[-1].startswith("result: pfn-11111111 is prepared")
 
 
-def test_prepare_goes_on_where_the_predictors_keys_are_there_or_cannot_be_seen(
-    fake, run, s3_server, accepted, capsys, monkeypatch
+def test_prepare_continues_if_the_predictors_keys_exist_or_are_unreadable(
+    fake, run, s3_server, accepted_runs, capsys, monkeypatch
 ):
-    home = fake()
-    create_secrets(home.api, s3_server)
+    backend = fake()
+    create_secrets(backend.api, s3_server)
     prepare.prepare(run.config.replace(run_id="pfn-11111111"), "job-1")
     assert "not seen" not in capsys.readouterr().out
     monkeypatch.setattr(predictor, "connect", no_cluster)
     prepare.prepare(run.config.replace(run_id="pfn-22222222"), "job-2")
     assert "not seen: the predictor's Secret" in capsys.readouterr().out
-    assert [one.id for one in accepted] == ["pfn-11111111", "pfn-22222222"]
+    assert [accepted_run.id for accepted_run in accepted_runs] == ["pfn-11111111", "pfn-22222222"]
 
 
 def no_cluster():

@@ -125,7 +125,7 @@ def search_of(run: Run, statuses: list[str]) -> SearchRecord:
     )
 
 
-def test_trials_are_nested_and_logged_once_whoever_logs_them(tmp_path, client, monkeypatch):
+def test_trials_are_nested_and_logged_once_by_trial_and_search(tmp_path, client, monkeypatch):
     """A trial logs two epochs itself and loses the server; the search, twice, logs the rest."""
     run = tracked_run(tmp_path)
     tracked.begin(tracked.connect(run.config, is_resumed=False), run)
@@ -177,7 +177,9 @@ def test_a_trial_says_how_it_ended(client, monkeypatch, error, status):
     assert client.runs["1"].data.tags[tracking.TRIAL] == "pfn-000"
 
 
-def test_a_server_that_fails_warns_once_and_the_training_goes_on(client, monkeypatch, capsys):
+def test_a_failing_mlflow_server_causes_one_warning_and_the_training_continues(
+    client, monkeypatch, capsys
+):
     monkeypatch.setenv(tracking.ADDRESS, "http://mlflow.example")
     monkeypatch.setenv(tracking.RUN, "pfn-0a1b2c3d")
     monkeypatch.setenv(tracking.EXPERIMENT, "jec")
@@ -188,7 +190,7 @@ def test_a_server_that_fails_warns_once_and_the_training_goes_on(client, monkeyp
     assert capsys.readouterr().err.count("warning") == 1
 
 
-def test_a_pod_that_is_told_no_run_logs_nothing(client, monkeypatch):
+def test_a_pod_without_a_tracked_run_logs_nothing(client, monkeypatch):
     monkeypatch.setenv(tracking.ADDRESS, "http://mlflow.example")
     monkeypatch.delenv(tracking.RUN, raising=False)
     with MlflowTrial("trials/pfn-000/", {}, is_active=True) as trial:
@@ -196,7 +198,7 @@ def test_a_pod_that_is_told_no_run_logs_nothing(client, monkeypatch):
     assert client.runs == {}
 
 
-def test_a_stop_is_no_failure_of_tracking():
+def test_a_stop_is_not_reported_as_a_failure_of_tracking():
     with pytest.raises(InterruptedRun), tracking.tolerate_failures(print, "x"):
         raise InterruptedRun("told to stop")
 
@@ -229,7 +231,7 @@ def test_another_server_is_refused_before_a_run_begins(status):
         thread.join()
 
 
-def test_a_server_that_is_away_is_refused_at_the_start_and_tolerated_on_resume(capsys):
+def test_an_unreachable_mlflow_server_is_an_error_at_the_start_and_a_warning_on_resume(capsys):
     config = RunConfig(mlflow="http://127.0.0.1:1")
     with pytest.raises(UnreachableError, match="--mlflow none"):
         tracked.connect(config, is_resumed=False)
@@ -237,7 +239,7 @@ def test_a_server_that_is_away_is_refused_at_the_start_and_tolerated_on_resume(c
     assert "warning: --mlflow" in capsys.readouterr().out
 
 
-def test_where_the_address_comes_from(monkeypatch, tmp_path):
+def test_the_servers_address_comes_from_the_configuration_or_the_environment(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     auto, none = RunConfig(), RunConfig(mlflow="none")
     secret = RunConfig(mlflow_secret="mlflow-login")
@@ -294,6 +296,6 @@ def test_a_package_of_mlflow_that_cannot_open_the_address_says_what_to_install(m
         raise mlflow.exceptions.MlflowException("unsupported URI")
 
     monkeypatch.setattr(mlflow.tracking, "MlflowClient", refuse)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as error_info:
         tracking.connect("sqlite:////tmp/mlflow.db", experiment="jec", run_id="r")
-    assert tracking.INSTALL_WHOLE in str(caught.value)
+    assert tracking.INSTALL_WHOLE in str(error_info.value)

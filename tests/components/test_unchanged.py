@@ -53,7 +53,7 @@ def success_of(run: Run, **values):
     return unchanged.earlier_success(config, unchanged.inputs_digest(config, inputs_of()))
 
 
-def test_a_run_that_came_to_its_end_is_the_last_success_of_its_inputs(earlier):
+def test_a_finished_run_is_the_last_success_of_its_inputs(earlier):
     assert success_of(earlier) is None
     assert end_with(earlier, "search", "failed").state == "failed"
     assert success_of(earlier) is None
@@ -86,9 +86,9 @@ def test_files_configurations_and_networks_count_by_their_content():
 def run(earlier):
     """A run that prepare has ended for the earlier one's sake."""
     end_with(earlier, "deploy", "done")
-    made = Run(config=earlier.config.replace(run_id=RUN_ID, if_data_changed=True))
-    unchanged.end(made, success_of(earlier), None, "job-2")
-    return made
+    new_run = Run(config=earlier.config.replace(run_id=RUN_ID, if_data_changed=True))
+    unchanged.end(new_run, success_of(earlier), None, "job-2")
+    return new_run
 
 
 STEPS = {
@@ -100,11 +100,13 @@ STEPS = {
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_a_step_ends_well_at_once_and_all_its_outputs_say_why(run, tmp_path, name, capsys):
+def test_an_unchanged_step_succeeds_at_once_and_its_outputs_name_the_reason(
+    run, tmp_path, name, capsys
+):
     module, more = STEPS[name]
-    place, artifacts, written = tmp_path / "out", {}, {}
+    place, artifacts, output_files = tmp_path / "out", {}, {}
     for output, kind in step_of(name).outputs.items():
-        written[output] = place / output
+        output_files[output] = place / output
         if kind == "parameter":
             more = [*more, f"--{output.replace('_', '-')}-output", str(place / output)]
         else:
@@ -113,14 +115,14 @@ def test_a_step_ends_well_at_once_and_all_its_outputs_say_why(run, tmp_path, nam
     before = storage.read_json(run.folder.status)
     arguments = ["--run", run.uri, "--job-id", "job-2", "--executor-input", executor_input, *more]
     assert module.main(arguments) == 0
-    for output, path in written.items():
+    for output, path in output_files.items():
         text = path.read_text()
         assert text == "unchanged" or EARLIER in text, output
     assert storage.read_json(run.folder.status) == before
     assert capsys.readouterr().out.startswith("result: unchanged: ")
 
 
-def test_the_run_ends_as_unchanged_and_is_no_success_of_its_own(run, earlier):
+def test_the_run_ends_as_unchanged_and_does_not_count_as_a_success(run, earlier):
     summary = finish.finish(run.uri, step.Artifacts(""), "job-2")
     assert (summary.state, summary.resume) == ("unchanged", "")
     assert EARLIER in summary.reason

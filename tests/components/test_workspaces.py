@@ -11,7 +11,7 @@ from components.local_run import STALE_SECONDS, remove_workspaces
 
 
 @pytest.mark.faults
-def test_workspaces_of_processes_that_are_gone_are_removed(tmp_path):
+def test_workspaces_of_ended_processes_are_removed(tmp_path):
     ended_process = subprocess.Popen([sys.executable, "-c", ""])
     ended_process.wait()
     host = socket.gethostname()

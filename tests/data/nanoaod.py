@@ -1,4 +1,4 @@
-"""Small NanoAOD files whose jets and candidates can be followed by hand."""
+"""Small NanoAOD files whose jets and candidates can be checked by hand."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def write(
         for name, values in (events() | dict(more)).items()
     }
     data |= {name: np.array(values) for name, values in FLAT.items()}
-    kept = (
+    selected = (
         {name: values for name, values in data.items() if not name.startswith(drop)}
         if drop
         else data
@@ -77,13 +77,13 @@ def write(
         if as_ttree:
             types = {
                 name: getattr(values, "dtype", None) or values.type.content
-                for name, values in kept.items()
+                for name, values in selected.items()
             }
-            file.mktree("Events", types).extend(kept)
+            file.mktree("Events", types).extend(selected)
         else:
-            file["Events"] = kept
+            file["Events"] = selected
     return path
 
 
 def _is_int(values: list) -> bool:
-    return all(isinstance(one, int) for event in values for one in event)
+    return all(isinstance(value, int) for event in values for value in event)

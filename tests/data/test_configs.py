@@ -20,7 +20,7 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("path", sorted(DATA.glob("*.yaml")), ids=lambda path: path.stem)
-def test_each_config_reads_only_branches_of_the_schema_and_feeds_its_network(path):
+def test_each_config_has_branches_of_the_schema_and_the_inputs_of_its_network(path):
     config = DataConfig.load(str(path))
     assert set(config.branches) <= set(BY_NAME)
     model, info = NETWORKS[path.stem].get_model(config)
@@ -29,7 +29,7 @@ def test_each_config_reads_only_branches_of_the_schema_and_feeds_its_network(pat
 
 
 @pytest.mark.parametrize("path", sorted(DATA.glob("*.yaml")), ids=lambda path: path.stem)
-def test_the_generated_truth_is_no_input(path):
+def test_generator_truth_is_not_an_input(path):
     config = DataConfig.load(str(path))
     inputs = {name for variables in config.input_dicts.values() for name in variables}
     assert not {

@@ -1,5 +1,5 @@
-"""Faulty models of generated jets are caught: the way from a ROOT file and an exported network to
-the verdict of the gate.
+"""Faulty models of generated jets are refused: from a ROOT file and an exported network to the
+verdict of the gate.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ labels: {type: custom, value: {target: np.log(genJetPt / jetPt)}}
 observers: [jetPt, genJetPt, genJetEta, partonFlav, hadronFlav]
 weights: null
 """
-"""Inputs that hold the answer, so that a good model needs no training."""
+"""The inputs determine the target, so that a good model needs no training."""
 
 INFO = {
     "input_names": ["jet_features"],
@@ -55,7 +55,7 @@ class Scaled(Sound):
 
 
 class Shuffled(Sound):
-    """The right answers, given to other jets."""
+    """The correct outputs, for other jets."""
 
     def forward(self, features):
         return super().forward(features).flip(0)
@@ -70,17 +70,17 @@ def run(generated, tmp_path_factory):
     (folder / "config").mkdir(parents=True)
     (folder / "config" / "data.yaml").write_text(CONFIG)
     config = DataConfig.load(str(folder / "config" / "data.yaml"))
-    made = prepare(
+    reference = prepare(
         str(generated), config, str(folder.parent), for_training=False, report=lambda line: None
     )
     (folder / "data").mkdir()
-    (folder / "data" / "test.json").write_text(json.dumps({"dataset": made.uri}))
+    (folder / "data" / "test.json").write_text(json.dumps({"dataset": reference.uri}))
     Run(config=RunConfig(s3_bucket=str(folder.parent), run_id=folder.name)).save()
     return folder
 
 
-def judged(run, monkeypatch, model: torch.nn.Module) -> dict:
-    """metrics.json after the evaluation of this model, exported; the report must say the same."""
+def evaluate_model(run, monkeypatch, model: torch.nn.Module) -> dict:
+    """metrics.json of an evaluation of this model, exported; the report must agree with it."""
     monkeypatch.setattr(results, "figures_of", lambda _: [])  # they take seconds
     path = run / "model" / "oracle" / "1" / "model.onnx"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,21 +94,21 @@ def judged(run, monkeypatch, model: torch.nn.Module) -> dict:
 
 
 def test_a_sound_model_passes(run, monkeypatch):
-    metrics = judged(run, monkeypatch, Sound())
+    metrics = evaluate_model(run, monkeypatch, Sound())
     assert metrics["reasons"] == []
     assert metrics["passed"] is True
     assert metrics["gain"]["low"] > 50
 
 
-def test_a_model_scaled_by_5_per_cent_fails_closure(run, monkeypatch):
-    metrics = judged(run, monkeypatch, Scaled())
+def test_a_model_scaled_by_5_percent_fails_closure(run, monkeypatch):
+    metrics = evaluate_model(run, monkeypatch, Scaled())
     assert metrics["passed"] is False
     assert {reason.split(" for ")[0] for reason in metrics["reasons"]} == {"closure fails"}
-    assert metrics["gain"]["low"] > 50  # which a scale does not touch
+    assert metrics["gain"]["low"] > 50  # a scale does not change the gain
 
 
 def test_shuffled_answers_fail_the_gain(run, monkeypatch):
-    metrics = judged(run, monkeypatch, Shuffled())
+    metrics = evaluate_model(run, monkeypatch, Shuffled())
     assert metrics["passed"] is False
     assert any(
         "the resolution gain over the standard JEC" in reason for reason in metrics["reasons"]
@@ -116,11 +116,11 @@ def test_shuffled_answers_fail_the_gain(run, monkeypatch):
     assert metrics["gain"]["high"] < 0
 
 
-def test_each_test_jet_is_asked_once(run, monkeypatch):
-    asked = []
+def test_each_test_jet_is_evaluated_once(run, monkeypatch):
+    indices = []
     batch = Dataset.batch
     monkeypatch.setattr(
-        Dataset, "batch", lambda self, index: asked.extend(index) or batch(self, index)
+        Dataset, "batch", lambda self, index: indices.extend(index) or batch(self, index)
     )
-    metrics = judged(run, monkeypatch, Sound())
-    assert asked == list(range(metrics["num_jets"]))
+    metrics = evaluate_model(run, monkeypatch, Sound())
+    assert indices == list(range(metrics["num_jets"]))

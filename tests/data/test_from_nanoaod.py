@@ -1,5 +1,5 @@
-"""data.from_nanoaod: three events whose answer is known, what is lacking is said, and real CMS
-files where they are at hand.
+"""data.from_nanoaod: three events with known results, missing branches, and real CMS files where
+they exist.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def converted(path: Path, folder: Path, **options) -> jetntuple.Columns:
     return jetntuple.read(file)
 
 
-def test_only_events_whose_two_leading_jets_pass(tmp_path):
+def test_only_events_whose_two_leading_jets_pass_are_converted(tmp_path):
     columns = converted(write(tmp_path / "nano.root"), tmp_path / "out")
     assert columns["jetPt"].tolist() == [100.0, 60.0]
     assert columns["jetPtOrder"].tolist() == [0, 1]
@@ -56,7 +56,7 @@ def test_generator_jets_are_matched_by_distance(tmp_path):
     assert columns["jetGenMatch"].tolist() == [1, 1, 0, 1]
 
 
-def test_the_physics_flavour_is_that_of_an_outgoing_parton(tmp_path):
+def test_the_physics_flavour_comes_from_an_outgoing_parton(tmp_path):
     """Status 23 alone: the incoming gluon (21) is nearer, and the b quark of status 22 is no match.
 
     The photon of status 23 is no parton.
@@ -66,7 +66,7 @@ def test_the_physics_flavour_is_that_of_an_outgoing_parton(tmp_path):
     assert columns["physFlav"].tolist() == [2, -3, 0, 0]
 
 
-def test_particles_of_an_asymmetric_generator_jet_keep_their_sides(tmp_path):
+def test_angles_of_generator_particles_have_the_right_sign(tmp_path):
     columns = converted(write(tmp_path / "nano.root", more=GENERATOR), tmp_path / "out")
     assert columns["nGenJetPF"].tolist() == [2, 1]
     assert columns["genJetPF_pT"].tolist() == [70.0, 20.0, 5.0]
@@ -77,7 +77,7 @@ def test_particles_of_an_asymmetric_generator_jet_keep_their_sides(tmp_path):
     assert columns["genJetPF_dTheta"][:2] == pytest.approx(expected, abs=1e-5)
 
 
-def test_candidates_in_the_box_know_whose_they_are(tmp_path):
+def test_candidates_in_the_box_are_assigned_to_their_jet(tmp_path):
     columns = converted(write(tmp_path / "nano.root"), tmp_path / "out")
     assert columns["nPF"].tolist() == [2, 1]
     assert columns["PF_pT"].tolist() == [50.0, 30.0, 20.0]
@@ -88,7 +88,7 @@ def test_candidates_in_the_box_know_whose_they_are(tmp_path):
     assert columns["QG_ptD"][0] == pytest.approx(np.hypot(50, 30) / 80)
 
 
-def test_what_is_lacking_is_said(tmp_path):
+def test_missing_branches_are_reported_with_their_defaults(tmp_path):
     result = from_nanoaod.convert(
         str(write(tmp_path / "nano.root", ("PFCands", "JetPFCands"))), tmp_path / "out"
     )
@@ -104,16 +104,14 @@ def test_collision_data_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"no ROOT file at all", b""])
-def test_a_broken_file_is_named(tmp_path, content):
+def test_a_damaged_file_is_refused_by_name(tmp_path, content):
     (tmp_path / "bad.root").write_bytes(content)
     with pytest.raises(InputError, match=r"bad\.root cannot be read"):
         from_nanoaod.convert(str(tmp_path / "bad.root"), tmp_path / "out")
 
 
-def test_real_pfnano(tmp_path):
-    """The candidates that a real jet is made of add up to its raw momentum, and no value is out of
-    its range.
-    """
+def test_the_candidates_of_a_real_jet_add_up_to_its_momentum(tmp_path):
+    """No value is out of its range either."""
     path = REAL / "cms_pfnano_10ev.root"
     if not path.exists():
         pytest.skip("no CMS file at hand")
@@ -123,10 +121,12 @@ def test_real_pfnano(tmp_path):
     whole = np.bincount(jet[inside], columns["PF_pT"][inside], len(columns["nPF"]))
     assert len(whole) == 36
     assert whole / columns["jetRawPt"] == pytest.approx(1, abs=0.03)
-    assert not [one for one in checks.values("real", columns) if one.level == checks.ERROR]
+    assert not [
+        finding for finding in checks.values("real", columns) if finding.level == checks.ERROR
+    ]
 
 
-def test_the_command_says_what_to_do_next(tmp_path, capsys):
+def test_the_command_prints_the_number_of_jets(tmp_path, capsys):
     code = from_nanoaod.main(
         [
             str(write(tmp_path / "nano.root")),
@@ -161,10 +161,10 @@ def write_event(path: Path, number: int) -> Path:
     write(path)
     with uproot.open(path) as file:
         data = file["Events"].arrays(library="ak", how=dict)
-    kept = {name: values for name, values in data.items() if not name.startswith("n")}
-    kept["event"] = np.arange(number, number + 3)
+    columns = {name: values for name, values in data.items() if not name.startswith("n")}
+    columns["event"] = np.arange(number, number + 3)
     with uproot.recreate(path) as file:
-        file["Events"] = kept
+        file["Events"] = columns
     return path
 
 
@@ -181,7 +181,7 @@ def test_files_of_equal_names_keep_all_their_jets(tmp_path):
     assert events_in(out) == [0, 1, 2, 10, 11, 12, 20, 21, 22]
 
 
-def test_names_are_told_apart_whatever_they_are():
+def test_output_names_are_unique_for_any_inputs():
     uris = ["/a_b/nano.root", "/a/b_nano.root", "/c/nano.root", "/c/d.root", "s3://x/d.root"]
     names = from_nanoaod.output_names(uris)
     assert len(set(names.values())) == len(uris)
@@ -202,7 +202,7 @@ def test_an_earlier_output_of_another_file_is_not_overwritten(tmp_path, capsys):
     assert events_in(out) == [0, 1, 2]
 
 
-def test_a_second_conversion_replaces_the_first_and_doubles_no_jet(tmp_path, capsys):
+def test_a_second_conversion_replaces_the_first_and_duplicates_no_jet(tmp_path, capsys):
     first = write_event(tmp_path / "A" / "nano.root", 0)
     out = tmp_path / "out"
     assert convert_all(first, "--output", out, "--events-per-file", 1) == 0
@@ -218,8 +218,8 @@ def test_a_second_conversion_replaces_the_first_and_doubles_no_jet(tmp_path, cap
 
 def test_an_input_file_is_not_overwritten(tmp_path, capsys):
     write_event(tmp_path / "nano.root", 0)
-    one = write_event(tmp_path / "nano_000.root", 10)
-    before = one.read_bytes()
+    second_input = write_event(tmp_path / "nano_000.root", 10)
+    before = second_input.read_bytes()
     assert convert_all(f"{tmp_path}/*.root", "--output", tmp_path) == 2
-    assert f"would overwrite the input file {one}" in capsys.readouterr().err
-    assert one.read_bytes() == before
+    assert f"would overwrite the input file {second_input}" in capsys.readouterr().err
+    assert second_input.read_bytes() == before

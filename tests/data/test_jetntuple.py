@@ -1,6 +1,4 @@
-"""The schema, against the list of the open data record, and what is written, read back
-by uproot.
-"""
+"""The schema, compared with the list of the open data record; written files are read by uproot."""
 
 from __future__ import annotations
 
@@ -58,7 +56,7 @@ def sample() -> jetntuple.Columns:
     return small_sample(np.random.default_rng(1), {"nPF": [3, 0, 2, 4], "nGenJetPF": [0, 1, 2, 1]})
 
 
-def test_the_record_has_66_branches():
+def test_the_schema_has_the_66_branches_of_the_record():
     assert len(EXPECTED) == 66
     assert set(jetntuple.BY_NAME) == set(EXPECTED)
 
@@ -74,7 +72,7 @@ def test_a_generated_file_has_the_branches_and_types_of_the_reference_file(gener
     assert types(generated) == types(REFERENCE)
 
 
-def test_a_file_gives_back_what_was_written(tmp_path, sample):
+def test_uproot_reads_the_columns_that_were_written(tmp_path, sample):
     jetntuple.write(tmp_path / "a.root", sample)
     with uproot.open(tmp_path / "a.root") as file:
         tree = file["AK4jets/jetTree"]
@@ -86,13 +84,16 @@ def test_a_file_gives_back_what_was_written(tmp_path, sample):
         assert [len(v) for v in tree["PF_pT"].array(library="np")] == [3, 0, 2, 4]
 
 
-@pytest.mark.parametrize("cut", range(5))
-def test_slices_put_together_are_the_whole(sample, cut):
-    parts = [jetntuple.slice_jets(sample, 0, cut), jetntuple.slice_jets(sample, cut, 4)]
-    together = jetntuple.concatenate(parts)
-    assert jetntuple.length(parts[0]) == cut
+@pytest.mark.parametrize("position", range(5))
+def test_concatenated_slices_equal_the_whole(sample, position):
+    parts = [
+        jetntuple.slice_jets(sample, 0, position),
+        jetntuple.slice_jets(sample, position, 4),
+    ]
+    joined = jetntuple.concatenate(parts)
+    assert jetntuple.length(parts[0]) == position
     for name, values in sample.items():
-        np.testing.assert_array_equal(together[name], values, err_msg=name)
+        np.testing.assert_array_equal(joined[name], values, err_msg=name)
 
 
 def test_columns_outside_the_schema_are_refused(sample):

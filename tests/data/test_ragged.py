@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from data import ragged
 
 
-def test_ranges_follow_one_another():
+def test_ranges_are_concatenated():
     assert ragged.ranges(np.array([5, 0, 9]), np.array([2, 3, 0])).tolist() == [5, 6, 0, 1, 2]
 
 
-def test_pairs_join_what_shares_an_event():
-    left, right = ragged.pairs(np.array([2, 0]), np.array([0, 0, 1, 2]), 3)
-    assert list(zip(left.tolist(), right.tolist(), strict=True)) == [(0, 3), (1, 0), (1, 1)]
+def test_pairs_are_all_combinations_within_an_event():
+    first, second = ragged.pairs(np.array([2, 0]), np.array([0, 0, 1, 2]), 3)
+    assert list(zip(first.tolist(), second.tolist(), strict=True)) == [(0, 3), (1, 0), (1, 1)]
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.floats(-10, 10)), max_size=30))
@@ -33,5 +33,5 @@ def test_first_and_rank_agree_with_plain_python(members):
     ("a", "b", "expected"),
     [(3.0, -3.0, 6 - 2 * np.pi), (-3.0, 3.0, 2 * np.pi - 6), (0.1, 0.3, -0.2)],
 )
-def test_delta_phi_takes_the_short_way(a, b, expected):
+def test_delta_phi_wraps_at_pi(a, b, expected):
     assert ragged.delta_phi(np.array(a), b) == pytest.approx(expected)

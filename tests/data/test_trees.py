@@ -1,4 +1,6 @@
-"""Opening a tree: the newest cycle counts, also beyond 32767, and what is missing is named."""
+"""Opening a tree: the newest cycle is read, also beyond 32767; a missing tree is reported by
+name.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""data.validate: generated jets pass, and each injected fault is found."""
+"""data.validate: generated jets pass, and each injected fault is reported."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ def jets(columns):
 
 def problem(columns) -> dict[str, str]:
     """First words of each finding -> its level."""
-    return {one.problem.split(":")[0]: one.level for one in checks.values("here", columns)}
+    return {
+        finding.problem.split(":")[0]: finding.level for finding in checks.values("here", columns)
+    }
 
 
-def with_changed(columns, name: str, value: float, place: int = 0):
+def replace_value(columns, name: str, value: float, place: int = 0):
     values = columns[name].copy()
     values[place] = value
     return columns | {name: values}
@@ -48,7 +50,7 @@ def test_generated_jets_have_no_error(generated, tmp_path, capsys):
 )
 def test_a_wrong_value_is_an_error(columns, name, value, message):
     assert message not in problem(columns)
-    assert problem(with_changed(columns, name, value))[message] == checks.ERROR
+    assert problem(replace_value(columns, name, value))[message] == checks.ERROR
 
 
 @pytest.mark.parametrize("name", ["jetMass", "jetRawMass"])
@@ -61,27 +63,27 @@ def test_a_mass_is_negative_only_within_rounding(columns, name):
     rounded = np.sqrt(np.abs(square)) / energy
     assert 0 < rounded.max() < checks.ROUNDED_MASS
     for mass in (-1.5e-6, -1e-3):
-        assert name not in problem(with_changed(columns, name, mass))
-    assert problem(with_changed(columns, name, -3.0))[name] == checks.ERROR
+        assert name not in problem(replace_value(columns, name, mass))
+    assert problem(replace_value(columns, name, -3.0))[name] == checks.ERROR
 
 
-def test_gen_match_at_odds_is_an_error(columns):
-    changed = with_changed(columns, "jetGenMatch", 1 - columns["jetGenMatch"][0])
-    assert problem(changed)["jetGenMatch disagrees with genJetPt > 0"] == checks.ERROR
+def test_a_gen_match_that_disagrees_with_gen_pt_is_an_error(columns):
+    columns_with_fault = replace_value(columns, "jetGenMatch", 1 - columns["jetGenMatch"][0])
+    assert problem(columns_with_fault)["jetGenMatch disagrees with genJetPt > 0"] == checks.ERROR
 
 
-def test_a_missing_branch_names_what_is_like_it():
+def test_a_missing_branch_is_reported_with_a_similar_name():
     present = {branch.name: branch.dtype.name for branch in jetntuple.BRANCHES}
     present["PF_pt"] = present.pop("PF_pT")
     present["jetMult"] = "float32"
-    first, second = sorted(checks.schema("file", present), key=lambda one: one.level)
+    first, second = sorted(checks.schema("file", present), key=lambda finding: finding.level)
     assert (first.level, second.level) == (checks.ERROR, checks.WARNING)
     assert "PF_pT is missing (there is PF_pt" in first.problem
     assert "jetMult is float32" in second.problem
 
 
-def test_a_leaked_file_is_found(generated, tmp_path, capsys):
-    """The same jets in training and test, though their events were numbered anew."""
+def test_a_file_in_two_sets_is_an_error(generated, tmp_path, capsys):
+    """The same jets in training and test, with other event numbers."""
     columns = jetntuple.read(generated)
     jetntuple.write(
         tmp_path / "copy.root", columns | {"event": columns["event"] + np.uint64(10**9)}
@@ -91,10 +93,10 @@ def test_a_leaked_file_is_found(generated, tmp_path, capsys):
     assert "train and test: 500 jets are in both" in capsys.readouterr().out
 
 
-def test_a_part_of_a_file_is_found_in_another_order_among_other_jets(
+def test_jets_in_two_sets_are_detected_in_another_order_among_others(
     generated, columns, tmp_path, capsys
 ):
-    """Forty jets of the training file, the last first, behind sixty others in a test file of
+    """Forty jets of the training file, in reverse order, after sixty others in a test file with
     another name.
     """
     others = jetntuple.slice_jets(columns, 0, 60)
@@ -111,8 +113,8 @@ def test_a_part_of_a_file_is_found_in_another_order_among_other_jets(
     assert "error: train and test: 40 jets are in both; give each set files of its own" in out
 
 
-def test_sets_apart_have_no_jet_in_common(columns, tmp_path, capsys):
-    """The halves of a file, split between events, raise no alarm."""
+def test_sets_of_different_events_pass(columns, tmp_path, capsys):
+    """The halves of a file, split between events."""
     last_of_event = np.flatnonzero(np.diff(columns["event"].astype(np.int64)))
     half = last_of_event[len(last_of_event) // 2] + 1
     ends = {"train": (0, half), "test": (half, 500)}
@@ -127,18 +129,18 @@ def test_sets_apart_have_no_jet_in_common(columns, tmp_path, capsys):
 def test_jets_of_one_event_in_two_sets_are_a_warning(jets):
     even = {name: values[::2] for name, values in jets.items()}
     odd = {name: values[1::2] for name, values in jets.items()}
-    (one,) = checks.duplicates({"train": even, "test": odd})
-    assert one.level == checks.WARNING
-    assert "share run, lumi and event number" in one.problem
+    (finding,) = checks.duplicates({"train": even, "test": odd})
+    assert finding.level == checks.WARNING
+    assert "share run, lumi and event number" in finding.problem
 
 
-def test_a_jet_given_twice_is_found(jets):
+def test_duplicate_jets_in_a_set_are_reported(jets):
     twice = {name: np.r_[values, values[:3]] for name, values in jets.items()}
-    (one,) = checks.duplicates({"train": twice})
-    assert "3 of 503 jets are there more than once" in one.problem
+    (finding,) = checks.duplicates({"train": twice})
+    assert "3 of 503 jets are there more than once" in finding.problem
 
 
-def test_summary_counts_what_is_in_the_cone(columns, jets):
+def test_summary_counts_candidates_in_the_cone(columns, jets):
     jet = np.repeat(np.arange(len(columns["nPF"])), columns["nPF"])
     inside = (jet == 3) & (columns["PF_fromAK4Jet"] == 1)
     charged = inside & (np.abs(columns["PF_id"]) == 211)
@@ -148,23 +150,27 @@ def test_summary_counts_what_is_in_the_cone(columns, jets):
     )
 
 
-def test_targets_see_a_calibration_that_is_off(jets):
-    """Closure is measured with its sign, and five per cent are seen."""
+def test_a_scaled_calibration_fails_the_targets(jets):
+    """Closure is measured with its sign, and a scale of 5 % is reported."""
     many = {name: np.tile(values, 20) for name, values in jets.items()}
-    right = {(one.topic, one.where): one.value for one in targets.closure(many) if one.jets}
-    for one in targets.closure(many | {"jetPt": many["jetPt"] * 1.05}):
-        if one.jets:
-            assert one.value == pytest.approx(
-                1.05 * (1 + right[one.topic, one.where]) - 1, abs=1e-6
+    right = {
+        (number.topic, number.where): number.value
+        for number in targets.closure(many)
+        if number.jets
+    }
+    for number in targets.closure(many | {"jetPt": many["jetPt"] * 1.05}):
+        if number.jets:
+            assert number.value == pytest.approx(
+                1.05 * (1 + right[number.topic, number.where]) - 1, abs=1e-6
             )
     assert not all(
-        one.within
-        for one in targets.compare(many | {"jetPt": many["jetPt"] * 1.05})
-        if one.topic.startswith("closure")
+        number.within
+        for number in targets.compare(many | {"jetPt": many["jetPt"] * 1.05})
+        if number.topic.startswith("closure")
     )
 
 
-def test_no_tree_names_what_the_file_holds(tmp_path):
+def test_a_missing_tree_is_reported_with_those_in_the_file(tmp_path):
     import uproot
 
     with uproot.recreate(tmp_path / "other.root") as file:
@@ -175,7 +181,7 @@ def test_no_tree_names_what_the_file_holds(tmp_path):
         validate.validate({"jets": [str(tmp_path / "other.root")]})
 
 
-def test_sets_are_named_before_a_colon(generated):
+def test_the_name_of_a_set_stands_before_a_colon(generated):
     folder = generated.parent
     sets = validate.named_sets([f"train:{folder}/*.root", str(generated)])
     assert list(sets) == ["train", "jets"]

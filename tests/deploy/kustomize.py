@@ -73,7 +73,7 @@ def _variables(entry: dict[str, Any], folder: Path) -> dict[str, str]:
 
 
 def _config_maps(entries: list[dict], folder: Path, objects: Objects) -> Objects:
-    made = [
+    config_maps = [
         {
             "apiVersion": "v1",
             "kind": "ConfigMap",
@@ -82,7 +82,7 @@ def _config_maps(entries: list[dict], folder: Path, objects: Objects) -> Objects
         }
         for e in entries
     ]
-    return objects + made
+    return objects + config_maps
 
 
 def _secrets(entries: list[dict], folder: Path, objects: Objects) -> Objects:
@@ -107,11 +107,11 @@ def _secrets(entries: list[dict], folder: Path, objects: Objects) -> Objects:
 def _patches(entries: list[dict], folder: Path, objects: Objects) -> Objects:
     objects = copy.deepcopy(objects)
     for entry in entries:
-        for found in _selected(objects, entry["target"]):
+        for target in _select(objects, entry["target"]):
             for change in yaml.safe_load(entry["patch"]):
                 assert change["op"] == "replace"
                 *parents, last = change["path"].strip("/").split("/")
-                place = found
+                place = target
                 for part in parents:
                     place = place[part]
                 assert last in place
@@ -122,10 +122,10 @@ def _patches(entries: list[dict], folder: Path, objects: Objects) -> Objects:
 def _namespace(name: str, folder: Path, objects: Objects) -> Objects:
     """On every object, and on those subjects that are among the objects."""
     objects = copy.deepcopy(objects)
-    accounts = {one["metadata"]["name"] for one in objects if one["kind"] == "ServiceAccount"}
-    for one in objects:
-        one["metadata"]["namespace"] = name
-        for subject in one.get("subjects", []):
+    accounts = {thing["metadata"]["name"] for thing in objects if thing["kind"] == "ServiceAccount"}
+    for thing in objects:
+        thing["metadata"]["namespace"] = name
+        for subject in thing.get("subjects", []):
             if subject["name"] in accounts:
                 subject["namespace"] = name
     return objects
@@ -133,16 +133,16 @@ def _namespace(name: str, folder: Path, objects: Objects) -> Objects:
 
 def _labels(entries: list[dict], folder: Path, objects: Objects) -> Objects:
     objects = copy.deepcopy(objects)
-    for one in objects:
+    for thing in objects:
         for entry in entries:
-            one["metadata"].setdefault("labels", {}).update(entry["pairs"])
+            thing["metadata"].setdefault("labels", {}).update(entry["pairs"])
     return objects
 
 
 def _images(entries: list[dict], folder: Path, objects: Objects) -> Objects:
     objects = copy.deepcopy(objects)
     new = {entry["name"]: f"{entry['newName']}:{entry['newTag']}" for entry in entries}
-    for container in (container for one in objects for container in containers(one)):
+    for container in (container for thing in objects for container in containers(thing)):
         container["image"] = new.get(container["image"], container["image"])
     return objects
 
@@ -152,13 +152,18 @@ def _replacements(entries: list[dict], folder: Path, objects: Objects) -> Object
     for entry in entries:
         source = dict(entry["source"])
         place = source.pop("fieldPath")
-        (found,) = _selected(objects, source)
+        (source_value,) = _select(objects, source)
         for part in place.split("."):
-            found = found[part]
+            source_value = source_value[part]
         for target in entry["targets"]:
-            (changed,) = _selected(objects, target["select"])
+            (target_object,) = _select(objects, target["select"])
             for path in target["fieldPaths"]:
-                _set(changed, path, found, create=target.get("options", {}).get("create", False))
+                _set(
+                    target_object,
+                    path,
+                    source_value,
+                    create=target.get("options", {}).get("create", False),
+                )
     return objects
 
 
@@ -180,11 +185,11 @@ def _set(place: Any, path: str, value: str, *, create: bool) -> None:
     place[parts[-1]] = value
 
 
-def _selected(objects: Objects, wanted: dict[str, str]) -> Objects:
+def _select(objects: Objects, selector: dict[str, str]) -> Objects:
     return [
-        one
-        for one in objects
-        if one["kind"] == wanted["kind"] and one["metadata"]["name"] == wanted["name"]
+        thing
+        for thing in objects
+        if thing["kind"] == selector["kind"] and thing["metadata"]["name"] == selector["name"]
     ]
 
 

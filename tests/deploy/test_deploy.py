@@ -96,11 +96,11 @@ def with_components(deploy, names):
     return overlay
 
 
-def test_the_example_is_for_every_cluster(deploy):
+def test_the_example_has_only_kinds_that_every_cluster_serves(deploy):
     """One object of a kind that the cluster does not serve makes `kubectl apply -k` fail."""
     example = kustomize.build(deploy / "overlays/example")
-    assert {one["apiVersion"] for one in example} <= set(EVERY_CLUSTER)
-    assert {one["kind"] for one in example} == {
+    assert {thing["apiVersion"] for thing in example} <= set(EVERY_CLUSTER)
+    assert {thing["kind"] for thing in example} == {
         "ConfigMap",
         "Role",
         "RoleBinding",
@@ -109,7 +109,7 @@ def test_the_example_is_for_every_cluster(deploy):
     }
 
 
-def test_every_component_is_there_and_optional(deploy):
+def test_every_component_exists_and_is_optional(deploy):
     folders = {file.parent.name for file in deploy.glob("*/kustomization.yaml")} - {"base"}
     assert folders == set(COMPONENTS)
     base = len(kustomize.build(deploy / "overlays/example"))
@@ -118,40 +118,46 @@ def test_every_component_is_there_and_optional(deploy):
 
 
 def only(objects, kind, name):
-    (found,) = [one for one in objects if one["kind"] == kind and one["metadata"]["name"] == name]
-    return found
+    (match,) = [
+        thing for thing in objects if thing["kind"] == kind and thing["metadata"]["name"] == name
+    ]
+    return match
 
 
-def test_every_object_would_be_taken(objects):
-    found = {f"{one['kind']} {one['metadata']['name']}": list(problems(one)) for one in objects}
-    assert len(found) == len(objects) == 12, (
-        "two objects of one name, or one more or less than thought"
+def test_every_object_fits_its_api_model(objects):
+    problems_by_name = {
+        f"{thing['kind']} {thing['metadata']['name']}": list(problems(thing)) for thing in objects
+    }
+    assert len(problems_by_name) == len(objects) == 12, (
+        "two objects have one name, or the number of objects has changed"
     )
-    assert {name: wrong for name, wrong in found.items() if wrong} == {}
+    assert {
+        name: problem_list for name, problem_list in problems_by_name.items() if problem_list
+    } == {}
 
 
-def problems(one):
-    kind = one["kind"]
+def problems(thing):
+    kind = thing["kind"]
     if kind in MODELS:
-        yield from validate._against_model(one, MODELS[kind], "kubernetes.client", "")
+        yield from validate._against_model(thing, MODELS[kind], "kubernetes.client", "")
     elif kind == "PodDefault":
-        assert one["apiVersion"] == "kubeflow.org/v1alpha1"
-        assert one["spec"]["selector"], "an empty selector would take every pod of the namespace"
-        for field, value in one["spec"].items():
+        assert thing["apiVersion"] == "kubeflow.org/v1alpha1"
+        assert thing["spec"]["selector"], "an empty selector would take every pod of the namespace"
+        for field, value in thing["spec"].items():
             yield from validate._against_model(
                 value, POD_DEFAULT[field], "kubernetes.client", field
             )
     else:
-        assert (one["apiVersion"], kind) == ("tensorboard.kubeflow.org/v1alpha1", "Tensorboard")
-        assert set(one["spec"]) == {"logspath"}
+        assert (thing["apiVersion"], kind) == ("tensorboard.kubeflow.org/v1alpha1", "Tensorboard")
+        assert set(thing["spec"]) == {"logspath"}
 
 
-def test_the_checks_find_what_is_wrong(objects):
-    broken = {**only(objects, "ServiceAccount", "jec-predictor"), "secret": []}
-    assert any("unknown field 'secret'" in problem for problem in problems(broken))
-    broken = {**only(objects, "PodDefault", "jec-s3")}
-    broken["spec"] = {**broken["spec"], "env": [{"name": "A", "valeu": "b"}]}
-    assert any("unknown field 'valeu'" in problem for problem in problems(broken))
+def test_the_checks_find_wrong_fields(objects):
+    wrong_object = {**only(objects, "ServiceAccount", "jec-predictor"), "secret": []}
+    assert any("unknown field 'secret'" in problem for problem in problems(wrong_object))
+    wrong_object = {**only(objects, "PodDefault", "jec-s3")}
+    wrong_object["spec"] = {**wrong_object["spec"], "env": [{"name": "A", "valeu": "b"}]}
+    assert any("unknown field 'valeu'" in problem for problem in problems(wrong_object))
 
 
 def test_the_launcher_s_role_is_the_table_of_permissions(objects):
@@ -159,8 +165,8 @@ def test_the_launcher_s_role_is_the_table_of_permissions(objects):
 
 
 def test_every_subject_is_in_the_namespace(objects):
-    assert {one["metadata"]["namespace"] for one in objects} == {"NAMESPACE"}
-    for binding in (one for one in objects if one["kind"] == "RoleBinding"):
+    assert {thing["metadata"]["namespace"] for thing in objects} == {"NAMESPACE"}
+    for binding in (thing for thing in objects if thing["kind"] == "RoleBinding"):
         assert only(objects, "Role", binding["roleRef"]["name"])
         assert {subject["namespace"] for subject in binding["subjects"]} == {"NAMESPACE"}
 
@@ -172,7 +178,7 @@ def test_the_accounts_that_kubeflow_takes_by_itself_have_the_role(objects):
     assert {subject["name"] for subject in subjects} == accounts
 
 
-def test_names_are_those_that_the_commands_take(objects):
+def test_the_predictors_secret_has_the_names_of_the_configuration(objects):
     config = RunConfig()
     secret = only(objects, "Secret", config.s3_secret)
     assert set(secret["data"]) == set(CREDENTIALS)
@@ -186,22 +192,22 @@ def test_names_are_those_that_the_commands_take(objects):
     ]
 
 
-def test_every_reference_has_what_it_refers_to(objects):
-    held = {
-        one["metadata"]["name"]: set(one["data"])
-        for one in objects
-        if one["kind"] in ("ConfigMap", "Secret")
+def test_every_reference_names_an_existing_key(objects):
+    keys_by_name = {
+        thing["metadata"]["name"]: set(thing["data"])
+        for thing in objects
+        if thing["kind"] in ("ConfigMap", "Secret")
     }
     text = yaml.safe_dump(objects, default_flow_style=True, width=10**9)
     references = re.findall(r"KeyRef: \{key: ([\w-]+), name: ([\w-]+)\}", text)
     assert len(references) == 7
-    assert [(name, key) for key, name in references if key not in held[name]] == []
+    assert [(name, key) for key, name in references if key not in keys_by_name[name]] == []
 
 
 def test_containers_are_unprivileged_and_of_the_site_s_images(objects):
-    found = [container for one in objects for container in kustomize.containers(one)]
-    assert len(found) == 2
-    for container in found:
+    all_containers = [container for thing in objects for container in kustomize.containers(thing)]
+    assert len(all_containers) == 2
+    for container in all_containers:
         assert container["image"] == "REGISTRY/jec-steps:TAG"
         assert container["resources"].keys() == {"requests", "limits"}
         assert container["securityContext"]["allowPrivilegeEscalation"] is False
@@ -223,11 +229,11 @@ def test_the_tensorboard_s_pod_gets_s3(objects):
 
 def test_the_cron_job_s_command_renews_the_ticket(objects, monkeypatch):
     (container,) = kustomize.containers(only(objects, "CronJob", "jec-ticket"))
-    stored = []
+    calls = []
     monkeypatch.setattr(
         ticket, "new_ticket", lambda keytab, principal: f"{keytab} {principal}".encode()
     )
-    monkeypatch.setattr(ticket, "store", lambda *what: stored.append(what) or "jets")
+    monkeypatch.setattr(ticket, "store", lambda *what: calls.append(what) or "jets")
     assert container["command"] == ["python", "-m", ticket.__name__]
     assert (
         ticket.main(
@@ -235,7 +241,7 @@ def test_the_cron_job_s_command_renews_the_ticket(objects, monkeypatch):
         )
         == 0
     )
-    assert stored == [(b"/secrets/keytab/keytab user@REALM", "krb-secret", "krb5cc_1000", None)]
+    assert calls == [(b"/secrets/keytab/keytab user@REALM", "krb-secret", "krb5cc_1000", None)]
     assert only(objects, "Role", "jec-ticket")["rules"][0]["resourceNames"] == ["krb-secret"]
 
 

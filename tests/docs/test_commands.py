@@ -1,4 +1,4 @@
-"""What the README and the pages of docs/ tell people to type exists."""
+"""The commands, flags and files that the README and the pages of docs/ name exist."""
 
 from __future__ import annotations
 
@@ -54,10 +54,11 @@ def code(page: str) -> list[str]:
         line.strip() for block in blocks for line in re.sub(r"\\\n\s*", " ", block).splitlines()
     ]
     outside = re.sub(r"^ *```.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL)
-    return [re.sub(r"\s#\s.*", "", one) for one in [*lines, *re.findall(r"`([^`\n]+)`", outside)]]
+    pieces = [*lines, *re.findall(r"`([^`\n]+)`", outside)]
+    return [re.sub(r"\s#\s.*", "", piece) for piece in pieces]
 
 
-def test_there_is_something_to_look_at():
+def test_the_pages_contain_commands():
     assert {"README.md", "docs/kubeflow.md", "docs/cern.md"} <= set(PAGES)
     assert sum(len(code(page)) for page in PAGES) > 100
 
@@ -99,7 +100,9 @@ def test_flags_named_in_sentences_exist(page, flags, monkeypatch, capsys):
     if page == "docs/coming-from-weaver.md":
         # abbreviations as well; tests/weaver/fit/test_options.py holds each row of its table
         of_train = set(weaver_options.parser()._option_string_actions)
-        known_flags |= {flag for flag in words if any(one.startswith(flag) for one in of_train)}
+        known_flags |= {
+            flag for flag in words if any(train_flag.startswith(flag) for train_flag in of_train)
+        }
     assert words <= known_flags
 
 
@@ -136,7 +139,7 @@ def flags_of(module: str) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_files_that_are_linked_or_named_exist(page):
+def test_linked_and_named_files_exist(page):
     text = (ROOT / page).read_text()
     targets = re.findall(r"\]\((?!https?:|#)([^)#]+)", text)
     assert [name for name in targets if not ((ROOT / page).parent / name).exists()] == []

@@ -1,4 +1,4 @@
-"""The pages of the docs site: what they print as an example works, and what they show is there."""
+"""The pages of the docs site: their examples work, and the files that they show exist."""
 
 import importlib.util
 import re
@@ -100,7 +100,7 @@ def test_the_modules_of_the_reference_exist():
         assert importlib.util.find_spec(module), name
 
 
-def test_the_data_config_that_is_printed_is_one(data_config):
+def test_the_printed_data_config_is_valid(data_config):
     assert data_config.input_shapes == {
         "pf_features": (-1, 3, 64),
         "pf_mask": (-1, 1, 64),
@@ -108,7 +108,7 @@ def test_the_data_config_that_is_printed_is_one(data_config):
     }
 
 
-def test_the_network_that_is_printed_answers_with_one_number_a_jet(data_config, network, tmp_path):
+def test_the_printed_network_returns_one_number_per_jet(data_config, network, tmp_path):
     module = load(tmp_path / "my_net.py")
     model, info = module.get_model(data_config, width=8)
     shapes = [(5, *shape[1:]) for shape in data_config.input_shapes.values()]
@@ -118,28 +118,30 @@ def test_the_network_that_is_printed_answers_with_one_number_a_jet(data_config, 
     assert torch.isfinite(module.get_loss(data_config)(answer, torch.zeros(5, 1)))
 
 
-def test_the_command_that_prints_the_network_takes_it(network, monkeypatch, capsys):
+def test_the_printed_command_accepts_the_printed_network(network, monkeypatch, capsys):
     (line,) = re.findall(r"^python -m weaver\.train (--print .*)$", page("networks.md"), re.M)
     arguments = [network.uri if word == "my_net.py" else word for word in line.split()]
     monkeypatch.chdir(ROOT)
     assert train.main(arguments) == 0, capsys.readouterr().err
 
 
-def test_the_options_of_the_network_that_is_printed_are_checked(network):
+def test_the_options_of_the_printed_network_are_checked(network):
     text = '{"parameters": [{"name": "width", "type": "int", "min": 0, "max": 9}]}'
     space = search_space.parse(text)
     with pytest.raises(InputError, match="width"):
         check_options(space, "my_net.py", network.source)
 
 
-def test_the_search_space_that_is_printed_is_one():
+def test_the_printed_search_space_is_valid():
     space = search_space.parse(example("search-spaces.md", "only_for"))
-    names = [one.name for one in search_space.for_network(space, "pfn_regressor_open.py")]
+    names = [
+        parameter.name for parameter in search_space.for_network(space, "pfn_regressor_open.py")
+    ]
     assert names == ["num-conv-layers", "conv-dim", "start-lr", "optimizer", "loss"]
 
 
 @pytest.mark.parametrize("plot", plots.PLOTS, ids=lambda plot: plot.name)
-def test_a_plot_is_of_the_results_that_are_there(plot):
+def test_each_plot_shows_existing_results(plot):
     svg = (DOCS / "performance" / f"{plot.name}.svg").read_text()
     bars = plots.bars_of(plot)
     assert plots.digest_of(bars) in svg, "type: python -m benchmarks.plots docs/performance"

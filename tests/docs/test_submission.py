@@ -13,7 +13,7 @@ from common import form
 from common.config import RunConfig
 from common.project import ROOT
 from tests.docs.test_commands import PAGES, code
-from tests.operations.conftest import kfp, nobody  # noqa: F401 - both are fixtures
+from tests.operations.conftest import kfp, no_credentials  # noqa: F401 - both are fixtures
 
 WITH_SITE_FILE = "docs/tutorial-kubeflow.md"
 """The page whose commands take address, bucket and namespace from a file of the site."""
@@ -70,18 +70,18 @@ def test_a_command_for_kubeflow_makes_the_run_that_it_describes(
     words = [servers.get(word, word) for word in words if word not in ("...", "--follow")]
     if "--data-test" not in words:
         words += DATA[2:] if "--data-train" in words else DATA
-    typed = list(words)
+    arguments = list(words)
     if page == WITH_SITE_FILE:
         site = site_file(servers)
         (tmp_path / "site.yaml").write_text(yaml.safe_dump(site))
         monkeypatch.setenv("JEC_CONFIG", str(tmp_path / "site.yaml"))
         for key, value in site.items():
-            typed += [f"--{key.replace('_', '-')}", str(value)]
-    kfp.multi_user = "--namespace" in typed
+            arguments += [f"--{key.replace('_', '-')}", str(value)]
+    kfp.multi_user = "--namespace" in arguments
     assert pipeline.main(words) == 0
     (run,) = kfp.recurring if "--schedule" in words else kfp.runs
     fields = form.fields(run["runtime_config"]["parameters"])
-    args = vars(pipeline.build_parser().parse_args(typed))
+    args = vars(pipeline.build_parser().parse_args(arguments))
     # the namespace is the server's, not a parameter: a clone runs in another one
     expected = {
         name: value

@@ -87,7 +87,7 @@ def command(words: str) -> str:
     return line
 
 
-def test_the_tutorial_can_be_typed_from_its_beginning_to_its_end(folder):
+def test_all_commands_of_the_tutorial_work_in_their_order(folder):
     assert "error" not in shell(folder, command("python pipeline.py --check"))
     assert "jets" in shell(folder, command("python -m data.validate"))
     output = shell(folder, command("python pipeline.py --data-train"))
@@ -99,8 +99,8 @@ def test_the_tutorial_can_be_typed_from_its_beginning_to_its_end(folder):
     assert (folder / "calibrated/a.root").is_file()
     assert run_id in shell(folder, command("python pipeline.py --list"))
     for words in ("--resume", "--more-trials", "--down"):
-        typed = command(f"python pipeline.py {words}").replace("RUN_ID", run_id)
-        shell(folder, typed + (" --yes" if words == "--down" else ""))
+        line = command(f"python pipeline.py {words}").replace("RUN_ID", run_id)
+        shell(folder, line + (" --yes" if words == "--down" else ""))
     assert not (folder / "runs" / run_id).exists()
 
 

@@ -24,8 +24,8 @@ from tests.records import metrics_record
 
 
 class TestJets:
-    """What evaluate asks of weaver.feed.dataset.Dataset; the one input is the target, so that a
-    linear model is a good one.
+    """The part of weaver.feed.dataset.Dataset that evaluate uses; the one input is the target, so
+    that a linear model is a good one.
     """
 
     __test__ = False
@@ -60,7 +60,7 @@ def linear_model(
 ) -> bytes:
     """output (N, C) = slope * input + offset, with as many columns as offsets;
 
-    `columns` are told in the metadata.
+    `columns` are stored in the metadata.
     """
     offsets = np.atleast_1d(offset).tolist()
     nodes = [
@@ -83,13 +83,13 @@ def linear_model(
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, documents):
-    """A run folder as search and export leave it, with jets from a formula."""
+    """A run folder after search and export, with jets from a formula."""
     config = documents.run.config.replace(s3_bucket=str(tmp_path))
     new_run = Run(config=config, record=documents.run.record)
     new_run.save()
     documents.search.save(new_run.folder.search)
     best = documents.search.optimal
-    storage.write_json(new_run.folder.history(best), [plain(one) for one in documents.history])
+    storage.write_json(new_run.folder.history(best), [plain(epoch) for epoch in documents.history])
     documents.options.save(new_run.folder.options(best))
     documents.export.save(new_run.folder.export)
     folder = tmp_path / new_run.id
@@ -105,8 +105,8 @@ def put_model(folder, content: bytes) -> None:
     path.write_bytes(content)
     record = folder / "model/export.json"
     if record.exists():
-        exported = {**json.loads(record.read_text()), "sha256": storage.digest(content)}
-        record.write_text(json.dumps(exported))
+        content_of_record = {**json.loads(record.read_text()), "sha256": storage.digest(content)}
+        record.write_text(json.dumps(content_of_record))
 
 
 def command(run, *more: str) -> int:
@@ -122,7 +122,7 @@ def read_strictly(path) -> dict:
     return json.loads(path.read_text(), parse_constant=refuse)
 
 
-def test_the_run_folder_gets_numbers_report_and_figures(run, capsys):
+def test_evaluate_writes_metrics_report_and_figures(run, capsys):
     assert command(run, "--seed", "3", "--batch-size", "999") == 0
     metrics = read_strictly(run / "metrics.json")
     assert metrics["passed"] is True
@@ -164,12 +164,12 @@ def test_the_run_folder_gets_numbers_report_and_figures(run, capsys):
 
 
 @pytest.fixture
-def undrawn(monkeypatch):
+def without_figures(monkeypatch):
     """Without the figures, which take seconds."""
     monkeypatch.setattr(results, "figures_of", lambda _: [])
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("without_figures")
 def test_metrics_json_is_a_record_with_rounded_numbers(run):
     assert command(run) == 0
     content = read_strictly(run / "metrics.json")
@@ -185,15 +185,15 @@ def test_metrics_json_is_a_record_with_rounded_numbers(run):
     assert not {"baseline", "uncorrected", "gain_over_baseline"} & set(content["bins"][0])
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_a_model_that_fails_is_an_answer_and_not_an_error(run, capsys):
+@pytest.mark.usefixtures("without_figures")
+def test_a_model_that_fails_the_gate_is_a_result_and_not_an_error(run, capsys):
     put_model(run, linear_model(0.1, offset=0.05))
     assert command(run) == 0
     metrics = read_strictly(run / "metrics.json")
     assert metrics["passed"] is False
     assert "gate not passed:" in capsys.readouterr().out
-    failed = {one["where"] for one in metrics["gate"]["checks"] if not one["passed"]}
-    assert {"barrel jets above 60 GeV", "endcap jets above 60 GeV"} <= failed
+    places = {check["where"] for check in metrics["gate"]["checks"] if not check["passed"]}
+    assert {"barrel jets above 60 GeV", "endcap jets above 60 GeV"} <= places
     assert "closure fails for" in metrics["reasons"][0]
     assert all(reason in (run / "report.html").read_text() for reason in metrics["reasons"])
 
@@ -207,7 +207,7 @@ def earlier(run, tmp_path):
     return folder
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("without_figures")
 def test_a_baseline_is_measured_on_the_same_jets(run, earlier, capsys):
     assert command(run, "--baseline", str(earlier)) == 0
     metrics = read_strictly(run / "metrics.json")
@@ -237,8 +237,8 @@ def test_a_baseline_that_was_not_evaluated_is_refused(run, tmp_path, capsys):
     assert "has no metrics.json" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_the_answers_are_those_of_the_model_whatever_the_batch_size(run):
+@pytest.mark.usefixtures("without_figures")
+def test_answers_do_not_depend_on_the_batch_size(run):
     session = load_session(str(run), "pfn")
     jets = make_jets(1001)
     expected = 0.1 * target_of(jets)
@@ -247,7 +247,7 @@ def test_the_answers_are_those_of_the_model_whatever_the_batch_size(run):
         assert answers.correction == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("without_figures")
 def test_the_uncertainty_of_a_quantile_network_is_measured(run, capsys):
     put_model(run, linear_model(0.1, [0, -0.1, 0.1], columns=["median", "q16", "q84"]))
     assert command(run) == 0
@@ -263,8 +263,8 @@ def test_the_uncertainty_of_a_quantile_network_is_measured(run, capsys):
     assert "jets between the model's q16 and q84: " in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_one_answer_a_jet_has_no_uncertainty(run):
+@pytest.mark.usefixtures("without_figures")
+def test_a_model_with_one_output_has_no_uncertainty(run):
     put_model(run, linear_model(0.1, columns=["output"]))
     assert command(run) == 0
     assert "uncertainty" not in read_strictly(run / "metrics.json")
@@ -278,8 +278,8 @@ def test_columns_that_the_model_does_not_have_are_refused(run, capsys):
     assert "its output has 2" in error
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_the_speed_is_told_with_what_it_was_measured_on(run):
+@pytest.mark.usefixtures("without_figures")
+def test_the_speed_is_recorded_with_its_conditions(run):
     assert command(run, "--batch-size", "500") == 0
     speed = read_strictly(run / "metrics.json")["inference"]
     assert speed["jets_per_second"] > 0
@@ -288,7 +288,7 @@ def test_the_speed_is_told_with_what_it_was_measured_on(run):
     assert speed["processor"]
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("without_figures")
 @pytest.mark.parametrize(
     ("label", "passes"),
     [
@@ -299,7 +299,7 @@ def test_the_speed_is_told_with_what_it_was_measured_on(run):
         ("np.log(genJetPt / (2 * jetPt))", False),
     ],
 )
-def test_a_model_of_another_label_is_refused_with_the_cause(run, undrawn, label, passes):
+def test_a_model_with_another_label_is_refused_with_the_reason(run, without_figures, label, passes):
     model = onnx.load_from_string(linear_model(0.1))
     onnx.helper.set_model_props(model, {"label": json.dumps({"target": label})})
     put_model(run, model.SerializeToString())
@@ -317,18 +317,18 @@ def test_a_run_without_search_or_export_record_is_measured(run):
     assert read_strictly(run / "metrics.json")["trial"] is None
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_the_trial_given_is_the_one_reported(run):
+@pytest.mark.usefixtures("without_figures")
+def test_the_trial_of_the_flag_is_reported(run):
     assert command(run, "--trial", "pfn-0a1b2c3d-a") == 0
     assert read_strictly(run / "metrics.json")["trial"] == "pfn-0a1b2c3d-a"
 
 
-def test_no_run_folder(tmp_path, capsys):
+def test_a_folder_without_run_json_is_refused(tmp_path, capsys):
     assert command(tmp_path) == 2
     assert "no run.json" in capsys.readouterr().err
 
 
-def test_an_unknown_model_names_the_near_one(run, capsys):
+def test_an_unknown_model_is_refused_with_the_nearest_name(run, capsys):
     assert evaluate.main(["--run", str(run), "--name", "pnf"]) == 2
     assert "did you mean 'pfn'" in capsys.readouterr().err
     assert not (run / "metrics.json").exists()
@@ -340,7 +340,7 @@ def test_a_model_of_other_inputs_is_refused(run, capsys):
     assert "unknown input 'jet_feature'; did you mean 'jet_features'" in capsys.readouterr().err
 
 
-def test_a_missing_observer_is_named():
+def test_a_missing_observer_is_refused_by_name():
     with pytest.raises(InputError, match="needs the observer genJetEta"):
         requirements.check_observers(["jetPt", "genJetPt"], "config/data.yaml")
 
@@ -354,7 +354,7 @@ def test_a_missing_observer_is_named():
         ("--seed", "-1"),
     ],
 )
-def test_values_that_cannot_be_meant(run, capsys, flag, value):
+def test_invalid_values_of_flags_are_refused(run, capsys, flag, value):
     assert evaluate.main(["--run", str(run), "--name", "pfn", flag, value]) == 2
     assert f"{flag} {value}"[:12] in capsys.readouterr().err
 
@@ -364,8 +364,8 @@ def test_the_model_under_test_is_valid_onnx():
 
 
 @pytest.mark.parametrize(("factor", "passes"), [(1.0, True), (2.0, False)])
-def test_a_label_of_more_than_observers_is_judged_by_its_values(
-    run, undrawn, monkeypatch, factor, passes
+def test_a_label_of_derived_variables_is_checked_by_its_values(
+    run, without_figures, monkeypatch, factor, passes
 ):
     jets = make_jets(2500)
     test = TestJets(jets)

@@ -25,7 +25,7 @@ ENDCAP = Curve(knots=(3.0, 8.0), pieces=((LOG_R, 0.0, 0.0, 0.0),))
 
 
 class JetsWithEta(TestJets):
-    """Test jets whose batches say which they are."""
+    """Test jets whose batches include their index."""
 
     __test__ = False
 
@@ -35,7 +35,7 @@ class JetsWithEta(TestJets):
         return batch
 
 
-def test_metrics_and_report_have_both(run, monkeypatch):  # noqa: F811 (fixture)
+def test_metrics_and_report_have_results_with_and_without_the_residual(run, monkeypatch):  # noqa: F811 (fixture)
     jets = make_jets(6000)
     features = np.stack([jets["jetPt"], jets["genJetEta"]], axis=1)
     monkeypatch.setattr(inputs, "open_test_set", lambda _: JetsWithEta(jets))
@@ -49,10 +49,10 @@ def test_metrics_and_report_have_both(run, monkeypatch):  # noqa: F811 (fixture)
 
     assert command(run) == 0
     effect = read_strictly(run / "metrics.json")["residual"]
-    whole = {one["region"]: one for one in effect["bins"] if one["pt_high"] is None}
+    whole = {entry["region"]: entry for entry in effect["bins"] if entry["pt_high"] is None}
     for region, log_r in (("barrel", 0.0), ("endcap", LOG_R)):
-        one = whole[region]
-        ratio = (1 + one["with_residual"]["value"]) / (1 + one["without"]["value"])
+        entry = whole[region]
+        ratio = (1 + entry["with_residual"]["value"]) / (1 + entry["without"]["value"])
         assert ratio == pytest.approx(np.exp(log_r), abs=1e-4)
     low, high, eta = read_strictly(run / "metrics.json")["edges"]
     pt, abs_eta = features[:, 0], np.abs(features[:, 1])

@@ -1,4 +1,4 @@
-"""The importance of groups of inputs, with models whose answer is known."""
+"""The importance of groups of inputs, for a model whose formula is known."""
 
 from __future__ import annotations
 
@@ -54,24 +54,24 @@ def measure(number: int, speed: float | None = 1e6):
     return permutation.importances(Session(), test, test.jets, speed, 1)
 
 
-def test_the_group_that_knows_more_is_worth_more():
-    measured = measure(2000)
-    assert [one.name for one in measured.groups] == ["pf (particles)", "jet_features"]
-    particles, jet = measured.groups
+def test_the_more_informative_group_is_more_important():
+    importances = measure(2000)
+    assert [group.name for group in importances.groups] == ["pf (particles)", "jet_features"]
+    particles, jet = importances.groups
     assert particles.inputs == ["pf_features", "pf_mask"]
-    assert measured.num_jets == 2000
-    assert measured.gain == pytest.approx(90, abs=1)
+    assert importances.num_jets == 2000
+    assert importances.gain == pytest.approx(90, abs=1)
     assert particles.mean > jet.mean > 5
     assert len(jet.gain_lost) == permutation.SHUFFLINGS
     assert 0 < jet.spread < jet.mean
 
 
-def test_a_slow_model_takes_fewer_jets():
+def test_a_slow_model_is_measured_on_fewer_jets():
     assert measure(2000, speed=1000).num_jets == 600
     assert measure(2000, speed=None).num_jets == permutation.MIN_JETS
 
 
-def test_the_same_seed_shuffles_alike():
+def test_the_same_seed_gives_the_same_importances():
     assert measure(600) == measure(600)
 
 

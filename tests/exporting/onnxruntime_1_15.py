@@ -1,5 +1,5 @@
-"""ONNX Runtime 1.15.1, the one inside Triton 23.05, in a folder of its own beside the environment;
-asked through a process.
+"""ONNX Runtime 1.15.1, the one inside Triton 23.05, installed in a separate folder; it runs in a
+process of its own.
 
 It is installed once, from the hash-pinned onnxruntime-1.15.lock, into `.venv-onnxruntime-1.15.1` of
 the checkout.
@@ -34,7 +34,7 @@ numpy.savez(sys.argv[4], **dict(zip(names, answers)))
 
 
 def folder() -> Path:
-    """Where the packages lie; installs them the first time.
+    """The folder of the packages; installs them the first time.
 
     Skips the test where that is not possible, with the reason.
     """
@@ -73,8 +73,8 @@ def _install() -> None:
     if result.returncode == 0:
         return
     reason = (result.stderr.strip().splitlines() or ["pip failed"])[-1]
-    # A wrong hash or a package that is gone is a fault of the lock; only an index that cannot be
-    # reached is a reason to skip.
+    # A wrong hash or a missing package is a fault of the lock; only an unreachable index is a
+    # reason to skip.
     unreachable = (
         "Could not find a version" in result.stderr and "from versions: none" in result.stderr
     )
@@ -83,7 +83,7 @@ def _install() -> None:
 
 
 def answers(onnx_path: Path, inputs: dict[str, np.ndarray], workdir: Path) -> dict[str, np.ndarray]:
-    """What ONNX Runtime 1.15.1 answers: {output: array}."""
+    """The outputs of ONNX Runtime 1.15.1: {output: array}."""
     np.savez(workdir / "inputs.npz", **inputs)
     command = [
         sys.executable,

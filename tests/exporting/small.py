@@ -1,5 +1,5 @@
-"""A small network over particles, random jets for it, and the repository made of both: what export
-and serving are tested on.
+"""A small network over particles, random jets for it, and a repository made of both, for the tests
+of export and serving.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A trial's checkpoint becomes a repository that Triton serves, all of it or nothing."""
+"""A trial's checkpoint becomes a repository that Triton serves, completely or not at all."""
 
 from __future__ import annotations
 
@@ -101,11 +101,11 @@ def make_run(storage_uri: str, files: Path, model: str = "pfn") -> str:
     )
 
     torch.manual_seed(0)
-    built, _ = load_network(str(ROOT / "networks" / network)).build(data_config, options)
+    network_module, _ = load_network(str(ROOT / "networks" / network)).build(data_config, options)
     buffer = io.BytesIO()
     torch.save(
         {
-            "model": settle(built).state_dict(),
+            "model": settle(network_module).state_dict(),
             "epoch": 1,
             "metric": 0.1,
             "network_options": options,
@@ -141,7 +141,7 @@ def files(tmp_path_factory) -> Path:
 @pytest.fixture(
     scope="module", params=["pfn", pytest.param("particle-net", marks=pytest.mark.slow)]
 )
-def exported(request, tmp_path_factory, files) -> Path:
+def exported_run(request, tmp_path_factory, files) -> Path:
     """A run's folder after its export."""
     run = make_run(str(tmp_path_factory.mktemp("runs")), files, request.param)
     assert run_export(run, more=()) == 0
@@ -157,8 +157,8 @@ def contents(run: Path) -> list[str]:
     )
 
 
-def test_writes_the_repository_the_golden_files_and_the_record(exported):
-    assert contents(exported) == sorted(
+def test_export_writes_the_repository_golden_files_and_record(exported_run):
+    assert contents(exported_run) == sorted(
         [
             f"golden/{name}/{file}"
             for name in BOTH
@@ -172,79 +172,83 @@ def test_writes_the_repository_the_golden_files_and_the_record(exported):
         ]
         + ["model/export.json"]
     )
-    assert not list(exported.glob(".export-*"))
+    assert not list(exported_run.glob(".export-*"))
 
 
-def test_the_record_says_how_well_it_agrees(exported):
-    record = json.loads((exported / "model" / "export.json").read_text())
+def test_the_record_has_the_parity_of_both_models(exported_run):
+    record = json.loads((exported_run / "model" / "export.json").read_text())
     assert record["trial"] == "t-1"
-    for name, one in zip(BOTH, (record, record["raw"]), strict=True):
-        assert one["model"] == name
-        assert one["parity"]["num_jets"] == 1000
-        assert one["parity"]["batch_sizes"] == [1, 2, 17, 1000]
-        assert one["parity"]["share_close"] >= 0.999
-        assert one["parity"]["max_difference"] < 1e-3
-        assert one["sha256"] == storage.digest(
-            (exported / "model" / name / "1" / "model.onnx").read_bytes()
+    for name, model_record in zip(BOTH, (record, record["raw"]), strict=True):
+        assert model_record["model"] == name
+        assert model_record["parity"]["num_jets"] == 1000
+        assert model_record["parity"]["batch_sizes"] == [1, 2, 17, 1000]
+        assert model_record["parity"]["share_close"] >= 0.999
+        assert model_record["parity"]["max_difference"] < 1e-3
+        assert model_record["sha256"] == storage.digest(
+            (exported_run / "model" / name / "1" / "model.onnx").read_bytes()
         )
 
 
-def test_the_largest_batch_fits_into_the_memory_that_was_measured(exported):
-    record = json.loads((exported / "model" / "export.json").read_text())
-    for name, one in zip(BOTH, (record, record["raw"]), strict=True):
-        memory, size = one["memory"], one["max_batch_size"]
+def test_the_largest_batch_fits_the_measured_memory(exported_run):
+    record = json.loads((exported_run / "model" / "export.json").read_text())
+    for name, model_record in zip(BOTH, (record, record["raw"]), strict=True):
+        memory, size = model_record["memory"], model_record["max_batch_size"]
         assert memory["growth"] == sorted(memory["growth"])
         assert size * memory["bytes_per_jet"] <= memory["budget"] == 2**30
-        config = parse_config((exported / "model" / name / "config.pbtxt").read_text())
+        config = parse_config((exported_run / "model" / name / "config.pbtxt").read_text())
         assert config.max_batch_size == size
         assert [sample.batch_size for sample in config.model_warmup] == [1, size]
 
 
-def test_the_cluster_is_told_the_device_and_this_machine_needs_no_gpu(exported, run):
-    of_cluster, of_machine = (
-        parse_config((exported / "model" / "small" / p).read_text())
+def test_the_cluster_s_config_names_the_device_and_the_local_one_needs_no_gpu(exported_run, run):
+    cluster_config, local_config = (
+        parse_config((exported_run / "model" / "small" / p).read_text())
         for p in ("config.pbtxt", "configs/local.pbtxt")
     )
     kinds = messages().ModelInstanceGroup
-    assert of_cluster.instance_group[0].kind == of_machine.instance_group[0].kind == kinds.KIND_CPU
-    assert (of_cluster.instance_group[0].count, of_machine.instance_group[0].count) == (1, 2)
-    assert of_cluster.parameters["intra_op_thread_count"].string_value == "2"
+    assert (
+        cluster_config.instance_group[0].kind
+        == local_config.instance_group[0].kind
+        == kinds.KIND_CPU
+    )
+    assert (cluster_config.instance_group[0].count, local_config.instance_group[0].count) == (1, 2)
+    assert cluster_config.parameters["intra_op_thread_count"].string_value == "2"
     storage.write_json(
         str(run / "run.json"),
         {"config": {"num_gpus": 1, "serving_gpus": 0, "serving_cpus": "2500m"}},
     )
     assert run_export(run) == 0
-    on_cpus = parse_config((run / "model" / "small" / "config.pbtxt").read_text())
-    assert on_cpus.instance_group[0].kind == kinds.KIND_CPU
-    assert on_cpus.parameters["intra_op_thread_count"].string_value == "3"
+    config_on_cpus = parse_config((run / "model" / "small" / "config.pbtxt").read_text())
+    assert config_on_cpus.instance_group[0].kind == kinds.KIND_CPU
+    assert config_on_cpus.parameters["intra_op_thread_count"].string_value == "3"
     storage.write_json(str(run / "run.json"), {"config": {"serving_gpus": 1}})
     assert run_export(run) == 0
-    of_cluster, of_machine = (
+    cluster_config, local_config = (
         parse_config((run / "model" / "small" / p).read_text())
         for p in ("config.pbtxt", "configs/local.pbtxt")
     )
-    assert (of_cluster.instance_group[0].kind, of_machine.instance_group[0].kind) == (
+    assert (cluster_config.instance_group[0].kind, local_config.instance_group[0].kind) == (
         kinds.KIND_GPU,
         kinds.KIND_CPU,
     )
 
 
 @pytest.mark.parametrize("name", BOTH)
-def test_onnx_runtime_1_15_gives_the_golden_answers(exported, tmp_path, name):
-    folder = exported / "golden" / name
+def test_onnx_runtime_1_15_gives_the_golden_answers(exported_run, tmp_path, name):
+    folder = exported_run / "golden" / name
     request, response = (json.loads((folder / file).read_text()) for file in golden.file_names(100))
-    answers_of_old = onnxruntime_1_15.answers(
-        exported / "model" / name / "1" / "model.onnx", golden.arrays(request["inputs"]), tmp_path
+    answers = onnxruntime_1_15.answers(
+        exported_run / "model" / name / "1" / "model.onnx",
+        golden.arrays(request["inputs"]),
+        tmp_path,
     )
-    assert golden.max_difference(golden.response_body(name, answers_of_old), response) < 1e-5
+    assert golden.max_difference(golden.response_body(name, answers), response) < 1e-5
 
 
-def test_raw_jets_get_the_pt_that_the_prepared_ones_mean(exported):
-    """Both models on the same jets: the raw one's answer is jetPt times exp of what the other says
-    of the prepared jet.
-    """
-    data_config = DataConfig.load(str(exported / "config" / "data.yaml"))
-    entry = storage.entries(str(exported.parent / "source"))[0]
+def test_the_raw_model_corrects_pt_like_the_model_of_prepared_jets(exported_run):
+    """Both models on the same jets: the raw model returns jetPt times exp of the other's output."""
+    data_config = DataConfig.load(str(exported_run / "config" / "data.yaml"))
+    entry = storage.entries(str(exported_run.parent / "source"))[0]
     program = raw_program(data_config, raw_jets.raw_columns(entry, data_config))
     jets = raw_jets.read_raw([entry], data_config, program, 150)
     assert {int(n > 100) + 2 * int(n == 0) for n in jets["nPF"].ravel()} == {
@@ -255,7 +259,7 @@ def test_raw_jets_get_the_pt_that_the_prepared_ones_mean(exported):
     inputs = raw_jets.reference_inputs(jets, data_config, program)
     sessions = [
         onnxruntime.InferenceSession(
-            exported / "model" / n / "1" / "model.onnx", providers=["CPUExecutionProvider"]
+            exported_run / "model" / n / "1" / "model.onnx", providers=["CPUExecutionProvider"]
         )
         for n in BOTH
     ]
@@ -275,17 +279,19 @@ def test_raw_jets_get_the_pt_that_the_prepared_ones_mean(exported):
     assert np.std(output) > 0.01
 
 
-def test_files_are_calibrated_as_the_raw_model_answers(exported, files, tmp_path):
-    """Sorted and padded in another way, and over the whole file, each jet has the same answer."""
-    place = [str(files / "val.root"), "--model", str(exported), "--output", str(tmp_path)]
-    assert calibrate.main(place) == 0
-    data_config = DataConfig.load(str(exported / "config" / "data.yaml"))
+def test_calibrated_files_equal_the_raw_model_s_answers(exported_run, files, tmp_path):
+    """Each jet of the file has the raw model's answer, although it is sorted and padded
+    otherwise.
+    """
+    words = [str(files / "val.root"), "--model", str(exported_run), "--output", str(tmp_path)]
+    assert calibrate.main(words) == 0
+    data_config = DataConfig.load(str(exported_run / "config" / "data.yaml"))
     (entry,) = storage.entries(str(files / "val.root"))
     program = raw_program(data_config, raw_jets.raw_columns(entry, data_config))
     jets = raw_jets.read_raw([entry], data_config, program, 10**6)
-    onnx_path = exported / "model" / "small-raw" / "1" / "model.onnx"
+    onnx_path = exported_run / "model" / "small-raw" / "1" / "model.onnx"
     runtime = onnxruntime.InferenceSession(str(onnx_path))
-    inputs = {one.name: jets[one.name] for one in runtime.get_inputs()}
+    inputs = {entry_.name: jets[entry_.name] for entry_ in runtime.get_inputs()}
     calibrated_pt, correction, valid = runtime.run(None, inputs)
     with uproot.open(tmp_path / "val.root") as file:
         friend = file["calibration"].arrays(library="np")
@@ -299,14 +305,14 @@ def read_metadata(path: Path) -> dict[str, str]:
     return {entry.key: entry.value for entry in onnx.load(path).metadata_props}
 
 
-def test_the_file_tells_its_provenance(exported):
-    metadata = read_metadata(exported / "model" / "small" / "1" / "model.onnx")
+def test_the_metadata_have_the_provenance_and_the_valid_range(exported_run):
+    metadata = read_metadata(exported_run / "model" / "small" / "1" / "model.onnx")
     assert json.loads(metadata["metrics"])["val_loss"] == 0.1
     assert json.loads(metadata["output_columns"]) == ["output"]
     assert json.loads(metadata["label"]) == {"target": "np.log(genJetPt / jetPt)"}
     assert metadata["treename"] == "AK4jets/jetTree"
     assert json.loads(metadata["trained_on"]) == {}
-    raw = read_metadata(exported / "model" / "small-raw" / "1" / "model.onnx")
+    raw = read_metadata(exported_run / "model" / "small-raw" / "1" / "model.onnx")
     own = {"inputs", "outputs", "model", "valid_range"}
     assert raw.keys() == metadata.keys()
     assert {name for name in raw if raw[name] != metadata[name]} == own
@@ -316,7 +322,8 @@ def test_the_file_tells_its_provenance(exported):
     assert "GeV" in json.loads(raw["outputs"])["calibrated_pt"]
     # No training data lie beside this run.
     observers = Dataset.open(
-        str(exported / "data" / "val.json"), DataConfig.load(str(exported / "config" / "data.yaml"))
+        str(exported_run / "data" / "val.json"),
+        DataConfig.load(str(exported_run / "config" / "data.yaml")),
     ).observers()
     limits = json.loads(metadata["valid_range"])
     assert limits == {
@@ -334,15 +341,17 @@ def test_the_file_tells_its_provenance(exported):
     }
     for name, text in (("small", metadata), ("small-raw", raw)):
         for file in ("config.pbtxt", "configs/local.pbtxt"):
-            config = parse_config((exported / "model" / name / file).read_text())
+            config = parse_config((exported_run / "model" / name / file).read_text())
             for key in ("valid_range", "label", "treename", "trained_on", "run_id"):
                 assert config.parameters[key].string_value == text[key]
-            digest = hashlib.sha256((exported / "model" / name / "1" / "model.onnx").read_bytes())
+            digest = hashlib.sha256(
+                (exported_run / "model" / name / "1" / "model.onnx").read_bytes()
+            )
             assert config.parameters["sha256"].string_value == digest.hexdigest()
-    assert ExportRecord.load(str(exported / "model" / "export.json")).valid_range is not None
+    assert ExportRecord.load(str(exported_run / "model" / "export.json")).valid_range is not None
     assert "2.5" in metadata["range"]
-    data_config = DataConfig.load(str(exported / "config" / "data.yaml"))
-    assert metadata["run_id"] == exported.name
+    data_config = DataConfig.load(str(exported_run / "config" / "data.yaml"))
+    assert metadata["run_id"] == exported_run.name
     assert metadata["trial"] == "t-1"
     assert metadata["git_commit"] == "c0ffee"
     assert metadata["data_fingerprint"] == "f00d"
@@ -352,8 +361,8 @@ def test_the_file_tells_its_provenance(exported):
 
 
 @pytest.mark.parametrize("name", BOTH)
-def test_config_and_golden_files_fit_the_model(exported, name):
-    folder = exported / "model" / name
+def test_config_and_golden_files_match_the_model(exported_run, name):
+    folder = exported_run / "model" / name
     check_config((folder / "config.pbtxt").read_text(), folder / "1" / "model.onnx")
     check_config((folder / "configs" / "local.pbtxt").read_text(), folder / "1" / "model.onnx")
     session = onnxruntime.InferenceSession(
@@ -361,35 +370,37 @@ def test_config_and_golden_files_fit_the_model(exported, name):
     )
     for size in golden.SIZES:
         request, response = (
-            json.loads((exported / "golden" / name / file).read_text())
+            json.loads((exported_run / "golden" / name / file).read_text())
             for file in golden.file_names(size)
         )
         inputs = golden.arrays(request["inputs"])
         assert [len(array) for array in inputs.values()] == [size] * len(inputs)
-        got = dict(
+        outputs = dict(
             zip(
                 (output.name for output in session.get_outputs()),
                 session.run(None, inputs),
                 strict=True,
             )
         )
-        assert golden.max_difference(golden.response_body(name, got), response) < 1e-5
+        assert golden.max_difference(golden.response_body(name, outputs), response) < 1e-5
 
 
-def test_triton_serves_both_models_by_their_local_variant(exported, tmp_path):
+def test_triton_serves_both_models_with_the_local_config(exported_run, tmp_path):
     if reason := triton.triton_unusable(tmp_path):
         pytest.skip(f"Triton: {reason}")
-    server = triton.start(exported / "model", model_name="small", log=tmp_path / "server.log")
+    server = triton.start(exported_run / "model", model_name="small", log=tmp_path / "server.log")
     try:
-        checked = [
-            golden_check(server.url, name, str(exported / "golden" / name), 30) for name in BOTH
+        checks = [
+            golden_check(server.url, name, str(exported_run / "golden" / name), 30) for name in BOTH
         ]
         with urllib.request.urlopen(f"{server.url}/v2/models/small/config", timeout=10) as response:
             config = json.load(response)
     finally:
         triton.stop(server.pid, seconds=0.2)
     assert server.kind == "triton"
-    assert max(difference for one in checked for difference in one.max_difference.values()) < 1e-5
+    assert (
+        max(difference for check in checks for difference in check.max_difference.values()) < 1e-5
+    )
     assert [sample["batch_size"] for sample in config["model_warmup"]] == [
         1,
         100,
@@ -407,7 +418,7 @@ def test_exporting_again_replaces_the_model(run):
     assert sorted(path.name for path in (run / "model").iterdir()) == ["export.json", "second"]
 
 
-def test_a_model_that_fails_the_gate_leaves_nothing(run, capsys):
+def test_a_model_that_fails_parity_is_not_exported(run, capsys):
     assert run_export(run) == 0
     network = run / "config" / "network.py"
     network.write_text(network.read_text() + TRACED_ELSE)
@@ -449,7 +460,7 @@ def test_a_published_network_with_free_axes_is_checked_at_other_lengths(run, cap
     assert "model small: the ONNX file differs from PyTorch" in capsys.readouterr().err
 
 
-def test_an_input_that_the_network_ignores_is_in_no_request(run):
+def test_inputs_that_the_network_ignores_are_not_in_the_request(run):
     network = run / "config" / "network.py"
     network.write_text(network.read_text() + IGNORES_THE_JET)
     assert run_export(run, more=()) == 0
@@ -458,13 +469,13 @@ def test_an_input_that_the_network_ignores_is_in_no_request(run):
     for name in BOTH:
         model = onnx.load(run / "model" / name / "1" / "model.onnx")
         request = storage.read_json(str(run / "golden" / name / "request.json"))
-        sent = {entry["name"] for entry in request["inputs"]}
-        assert sent == {value.name for value in model.graph.input}
-    # The raw model looks at each of the jet's numbers, to say whether it is valid.
-    assert {"jetArea", "PF_pT", "nPF"} <= sent
+        request_names = {entry["name"] for entry in request["inputs"]}
+        assert request_names == {value.name for value in model.graph.input}
+    # The raw model needs each of the jet's numbers to decide whether the jet is valid.
+    assert {"jetArea", "PF_pT", "nPF"} <= request_names
 
 
-def test_a_raw_model_that_fails_the_gate_leaves_nothing_either(run, capsys, monkeypatch):
+def test_a_raw_model_that_fails_parity_is_not_exported(run, capsys, monkeypatch):
     """A drift between the graph and the preparation, as if one of the two had been
     changed alone.
     """
@@ -477,7 +488,7 @@ def test_a_raw_model_that_fails_the_gate_leaves_nothing_either(run, capsys, monk
 
 
 @pytest.mark.parametrize(("choice", "code"), [("auto", 0), ("required", 2), ("none", 0)])
-def test_a_data_config_without_a_form_in_a_graph(run, capsys, choice, code):
+def test_a_data_config_without_a_form_in_a_graph_gets_no_raw_model(run, capsys, choice, code):
     config = run / "config" / "data.yaml"
     config.write_text(
         config.read_text().replace("target: np.log(genJetPt / jetPt)", "target: genJetPt / jetPt")
@@ -497,7 +508,7 @@ def test_a_data_config_without_a_form_in_a_graph(run, capsys, choice, code):
     assert ("model/small/config.pbtxt" in contents(run)) == (code == 0)
 
 
-def test_an_export_that_breaks_off_leaves_what_was_there(run, monkeypatch):
+def test_an_interrupted_export_keeps_the_earlier_files(run, monkeypatch):
     assert run_export(run) == 0
     before = contents(run)
     (run / ".export-killed").mkdir()
@@ -508,15 +519,15 @@ def test_an_export_that_breaks_off_leaves_what_was_there(run, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("arguments", "words"),
     [
         ({"trial": "t-2"}, "unknown trial 't-2'; did you mean 't-1'?"),
         ({"name": "My_Model"}, "'My_Model' cannot name a service"),
     ],
     ids=["trial", "name"],
 )
-def test_bad_input_is_refused(run, capsys, given, words):
-    assert run_export(run, **given) == 2
+def test_bad_input_is_refused(run, capsys, arguments, words):
+    assert run_export(run, **arguments) == 2
     assert words in capsys.readouterr().err
     assert contents(run) == []
 
@@ -527,7 +538,7 @@ def test_a_trial_without_checkpoint_is_refused(run, capsys):
     assert "best.pt: the trial has not finished an epoch" in capsys.readouterr().err
 
 
-def test_a_run_on_s3(s3_bucket, files, tmp_path, monkeypatch):
+def test_a_run_on_s3_is_exported(s3_bucket, files, tmp_path, monkeypatch):
     monkeypatch.setenv("JEC_CACHE", str(tmp_path))
     run = make_run(s3_bucket, files)
     storage.write_text(

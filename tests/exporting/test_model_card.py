@@ -20,7 +20,7 @@ RAW = ("--raw-model", "required", "--max-batch-size", "8")
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory) -> Path:
+def exported_run(tmp_path_factory) -> Path:
     files = tmp_path_factory.mktemp("jets")
     write_jets(files / "val.root", synthetic_jets(150, 1))
     folder = tmp_path_factory.mktemp("runs")
@@ -31,9 +31,9 @@ def exported(tmp_path_factory) -> Path:
     return Path(run)
 
 
-def test_the_card_says_what_the_user_said_and_where_the_models_come_from(exported):
-    card = ModelCard.load(str(exported / "model_card.json"))
-    record = ExportRecord.load(str(exported / "model" / "export.json"))
+def test_the_card_has_the_user_s_values_and_the_models_provenance(exported_run):
+    card = ModelCard.load(str(exported_run / "model_card.json"))
+    record = ExportRecord.load(str(exported_run / "model" / "export.json"))
     assert card.models == ["small", "small-raw"]
     assert card.trained_on == {
         "era": "2018",
@@ -46,37 +46,39 @@ def test_the_card_says_what_the_user_said_and_where_the_models_come_from(exporte
     assert card.valid_range == record.valid_range
     assert card.limits
     assert (card.performance, card.gate) == ({}, "")
-    text = (exported / "model_card.md").read_text()
+    text = (exported_run / "model_card.md").read_text()
     for word in ("AK4 PF CHS", "c0ffee", "f00d", f"{record.valid_range.max_pt:g} GeV", "2.5"):
         assert word in text
 
 
-def test_it_is_no_model_to_a_loader(exported):
-    """Triton, and kserve's server, take each folder of the repository for a model."""
-    assert sorted(path.name for path in (exported / "model").iterdir()) == [
+def test_the_card_is_outside_the_model_repository(exported_run):
+    """Triton and kserve's server treat each folder of the repository as a model."""
+    assert sorted(path.name for path in (exported_run / "model").iterdir()) == [
         "export.json",
         "small",
         "small-raw",
     ]
 
 
-def test_the_server_says_where_it_is(exported):
-    assert {model.card for model in models_at(str(exported))} == {str(exported / "model_card.md")}
-    assert {model.card for model in models_at(str(exported / "model"))} == {
-        str(exported / "model_card.md")
+def test_the_server_knows_the_address_of_the_card(exported_run):
+    assert {model.card for model in models_at(str(exported_run))} == {
+        str(exported_run / "model_card.md")
+    }
+    assert {model.card for model in models_at(str(exported_run / "model"))} == {
+        str(exported_run / "model_card.md")
     }
 
 
-def test_the_evaluation_completes_it(exported):
+def test_the_evaluation_adds_performance_and_gate_to_the_card(exported_run):
     metrics = metrics_record(model="small")
-    complete_card(RunFolder(str(exported)), metrics)
-    card = ModelCard.load(str(exported / "model_card.json"))
+    complete_card(RunFolder(str(exported_run)), metrics)
+    card = ModelCard.load(str(exported_run / "model_card.json"))
     assert card.trained_on["era"] == "2018"
     assert metrics.gain.percent() in card.performance.values()
     assert card.gate == "passed"
-    text = (exported / "model_card.md").read_text()
+    text = (exported_run / "model_card.md").read_text()
     assert metrics.gain.percent() in text
 
     other = metrics_record(model="another")
-    complete_card(RunFolder(str(exported)), other)
-    assert ModelCard.load(str(exported / "model_card.json")) == card
+    complete_card(RunFolder(str(exported_run)), other)
+    assert ModelCard.load(str(exported_run / "model_card.json")) == card

@@ -62,7 +62,7 @@ def make_run(folder: Path, files: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory, files) -> Path:
+def exported_run(tmp_path_factory, files) -> Path:
     run = make_run(tmp_path_factory.mktemp("runs"), files)
     assert base.run_export(run, more=QUICK) == 0
     return run
@@ -80,7 +80,7 @@ def validation(run: Path) -> Dataset:
 
 
 Answers = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""The network's answers in PyTorch, those of the exported graph, and the features."""
+"""The network's outputs in PyTorch, those of the exported graph, and the features."""
 
 
 def of_graph(run: Path) -> Answers:
@@ -95,95 +95,95 @@ def of_graph(run: Path) -> Answers:
 
 
 @pytest.fixture(scope="module")
-def answers(exported) -> Answers:
-    return of_graph(exported)
+def answers(exported_run) -> Answers:
+    return of_graph(exported_run)
 
 
-def test_the_graph_gives_the_network_times_r_which_is_residual_json(exported, answers):
+def test_the_graph_multiplies_by_the_correction_of_residual_json(exported_run, answers):
     network, output, features = answers
     log_r = output - network
     assert np.abs(log_r).max() > 0.01
     reference_pt, eta = features.T.astype(np.float64)
-    text = (exported / "residual.json").read_text()
+    text = (exported_run / "residual.json").read_text()
     correctionlib.schemav2.CorrectionSet.model_validate_json(text)
     (correction,) = correctionlib.CorrectionSet.from_string(text).values()
     r = correction.evaluate(reference_pt * np.exp(network[:, 0].astype(np.float64)), eta)
     np.testing.assert_allclose(np.exp(log_r[:, 0].astype(np.float64)), r, atol=1e-6)
 
 
-def test_the_lines_for_correctionlib_run_as_they_are_printed(exported, monkeypatch, capsys):
-    monkeypatch.chdir(exported)
+def test_the_documented_lines_for_correctionlib_run(exported_run, monkeypatch, capsys):
+    monkeypatch.chdir(exported_run)
     names: dict = {}
     exec(python_block("docs/using-the-model.md", "correctionlib"), names)
     assert float(capsys.readouterr().out) == names["residual"].evaluate(45.0, 1.2)
 
 
-def test_the_jets_of_the_fit_close(exported, answers):
+def test_the_correction_reduces_the_bias_of_the_jets_of_its_fit(exported_run, answers):
     network, output, features = answers
-    label = validation(exported).label("target")
+    label = validation(exported_run).label("target")
     hard = features[:, 0] * np.exp(label) > 60
     before, after = (np.median((answer[:, 0] - label)[hard]) for answer in (network, output))
     assert abs(before) > 0.02
-    # Few jets: the fit is drawn towards no correction.
+    # Few jets: the fit is shrunk towards no correction.
     assert abs(after) < abs(before) / 2
 
 
-def test_both_models_give_the_same_pt(exported):
-    dataset = validation(exported)
+def test_both_models_give_the_same_pt(exported_run):
+    dataset = validation(exported_run)
     config = dataset.data_config
-    entry = storage.entries(str(exported.parent / "source"))[0]
+    entry = storage.entries(str(exported_run.parent / "source"))[0]
     program = raw_program(config, raw_jets.raw_columns(entry, config))
     jets = raw_jets.read_raw([entry], config, program, 200)
     inputs = raw_jets.reference_inputs(jets, config, program)
     feed = {name: inputs[name] for name in (*config.input_names, FEATURES)}
-    (output,) = open_session(exported, "small").run(None, feed)
-    (pt,) = open_session(exported, "small-raw").run(["calibrated_pt"], jets)
+    (output,) = open_session(exported_run, "small").run(None, feed)
+    (pt,) = open_session(exported_run, "small-raw").run(["calibrated_pt"], jets)
     np.testing.assert_allclose(pt, jets["jetPt"] * np.exp(output), rtol=1e-5)
-    of_raw = {entry.name for entry in open_session(exported, "small-raw").get_inputs()}
-    assert of_raw == set(program.inputs) | set(program.counters)
+    raw_inputs = {entry.name for entry in open_session(exported_run, "small-raw").get_inputs()}
+    assert raw_inputs == set(program.inputs) | set(program.counters)
 
 
-def test_records_golden_files_and_config_have_it(exported):
-    record = ExportRecord.load(str(exported / "model" / "export.json"))
+def test_record_golden_files_and_config_have_the_residual_s_input(exported_run):
+    record = ExportRecord.load(str(exported_run / "model" / "export.json"))
     assert record.inputs[FEATURES] == [2]
     assert record.residual is not None
     assert record.residual_reason is None
-    assert record.residual.num_jets == len(validation(exported))
+    assert record.residual.num_jets == len(validation(exported_run))
     assert {point.region for point in record.residual.points} == {"barrel", "endcap"}
-    config = parse_config((exported / "model" / "small" / "config.pbtxt").read_text())
+    config = parse_config((exported_run / "model" / "small" / "config.pbtxt").read_text())
     assert {entry.name: list(entry.dims) for entry in config.input}[FEATURES] == [2]
     for size in golden.SIZES:
         request, response = (
-            json.loads((exported / "golden" / "small" / file).read_text())
+            json.loads((exported_run / "golden" / "small" / file).read_text())
             for file in golden.file_names(size)
         )
         inputs = golden.arrays(request["inputs"])
         assert inputs[FEATURES].shape == (size, 2)
-        (output,) = open_session(exported, "small").run(None, inputs)
+        (output,) = open_session(exported_run, "small").run(None, inputs)
         body = golden.response_body("small", {"output": output})
         assert golden.max_difference(body, response) < 1e-5
 
 
-def test_the_evaluation_measures_the_model_without_it(exported, answers):
+def test_the_evaluation_computes_outputs_with_and_without_the_residual(exported_run, answers):
     network, output, _ = answers
-    measured = predict(load_session(str(exported), "small"), validation(exported))
-    np.testing.assert_allclose(measured.output, output, atol=1e-5)
-    np.testing.assert_allclose(measured.without_residual, network, atol=1e-5)
+    predictions = predict(load_session(str(exported_run), "small"), validation(exported_run))
+    np.testing.assert_allclose(predictions.output, output, atol=1e-5)
+    np.testing.assert_allclose(predictions.without_residual, network, atol=1e-5)
 
 
-def test_triton_serves_it(exported, tmp_path):
+def test_triton_serves_a_model_with_a_residual(exported_run, tmp_path):
     if reason := triton.triton_unusable(tmp_path):
         pytest.skip(f"Triton: {reason}")
-    server = triton.start(exported / "model", model_name="small", log=tmp_path / "server.log")
+    server = triton.start(exported_run / "model", model_name="small", log=tmp_path / "server.log")
     try:
         for name in base.BOTH:
-            checked = golden_check(server.url, name, str(exported / "golden" / name), 30)
-            assert max(checked.max_difference.values()) < 1e-5
+            check = golden_check(server.url, name, str(exported_run / "golden" / name), 30)
+            assert max(check.max_difference.values()) < 1e-5
     finally:
         triton.stop(server.pid, seconds=0.2)
 
 
-# ------------------------------------------------------------------ what the correction comes from
+# ------------------------------------------------------------------------- source of the correction
 
 
 def graph_of(run: Path) -> bytes:
@@ -212,9 +212,7 @@ def with_labels_times(factor: float) -> dict:
     return columns
 
 
-def test_labels_of_the_test_files_change_nothing_and_of_the_validation_files_they_do(
-    tmp_path, files
-):
+def test_the_correction_depends_on_labels_of_validation_jets_only(tmp_path, files):
     run = make_run(tmp_path, files)
     graphs = []
     for split, factor in (("test", 1.0), ("test", 1.05), ("val", 1.05)):
@@ -234,7 +232,7 @@ def test_labels_of_the_test_files_change_nothing_and_of_the_validation_files_the
     ],
     ids=["label", "eta", "observer"],
 )
-def test_without_the_label_or_eta_there_is_none_and_the_record_says_why(
+def test_without_the_label_or_eta_there_is_no_correction_with_a_reason(
     tmp_path, files, capsys, old, new, reason
 ):
     run = make_run(tmp_path, files)
@@ -252,7 +250,7 @@ def test_without_the_label_or_eta_there_is_none_and_the_record_says_why(
     assert not Path(RunFolder(str(run)).residual).exists()
 
 
-def test_too_few_validation_jets_are_a_reason(tmp_path):
+def test_too_few_validation_jets_give_no_correction_with_a_reason(tmp_path):
     folder = tmp_path / "files"
     write_jets(folder / "val.root", synthetic_jets(150, 1))
     run = Path(base.make_run(str(tmp_path / "runs"), folder))
@@ -278,7 +276,7 @@ def uneven_residual() -> Residual:
 
 
 @pytest.mark.parametrize("region", ["barrel", "endcap"])
-def test_the_layer_is_the_curve_everywhere(region):
+def test_the_layer_equals_the_curve_everywhere(region):
     residual = uneven_residual()
     layer = ResidualLayer(residual)
     log_pt = np.concatenate([np.linspace(-5, 12, 4001), [4.0, 4.5, 5.5, 7.0, -np.inf, np.inf]])
@@ -289,7 +287,7 @@ def test_the_layer_is_the_curve_everywhere(region):
     assert (np.abs(expected).max() > 0.01) == (region == "barrel")
 
 
-def test_graph_and_numpy_and_correctionlib_put_the_edge_of_the_regions_at_the_same_eta():
+def test_graph_numpy_and_correctionlib_have_the_same_edge_in_eta():
     residual = uneven_residual()
     layer = ResidualLayer(residual)
     (correction,) = correctionlib.CorrectionSet.from_string(
@@ -301,35 +299,35 @@ def test_graph_and_numpy_and_correctionlib_put_the_edge_of_the_regions_at_the_sa
     log_pt = np.full(len(eta), 4.2)
     expected = [True, False, False, True, False, False, False, False, False]
     assert (residual.log_r(log_pt, eta) > 0.01).tolist() == expected
-    of_layer = layer(torch.from_numpy(log_pt.astype(np.float32)), torch.from_numpy(eta))
-    assert (of_layer.numpy() > 0.01).tolist() == expected
-    theirs = correction.evaluate(np.exp(log_pt), eta.astype(np.float64))
-    assert (np.asarray(theirs) > 1.01).tolist() == expected
+    log_r_of_layer = layer(torch.from_numpy(log_pt.astype(np.float32)), torch.from_numpy(eta))
+    assert (log_r_of_layer.numpy() > 0.01).tolist() == expected
+    factors = correction.evaluate(np.exp(log_pt), eta.astype(np.float64))
+    assert (np.asarray(factors) > 1.01).tolist() == expected
 
 
-def test_a_residual_json_that_says_something_else_is_refused(monkeypatch):
+def test_a_residual_json_that_differs_from_the_graph_is_refused(monkeypatch):
     residual = uneven_residual()
     original = exported_residual._pt_binning
 
-    def off(curve):
+    def shifted_binning(curve):
         binning = original(curve)
         binning["content"][-1] += 2e-6
         return binning
 
-    monkeypatch.setattr(exported_residual, "_pt_binning", off)
+    monkeypatch.setattr(exported_residual, "_pt_binning", shifted_binning)
     with pytest.raises(GateError, match=r"residual\.json: at eta"):
         exported_residual.correctionlib_text(residual, "small")
 
 
-def test_metadata_hold_what_the_graph_applies(exported, answers):
-    metadata = base.read_metadata(exported / "model" / "small" / "1" / "model.onnx")
+def test_the_metadata_have_the_residual_of_the_graph(exported_run, answers):
+    metadata = base.read_metadata(exported_run / "model" / "small" / "1" / "model.onnx")
     residual = from_json(json.loads(metadata["residual"]))
     network, output, features = answers
     reference_pt, eta = features.T
     np.testing.assert_allclose(residual.apply(network, reference_pt, eta), output, atol=1e-6)
 
 
-def test_a_network_with_free_axes_is_checked_at_other_lengths_with_it(tmp_path, files):
+def test_a_network_with_free_axes_is_checked_at_other_lengths_with_the_residual(tmp_path, files):
     run = make_run(tmp_path, files)
     network = run / "config" / "network.py"
     network.write_text(network.read_text() + base.FREE_AXES)
@@ -341,7 +339,7 @@ def test_a_network_with_free_axes_is_checked_at_other_lengths_with_it(tmp_path, 
 
 
 @pytest.mark.slow
-def test_particle_net_ends_with_it_too(tmp_path, files):
+def test_particle_net_is_exported_with_a_residual(tmp_path, files):
     run = Path(base.make_run(str(tmp_path), files, "particle-net"))
     assert base.run_export(run, more=QUICK) == 0
     network, output, _ = of_graph(run)

@@ -1,5 +1,5 @@
-"""The raw model says which jets its answer is meant for, and returns the standard correction of the
-others unchanged.
+"""The raw model reports which jets are in its valid range, and returns the standard correction of
+the others unchanged.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def files(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory, files) -> Path:
+def exported_run(tmp_path_factory, files) -> Path:
     """A run's folder after its export, with training jets beside it."""
     folder = tmp_path_factory.mktemp("runs")
     run = make_run(str(folder), files)
@@ -47,16 +47,16 @@ def exported(tmp_path_factory, files) -> Path:
 
 
 @pytest.fixture(scope="module")
-def session(exported):
-    path = exported / "model" / "small-raw" / "1" / "model.onnx"
+def session(exported_run):
+    path = exported_run / "model" / "small-raw" / "1" / "model.onnx"
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
 @pytest.fixture
-def jets(exported) -> dict[str, np.ndarray]:
+def jets(exported_run) -> dict[str, np.ndarray]:
     """A hundred valid jets, each of three particles and places for five."""
-    request = storage.read_json(str(exported / "golden" / "small-raw" / "request-100.json"))
-    limits = ExportRecord.load(str(exported / "model" / "export.json")).valid_range
+    request = storage.read_json(str(exported_run / "golden" / "small-raw" / "request-100.json"))
+    limits = ExportRecord.load(str(exported_run / "model" / "export.json")).valid_range
     arrays = {name: x.copy() for name, x in golden.arrays(request["inputs"]).items()}
     for name, x in arrays.items():
         if name.startswith("PF_"):
@@ -73,8 +73,8 @@ def ask(session, jets: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return dict(zip(names, session.run(None, jets), strict=True))
 
 
-# what -> (input, value, why it is invalid)
-BROKEN = {
+# fault -> (input, value, reason)
+FAULTS = {
     "pT is NaN": ("jetPt", np.nan, validity.NOT_FINITE),
     "pT is infinite": ("jetPt", np.inf, validity.NOT_FINITE),
     "pT is negative": ("jetPt", -5, validity.NEGATIVE_PT),
@@ -91,15 +91,15 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("what", BROKEN)
-def test_an_invalid_jet_gets_the_standard_correction(exported, session, jets, what):
+@pytest.mark.parametrize("fault", FAULTS)
+def test_an_invalid_jet_gets_the_standard_correction(exported_run, session, jets, fault):
     before = ask(session, jets)
     assert before["valid"].dtype == bool
     assert before["valid"].all()
     assert np.abs(before["correction"] - 1).max() > 1e-3
 
-    name, value, reason = BROKEN[what]
-    limits = ExportRecord.load(str(exported / "model" / "export.json")).valid_range
+    name, value, reason = FAULTS[fault]
+    limits = ExportRecord.load(str(exported_run / "model" / "export.json")).valid_range
     value = {"below": limits.min_pt * 0.999, "above": limits.max_pt * 1.001}.get(value, value)
     jets[name][7, -1 if name == "nPF" or jets[name].shape[1] == 1 else 2] = value
     after = ask(session, jets)
@@ -111,17 +111,15 @@ def test_an_invalid_jet_gets_the_standard_correction(exported, session, jets, wh
         np.testing.assert_array_equal(values[others], before[output][others])
 
     text = session.get_modelmeta().custom_metadata_map[validity.KEY]
-    in_words = validity.invalid_reasons(jets, validity.model_range(text))
-    assert in_words[7] == reason
-    assert (in_words[others] == "").all()
+    reasons = validity.invalid_reasons(jets, validity.model_range(text))
+    assert reasons[7] == reason
+    assert (reasons[others] == "").all()
     counts = validity.count_invalid(jets, validity.model_range(text), valid=after["valid"])
     assert counts == {reason: 1}
 
 
-def test_the_edges_themselves_and_what_stands_behind_the_particles_are_valid(
-    exported, session, jets
-):
-    limits = ExportRecord.load(str(exported / "model" / "export.json")).valid_range
+def test_jets_at_the_edges_of_the_range_and_any_padding_are_valid(exported_run, session, jets):
+    limits = ExportRecord.load(str(exported_run / "model" / "export.json")).valid_range
     before = ask(session, jets)
     jets["jetPt"][0], jets["jetPt"][1] = limits.min_pt, limits.max_pt
     jets["jetEta"][2], jets["jetEta"][3] = 2.5, -2.5
@@ -133,23 +131,23 @@ def test_the_edges_themselves_and_what_stands_behind_the_particles_are_valid(
     np.testing.assert_array_equal(after["correction"][4:], before["correction"][4:])
 
 
-def test_the_range_is_that_of_the_training_jets_where_they_are_at_hand(exported):
-    folder = storage.read_json(str(exported / "data" / "train.json"))["dataset"]
+def test_the_range_comes_from_the_training_jets_if_they_exist(exported_run):
+    folder = storage.read_json(str(exported_run / "data" / "train.json"))["dataset"]
     from weaver.feed.dataset import Dataset
 
-    data_config = DataConfig.load(str(exported / "config" / "data.yaml"))
+    data_config = DataConfig.load(str(exported_run / "config" / "data.yaml"))
     pt = Dataset.open(folder, data_config).observers()["jetPt"]
-    record = ExportRecord.load(str(exported / "model" / "export.json")).valid_range
+    record = ExportRecord.load(str(exported_run / "model" / "export.json")).valid_range
     assert record.jets == "training"
     assert record.min_pt == float(pt.min())
     assert record.max_pt == float(pt.max())
     assert record.max_abs_eta == 2.5
-    path = exported / "model" / "small-raw" / "1" / "model.onnx"
+    path = exported_run / "model" / "small-raw" / "1" / "model.onnx"
     metadata = onnxruntime.InferenceSession(path).get_modelmeta().custom_metadata_map
     assert json.loads(metadata["valid_range"])["jets"] == "training"
 
 
-def test_the_range_of_many_jets_leaves_one_in_a_thousand_out_at_each_end():
+def test_the_range_of_many_jets_excludes_one_in_a_thousand_at_each_end():
     data_config = DataConfig.load(str(ROOT / "data" / "jec_pfn_open.yaml"))
     pt = np.arange(10_000, dtype=np.float32)
     limits = valid_range(data_config, pt, None, "training")
@@ -168,7 +166,7 @@ def test_the_range_of_many_jets_leaves_one_in_a_thousand_out_at_each_end():
         ("genJetPt > 20", None),
     ],
 )
-def test_the_limit_of_eta_is_the_selections(selection, limit):
+def test_the_limit_of_eta_comes_from_the_selection(selection, limit):
     options = {
         "selection": selection,
         "inputs": {"jet": {"length": None, "vars": ["jetPt", "jetEta"]}},
@@ -181,13 +179,13 @@ def test_the_limit_of_eta_is_the_selections(selection, limit):
 
 
 @pytest.fixture(scope="module", params=["triton", "kserve-server"])
-def url(request, exported, tmp_path_factory) -> str:
-    """Each kind of server over the run's models, and the raw one once more as README names it."""
+def url(request, exported_run, tmp_path_factory) -> str:
+    """Each kind of server over the run's models, with a copy of the raw model by README's name."""
     folder = tmp_path_factory.mktemp("served")
     if request.param == "triton" and (reason := triton.triton_unusable(folder)):
         pytest.skip(f"Triton: {reason}")
     repository = folder / "model"
-    shutil.copytree(exported / "model", repository)
+    shutil.copytree(exported_run / "model", repository)
     shutil.copytree(repository / "small-raw", repository / "NAME-raw")
     for config in (repository / "NAME-raw").rglob("*.pbtxt"):
         config.write_text(config.read_text().replace('"small-raw"', '"NAME-raw"'))
@@ -198,10 +196,10 @@ def url(request, exported, tmp_path_factory) -> str:
     triton.stop(server.pid)
 
 
-def test_both_servers_pass_it_on(exported, jets, url):
-    where = str(exported / "golden" / "small-raw")
-    checked = golden_check(url, "small-raw", where, 60)
-    assert max(checked.max_difference.values()) < 1e-5
+def test_both_servers_return_valid_and_the_range(exported_run, jets, url):
+    golden_folder = str(exported_run / "golden" / "small-raw")
+    check = golden_check(url, "small-raw", golden_folder, 60)
+    assert max(check.max_difference.values()) < 1e-5
     jets["jetPt"][3] = -5
     client = Client(url, "small-raw")
     answer = client.ask(jets)
@@ -213,13 +211,11 @@ def test_both_servers_pass_it_on(exported, jets, url):
     assert (limits.pt, limits.eta, limits.max_abs_eta) == ("jetPt", "jetEta", 2.5)
     counts = validity.count_invalid(jets, limits, valid=answer["valid"])
     assert counts == {validity.NEGATIVE_PT: 1}
-    described = {entry["name"]: entry["datatype"] for entry in client.metadata()["outputs"]}
-    assert described["valid"] == "BOOL"
+    datatypes = {entry["name"]: entry["datatype"] for entry in client.metadata()["outputs"]}
+    assert datatypes["valid"] == "BOOL"
 
 
-def test_the_readme_s_calibration_runs_as_it_is_printed(
-    files, session, url, tmp_path, monkeypatch, capsys
-):
+def test_the_calibration_of_the_readme_runs(files, session, url, tmp_path, monkeypatch, capsys):
     shutil.copy(files / "val.root", tmp_path / "jets.root")
     monkeypatch.chdir(tmp_path)
     address = "http://127.0.0.1:8000"
@@ -245,11 +241,11 @@ def test_the_readme_s_calibration_runs_as_it_is_printed(
     assert validity.OTHER not in invalid
 
 
-def test_the_lines_for_onnxruntime_run_as_they_are_printed(
-    exported, files, tmp_path, monkeypatch, capsys
+def test_the_documented_lines_for_onnxruntime_run(
+    exported_run, files, tmp_path, monkeypatch, capsys
 ):
     shutil.copy(files / "val.root", tmp_path / "jets.root")
-    shutil.copy(exported / "model" / "small-raw" / "1" / "model.onnx", tmp_path)
+    shutil.copy(exported_run / "model" / "small-raw" / "1" / "model.onnx", tmp_path)
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     exec(python_block("docs/using-the-model.md", "InferenceSession"), names)

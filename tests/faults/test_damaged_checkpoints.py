@@ -58,9 +58,9 @@ def test_every_flipped_byte_of_best_pt_is_noticed(tmp_path):
     draw = random.Random(1)
     end = range(len(whole) - checksum.END - checksum.COMMENT, len(whole))
     for place in [*(draw.randrange(len(whole)) for _ in range(300)), *end]:
-        changed = bytearray(whole)
-        changed[place] ^= 1 << draw.randrange(8)
-        assert checksum.damage(bytes(changed)), place
+        damaged_bytes = bytearray(whole)
+        damaged_bytes[place] ^= 1 << draw.randrange(8)
+        assert checksum.damage(bytes(damaged_bytes)), place
     assert checksum.damage(whole) == ""
 
 
@@ -86,7 +86,7 @@ def test_every_shortened_file_is_noticed(tmp_path):
         assert checksum.damage(whole[:length]), length
 
 
-def test_torch_and_weaver_core_read_the_file_as_ever(tmp_path):
+def test_torch_reads_a_file_with_checksums(tmp_path):
     path = tmp_path / "net_best_epoch_state.pt"
     write_tensors(str(path), WEIGHTS)
     for mapped in (False, True):
@@ -101,7 +101,7 @@ def test_files_without_a_checksum_still_load(tmp_path, new):
     assert torch.equal(read_weights(str(path))["layer.weight"], WEIGHTS["layer.weight"])
 
 
-def test_a_file_whose_author_left_checksums_out_still_loads(tmp_path):
+def test_a_file_written_without_checksums_still_loads(tmp_path):
     path = tmp_path / "state.pt"
     torch.serialization.set_crc32_options(False)
     try:
@@ -121,7 +121,7 @@ def test_a_wrong_weight_in_a_file_of_weaver_core_is_noticed(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"PK\3\4", b"\0" * 4096], ids=repr)
-def test_garbage_is_refused(tmp_path, content):
+def test_a_garbage_checkpoint_is_refused(tmp_path, content):
     path = tmp_path / "best.pt"
     path.write_bytes(content)
     with pytest.raises(DamagedCheckpoint, match=r"best\.pt"):
@@ -143,7 +143,7 @@ def test_a_damaged_checkpoint_never_replaces_the_good_one(trial):
     assert trial.load({})[1].epoch == 1
 
 
-def test_without_a_good_checkpoint_the_user_is_told_what_to_delete(trial):
+def test_without_a_good_checkpoint_the_error_names_the_files_to_delete(trial):
     storage.delete(trial.path("checkpoint.previous.pt"))
     flip(trial.path("checkpoint.pt"), 700)
     with pytest.raises(InputError, match=r"delete .*checkpoint\.pt"):

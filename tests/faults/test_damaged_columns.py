@@ -57,7 +57,7 @@ def root_file(tmp_path):
 
 
 @pytest.fixture
-def prepared(root_file, config, tmp_path):
+def run_prepare(root_file, config, tmp_path):
     """Prepares the file, or finds it prepared; gives the reference and the lines."""
 
     def run():
@@ -80,43 +80,43 @@ def content_of(uri):
     return {entry.uri: storage.read_bytes(entry.uri) for entry in storage.entries(uri)}
 
 
-def test_each_wrong_byte_of_a_column_has_the_set_prepared_again(prepared):
-    reference, _ = prepared()
+def test_each_wrong_byte_of_a_column_has_the_set_prepared_again(run_prepare):
+    reference, _ = run_prepare()
     whole = content_of(reference.uri)
     draw = random.Random(3)
     for path in sorted(uri for uri in whole if uri.endswith(".npy")):
         flip(columns.Path(path), draw.randrange(columns.HEADER, len(whole[path])))
         assert not is_whole(reference.uri)
-        again, lines = prepared()
+        again, lines = run_prepare()
         assert not again.reused
         assert any(storage.name(path) in line for line in lines)
         assert content_of(reference.uri) == whole
     assert is_whole(reference.uri)
-    assert prepared()[0].reused
+    assert run_prepare()[0].reused
 
 
 @pytest.mark.parametrize("wrong", ["", "garbage", "[]", "{}", '{"columns": 3}'])
-def test_a_garbage_description_has_the_set_prepared_again(prepared, wrong):
-    reference, _ = prepared()
+def test_a_garbage_description_has_the_set_prepared_again(run_prepare, wrong):
+    reference, _ = run_prepare()
     path = columns.Path(reference.uri, "dataset.json")
     whole = path.read_text()
     path.write_text(wrong)
     assert not is_whole(reference.uri)
-    assert not prepared()[0].reused
+    assert not run_prepare()[0].reused
     assert path.read_text() == whole
 
 
-def test_a_wrong_number_in_the_description_is_noticed(prepared):
-    reference, _ = prepared()
+def test_a_wrong_number_in_the_description_is_noticed(run_prepare):
+    reference, _ = run_prepare()
     path = columns.Path(reference.uri, "dataset.json")
     content = json.loads(path.read_text())
     content["num_jets"] -= 1
     path.write_text(json.dumps(content))
-    assert not prepared()[0].reused
+    assert not run_prepare()[0].reused
 
 
-def test_a_short_and_a_missing_column_are_noticed(prepared):
-    reference, _ = prepared()
+def test_a_short_and_a_missing_column_are_noticed(run_prepare):
+    reference, _ = run_prepare()
     path = columns.Path(reference.uri, "label.target.npy")
     path.write_bytes(path.read_bytes()[:-4])
     assert "label.target.npy" in columns.damage(path.parent)
@@ -124,19 +124,19 @@ def test_a_short_and_a_missing_column_are_noticed(prepared):
     assert "label.target.npy" in columns.damage(path.parent)
 
 
-def test_data_of_an_earlier_version_without_checksums_is_used(prepared):
-    reference, _ = prepared()
+def test_data_of_an_earlier_version_without_checksums_is_used(run_prepare):
+    reference, _ = run_prepare()
     path = columns.Path(reference.uri, "dataset.json")
     content = json.loads(path.read_text())
     del content["sha256"]
     for entry in columns._entries(content):
         entry.pop("crc32", None)
     path.write_text(json.dumps(content))
-    assert prepared()[0].reused
+    assert run_prepare()[0].reused
 
 
-def test_a_copy_of_damaged_data_is_refused_and_not_kept(prepared, tmp_path):
-    reference, _ = prepared()
+def test_a_copy_of_damaged_data_is_refused_and_not_kept(run_prepare, tmp_path):
+    reference, _ = run_prepare()
     flip(columns.Path(reference.uri, "scalars.npy"), 500)
     cache = tmp_path / "node"
     with pytest.raises(StorageError, match=r"scalars\.npy"):
@@ -145,7 +145,7 @@ def test_a_copy_of_damaged_data_is_refused_and_not_kept(prepared, tmp_path):
 
 
 def test_a_file_that_is_replaced_while_it_is_prepared_is_refused(
-    prepared, root_file, tmp_path, monkeypatch
+    run_prepare, root_file, tmp_path, monkeypatch
 ):
     decode = Decoding.run
 
@@ -156,13 +156,13 @@ def test_a_file_that_is_replaced_while_it_is_prepared_is_refused(
 
     monkeypatch.setattr(Decoding, "run", replaced_meanwhile)
     with pytest.raises(InputError, match=r"jets\.root changed"):
-        prepared()
+        run_prepare()
     assert list((tmp_path / "cache").iterdir()) == []
     monkeypatch.undo()
-    assert prepared()[0].num_jets == 500
+    assert run_prepare()[0].num_jets == 500
 
 
-def test_a_file_that_vanishes_while_it_is_prepared_is_refused(prepared, root_file, monkeypatch):
+def test_a_file_that_vanishes_while_it_is_prepared_is_refused(run_prepare, root_file, monkeypatch):
     decode = Decoding.run
 
     def removed_meanwhile(self, folder):
@@ -172,4 +172,4 @@ def test_a_file_that_vanishes_while_it_is_prepared_is_refused(prepared, root_fil
 
     monkeypatch.setattr(Decoding, "run", removed_meanwhile)
     with pytest.raises(InputError, match=r"jets\.root"):
-        prepared()
+        run_prepare()

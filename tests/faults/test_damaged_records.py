@@ -65,7 +65,7 @@ def test_a_garbage_status_is_written_anew_by_the_next_step(tmp_path, content):
 
 
 @pytest.mark.parametrize("content", GARBAGE[:-1], ids=ascii)
-def test_a_garbage_owner_is_nobody(tmp_path, content):
+def test_a_garbage_owner_record_names_no_owner(tmp_path, content):
     folder = tmp_path / "local"
     folder.mkdir()
     (folder / run_lock.OWNER).write_bytes(content)

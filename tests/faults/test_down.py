@@ -1,4 +1,4 @@
-"""`--down` removes one run of ours below --output, and nothing else."""
+"""`--down` removes one run below --output, and nothing else."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def content(folder):
         "~",
     ],
 )
-def test_what_is_no_run_below_output_stays(runs, tmp_path, capsys, name):
+def test_folders_that_are_no_runs_are_not_removed(runs, tmp_path, capsys, name):
     (runs / "linked-out").symlink_to(tmp_path / "outside")
     storage.write_json(str(tmp_path / "elsewhere" / OTHER / "status.json"), {})
     (runs / "linked-run").symlink_to(tmp_path / "elsewhere" / OTHER)
@@ -112,7 +112,7 @@ def test_a_run_is_removed_by_any_of_its_names(runs, tmp_path, capsys, name):
     assert down("pfn-no-such", "--storage") == 2
 
 
-def test_no_link_in_a_run_leads_out(runs, tmp_path):
+def test_links_in_a_run_are_not_followed(runs, tmp_path):
     outside = tmp_path / "outside"
     local = runs / RUN_ID / "local"
     (local / "services").mkdir(parents=True)
@@ -127,9 +127,9 @@ def test_no_link_in_a_run_leads_out(runs, tmp_path):
 
 
 @pytest.fixture
-def living():
+def start_process():
     """Start a process with these variables; all are killed at the end."""
-    started = []
+    processes = []
 
     def start(**variables):
         command = [sys.executable, "-c", "print('up', flush=True); import time; time.sleep(60)"]
@@ -141,24 +141,24 @@ def living():
             start_new_session=True,
         )
         assert process.stdout.readline() == "up\n"
-        started.append(process)
+        processes.append(process)
         return process
 
     yield start
-    for process in started:
+    for process in processes:
         process.kill()
         process.wait()
         process.stdout.close()
 
 
 class Servers:
-    """Note what would be stopped."""
+    """Record the pids of the servers to stop."""
 
     def __init__(self):
-        self.stopped = []
+        self.pids = []
 
     def stop(self, pid):
-        self.stopped.append(pid)
+        self.pids.append(pid)
 
 
 @pytest.mark.parametrize(
@@ -171,9 +171,9 @@ class Servers:
         (OTHER, "missing", False),
     ],
 )
-def test_only_a_server_of_this_run_is_stopped(runs, living, run, start_time, is_stopped):
+def test_only_a_server_of_this_run_is_stopped(runs, start_process, run, start_time, is_stopped):
     marks = {orphans.RUN_VARIABLE: run, orphans.FOLDER_VARIABLE: str(runs), IDENTITY: "x"}
-    process = living(**marks)
+    process = start_process(**marks)
     record = {"pid": process.pid, "started": run_lock.start_time(process.pid)}
     if start_time == "missing":
         del record["started"]
@@ -183,10 +183,10 @@ def test_only_a_server_of_this_run_is_stopped(runs, living, run, start_time, is_
     storage.write_json(str(place / "service.json"), record)
     servers = Servers()
     LocalCluster(runs, servers=servers).delete(RUN_ID)
-    assert servers.stopped == ([process.pid] if is_stopped else [])
+    assert servers.pids == ([process.pid] if is_stopped else [])
 
 
-def test_shared_memory_of_a_server_that_was_killed_goes(runs):
+def test_shared_memory_of_a_killed_server_is_removed(runs):
     folder = server_folder.create()
     region = server_folder.SHARED_MEMORY / f"{folder.identity}-region"
     region.write_text("")
@@ -205,9 +205,9 @@ def test_a_damaged_record_of_a_server_stops_nothing(runs, content):
     assert down(RUN_ID) == 0
 
 
-def test_a_record_of_an_owner_that_was_made_up_kills_nothing(runs, living):
+def test_a_forged_owner_record_ends_no_process(runs, start_process):
     """Right pid, right start, but the process has not the run's lock open."""
-    process = living()
+    process = start_process()
     local = runs / RUN_ID / "local"
     local.mkdir()
     (local / run_lock.LOCK).touch()
@@ -217,12 +217,12 @@ def test_a_record_of_an_owner_that_was_made_up_kills_nothing(runs, living):
     assert process.poll() is None
 
 
-def test_processes_of_another_run_or_folder_live_on(runs, tmp_path, living):
-    mine = living(**{orphans.RUN_VARIABLE: RUN_ID, orphans.FOLDER_VARIABLE: str(runs)})
+def test_processes_of_another_run_or_folder_are_not_ended(runs, tmp_path, start_process):
+    mine = start_process(**{orphans.RUN_VARIABLE: RUN_ID, orphans.FOLDER_VARIABLE: str(runs)})
     others = [
-        living(**{orphans.RUN_VARIABLE: OTHER, orphans.FOLDER_VARIABLE: str(runs)}),
-        living(**{orphans.RUN_VARIABLE: RUN_ID, orphans.FOLDER_VARIABLE: str(tmp_path)}),
-        living(),
+        start_process(**{orphans.RUN_VARIABLE: OTHER, orphans.FOLDER_VARIABLE: str(runs)}),
+        start_process(**{orphans.RUN_VARIABLE: RUN_ID, orphans.FOLDER_VARIABLE: str(tmp_path)}),
+        start_process(),
     ]
     assert down(RUN_ID) == 0
     assert mine.poll() is not None

@@ -56,7 +56,7 @@ def search(tmp_path):
     return start
 
 
-def test_finished_trials_stay_and_only_passing_failures_are_tried_again(search):
+def test_finished_trials_stay_and_only_retryable_failures_are_repeated(search):
     plan = {"search-000": 0, "search-001": 0, "search-002": 1, "others": PASSING_FAILURE}
     failure, _ = search(plan, maxFailedTrialCount=3)
     assert "failed" in failure
@@ -83,7 +83,7 @@ def test_finished_trials_stay_and_only_passing_failures_are_tried_again(search):
 
 
 @pytest.mark.slow
-def test_a_search_that_fails_twice_keeps_its_trials_and_says_it_once_each_time(search):
+def test_a_search_that_fails_twice_keeps_its_trials_and_reports_it_each_time(search):
     plan = {"search-000": 0, "others": PASSING_FAILURE}
     search(plan, maxFailedTrialCount=2)
     failure, lines = search({"others": PASSING_FAILURE}, maxFailedTrialCount=2)
@@ -95,7 +95,7 @@ def test_a_search_that_fails_twice_keeps_its_trials_and_says_it_once_each_time(s
     assert len([line for line in lines if "failed before" in line]) == 1
 
 
-def test_a_grid_goes_on_behind_what_is_left_out(search):
+def test_a_resumed_grid_leaves_out_a_point_that_would_fail_again(search):
     space = {"min": "1", "max": "6", "step": "1"}
     options = {"algorithm": "grid", "space": space, "maxFailedTrialCount": 1}
     failure, _ = search({"search-001": 1, "others": 0}, **options)
@@ -109,7 +109,7 @@ def test_a_grid_goes_on_behind_what_is_left_out(search):
     ("code", "passes"),
     [(-9, True), (143, True), (PASSING_FAILURE, True), (1, False), (2, False), (70, False)],
 )
-def test_which_exit_codes_may_pass(code, passes):
+def test_which_exit_codes_are_retryable(code, passes):
     assert is_transient(code) is passes
 
 
@@ -121,7 +121,9 @@ def test_which_exit_codes_may_pass(code, passes):
         (InputError("no such branch"), 2),
     ],
 )
-def test_a_training_says_whether_its_failure_may_pass(monkeypatch, tmp_path, capsys, error, code):
+def test_the_exit_code_of_a_training_says_whether_its_failure_is_retryable(
+    monkeypatch, tmp_path, capsys, error, code
+):
     def fail(options):
         raise error
 

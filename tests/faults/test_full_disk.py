@@ -1,4 +1,4 @@
-"""A full disk: one sentence with the folder, and what was started goes on once there is space."""
+"""A full disk: an error of one line with the folder, and the work resumes once there is space."""
 
 import contextlib
 import errno
@@ -18,6 +18,7 @@ from common.errors import StorageError
 from common.layout import RunFolder
 from common.storage import space
 from components import step
+from tests.disks import fill, small_disk
 from weaver.fit import disk_need
 from weaver.fit.checkpoint import TrialFolder, TrialProgress
 from weaver.prepared import columns, prepare
@@ -42,21 +43,8 @@ labels:
 @pytest.fixture
 def disk(tmp_path):
     """A real disk of 1 MB that is empty."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if os.getuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("only root may mount a small disk")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def fill(disk, leave=0):
-    """Fill the disk but for some bytes; returns the file that does."""
-    path = disk / "other"
-    with path.open("wb") as file:
-        file.write(b"\0" * (space.free_bytes(disk) - leave))
-    return path
+    with small_disk(tmp_path / "disk", "size=1m") as folder:
+        yield folder
 
 
 def state(value, size=20_000):
@@ -73,13 +61,13 @@ def test_a_checkpoint_that_does_not_fit_leaves_the_last_one_whole(disk):
     assert error.value.retryable
     assert [path.name for path in (disk / "trial").iterdir()] == ["checkpoint.pt"]
     other.unlink()
-    loaded, progress = folder.load({})
-    assert (progress.epoch, float(loaded["model"]["w"][0])) == (1, 1.0)
+    checkpoint, progress = folder.load({})
+    assert (progress.epoch, float(checkpoint["model"]["w"][0])) == (1, 1.0)
     folder.save(state(2.0), TrialProgress(epoch=2))
     assert folder.load({})[1].epoch == 2
 
 
-def test_the_true_reason_is_in_the_status(disk):
+def test_the_status_says_that_the_disk_is_full(disk):
     run = types.SimpleNamespace(uri=str(disk / "run"), folder=RunFolder(str(disk / "run")))
 
     def work():
@@ -120,7 +108,7 @@ def test_preparing_on_a_full_disk_leaves_nothing_and_works_once_there_is_space(d
     with pytest.raises(StorageError, match=re.escape(f"{disk}/cache/")):
         run()
     # said before it is begun: 100,000 jets of two inputs and a label are 1.2 MB
-    estimate = re.search(r"up to (\d\.\d) MB, but only 1\.0 MB are free", lines[0])
+    estimate = re.search(r"up to (\d\.\d) MB, but only 1\.0 MB are free", "\n".join(lines))
     assert 0.8 <= float(estimate[1]) <= 2
     assert list((disk / "cache").iterdir()) == []
     subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
@@ -138,7 +126,7 @@ def test_a_copy_that_cannot_fit_is_not_begun(disk, tmp_path):
 
 
 @pytest.mark.parametrize("number", space.FULL)
-def test_a_full_disk_anywhere_is_one_sentence(tmp_path, capsys, number):
+def test_a_full_disk_in_any_library_is_an_error_of_one_line(tmp_path, capsys, number):
     def body():
         raise OSError(number, os.strerror(number), str(tmp_path / "model.onnx"))
 
@@ -148,7 +136,7 @@ def test_a_full_disk_anywhere_is_one_sentence(tmp_path, capsys, number):
     assert str(tmp_path) in line
 
 
-def test_a_quota_is_told_from_a_full_disk(tmp_path):
+def test_a_used_up_quota_and_a_full_disk_have_different_messages(tmp_path):
     texts = {
         space.sentence(OSError(number, os.strerror(number)), tmp_path) for number in space.FULL
     }
@@ -158,7 +146,7 @@ def test_a_quota_is_told_from_a_full_disk(tmp_path):
 
 @pytest.mark.parametrize("free", [0, 12 * 1024], ids=["full", "12 kB left"])
 @pytest.mark.parametrize("is_begun", [False, True], ids=["made", "written"])
-def test_a_full_disk_under_the_record_of_a_search_is_one_sentence(disk, is_begun, free):
+def test_a_full_disk_under_a_searchs_database_is_an_error_of_one_line(disk, is_begun, free):
     """SQLite has an error of its own, and Optuna one around it, which names no file."""
     import optuna
 
@@ -214,20 +202,20 @@ def test_a_full_disk_behind_the_error_of_a_library_is_found(tmp_path):
 
 def test_a_training_without_room_for_its_checkpoints_is_not_begun(disk):
     # 20,000 weights: three checkpoints of 240 kB with Adam's numbers, three files of 80 kB
-    needed = disk_need.trial_bytes(20_000)
-    assert needed == 3 * 240_000 + 3 * 80_000 + 10**6
-    with pytest.raises(StorageError, match=re.escape(space.size_text(needed))) as error:
-        disk_need.require(str(disk / "trial"), needed)
+    need = disk_need.trial_bytes(20_000)
+    assert need == 3 * 240_000 + 3 * 80_000 + 10**6
+    with pytest.raises(StorageError, match=re.escape(space.size_text(need))) as error:
+        disk_need.require(str(disk / "trial"), need)
     assert error.value.retryable
     disk_need.require(str(disk / "trial"), 10**6)
-    # files that are there are replaced, and need no more room
+    # existing files are replaced, and need no more room
     (disk / "trial").mkdir()
     (disk / "trial" / "checkpoint.pt").write_bytes(bytes(900_000))
     disk_need.require(str(disk / "trial"), 10**6)
     disk_need.require("s3://bucket/runs/trial", 2**60)
 
 
-def test_the_estimate_covers_what_a_training_writes(tmp_path):
+def test_the_estimated_need_covers_the_files_of_a_training(tmp_path):
     """Of a network whose weights matter more than the records."""
     weights = torch.nn.Linear(1000, 1000)
     optimizer = torch.optim.Adam(weights.parameters())
@@ -239,17 +227,17 @@ def test_the_estimate_covers_what_a_training_writes(tmp_path):
         folder.save({**content, "configuration": {}}, TrialProgress(epoch=epoch))
     folder.save_best(weights.state_dict(), TrialProgress(epoch=2), {})
     parameters = sum(tensor.numel() for tensor in weights.state_dict().values())
-    written = sum(path.stat().st_size for path in (tmp_path / "trial").iterdir())
+    size = sum(path.stat().st_size for path in (tmp_path / "trial").iterdir())
     # beside these there is the copy for weaver-core, and one file more while it is written
-    assert written < disk_need.trial_bytes(parameters) < 2 * written
+    assert size < disk_need.trial_bytes(parameters) < 2 * size
 
 
-def test_other_errors_of_the_system_stay_what_they_are():
+def test_other_errors_of_the_system_are_not_changed():
     with pytest.raises(OSError, match="Input/output"), space.catch_full_disk():
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
-def test_room_is_that_of_the_nearest_folder(tmp_path):
+def test_free_space_is_measured_at_the_nearest_existing_folder(tmp_path):
     free = space.free_bytes(tmp_path / "a/b/c")
     assert abs(free - shutil.disk_usage(tmp_path).free) < 2**30
     assert not storage.exists(str(tmp_path / "a"))

@@ -23,8 +23,10 @@ from common.layout import RunFolder
 from common.project import ROOT
 from common.storage import space
 from components import step
-from serving import triton
+from serving import server_folder, server_processes, triton
+from tests.clusters.contract import service
 from tests.clusters.test_local import experiment, job, run
+from tests.disks import fill, small_disk
 from weaver.fit import metrics_log
 from weaver.fit.tensorboard import TensorBoard
 
@@ -35,19 +37,11 @@ LARGE = 2**21
 INODES = 40
 
 
-def mounted(folder, options):
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-    if os.getuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("only root may mount a small disk")
-
-
 @pytest.fixture
 def disk(tmp_path):
     """A real disk of 1 MB that is empty."""
-    mounted(tmp_path / "disk", f"size=1m,nr_inodes={INODES}")
-    yield tmp_path / "disk"
-    subprocess.run(["umount", "--lazy", str(tmp_path / "disk")], check=True)
+    with small_disk(tmp_path / "disk", f"size=1m,nr_inodes={INODES}") as folder:
+        yield folder
 
 
 @pytest.fixture
@@ -56,13 +50,6 @@ def temporary(disk, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(disk))
     monkeypatch.setenv("TMPDIR", str(disk))
     return disk
-
-
-def fill(disk, leave=0):
-    """Fill the disk but for some bytes; returns the file that does."""
-    path = disk / "other"
-    path.write_bytes(b"\0" * (space.free_bytes(disk) - leave))
-    return path
 
 
 # ------------------------------------------------------------------------------------- libraries
@@ -142,7 +129,7 @@ WRITERS += [with_matplotlib, with_numpy, with_sqlite, with_python]
 
 
 @pytest.mark.parametrize("writer", WRITERS, ids=lambda writer: writer.__name__)
-def test_whatever_library_writes_the_folder_that_is_full_is_named(disk, tmp_path, writer):
+def test_the_error_names_the_full_folder_for_every_library(disk, tmp_path, writer):
     """Also where the block writes elsewhere as well, and the error does not say which file."""
     fill(disk, leave=8192)
     other = tmp_path / "elsewhere"
@@ -173,7 +160,7 @@ def test_a_disk_without_inodes_is_full(disk):
 # ---------------------------------------------------------------- temporary files, copies, output
 
 
-def test_a_full_temporary_folder_is_named_and_not_what_was_to_be_written(temporary, tmp_path):
+def test_the_error_names_a_full_temporary_folder_and_not_the_target(temporary, tmp_path):
     """The advice is TMPDIR; the room counts that was there before the folder went."""
 
     def write():
@@ -186,7 +173,7 @@ def test_a_full_temporary_folder_is_named_and_not_what_was_to_be_written(tempora
     assert list(temporary.iterdir()) == []
 
 
-def test_standardisation_that_fills_the_temporary_folder(temporary, tmp_path):
+def test_a_standardisation_that_fills_the_temporary_folder_is_an_error(temporary, tmp_path):
     import uproot
 
     from weaver.config.data_config import DataConfig
@@ -225,7 +212,7 @@ def test_output_to_a_full_disk_ends_with_the_exit_code_of_failures(disk):
     fill(disk)
     code = "from common.cli import run_main; raise SystemExit(run_main(lambda: print('x' * 9000)))"
     with (disk / "log").open("wb") as log:
-        ended = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", code],
             cwd=ROOT,
             stdout=log,
@@ -234,12 +221,12 @@ def test_output_to_a_full_disk_ends_with_the_exit_code_of_failures(disk):
             timeout=60,
             check=False,
         )
-    assert ended.returncode == 1
-    (line,) = ended.stderr.splitlines()
+    assert process.returncode == 1
+    (line,) = process.stderr.splitlines()
     assert f" in {disk}" in line
 
 
-def test_a_program_whose_last_words_find_no_room_keeps_its_exit_code(disk):
+def test_a_program_that_cannot_print_its_last_lines_keeps_its_exit_code(disk):
     fill(disk)
     code = (
         "import sys; from common.cli import run_job; from common.errors import FullDiskError\n"
@@ -248,8 +235,8 @@ def test_a_program_whose_last_words_find_no_room_keeps_its_exit_code(disk):
     )
     with (disk / "log").open("wb") as log:
         command = [sys.executable, "-c", code]
-        ended = subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, timeout=60, check=False)
-    assert ended.returncode == FULL_DISK
+        process = subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, timeout=60, check=False)
+    assert process.returncode == FULL_DISK
 
 
 # ------------------------------------------------------------------------------- trials and jobs
@@ -264,7 +251,7 @@ def test_a_program_whose_last_words_find_no_room_keeps_its_exit_code(disk):
         (InputError("no such trial"), 2),
     ],
 )
-def test_a_job_says_by_its_exit_code_whether_it_may_be_repeated(error, code, capsys):
+def test_the_exit_code_of_a_job_says_whether_it_is_retryable(error, code, capsys):
     def body():
         raise error
 
@@ -280,7 +267,7 @@ def run_job(folder, text):
     LocalCluster(folder).run_job(shell(text), deadline=60, report=lambda line: None)
 
 
-def test_the_sentence_of_a_job_is_that_of_its_step(tmp_path):
+def test_a_failed_jobs_error_becomes_that_of_its_step(tmp_path):
     text = "cannot write /data/x: the disk is full: 0 bytes free in /data"
     with pytest.raises(FullDiskError) as error:
         run_job(tmp_path, f"echo 'error: {text}'; echo bye; exit {FULL_DISK}")
@@ -288,7 +275,7 @@ def test_the_sentence_of_a_job_is_that_of_its_step(tmp_path):
 
 
 @pytest.mark.parametrize("end", [f"exit {FULL_DISK}", "kill -BUS $$"], ids=["74", "SIGBUS"])
-def test_a_job_whose_log_found_no_room_is_explained_by_the_disk(disk, end):
+def test_a_job_whose_log_could_not_be_written_is_explained_by_the_full_disk(disk, end):
     """As is one that was killed because a file in memory, such as a queue's, took no more."""
     folder = disk / "run" / "local" / "jobs" / "job"
     text = f"head -c {LARGE} /dev/zero > {disk}/other; {end}"
@@ -298,7 +285,7 @@ def test_a_job_whose_log_found_no_room_is_explained_by_the_disk(disk, end):
 
 
 @pytest.mark.parametrize(("code", "may_pass"), [(PASSING_FAILURE, True), (1, False)])
-def test_a_job_that_may_be_repeated_is_a_step_that_may(tmp_path, code, may_pass):
+def test_a_retryable_job_makes_its_step_retryable(tmp_path, code, may_pass):
     with pytest.raises(Exception, match="job job failed") as error:
         run_job(tmp_path, f"exit {code}")
     assert error.value.retryable is may_pass
@@ -318,7 +305,7 @@ with open(arguments["metrics"], "a") as log:
 """
 
 
-def test_a_search_ends_at_a_full_disk_and_its_trial_is_taken_up_again(tmp_path):
+def test_a_search_ends_at_a_full_disk_and_its_trial_resumes_later(tmp_path):
     """No other trial is tried; the resumed search has the trials of one that was never stopped."""
     program = tmp_path / "trial.py"
     program.write_text(TRIAL)
@@ -342,7 +329,7 @@ def test_a_search_ends_at_a_full_disk_and_its_trial_is_taken_up_again(tmp_path):
     assert first == again
 
 
-def test_the_status_of_a_step_that_finds_the_disk_full_when_it_begins(disk):
+def test_a_step_that_begins_on_a_full_disk_still_writes_its_status(disk):
     """Of a run that other steps came before: they leave the room that was kept for it."""
     run = types.SimpleNamespace(uri=str(disk / "run"), folder=RunFolder(str(disk / "run")))
     step.with_status("prepare", run, lambda: None)
@@ -396,9 +383,61 @@ def test_the_metrics_file_of_a_trial_is_whole_again_after_a_full_disk(disk):
 
 def test_a_server_whose_temporary_folder_is_full_is_not_started(temporary, tmp_path):
     fill(temporary, leave=16384)
-    with pytest.raises(FullDiskError, match=re.escape(f"in {temporary}")):
+    with pytest.raises(FullDiskError, match=re.escape(f" in {temporary};")) as error:
         triton.start_models({"m": str(tmp_path)}, log=tmp_path / "log", kind="triton")
+    assert "TMPDIR" in str(error.value)
     assert [path.name for path in temporary.iterdir()] == ["other"]
+
+
+def test_a_server_that_cannot_be_recorded_is_stopped(monkeypatch, tmp_path):
+    pids = []
+
+    def start(attempt, http_port):
+        sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+        process = server_processes.launch(sleep, os.environ, folder=attempt.folder, log=attempt.log)
+        pids.append(process.pid)
+        return process.pid, 8000
+
+    def record(folder, running):
+        raise FullDiskError("full")
+
+    monkeypatch.setattr(triton._Start, "start_on_port", start)
+    monkeypatch.setattr(server_folder.ServerFolder, "record", record)
+    with pytest.raises(FullDiskError):
+        triton.start_models({"m": str(tmp_path)}, log=tmp_path / "log", kind="kserve-server")
+    assert not server_processes.lives(pids[0])
+
+
+class ServersThatFillTheDisk:
+    """Servers whose logs take the last room of the disk."""
+
+    def __init__(self, disk):
+        self.disk = disk
+        self.running = set()
+
+    def start(self, repository, *, log, **options):
+        log.parent.mkdir(parents=True)
+        self.other = fill(self.disk)
+        self.running.add(4242)
+        return types.SimpleNamespace(pid=4242, url="http://127.0.0.1:1", kind="triton")
+
+    def stop(self, pid):
+        self.running.remove(pid)
+
+
+def test_a_service_that_cannot_be_recorded_is_stopped(disk):
+    """No later command would find it."""
+    servers = ServersThatFillTheDisk(disk)
+    cluster = LocalCluster(disk / "runs", servers=servers)
+    with pytest.raises(FullDiskError, match=re.escape(f"in {disk}/runs/")):
+        cluster.deploy(
+            service(),
+            check=lambda service: None,
+            backup="",
+            deadline=5,
+            report=lambda line: None,
+        )
+    assert not servers.running
 
 
 TRITON = (
@@ -409,7 +448,7 @@ TRITON = (
 """What Triton 2.65 said with a /dev/shm of 300 kB."""
 
 
-def test_what_a_server_says_of_full_shared_memory(tmp_path):
+def test_full_shared_memory_is_recognised_in_a_servers_log(tmp_path):
     error = space.error_of_program(TRITON, tmp_path)
     assert "in /dev/shm, 1.0 MB needed" in str(error)
     assert "--shm-size" in str(error)
@@ -418,7 +457,7 @@ def test_what_a_server_says_of_full_shared_memory(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(bool(triton.triton_unusable(Path("/tmp"))), reason="no Triton here")
-def test_a_server_without_shared_memory_is_one_sentence(tmp_path):
+def test_a_server_without_shared_memory_is_an_error_of_one_line(tmp_path):
     """In a mount namespace of its own, whose /dev/shm has 300 kB."""
     import onnx
 
@@ -438,7 +477,7 @@ def test_a_server_without_shared_memory_is_one_sentence(tmp_path):
     )
     mount = "mount -t tmpfs -o size=300k tmpfs /dev/shm"
     command = f"{mount} && exec {sys.executable} -m serving.serve {tmp_path / 'models'}"
-    ended = subprocess.run(
+    process = subprocess.run(
         ["unshare", "--mount", "sh", "-c", command],
         cwd=ROOT,
         capture_output=True,
@@ -446,13 +485,13 @@ def test_a_server_without_shared_memory_is_one_sentence(tmp_path):
         timeout=170,
         check=False,
     )
-    if "unshare" in ended.stderr:
+    if "unshare" in process.stderr:
         pytest.skip("only root may have a mount namespace of its own")
-    assert ended.returncode == 1, ended.stderr
-    assert "in /dev/shm" in ended.stderr.splitlines()[-1]
+    assert process.returncode == 1, process.stderr
+    assert "in /dev/shm" in process.stderr.splitlines()[-1]
 
 
-def test_a_process_killed_by_its_memory_is_told_from_a_full_disk(tmp_path):
+def test_a_process_killed_for_its_memory_does_not_count_as_a_full_disk(tmp_path):
     from clusters.processes import Replicas
 
     replicas = Replicas(shell("true"), folder=tmp_path, root=ROOT, threads=1)

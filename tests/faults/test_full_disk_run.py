@@ -22,6 +22,8 @@ import torch
 from common.project import ROOT
 from common.storage import space
 from components.step import LOCAL_DIR, RESERVE, RESERVED_BYTES
+from serving import server_folder, triton
+from tests.disks import fill, small_disk
 from tests.weaver.conftest import synthetic_jets, write_jets
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
@@ -73,7 +75,7 @@ def jets(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(jets, tmp_path_factory):
+def undisturbed_run(jets, tmp_path_factory):
     output = tmp_path_factory.mktemp("undisturbed")
     code, text = end_of(pipeline(output, *FLAGS, *jets))
     assert code == 0, text
@@ -111,12 +113,14 @@ def results(run: Path) -> dict:
     }
 
 
-def differences(one: dict, other: dict) -> list[str]:
+def differences(expected: dict, other: dict) -> list[str]:
     """The parts of two results, and of their metrics, that are not equal."""
-    parts = [name for name in one if one[name] != other[name]]
-    for name in one["metrics"]:
-        if one["metrics"][name] != other["metrics"].get(name):
-            parts.append(f"metrics.{name}: {one['metrics'][name]} {other['metrics'].get(name)}")
+    parts = [name for name in expected if expected[name] != other[name]]
+    for name in expected["metrics"]:
+        if expected["metrics"][name] != other["metrics"].get(name):
+            parts.append(
+                f"metrics.{name}: {expected['metrics'][name]} {other['metrics'].get(name)}"
+            )
     return parts
 
 
@@ -126,13 +130,8 @@ def digest(path: Path) -> str:
 
 @pytest.fixture
 def disk(tmp_path):
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(folder)]
-    if os.getuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("only root may mount a small disk")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    with small_disk(tmp_path / "disk", f"size={DISK_MB}m") as folder:
+        yield folder
 
 
 MOMENTS = {
@@ -155,7 +154,7 @@ def fill_when(moment, disk: Path, process) -> Path:
 
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("point", MOMENTS)
-def test_a_run_goes_on_after_its_disk_was_full(point, disk, jets, undisturbed):
+def test_a_run_resumes_after_its_disk_was_full(point, disk, jets, undisturbed_run):
     runs = disk / "runs"
     process = pipeline(runs, *FLAGS, *jets)
     balloon = fill_when(MOMENTS[point], disk, process)
@@ -175,7 +174,7 @@ def test_a_run_goes_on_after_its_disk_was_full(point, disk, jets, undisturbed):
     balloon.unlink()
     code, text = end_of(pipeline(runs, "--resume", run.name, *FLAGS, *jets))
     assert code == 0, text
-    assert differences(results(run), results(undisturbed)) == []
+    assert differences(results(run), results(undisturbed_run)) == []
     assert not (run / ".reserve").exists()
 
 
@@ -183,14 +182,26 @@ RESULTS = {
     "search": ["search.json", "search.html", "trials.csv", "trials", "local/search"],
     "export": ["model", "golden", "model_card.json", "model_card.md", "local/jobs"],
     "evaluate": ["metrics.json", "report.html", "figures", "local/jobs"],
+    "deploy": ["service.json", "local/services"],
 }
 """Step -> what it makes."""
+
+
+def servers_of(run: Path) -> list[server_folder.Running]:
+    """The model servers of a run that run now."""
+    servers = []
+    for server in server_folder.running():
+        if any(Path(folder).is_relative_to(run) for folder in server.models.values()):
+            servers.append(server)
+    return servers
 
 
 def step(name: str, run: Path) -> tuple[int, str]:
     """Run one step of a run alone."""
     command = [sys.executable, "-m", f"components.{name}", "--run", str(run)]
-    if name != "search":
+    if name == "deploy":
+        command += ["--passed", "true"]
+    elif name != "search":
         command += ["--trial", next(run.glob("trials/*")).name]
     process = subprocess.Popen(
         command,
@@ -204,18 +215,19 @@ def step(name: str, run: Path) -> tuple[int, str]:
 
 
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize("left", [0, LEFT_BYTES], ids=["full", "12 kB left"])
+@pytest.mark.parametrize("remaining_bytes", [0, LEFT_BYTES], ids=["full", "12 kB left"])
 @pytest.mark.parametrize("name", RESULTS)
-def test_a_step_on_a_full_disk(name, left, disk, undisturbed):
+def test_a_step_on_a_full_disk_fails_and_may_be_repeated(
+    name, remaining_bytes, disk, undisturbed_run
+):
     """Its run was moved to that disk, with the room that earlier steps kept for its status."""
-    shutil.copytree(undisturbed.parent, disk / "runs", symlinks=True)
-    run = disk / "runs" / undisturbed.name
+    shutil.copytree(undisturbed_run.parent, disk / "runs", symlinks=True)
+    run = disk / "runs" / undisturbed_run.name
     for place in RESULTS[name]:
         path = run / place
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     (run / RESERVE).write_bytes(bytes(RESERVED_BYTES))
-    balloon = disk / "other"
-    balloon.write_bytes(b"\0" * (space.free_bytes(disk) - left))
+    balloon = fill(disk, remaining_bytes)
 
     code, text = step(name, run)
     assert code == 1, text
@@ -226,8 +238,15 @@ def test_a_step_on_a_full_disk(name, left, disk, undisturbed):
     assert f" in {disk}" in entry["reason"]
     assert len(entry["reason"].splitlines()) == 1
     assert text.splitlines()[-1] == f"error: {entry['reason']}"
+    assert servers_of(run) == []
 
     balloon.unlink()
     code, text = step(name, run)
+    servers = servers_of(run)
+    for server in servers:
+        triton.stop(server.pid)
     assert code == 0, text
-    assert differences(results(run), results(undisturbed)) == []
+    assert len(servers) == (name == "deploy")
+    assert differences(results(run), results(undisturbed_run)) == []
+    if name == "deploy":  # it compared the answers
+        assert json.loads((run / "service.json").read_text())["url"] == servers[0].url

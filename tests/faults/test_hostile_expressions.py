@@ -185,16 +185,18 @@ def memory():
 
 
 @pytest.mark.parametrize("text", REFUSED, ids=lambda text: text[:50])
-def test_it_is_refused_at_once(text):
+def test_hostile_expressions_are_refused_at_once(text):
     start = time.process_time()
     with pytest.raises(InputError, match="the place") as refusal:
         Expression(text, "the place").evaluate(COLUMNS)
     assert time.process_time() - start < 5
-    assert "allocate" not in str(refusal.value)  # refused by us, before the memory was asked for
+    assert "allocate" not in str(
+        refusal.value
+    )  # refused by our check, before the memory was allocated
 
 
 @pytest.mark.parametrize("text", USUAL)
-def test_what_people_write_is_evaluated(text):
+def test_usual_expressions_are_evaluated(text):
     before = {name: ak.to_list(column) for name, column in COLUMNS.items()}
     Expression(text).evaluate(COLUMNS)
     assert {name: ak.to_list(column) for name, column in COLUMNS.items()} == before
@@ -243,7 +245,7 @@ def test_no_product_is_larger_than_its_bound(jets, operands, counts, plain):
         "u": np.ones((jets, 1)) if plain else ak.Array(np.ones((jets, 1))),
         "y": ak.unflatten(np.ones(sum(counts[:jets])), counts[:jets]),
     }
-    inner = [int(one) for one in counts[: sum(counts[:jets])]]
+    inner = [int(count) for count in counts[: sum(counts[:jets])]]
     inner += [2] * (sum(counts[:jets]) - len(inner))
     columns["z"] = ak.unflatten(ak.unflatten(np.ones(sum(inner)), inner), counts[:jets])
     values = [Expression(text).evaluate(columns) for text in operands]

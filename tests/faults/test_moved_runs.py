@@ -41,22 +41,24 @@ def test_a_moved_folder_of_runs_leads_to_its_data(tmp_path, form, old_place):
     old, new = tmp_path / "old", tmp_path / "new"
     write_jets(tmp_path / "a.root", synthetic_jets(50, 1))
     config = DataConfig.load("data/jec_pfn_open.yaml")
-    made = prepare(
+    dataset = prepare(
         f"{tmp_path}/a.root", config, str(old), for_training=True, report=lambda line: None
     )
     reference = old / "r-1" / "data" / "train.json"
-    content = reference_to(made.uri, str(reference))
+    content = reference_to(dataset.uri, str(reference))
     if form != "relative":
-        content = {"dataset": made.uri}
+        content = {"dataset": dataset.uri}
     storage.write_json(str(reference), content)
-    assert len(Dataset.open(str(reference), config)) == made.num_jets
+    assert len(Dataset.open(str(reference), config)) == dataset.num_jets
 
     (shutil.move if old_place == "gone" else shutil.copytree)(old, new)
-    moved = new / "r-1" / "data" / "train.json"
-    assert len(Dataset.open(str(moved), config)) == made.num_jets
-    place = resolve_reference(str(moved), storage.read_json(str(moved))["dataset"])
+    reference_of_moved_run = new / "r-1" / "data" / "train.json"
+    assert len(Dataset.open(str(reference_of_moved_run), config)) == dataset.num_jets
+    place = resolve_reference(
+        str(reference_of_moved_run), storage.read_json(str(reference_of_moved_run))["dataset"]
+    )
     own = form == "relative" or old_place == "gone"
-    assert place == str((new if own else old) / "cache" / made.key)
+    assert place == str((new if own else old) / "cache" / dataset.key)
 
 
 @pytest.mark.parametrize(
@@ -70,13 +72,18 @@ def test_a_moved_folder_of_runs_leads_to_its_data(tmp_path, form, old_place):
         ("/old/r-1/data/train.root", "/new/r-1/data/train.root", False),
     ],
 )
-def test_a_checkpoint_goes_on_with_the_data_of_its_moved_run(before, now, is_same):
+def test_a_checkpoint_resumes_with_the_data_of_its_moved_run(before, now, is_same):
     settings = {"start_lr": 0.1, "data_val": "/x/val.json"}
-    stored, current = {**settings, "data_train": before}, {**settings, "data_train": now}
+    checkpoint_options, current = (
+        {**settings, "data_train": before},
+        {**settings, "data_train": now},
+    )
     if is_same:
-        check_same("checkpoint.pt", stored, current)
+        check_same("checkpoint.pt", checkpoint_options, current)
     else:
         with pytest.raises(InputError, match="data_train"):
-            check_same("checkpoint.pt", stored, current)
+            check_same("checkpoint.pt", checkpoint_options, current)
     with pytest.raises(InputError, match=r"start_lr 0.1, now 0.2"):
-        check_same("checkpoint.pt", stored, {**current, "data_train": before, "start_lr": 0.2})
+        check_same(
+            "checkpoint.pt", checkpoint_options, {**current, "data_train": before, "start_lr": 0.2}
+        )

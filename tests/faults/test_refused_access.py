@@ -22,7 +22,7 @@ pytestmark = pytest.mark.faults
     ("number", "kind", "is_retryable"),
     [(errno.EACCES, AccessError, True), (errno.ENOENT, InputError, False)],
 )
-def test_status_json_says_whether_repeating_may_help(
+def test_the_status_says_whether_a_refused_access_is_retryable(
     tmp_path, monkeypatch, number, kind, is_retryable
 ):
     run = Run(config=RunConfig(s3_bucket=str(tmp_path / "runs"), run_id="pfn-00000000"))

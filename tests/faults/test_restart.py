@@ -30,7 +30,7 @@ if count < int(arguments["deaths"]):
 """
 
 
-def deadly(tmp_path, *, deaths, how, policy="OnFailure", limit=3, workers=0):
+def program_that_dies(tmp_path, *, deaths, how, policy="OnFailure", limit=3, workers=0):
     program = tmp_path / "dies.py"
     program.write_text(DIES)
     manifest = job(
@@ -60,12 +60,12 @@ def deadly(tmp_path, *, deaths, how, policy="OnFailure", limit=3, workers=0):
         ("11", 1, {}, 0, False),
     ],
 )
-def test_who_is_killed_starts_again_within_the_limit(
+def test_a_killed_trial_or_job_restarts_up_to_the_limit(
     tmp_path, how, deaths, more, restarts, ends_well
 ):
     lines = []
     replicas = Replicas(
-        deadly(tmp_path, deaths=deaths, how=how, **more),
+        program_that_dies(tmp_path, deaths=deaths, how=how, **more),
         folder=tmp_path / "logs",
         root=tmp_path,
         threads=1,
@@ -102,6 +102,6 @@ def test_a_killed_trial_of_a_search_succeeds_with_each_epoch_once(tmp_path):
 
 
 def test_a_killed_job_is_reported_after_its_last_restart(tmp_path):
-    manifest = deadly(tmp_path, deaths=9, how="9", limit=1)
+    manifest = program_that_dies(tmp_path, deaths=9, how="9", limit=1)
     with pytest.raises(ClusterError, match=r"SIGKILL, after 1 restarts"):
         LocalCluster(tmp_path / "runs").run_job(manifest, deadline=30, report=lambda line: None)

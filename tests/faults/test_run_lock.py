@@ -1,4 +1,4 @@
-"""One process runs a run: a second is told who holds it; a lock that is left is taken over."""
+"""One process runs a run: a second one is refused with the owner; an abandoned lock is replaced."""
 
 import dataclasses
 import json
@@ -44,7 +44,7 @@ def lines():
 
 
 @pytest.fixture
-def dead():
+def dead_pid():
     """The pid of a process that has ended."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
@@ -57,7 +57,7 @@ def write_owner(folder, **values):
     (folder / run_lock.OWNER).write_text(json.dumps(record))
 
 
-def test_the_second_is_told_who_holds_the_run(hold, tmp_path, lines):
+def test_a_second_process_gets_an_error_that_names_the_owner(hold, tmp_path, lines):
     hold().take(lines.append)
     before = (tmp_path / "local" / run_lock.OWNER).read_bytes()
     with pytest.raises(InputError) as refusal:
@@ -69,7 +69,7 @@ def test_the_second_is_told_who_holds_the_run(hold, tmp_path, lines):
     assert lines == []
 
 
-def test_a_lock_that_was_given_back_is_free(hold, tmp_path, lines):
+def test_a_released_lock_is_free(hold, tmp_path, lines):
     first = hold()
     first.take(lines.append)
     assert run_lock.owner(tmp_path / "local") == os.getpid()
@@ -111,7 +111,7 @@ def test_another_machine_that_renews_its_lock_is_alive(hold, tmp_path, lines):
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": "x", "no": 1}', "null"])
-def test_a_damaged_record_is_nobody(hold, tmp_path, lines, content):
+def test_a_damaged_record_names_no_owner(hold, tmp_path, lines, content):
     (tmp_path / "local").mkdir()
     (tmp_path / "local" / run_lock.OWNER).write_text(content)
     assert run_lock.owner(tmp_path / "local") is None
@@ -123,7 +123,7 @@ def test_a_damaged_record_is_nobody(hold, tmp_path, lines, content):
     [{"started": "1"}, {"pid": 1}, {"started": ""}, {"pid": -1}, {"pid": 2**40}, {}],
     ids=["another start", "init", "no start", "negative", "huge", "without the lock"],
 )
-def test_a_record_that_was_made_up_names_no_owner(tmp_path, values):
+def test_a_forged_record_names_no_owner(tmp_path, values):
     write_owner(tmp_path / "local", **values)
     assert run_lock.owner(tmp_path / "local") is None
 
@@ -135,7 +135,9 @@ def test_the_copy_of_a_running_run_has_no_owner(hold, tmp_path, lines):
     assert run_lock.owner(tmp_path / "local") == os.getpid()
 
 
-def test_on_s3_the_second_machine_is_told_who_holds_the_run(s3_bucket, hold, tmp_path, lines):
+def test_on_s3_a_second_machine_gets_an_error_that_names_the_owner(
+    s3_bucket, hold, tmp_path, lines
+):
     uri = f"{s3_bucket}/{RUN_ID}"
     first = hold(uri)
     first.take(lines.append)
@@ -152,11 +154,11 @@ def test_on_s3_the_second_machine_is_told_who_holds_the_run(s3_bucket, hold, tmp
 
 
 @pytest.mark.parametrize("kind", ["ended here", "silent elsewhere"])
-def test_on_s3_a_lock_that_was_left_is_taken_over(s3_bucket, hold, lines, dead, kind):
+def test_on_s3_an_abandoned_lock_is_taken_over(s3_bucket, hold, lines, dead_pid, kind):
     uri = f"{s3_bucket}/{RUN_ID}-{kind[:5]}"
     holder = Holder.this_process()
     if kind == "ended here":
-        holder = dataclasses.replace(holder, pid=dead)
+        holder = dataclasses.replace(holder, pid=dead_pid)
     else:
         holder = dataclasses.replace(holder, host="elsewhere", renewed=time.time() - 3600)
     storage.write_json(f"{uri}/lock.json", dataclasses.asdict(holder))
@@ -165,7 +167,7 @@ def test_on_s3_a_lock_that_was_left_is_taken_over(s3_bucket, hold, lines, dead, 
     assert storage.read_json(f"{uri}/lock.json")["pid"] == os.getpid()
 
 
-def test_without_conditional_writes_the_lock_is_read_back(
+def test_without_conditional_writes_the_lock_is_read_again(
     s3_bucket, hold, tmp_path, lines, monkeypatch
 ):
     monkeypatch.setattr(run_lock.storage, "create", lambda uri, content: None)
@@ -178,7 +180,7 @@ def test_without_conditional_writes_the_lock_is_read_back(
         RunLock(RUN_ID, tmp_path / "elsewhere", uri).take(lines.append)
 
 
-def test_of_two_at_the_same_moment_one_gets_the_lock(s3_bucket, tmp_path, lines, monkeypatch):
+def test_of_two_simultaneous_processes_one_gets_the_lock(s3_bucket, tmp_path, lines, monkeypatch):
     """Neither sees a lock at first; the condition of the write decides."""
     uri = f"{s3_bucket}/{RUN_ID}-race"
     winner = Holder.this_process()
@@ -206,7 +208,7 @@ def own_handlers():
 
 
 @pytest.mark.usefixtures("own_handlers")
-def test_two_that_resume_a_run_at_once(tmp_path, monkeypatch, capsys):
+def test_a_second_resume_of_an_active_run_is_refused(tmp_path, monkeypatch, capsys):
     """The second ends with 2 and writes nothing into the run of the first."""
     monkeypatch.delenv("KFP_ENDPOINT", raising=False)
     run = tmp_path / "runs" / RUN_ID

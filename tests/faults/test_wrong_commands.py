@@ -273,7 +273,7 @@ def label(case):
 @pytest.mark.parametrize(
     ("words", "code", "facts"), CASES, ids=[ascii(label(case[0])) for case in CASES]
 )
-def test_a_wrong_command_line_is_one_sentence(words, code, facts, place, capsys):
+def test_a_wrong_command_line_is_an_error_of_one_line(words, code, facts, place, capsys):
     before = sorted(place.rglob("*"))
     exit_code, out, err = answer(capsys, words)
     assert exit_code == code, out + err
@@ -296,7 +296,7 @@ def test_a_wrong_endpoint_of_the_environment_is_named(place, capsys, monkeypatch
     assert "kubeflow:8888" in err
 
 
-def test_what_nobody_expected_is_one_line_and_a_file(capsys, monkeypatch, tmp_path):
+def test_an_unexpected_error_is_one_line_and_a_traceback_file(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(cli.tempfile, "tempdir", str(tmp_path))
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
 
@@ -317,7 +317,7 @@ def test_what_nobody_expected_is_one_line_and_a_file(capsys, monkeypatch, tmp_pa
     assert file.stat().st_mode & 0o077 == 0
 
 
-def test_tracebacks_go_after_a_month(capsys, monkeypatch, tmp_path):
+def test_traceback_files_are_removed_after_a_month(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(cli.tempfile, "tempdir", str(tmp_path))
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     stay = [tmp_path / "jec-traceback-young.txt", tmp_path / "other.txt"]
@@ -364,7 +364,7 @@ def test_known_errors_keep_their_exit_codes(capsys):
     assert capsys.readouterr().err == "error: job a failed\n"
 
 
-def test_urls_that_are_right_stay_allowed():
+def test_valid_urls_are_accepted():
     for url in (
         "http://127.0.0.1:9000",
         "https://[::1]:443/x",
@@ -375,7 +375,7 @@ def test_urls_that_are_right_stay_allowed():
         cli.require_url("--url", url)
 
 
-def test_outputs_that_are_right_stay_allowed(place):
+def test_valid_outputs_are_accepted(place):
     for text in ("new/folder/runs", "folder", ".", "/dev/null"):
         check = cli.output_file if text == "/dev/null" else cli.output_folder
         assert str(check(text)) == text
@@ -383,7 +383,7 @@ def test_outputs_that_are_right_stay_allowed(place):
     assert not (place / "new").exists()
 
 
-def test_json_that_is_nested_too_deeply_is_no_json(place, capsys):
+def test_json_that_is_nested_too_deeply_is_refused(place, capsys):
     Path("r.json").write_text("[" * 100_000)
     code, _, err = answer(capsys, f"{CLIENT} --url http://127.0.0.1:9")
     assert code == 2
@@ -400,7 +400,7 @@ def test_a_python_without_our_packages_says_how_to_use_the_projects_own(capsys):
     assert ". .venv/bin/activate" in text
 
 
-def test_a_module_of_ours_that_is_missing_is_a_fault_of_the_program(capsys, tmp_path, monkeypatch):
+def test_a_missing_module_of_the_project_is_an_internal_error(capsys, tmp_path, monkeypatch):
     def body():
         raise ModuleNotFoundError("No module named 'common.gone'", name="common.gone")
 

@@ -28,6 +28,6 @@ def arguments(name: str, keyword: str) -> list[str]:
     return [argument for word, argument in instructions(name) if word == keyword]
 
 
-def copied(name: str) -> set[str]:
+def copy_sources(name: str) -> set[str]:
     """What the image takes from the project: the sources of its COPY instructions."""
     return {source for argument in arguments(name, "COPY") for source in argument.split()[:-1]}

@@ -1,4 +1,4 @@
-"""Building and pushing, with engines that only write down what they are told and answer as the real
+"""Building and pushing, with engines that only record their command lines and answer as the real
 ones do.
 """
 
@@ -28,7 +28,7 @@ esac
 
 @pytest.fixture
 def engines(tmp_path, monkeypatch):
-    """Which engines are installed, by calling it; what they were asked, by `.asked()`; digests.json
+    """Which engines are installed, by calling it; their command lines, by `.calls()`; digests.json
     goes to a folder of its own.
     """
     log, folder = tmp_path / "log", tmp_path / "bin"
@@ -56,7 +56,7 @@ def engines(tmp_path, monkeypatch):
     (tmp_path / "images").mkdir()
     for torch in ("cuda", "cpu"):
         (tmp_path / "images" / f"torch-{torch}.lock").write_text("")
-    install.asked = lambda: log.read_text().splitlines()
+    install.calls = lambda: log.read_text().splitlines()
     return install
 
 
@@ -67,7 +67,7 @@ def test_images_are_pushed_and_used_by_digest(engines, engine, capsys):
     for name, sha in SHA.items():
         assert digests.image(name) == f"registry.example/jets/jec-{name}@sha256:{sha}"
     assert digests.commit().startswith("0123456789abcdef")
-    builds = [line for line in engines.asked() if line.startswith(f"{engine} build ")]
+    builds = [line for line in engines.calls() if line.startswith(f"{engine} build ")]
     assert ["images/steps.Dockerfile" in builds[0], "images/weaver.Dockerfile" in builds[1]] == [
         True,
         True,
@@ -76,7 +76,7 @@ def test_images_are_pushed_and_used_by_digest(engines, engine, capsys):
     assert "pipeline.py uses these" in capsys.readouterr().out
 
 
-def test_a_run_takes_the_images_that_were_pushed_unless_told_otherwise(engines):
+def test_a_run_uses_the_pushed_images_unless_flags_name_others(engines):
     engines("podman")
     assert build.main(["--registry", "registry.example/jets"]) == 0
     args = pipeline.build_parser().parse_args([])
@@ -88,11 +88,11 @@ def test_a_run_takes_the_images_that_were_pushed_unless_told_otherwise(engines):
     assert pipeline.build_parser().parse_args(["--weaver-image", "mine:1"]).weaver_image == "mine:1"
 
 
-def test_without_a_push_tags_are_used_that_somebody_has_to_provide(engines):
+def test_without_a_push_the_images_keep_their_local_tags(engines):
     engines("podman")
     assert digests.image("weaver") == "jec-weaver:latest"
     assert build.main(["--no-push"]) == 0
-    assert not [line for line in engines.asked() if "push" in line]
+    assert not [line for line in engines.calls() if "push" in line]
     assert digests.image("weaver") == "jec-weaver:latest"
     assert digests.commit() == ""
 
@@ -109,7 +109,7 @@ def test_options_reach_the_engine(engines):
         "--build-option=--isolation=chroot",
     ]
     assert build.main(["--registry", "r/p/", "--only", "weaver", *options]) == 0
-    (line,) = [line for line in engines.asked() if " build " in line]
+    (line,) = [line for line in engines.calls() if " build " in line]
     parts = (
         "--tag r/p/jec-weaver:0123456789ab-cpu",
         "BASE=debian:12",
@@ -132,10 +132,10 @@ def test_one_image_pushed_again_keeps_the_other_only_if_it_is_of_the_same_commit
     assert "@sha256:" in digests.image("weaver")
 
 
-def test_the_first_engine_installed_is_taken(engines):
+def test_the_first_installed_engine_is_used(engines):
     engines("buildah", "podman")
     assert build.main(["--no-push"]) == 0
-    assert {line.split()[0] for line in engines.asked()} == {"podman"}
+    assert {line.split()[0] for line in engines.calls()} == {"podman"}
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_the_first_engine_installed_is_taken(engines):
         ),
     ],
 )
-def test_what_cannot_be_done_is_said(engines, capsys, installed, arguments, code, message):
+def test_an_impossible_build_is_an_error(engines, capsys, installed, arguments, code, message):
     engines(*installed)
     assert build.main(arguments) == code
     assert message in capsys.readouterr().err

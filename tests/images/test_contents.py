@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 
 from components import steps
 from images import locks
-from tests.images.dockerfile import IMAGES, NAMES, copied
+from tests.images.dockerfile import IMAGES, NAMES, copy_sources
 
 ROOT = IMAGES.parent
 ROOMS = {path.parent.name for path in ROOT.glob("*/__init__.py")}
@@ -72,22 +72,22 @@ The error of weaver/read/hdf5.py names the package.
 """
 
 
-def test_there_are_commands():
+def test_every_image_has_commands():
     assert all(_source(command) for image in NAMES for command in COMMANDS[image])
 
 
 @pytest.mark.parametrize("image", NAMES)
 def test_the_project_s_rooms_are_copied(image):
-    project, _ = reached(image)
+    project, _ = imports_of_image(image)
     rooms = {module.split(".")[0] for module in project}
-    there = {source.rpartition("/")[2] for source in copied(image)} & ROOMS
+    there = {source.rpartition("/")[2] for source in copy_sources(image)} & ROOMS
     assert rooms <= there, "imported by a program of the image and not in it"
     assert there - rooms <= BY_FILE, "in the image and never imported there"
 
 
 @pytest.mark.parametrize("image", NAMES)
 def test_every_package_that_is_imported_is_locked(image):
-    _, packages = reached(image)
+    _, packages = imports_of_image(image)
     locked_names = set(locks.read_lock(IMAGES / f"{image}.lock"))
     if image == "weaver":
         locked_names.add("torch")
@@ -106,7 +106,7 @@ def test_the_steps_have_no_torch():
     assert not set(locks.read_lock(IMAGES / "steps.lock")) & {"torch", "onnxruntime", "tensorboard"}
 
 
-def reached(image: str) -> tuple[set[str], dict[str, str]]:
+def imports_of_image(image: str) -> tuple[set[str], dict[str, str]]:
     """The project's modules that the commands of an image import, at once or later; other packages,
     each with who imports it.
     """
@@ -151,7 +151,7 @@ def _imports(node: ast.AST, *, later: bool) -> Iterator[tuple[str, bool]]:
 
 
 def _source(module: str) -> str:
-    """The text of a project's module; empty for a name that is none (a function of one)."""
+    """The text of a project's module; empty for another name, such as a function of a module."""
     path = ROOT / re.sub(r"\.", "/", module)
     file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     return file.read_text() or "#" if file.exists() else ""

@@ -9,7 +9,7 @@ import re
 
 import pytest
 
-from tests.images.dockerfile import IMAGES, NAMES, arguments, copied, instructions
+from tests.images.dockerfile import IMAGES, NAMES, arguments, copy_sources, instructions
 
 pytestmark = pytest.mark.parametrize("name", NAMES)
 ROOT = IMAGES.parent
@@ -22,14 +22,14 @@ def test_the_base_is_an_argument_with_a_version_as_default(name):
     assert [argument for word, argument in words if word == "FROM"] == ["${BASE}"]
 
 
-def test_runs_as_a_user_known_by_number_and_nothing_follows_as_root(name):
+def test_the_image_runs_as_a_numeric_user_and_no_later_instruction_as_root(name):
     words = instructions(name)
     last_user = max(index for index, (word, _) in enumerate(words) if word == "USER")
     assert words[last_user][1] == "1000:1000"
     assert not {word for word, _ in words[last_user:]} & {"RUN", "COPY"}
 
 
-def test_nothing_is_fetched_but_by_apt_and_by_pip_with_hashes(name):
+def test_only_apt_and_pip_with_hashes_download_anything(name):
     assert not arguments(name, "ADD")
     for run in arguments(name, "RUN"):
         assert not re.search(r"\b(curl|wget|git clone)\b", run)
@@ -58,7 +58,7 @@ def test_no_secret_is_an_argument_or_a_variable(name):
         ]
 
 
-def test_what_changes_often_comes_last(name):
+def test_layers_that_change_often_come_last(name):
     """Otherwise the cache would never hold: locks before the project, the commit after everything
     that costs time.
     """
@@ -74,24 +74,24 @@ def test_what_changes_often_comes_last(name):
     assert places["COMMIT"] > max(runs)
 
 
-def test_says_what_it_holds(name):
+def test_the_labels_describe_the_image(name):
     (labels,) = arguments(name, "LABEL")
     for key in ("title", "revision", "created"):
         assert f"org.opencontainers.image.{key}=" in labels
     assert "JEC_GIT_COMMIT=${COMMIT}" in arguments(name, "ENV"), "prepare writes it into run.json"
 
 
-def test_the_context_is_what_is_copied_and_nothing_else(name):
+def test_the_build_context_holds_only_what_is_copied(name):
     lines = [
         line
         for line in (ROOT / ".dockerignore").read_text().splitlines()
         if line and not line.startswith("#")
     ]
-    allowed = [line[1:] for line in lines if line.startswith("!")]
+    exceptions = [line[1:] for line in lines if line.startswith("!")]
     assert lines[0] == "*", "everything is left out that is not named"
-    for source in copied(name):
+    for source in copy_sources(name):
         pattern = source.replace("${TORCH}", "cuda")
         assert (ROOT / pattern).exists()
-        assert any(fnmatch.fnmatch(pattern, entry) for entry in allowed), (
+        assert any(fnmatch.fnmatch(pattern, entry) for entry in exceptions), (
             f"{source} is not in .dockerignore"
         )

@@ -20,7 +20,7 @@ def common():
 
 
 @pytest.mark.parametrize("image", NAMES)
-def test_is_what_the_common_lock_gives(image):
+def test_each_lock_follows_from_the_common_lock(image):
     assert locks.main(["--check"]) == 0
     assert (IMAGES / f"{image}.lock").read_text() == locks.derive(image)
 
@@ -40,12 +40,12 @@ def test_torch_is_the_version_of_the_project():
     extras = tomllib.loads((IMAGES.parent / "pyproject.toml").read_text())["project"][
         "optional-dependencies"
     ]
-    (torch_requirement,) = [one for one in extras["train"] if one.startswith("torch==")]
+    (torch_requirement,) = [name for name in extras["train"] if name.startswith("torch==")]
     for file in TORCH:
         assert locks.read_lock(IMAGES / file)["torch"].split()[0].split("+")[0] == torch_requirement
 
 
-def test_all_that_a_package_needs_comes_along(common):
+def test_a_lock_includes_all_dependencies_of_a_package(common):
     names = locks.closure(["moto"])
     assert {"moto", "boto3", "botocore", "responses"} <= names
     assert names <= set(common)
@@ -60,7 +60,7 @@ def test_a_package_that_is_not_locked_is_named(monkeypatch, tmp_path):
         locks.derive("steps")
 
 
-def test_a_stale_lock_is_told(monkeypatch, tmp_path, capsys):
+def test_a_stale_lock_is_an_error(monkeypatch, tmp_path, capsys):
     for image in NAMES:
         (tmp_path / f"{image}.in").write_text("numpy\n")
         (tmp_path / f"{image}.lock").write_text("numpy==1.0\n")

@@ -10,7 +10,7 @@ GROUPS = {"pf_points": 2, "pf_features": 6, "pf_mask": 1, "jet_features": 8, "gl
 
 
 def config(*groups: str, length: int = 30) -> types.SimpleNamespace:
-    """What a network reads of a data config."""
+    """The attributes of a data config that a network reads."""
     shapes = {
         g: (-1, GROUPS[g]) if not g.startswith("pf_") else (-1, GROUPS[g], length) for g in groups
     }

@@ -28,10 +28,10 @@ def rows(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float32) -> torc
     )
 
 
-def both(
+def assert_equal(
     ours: torch.Tensor, plain: torch.Tensor, inputs: list[torch.Tensor], tolerance: float = 2e-5
 ) -> None:
-    """Values and gradients of both with respect to the inputs."""
+    """Compare the values of both and their gradients with respect to the inputs."""
     torch.testing.assert_close(ours.float(), plain.float(), rtol=tolerance, atol=tolerance)
     weights = torch.randn(plain.shape, generator=torch.Generator().manual_seed(9))
     mine, theirs = (torch.autograd.grad((y.float() * weights).sum(), inputs) for y in (ours, plain))
@@ -45,9 +45,9 @@ def both(
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 5, 7), (40, 7), (1, 1, 7)])
-def test_linear(shape):
+def test_linear_equals_pytorch_s(shape):
     x, weight, bias = rows(*shape), rows(4, 7, seed=2), rows(4, seed=3)
-    both(linear(x, weight, bias), F.linear(x, weight, bias), [x, weight, bias])
+    assert_equal(linear(x, weight, bias), F.linear(x, weight, bias), [x, weight, bias])
 
 
 @pytest.mark.parametrize("number", [1, 63, 128, 6400])
@@ -56,7 +56,7 @@ def test_linear_in_bfloat16_has_the_gradients_of_float32(number, has_bias):
     x, weight = rows(number, 50, dtype=torch.bfloat16), rows(20, 50, seed=2, dtype=torch.bfloat16)
     bias = rows(20, seed=3, dtype=torch.bfloat16) if has_bias else None
     exact = F.linear(x.float(), weight.float(), None if bias is None else bias.float())
-    both(
+    assert_equal(
         linear(x, weight, bias),
         exact,
         [x, weight, *([] if bias is None else [bias])],
@@ -67,7 +67,7 @@ def test_linear_in_bfloat16_has_the_gradients_of_float32(number, has_bias):
 @pytest.mark.parametrize(
     ("dtype", "expected"), [(torch.float32, torch.bfloat16), (torch.float64, torch.float64)]
 )
-def test_linear_under_autocast_has_the_type_that_torch_gives(dtype, expected):
+def test_linear_under_autocast_has_the_type_of_torch(dtype, expected):
     x, weight = rows(3, 7, dtype=dtype), rows(4, 7, seed=2, dtype=dtype)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert linear(x, weight).dtype == F.linear(x, weight).dtype == expected
@@ -89,14 +89,14 @@ def test_edges_are_sorted_by_neighbour(particles):
 @pytest.mark.parametrize("dim", [1, 7, 50, 64])
 @pytest.mark.parametrize("number", [3, 96, 1600])
 @pytest.mark.parametrize("relu", [True, False])
-def test_batch_norm(dim, number, relu):
+def test_batch_norm_equals_pytorch_s(dim, number, relu):
     norm = torch.nn.BatchNorm1d(dim)
     torch.nn.init.uniform_(norm.weight, -1, 1)
     torch.nn.init.normal_(norm.bias)
     plain, x = copy.deepcopy(norm), rows(number, dim)
     for _ in range(2):  # the second time the running statistics are no longer the initial ones
-        expected, found = plain(x), batch_norm(x, norm, relu=relu)
-    both(found, F.relu(expected) if relu else expected, [x])
+        expected, ours = plain(x), batch_norm(x, norm, relu=relu)
+    assert_equal(ours, F.relu(expected) if relu else expected, [x])
     for mine, theirs in zip(norm.buffers(), plain.buffers(), strict=True):
         torch.testing.assert_close(mine, theirs)
 
@@ -105,9 +105,9 @@ def test_batch_norm_in_bfloat16_keeps_its_statistics_in_float32():
     norm, x = torch.nn.BatchNorm2d(50), rows(3200, 50, dtype=torch.bfloat16)
     with torch.no_grad():
         x += 10  # far from zero, where squares would lose all digits
-    found = batch_norm(x, norm, relu=False)
-    both(
-        found,
+    ours = batch_norm(x, norm, relu=False)
+    assert_equal(
+        ours,
         F.batch_norm(x.float(), None, None, norm.weight, norm.bias, training=True),
         [x],
         tolerance=0.02,
@@ -128,19 +128,19 @@ def plain_edges(centre: torch.Tensor, x: torch.Tensor, index: torch.Tensor) -> t
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 0.02)])
-def test_edge_sum_and_mean_of_neighbours(dtype, tolerance):
+def test_edge_sum_and_mean_of_neighbours_equal_the_plain_form(dtype, tolerance):
     centre, x, index = (
         rows(3, 8, 6, dtype=dtype),
         rows(3, 8, 6, seed=2, dtype=dtype),
         neighbours(3, 8, 4),
     )
-    both(edge_sum(centre, x, index), plain_edges(centre, x, index), [centre, x], tolerance)
+    assert_equal(edge_sum(centre, x, index), plain_edges(centre, x, index), [centre, x], tolerance)
     mean = mean_of_neighbours(edge_sum(centre, x, index))
-    both(mean, plain_edges(centre, x, index).mean(dim=2), [centre, x], tolerance)
+    assert_equal(mean, plain_edges(centre, x, index).mean(dim=2), [centre, x], tolerance)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.bfloat16, 0.03)])
-def test_normalised_edges(dtype, tolerance):
+def test_normalised_edges_equal_the_plain_form(dtype, tolerance):
     centre, x, index = (
         rows(4, 20, 6, dtype=dtype),
         rows(4, 20, 6, seed=2, dtype=dtype),
@@ -152,10 +152,10 @@ def test_normalised_edges(dtype, tolerance):
     normalised = plain(plain_edges(centre.float(), x.float(), index).permute(0, 3, 1, 2)).permute(
         0, 2, 3, 1
     )
-    # Rounding to bfloat16 may carry an edge over ReLU's kink and so change a gradient by all it
-    # has: such edges are left out.
+    # Rounding to bfloat16 may carry an edge over ReLU's kink and so change its whole gradient:
+    # such edges are left out.
     clear = (normalised.abs() > (0.03 if dtype == torch.bfloat16 else 1e-6)).float()
-    both(
+    assert_equal(
         edge_sum_norm_relu(centre, x, index, norm) * clear,
         F.relu(normalised) * clear,
         [centre, x],

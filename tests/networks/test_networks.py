@@ -1,5 +1,5 @@
-"""The networks are the published functions; with use_counts padding and order never matter; every
-jet has a finite answer.
+"""The networks are the published functions; with use_counts, padding and order do not change the
+output; every jet has a finite output.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def test_a_block_as_wide_as_its_input_has_a_plain_shortcut():
     assert_same(model, batch)
 
 
-def changed(before: torch.Tensor, after: torch.Tensor) -> None:
+def assert_nearly_equal(before: torch.Tensor, after: torch.Tensor) -> None:
     """At most one answer in a thousand moves by more than 1e-5 (a tie between neighbours), none by
     more than 1e-3.
     """
@@ -118,7 +118,7 @@ MODELS = {
     "pfn": pfn_model(),
     "pfn_bn": pfn_model(use_bn=True),
 }
-# The normalisation of an edge convolution, or of the inputs, changes little of what these test.
+# The normalisation of an edge convolution, or of the inputs, hardly affects these tests.
 ONE_OF_EACH = [
     "particle_net",
     pytest.param("particle_net_layer", marks=pytest.mark.slow),
@@ -132,41 +132,41 @@ MULTIPLICITIES = st.lists(st.integers(0, 30), min_size=1, max_size=8)
 @given(multiplicity=MULTIPLICITIES, extra=st.integers(1, 40), seed=st.integers(0, 10**6))
 @settings(max_examples=25, deadline=None)
 @torch.no_grad()
-def test_padding_never_matters(name, multiplicity, extra, seed):
+def test_padding_does_not_change_the_output(name, multiplicity, extra, seed):
     groups = PFN if name.startswith("pfn") else PARTICLE_NET
     batch = jets(multiplicity, seed=seed)
     longer = {
         g: x if not g.startswith("pf_") else torch.nn.functional.pad(x, (0, extra))
         for g, x in batch.items()
     }
-    changed(answer(MODELS[name], batch, groups), answer(MODELS[name], longer, groups))
+    assert_nearly_equal(answer(MODELS[name], batch, groups), answer(MODELS[name], longer, groups))
 
 
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 @given(multiplicity=MULTIPLICITIES, seed=st.integers(0, 10**6))
 @settings(max_examples=25, deadline=None)
 @torch.no_grad()
-def test_the_order_of_particles_never_matters(name, multiplicity, seed):
+def test_the_order_of_particles_does_not_change_the_output(name, multiplicity, seed):
     groups = PFN if name.startswith("pfn") else PARTICLE_NET
     batch = jets(multiplicity, seed=seed)
     order = torch.randperm(30, generator=torch.Generator().manual_seed(seed))
     shuffled = {g: x if not g.startswith("pf_") else x[:, :, order] for g, x in batch.items()}
-    changed(answer(MODELS[name], batch, groups), answer(MODELS[name], shuffled, groups))
+    assert_nearly_equal(answer(MODELS[name], batch, groups), answer(MODELS[name], shuffled, groups))
 
 
 @pytest.mark.parametrize("length", [1, 3, 5, 6])
-def test_jets_shorter_than_k_particles_are_those_of_any_longer_padding(length):
+def test_padding_does_not_change_jets_with_fewer_than_k_places(length):
     model, batch = MODELS["particle_net"], jets([length, 1, 0], length=length)
     longer = {
         g: x if not g.startswith("pf_") else torch.nn.functional.pad(x, (0, 30 - length))
         for g, x in batch.items()
     }
     with torch.no_grad():
-        changed(answer(model, batch), answer(model, longer))
+        assert_nearly_equal(answer(model, batch), answer(model, longer))
 
 
 @pytest.mark.parametrize("use_counts", [True, False])
-def test_one_particle_and_none_have_finite_answers_and_gradients(use_counts):
+def test_jets_with_one_or_no_particle_have_finite_outputs_and_gradients(use_counts):
     model = particle_net_model(use_counts=use_counts)
     output = answer(model, jets([0, 1, 2]))
     assert output.shape == (3, 1)
@@ -192,8 +192,8 @@ def test_values_in_padding_are_not_read():
 def test_neighbours_of_few_particles_are_filled_with_the_particle_itself():
     points = torch.tensor([[[0.0, 0.0], [1.0, 0.0], [0.1, 0.0], [9.0, 9.0], [9.0, 9.0]]])
     real = torch.tensor([[True, True, True, False, False]])
-    found = nearest_neighbours(points, real, k=4, use_counts=True)[0, :3]  # in any order
-    assert found.sort(dim=-1)[0].tolist() == [[0, 0, 1, 2], [0, 1, 1, 2], [0, 1, 2, 2]]
+    indices = nearest_neighbours(points, real, k=4, use_counts=True)[0, :3]  # in any order
+    assert indices.sort(dim=-1)[0].tolist() == [[0, 0, 1, 2], [0, 1, 1, 2], [0, 1, 2, 2]]
     assert set(nearest_neighbours(points, real, k=4, use_counts=False)[0, 0].tolist()) == {
         1,
         2,
@@ -202,12 +202,14 @@ def test_neighbours_of_few_particles_are_filled_with_the_particle_itself():
     }
 
 
-def test_neighbours_are_found_in_float32_under_autocast():
+def test_neighbours_are_computed_in_float32_under_autocast():
     # bf16 steps are 4 at 1000
     points = torch.tensor([[[1000.0] * 4, [1001.0] * 4, [1002.0] * 4, [1000.1] * 4]])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = nearest_neighbours(points, torch.ones(1, 4, dtype=torch.bool), k=1, use_counts=True)
-    assert found[0, :, 0].tolist() == [3, 3, 1, 0]
+        indices = nearest_neighbours(
+            points, torch.ones(1, 4, dtype=torch.bool), k=1, use_counts=True
+        )
+    assert indices[0, :, 0].tolist() == [3, 3, 1, 0]
 
 
 def test_bf16_autocast_trains_close_to_float32():
@@ -223,7 +225,7 @@ def test_bf16_autocast_trains_close_to_float32():
 @pytest.mark.parametrize(
     ("model", "groups"), [("particle_net", PARTICLE_NET), ("pfn", PFN), ("pfn_bn", PFN)]
 )
-def test_onnx_gives_the_same_answers_at_any_batch_size(model, groups):
+def test_onnx_gives_the_same_outputs_at_any_batch_size(model, groups):
     model, file = MODELS[model], io.BytesIO()
     example = tuple(jets([30, 4])[g] for g in groups)
     axes = {name: {0: "N"} for name in [*groups, "output"]}
@@ -234,18 +236,18 @@ def test_onnx_gives_the_same_answers_at_any_batch_size(model, groups):
         batch = jets([(7 * n) % 31 for n in range(size)], seed=size)
         (output,) = session.run(None, {g: batch[g].numpy() for g in groups})
         with torch.no_grad():
-            changed(torch.from_numpy(output), answer(model, batch, groups))
+            assert_nearly_equal(torch.from_numpy(output), answer(model, batch, groups))
 
 
 @pytest.mark.parametrize(
     ("network", "groups"), [(pfn_regressor_open, PFN), (particle_net_regressor_open, PARTICLE_NET)]
 )
-def test_an_untrained_network_is_the_standard_calibration(network, groups):
+def test_an_untrained_network_outputs_zero(network, groups):
     model = network.get_model(config(*groups))[0].eval()
     assert answer(model, jets([30, 3, 0]), groups).abs().max() == 0
 
 
-def test_features_may_bring_the_one_of_the_first_bias():
+def test_features_may_include_the_constant_of_the_first_bias():
     model, batch = settle(pfn_regressor_open.get_model(config(*PFN))[0]), jets([30, 4, 0])
     expected = answer(model, batch, PFN)
     model.has_one = True
@@ -254,14 +256,16 @@ def test_features_may_bring_the_one_of_the_first_bias():
 
 
 @pytest.mark.parametrize("norm", ["layer", "none"])
-def test_without_batch_normalisation_edges_are_the_same_function_in_training(norm):
+def test_without_batch_normalisation_training_mode_changes_nothing(norm):
     model, batch = particle_net_model(norm=norm), jets([30, 9, 2])
     torch.nn.init.normal_(model.blocks[0].first.linear.weight)
     layer, x = model.blocks[0].first, torch.randn(3, 30, 32)
     index = torch.randint(0, 30, (3, 30, 5))
-    found = torch.stack([x[n][index[n]] for n in range(3)])  # (N, P, k, C)
-    centre = x[:, :, None].expand_as(found)
-    expected = torch.relu(layer.norm(layer.linear(torch.cat((centre, found - centre), dim=-1))))
+    features_of_neighbours = torch.stack([x[n][index[n]] for n in range(3)])  # (N, P, k, C)
+    centre = x[:, :, None].expand_as(features_of_neighbours)
+    expected = torch.relu(
+        layer.norm(layer.linear(torch.cat((centre, features_of_neighbours - centre), dim=-1)))
+    )
     torch.testing.assert_close(
         model.blocks[0].first_layer(x, index), expected, rtol=1e-5, atol=1e-5
     )
@@ -275,7 +279,7 @@ def test_without_batch_normalisation_edges_are_the_same_function_in_training(nor
 @pytest.mark.parametrize(
     ("network", "groups"), [(pfn_regressor_open, PFN), (particle_net_regressor_open, PARTICLE_NET)]
 )
-def test_values_of_the_event_move_the_answer(network, groups):
+def test_global_features_change_the_output(network, groups):
     groups = (*groups, "global_features")
     model, batch = settle(network.get_model(config(*groups))[0]), jets([30, 3])
     before = answer(model, batch, groups)
@@ -286,7 +290,7 @@ def test_values_of_the_event_move_the_answer(network, groups):
 @pytest.mark.parametrize(
     ("network", "groups"), [(pfn_regressor_open, PFN), (particle_net_regressor_open, PARTICLE_NET)]
 )
-def test_quantiles_never_cross_and_are_named(network, groups):
+def test_quantiles_do_not_cross_and_have_named_columns(network, groups):
     model, info = network.get_model(
         config(*groups), loss="quantile", quantiles=[0.025, 0.84, 0.16, 0.975]
     )
@@ -301,7 +305,7 @@ def test_quantiles_never_cross_and_are_named(network, groups):
 
 @pytest.mark.parametrize("train", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("name", ONE_OF_EACH)
-def test_compiling_breaks_the_graph_nowhere(name, train):
+def test_networks_compile_without_graph_breaks(name, train):
     groups, batch = PFN if name.startswith("pfn") else PARTICLE_NET, jets([30, 7, 0])
     model = copy.deepcopy(MODELS[name]).train(train)
     expected = answer(copy.deepcopy(model), batch, groups)
@@ -310,22 +314,24 @@ def test_compiling_breaks_the_graph_nowhere(name, train):
     torch.testing.assert_close(answer(compiled, batch, groups), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_particle_net_in_bf16_answers_and_learns_close_to_float32():
+def test_particle_net_in_bf16_has_nearly_the_outputs_and_gradients_of_float32():
     model, batch = particle_net_model().train(), jets([30, 20, 25, 9] * 4)
     exact = answer(model, batch)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rough = answer(model, batch)
     torch.testing.assert_close(rough.float(), exact, atol=0.1, rtol=0.1)
-    wanted, found = (
+    exact_gradients, rough_gradients = (
         [g.clone() for g in gradients(model, output.float()).values()] for output in (exact, rough)
     )
     # a bias in front of a normalisation has none
-    pairs = [(a, b) for a, b in zip(wanted, found, strict=True) if a.norm() > 1e-5]
-    assert len(pairs) >= len(wanted) - 1
+    pairs = [
+        (a, b) for a, b in zip(exact_gradients, rough_gradients, strict=True) if a.norm() > 1e-5
+    ]
+    assert len(pairs) >= len(exact_gradients) - 1
     assert min(torch.cosine_similarity(a.flatten(), b.flatten(), dim=0) for a, b in pairs) > 0.9
 
 
-def test_inputs_may_come_in_any_order():
+def test_input_groups_may_have_any_order():
     groups = ("jet_features", "pf_mask", "pf_points", "pf_features")
     torch.manual_seed(0)
     other = settle(particle_net_regressor_open.get_model(config(*groups), **SMALL)[0])
@@ -333,10 +339,10 @@ def test_inputs_may_come_in_any_order():
     torch.testing.assert_close(answer(other, batch, groups), answer(model, batch), rtol=0, atol=0)
 
 
-def test_one_jet_feature_comes_without_an_axis_of_its_own():
-    one = config(*PFN)
-    one.input_shapes["jet_features"] = (-1,)
-    model, batch = settle(pfn_regressor_open.get_model(one)[0]), jets([30, 3])
+def test_a_single_jet_feature_has_no_axis():
+    data_config = config(*PFN)
+    data_config.input_shapes["jet_features"] = (-1,)
+    model, batch = settle(pfn_regressor_open.get_model(data_config)[0]), jets([30, 3])
     batch["jet_features"] = batch["jet_features"][:, 0]
     assert answer(model, batch, PFN).shape == (2, 1)
 
@@ -366,7 +372,7 @@ def test_model_info_describes_the_inputs():
         ),
     ],
 )
-def test_an_impossible_option_is_refused(options, message):
+def test_an_invalid_option_is_refused(options, message):
     with pytest.raises(InputError, match=message):
         particle_net_regressor_open.get_model(config(*PARTICLE_NET), **options)
 

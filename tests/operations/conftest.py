@@ -22,7 +22,7 @@ VARIABLES = (
 
 
 @pytest.fixture(autouse=True)
-def nobody(monkeypatch, tmp_path):
+def no_credentials(monkeypatch, tmp_path):
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", str(tmp_path / "no-token"))

@@ -23,14 +23,14 @@ import uuid
 class FakeKfp:
     """A server on 127.0.0.1.
 
-    `version` is what the health pages tell; `states` the states of a run at each look;
+    `version` is that of the health pages; `states` the states of a run at each look;
     `workflows` the Argo Workflow of a run, which the older API alone gives (seen with KFP 2.15.0).
     With `multi_user` it refuses experiments and runs that name no namespace, otherwise it names no
     namespace of anything, whatever a request names (seen with KFP 2.15.0).
     """
 
     def __init__(self, version: str = "2.17.0") -> None:
-        self.version, self.login, self.allowed = version, "", {}
+        self.version, self.login, self.valid_headers = version, "", {}
         self.multi_user: bool | None = False
         self.pipelines, self.versions, self.experiments, self.runs = [], [], [], []
         self.recurring: list[dict] = []
@@ -56,22 +56,24 @@ class FakeKfp:
             health = {} if self.multi_user is None else {"multi_user": self.multi_user}
             return {**health, **({"tag_name": self.version} if self.version else {})}
         if path == "/apis/v2beta1/pipelines":
-            return {"pipelines": _filtered(self.pipelines, query)}
+            return {"pipelines": _filter(self.pipelines, query)}
         if path == "/apis/v2beta1/experiments":
             self._check_namespace(query)
-            return {"experiments": _filtered(self.experiments, query)}
+            return {"experiments": _filter(self.experiments, query)}
         if match := re.fullmatch(r"/apis/v2beta1/experiments/([^/]+)", path):
-            known = {one["experiment_id"]: one for one in self.experiments}
-            return known.get(match[1])
+            by_id = {experiment["experiment_id"]: experiment for experiment in self.experiments}
+            return by_id.get(match[1])
         if path == "/apis/v2beta1/runs":
             self._check_namespace(query)
-            return _paged("runs", list(reversed(self.runs)), query)
+            return _page("runs", list(reversed(self.runs)), query)
         if path == "/apis/v2beta1/recurringruns":
             self._check_namespace(query)
-            return _paged("recurringRuns", list(reversed(self.recurring)), query)
+            return _page("recurringRuns", list(reversed(self.recurring)), query)
         if match := re.fullmatch(r"/apis/v2beta1/pipelines/([^/]+)/versions", path):
-            mine = [one for one in reversed(self.versions) if one["pipeline_id"] == match[1]]
-            return _paged("pipeline_versions", mine, query)
+            mine = [
+                version for version in reversed(self.versions) if version["pipeline_id"] == match[1]
+            ]
+            return _page("pipeline_versions", mine, query)
         return self.run(path)
 
     def run(self, path: str) -> dict | None:
@@ -81,7 +83,7 @@ class FakeKfp:
             manifest = json.dumps(self.workflows[match[1]])
             return {"run": {}, "pipeline_runtime": {"workflow_manifest": manifest}}
         if match := re.fullmatch(r"/apis/v2beta1/runs/([^/]+)", path):
-            run = next((one for one in self.runs if one["run_id"] == match[1]), None)
+            run = next((entry for entry in self.runs if entry["run_id"] == match[1]), None)
             remaining = self.states.get(match[1])
             if run and remaining:
                 run["state"] = remaining.pop(0) if len(remaining) > 1 else remaining[0]
@@ -96,14 +98,14 @@ class FakeKfp:
             return self.pipelines[-1]
         if path == "/apis/v2beta1/pipelines/upload_version":
             # seen with KFP 2.15.0: uploads, versions, runs
-            made = {
+            version = {
                 "pipeline_id": query["pipelineid"],
                 "pipeline_version_id": f"v{len(self.versions)}",
                 "display_name": query["name"],
                 "text": body["file"],
             }
-            self.versions.append(made)
-            return {key: value for key, value in made.items() if key != "text"}
+            self.versions.append(version)
+            return {key: value for key, value in version.items() if key != "text"}
         if path == "/apis/v2beta1/experiments":
             self._check_namespace(body)
             self.experiments.append({**body, "experiment_id": f"e{len(self.experiments)}"})
@@ -114,9 +116,11 @@ class FakeKfp:
         if path == "/apis/v2beta1/recurringruns":
             return self.create_recurring(body)
         if match := re.fullmatch(r"/apis/v2beta1/recurringruns/([^/:]+):(enable|disable)", path):
-            (one,) = [one for one in self.recurring if one["recurring_run_id"] == match[1]] or [{}]
-            one.update(status=f"{match[2].upper()}D", mode=match[2].upper())
-            return {} if one.get("recurring_run_id") else None
+            (schedule,) = [
+                entry for entry in self.recurring if entry["recurring_run_id"] == match[1]
+            ] or [{}]
+            schedule.update(status=f"{match[2].upper()}D", mode=match[2].upper())
+            return {} if schedule.get("recurring_run_id") else None
         if match := re.fullmatch(r"/apis/v2beta1/runs/([^/:]+):terminate", path):
             # seen with KFP 2.15.0: a terminated run is CANCELING, then FAILED, never CANCELED
             # (kfp 2.15.0 backend/src/apiserver/resource/resource_manager.go:1317)
@@ -127,7 +131,9 @@ class FakeKfp:
     def delete(self, path: str, query: dict[str, str]) -> dict | None:
         match = re.fullmatch(r"/apis/v2beta1/recurringruns/([^/:]+)", path)
         remaining = [
-            one for one in self.recurring if not match or one["recurring_run_id"] != match[1]
+            schedule
+            for schedule in self.recurring
+            if not match or schedule["recurring_run_id"] != match[1]
         ]
         if len(remaining) == len(self.recurring):
             return None
@@ -149,22 +155,23 @@ class FakeKfp:
         weekday = words[5] if len(words) == 6 else "*"
         if re.search(r"\b7\b", weekday):
             raise ValueError(f"End of range (7) above maximum (6): {weekday}")
-        if not any(one["experiment_id"] == body.get("experiment_id") for one in self.experiments):
+        known_ids = {experiment["experiment_id"] for experiment in self.experiments}
+        if body.get("experiment_id") not in known_ids:
             raise ValueError("invalid experimentId and namespace combination")
-        version = body["pipeline_version_reference"]["pipeline_version_id"]
-        if not any(one["pipeline_version_id"] == version for one in self.versions):
-            raise ValueError(f"pipeline version {version} not found")
+        version_id = body["pipeline_version_reference"]["pipeline_version_id"]
+        if version_id not in {version["pipeline_version_id"] for version in self.versions}:
+            raise ValueError(f"pipeline version {version_id} not found")
         if len(body.get("description", "")) > 255 or len(body["display_name"]) > 255:
             raise ValueError("Data too long for column")
         is_on = body.get("mode") == "ENABLE"
-        made = {
+        schedule = {
             **body,
             "recurring_run_id": str(uuid.uuid4()),
             "status": "ENABLED" if is_on else "DISABLED",
             "created_at": "2026-11-30T00:00:00Z",
         }
-        self.recurring.append(made)
-        return made
+        self.recurring.append(schedule)
+        return schedule
 
     def _check_namespace(self, request: dict) -> None:
         if self.multi_user is False:
@@ -172,9 +179,11 @@ class FakeKfp:
         elif self.multi_user and not request.get("namespace"):
             raise ValueError("the namespace is empty in multi-user mode")
 
-    def stopped(self, headers) -> tuple[int, dict[str, str], bytes] | None:
-        """The gateway's answer to who is not let in; None for who is. The fake's own."""
-        if not self.login or all(headers.get(key) == value for key, value in self.allowed.items()):
+    def login_refusal(self, headers) -> tuple[int, dict[str, str], bytes] | None:
+        """The gateway's answer to a request without the right header; else None. The fake's own."""
+        if not self.login or all(
+            headers.get(key) == value for key, value in self.valid_headers.items()
+        ):
             return None
         if self.login == "401":
             return 401, {}, b'{"error": "unauthenticated"}'
@@ -187,25 +196,26 @@ class FakeKfp:
         )
 
 
-def _filtered(entries: list[dict], query: dict[str, str]) -> list[dict]:
+def _filter(entries: list[dict], query: dict[str, str]) -> list[dict]:
     """By a filter (kfp 2.15.0 backend/api/v2beta1/filter.proto; EQUALS only) and a namespace."""
     predicates = json.loads(query.get("filter") or "{}").get("predicates", [])
     space = query.get("namespace")
     return [
-        one
-        for one in entries
-        if all(one.get(p["key"]) == p["stringValue"] for p in predicates)
-        and (not space or one.get("namespace") == space)
+        entry
+        for entry in entries
+        if all(entry.get(p["key"]) == p["stringValue"] for p in predicates)
+        and (not space or entry.get("namespace") == space)
     ]
 
 
-def _paged(name: str, entries: list[dict], query: dict[str, str]) -> dict:
+def _page(name: str, entries: list[dict], query: dict[str, str]) -> dict:
     """One page of a list: kfp 2.15.0 backend/src/apiserver/list/list.go:384-395."""
     start, size = int(query.get("page_token") or 0), int(query.get("page_size") or 20)
     rest = {"next_page_token": str(start + size)} if start + size < len(entries) else {}
     return {
         name: [
-            {k: v for k, v in one.items() if k != "text"} for one in entries[start : start + size]
+            {k: v for k, v in entry.items() if k != "text"}
+            for entry in entries[start : start + size]
         ],
         **rest,
     }
@@ -244,8 +254,8 @@ def _handler(fake: FakeKfp) -> type:
         def _do(self, act) -> None:
             parts = urllib.parse.urlsplit(self.path)
             fake.requests.append((self.command, parts.path))
-            if stopped := fake.stopped(self.headers):
-                self._send(*stopped)
+            if refusal := fake.login_refusal(self.headers):
+                self._send(*refusal)
                 return
             if fake.failures and parts.path.startswith("/apis/v2beta1/runs"):
                 message = {"message": "the fake was told to fail"}

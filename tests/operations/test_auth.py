@@ -1,4 +1,4 @@
-"""Logging in: what is configured, what has expired, and every way in which a gateway says no."""
+"""Logging in: the configured credentials, expired ones, and all refusals of a gateway."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def token(expires: float) -> str:
     return f"header.{payload}.signature"
 
 
-def test_nothing_configured_is_nobody():
+def test_without_configuration_there_are_no_credentials():
     assert credentials(HOST).kind == "none"
 
 
-def test_a_token_from_the_environment_or_a_file(monkeypatch, tmp_path):
+def test_a_token_is_read_from_the_environment_or_a_file(monkeypatch, tmp_path):
     monkeypatch.setenv("KFP_TOKEN", token(time.time() + 60))
     assert credentials(HOST).headers["Authorization"].startswith("Bearer header.")
     monkeypatch.delenv("KFP_TOKEN")
@@ -59,7 +59,7 @@ COOKIES = (
 )
 
 
-def test_cookies_of_single_sign_on(monkeypatch, tmp_path):
+def test_cookies_of_single_sign_on_are_sent(monkeypatch, tmp_path):
     file = tmp_path / "cookies.txt"
     monkeypatch.setenv("KFP_COOKIE_FILE", str(file))
     file.write_text(COOKIES.format(int(time.time() + 600)))
@@ -118,7 +118,7 @@ def test_a_file_of_another_format_is_named_and_not_quoted(monkeypatch, tmp_path,
         ("notebook", "Allow access to Kubeflow Pipelines"),
     ],
 )
-def test_a_kind_that_is_asked_for_and_missing_says_what_to_set(kind, message):
+def test_missing_credentials_of_a_kind_say_what_to_set(kind, message):
     with pytest.raises(AuthError, match=message):
         credentials(HOST, kind)
     with pytest.raises(InputError, match="did you mean 'cookie'"):
@@ -129,8 +129,8 @@ def test_a_kind_that_is_asked_for_and_missing_says_what_to_set(kind, message):
     ("login", "message"),
     [("401", "401"), ("redirect", "it redirects to the login at"), ("page", "a login page")],
 )
-def test_a_gateway_that_wants_a_login_is_recognised(kfp, monkeypatch, login, message):
-    kfp.login, kfp.allowed = login, {"Authorization": "Bearer right"}
+def test_a_gateway_that_asks_for_a_login_is_recognised(kfp, monkeypatch, login, message):
+    kfp.login, kfp.valid_headers = login, {"Authorization": "Bearer right"}
     with pytest.raises(
         AuthError,
         match=rf"it requires a login, and no credential is set \(.*{message}.*KFP_COOKIE_FILE",
@@ -144,11 +144,11 @@ def test_a_gateway_that_wants_a_login_is_recognised(kfp, monkeypatch, login, mes
 
 
 @pytest.mark.parametrize("login", ["401", "redirect", "page"])
-def test_a_login_that_ends_while_we_work_is_recognised(kfp, monkeypatch, login):
+def test_a_login_that_expires_during_the_work_is_recognised(kfp, monkeypatch, login):
     monkeypatch.setenv("KFP_TOKEN", "right")
-    kfp.allowed = {"Authorization": "Bearer right"}
+    kfp.valid_headers = {"Authorization": "Bearer right"}
     server = connect(kfp.url)
-    kfp.login, kfp.allowed = login, {"Authorization": "Bearer another"}
+    kfp.login, kfp.valid_headers = login, {"Authorization": "Bearer another"}
     with (
         pytest.raises(AuthError, match="the token in KFP_TOKEN was not accepted"),
         server.explain_errors("list runs"),
@@ -156,7 +156,7 @@ def test_a_login_that_ends_while_we_work_is_recognised(kfp, monkeypatch, login):
         server.client.list_runs(namespace="physics")
 
 
-def test_what_is_no_kubeflow_says_so(kfp, monkeypatch):
+def test_a_server_that_is_not_kubeflow_is_refused(kfp, monkeypatch):
     with pytest.raises(ClusterError, match=r"no Kubeflow Pipelines answers at http://127.0.0.1:9"):
         connect("http://127.0.0.1:9")
     with pytest.raises(

@@ -41,7 +41,7 @@ fake = clusters_conftest.fake
 jet_files = weaver_conftest.jet_files
 STATES = ("ok", "warning", "error", "not seen")
 # Beyond the Role of deploy/: --check says "not seen" where its user may not do these.
-LOOKS_AROUND = (
+OPTIONAL_READS = (
     ("create", "localsubjectaccessreviews.authorization.k8s.io"),
     ("get", "deployments.apps"),
     ("get", "servingruntimes.serving.kserve.io"),
@@ -69,12 +69,12 @@ def config(**values) -> RunConfig:
     )
 
 
-def furnish(
+def create_needs(
     api,
     *,
     keys=("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
     endpoint="s3.example.org",
-    named="s3-secret",
+    account_secret="s3-secret",
 ) -> None:
     """What a run needs in its namespace, as deploy/ makes it."""
     data = {key: base64.b64encode(b"testing").decode() for key in keys}
@@ -84,7 +84,8 @@ def furnish(
             "secrets", {"metadata": {"name": "s3-secret", "annotations": annotations}, "data": data}
         )
         api.create(
-            "serviceaccounts", {"metadata": {"name": "default"}, "secrets": [{"name": named}]}
+            "serviceaccounts",
+            {"metadata": {"name": "default"}, "secrets": [{"name": account_secret}]},
         )
         container = {"name": "kserve-container", "image": "nvcr.io/nvidia/tritonserver:23.05-py3"}
         api.create(
@@ -125,29 +126,29 @@ def add_node(api, *, cpu="16", memory="64Gi", gpus="8", labels=None, unschedulab
     api.create("nodes", node)["status"] = {"allocatable": amounts}
 
 
-def look_around(api) -> None:
+def grant_optional_reads(api) -> None:
     """Let the user see what --check can also say."""
-    for verb, resource in LOOKS_AROUND:
+    for verb, resource in OPTIONAL_READS:
         api.grant(verb, resource)
 
 
-def checked(home, **values) -> dict[str, list[tuple[str, str]]]:
-    look_around(home.api)
+def rows_of(backend, **values) -> dict[str, list[tuple[str, str]]]:
+    grant_optional_reads(backend.api)
     return lines(check_cluster.check_cluster(config(**values), account="auto", on_cluster=True))
 
 
-def test_a_cluster_that_will_do(fake):
-    home = fake()
-    furnish(home.api)
-    table = checked(home)
+def test_a_complete_cluster_has_no_errors(fake):
+    backend = fake()
+    create_needs(backend.api)
+    table = rows_of(backend)
     assert {state for rows in table.values() for state, _ in rows} == {"ok"}
     assert "v1.31.2" in table["cluster"][0][1]
     assert "katib-controller:v0.19.0" in table["Experiment API"][0][1]
     assert "tritonserver:23.05-py3" in table["serving runtime"][0][1]
     assert (
-        not home.api.all("experiments")
-        + home.api.all("pytorchjobs")
-        + home.api.all("inferenceservices")
+        not backend.api.all("experiments")
+        + backend.api.all("pytorchjobs")
+        + backend.api.all("inferenceservices")
     ), "nothing is created"
     assert [name for name in table if name.startswith("dry run")] == [
         "dry run experiment",
@@ -162,7 +163,7 @@ def test_a_cluster_that_will_do(fake):
     [
         (
             "Experiment API",
-            lambda api: api.served.pop("experiments"),
+            lambda api: api.kinds.pop("experiments"),
             "error",
             "does not serve kubeflow.org/v1beta1 install Katib",
         ),
@@ -200,27 +201,27 @@ def test_a_cluster_that_will_do(fake):
         ("quota", lambda api: api.forbid("list", "resourcequotas"), "not seen", "forbidden"),
     ],
 )
-def test_what_is_missing_is_a_line_with_its_cure(fake, what, break_it, state, message):
-    home = fake()
-    furnish(home.api)
-    with home.api.lock:
-        break_it(home.api)
-    rows = checked(home)[what]
-    assert any(one == state and message in text for one, text in rows), rows
+def test_each_missing_thing_is_a_line_with_its_remedy(fake, what, break_it, state, message):
+    backend = fake()
+    create_needs(backend.api)
+    with backend.api.lock:
+        break_it(backend.api)
+    rows = rows_of(backend)[what]
+    assert any(row_state == state and message in text for row_state, text in rows), rows
 
 
-def test_rights_that_only_argo_needs_are_not_asked_of_the_user(fake):
-    home = fake()
-    furnish(home.api)
-    with home.api.lock:
+def test_rights_that_only_argo_needs_are_not_required_of_the_user(fake):
+    backend = fake()
+    create_needs(backend.api)
+    with backend.api.lock:
         for verb in ("create", "patch"):
-            home.api.forbid(verb, "workflowtaskresults.argoproj.io")
-    ((state, _),) = checked(home)["namespace physics"]
+            backend.api.forbid(verb, "workflowtaskresults.argoproj.io")
+    ((state, _),) = rows_of(backend)["namespace physics"]
     assert state == "ok"
 
 
 @pytest.mark.parametrize(
-    ("furnished", "what", "message"),
+    ("values", "what", "message"),
     [
         (
             {"keys": ("AWS_ACCESS_KEY_ID",)},
@@ -229,22 +230,22 @@ def test_rights_that_only_argo_needs_are_not_asked_of_the_user(fake):
         ),
         ({"endpoint": "other.example.org"}, "Secret s3-secret", "--s3-endpoint is s3.example.org"),
         (
-            {"named": "another"},
+            {"account_secret": "another"},
             "ServiceAccount default",
             "does not name Secret s3-secret: KServe would have no keys kubectl -n",
         ),
     ],
 )
-def test_secrets_and_accounts_are_looked_into(fake, furnished, what, message):
-    home = fake()
-    furnish(home.api, **furnished)
-    assert any(state == "error" and message in text for state, text in checked(home)[what]), (
-        checked(home)[what]
+def test_contents_of_secrets_and_accounts_are_checked(fake, values, what, message):
+    backend = fake()
+    create_needs(backend.api, **values)
+    assert any(state == "error" and message in text for state, text in rows_of(backend)[what]), (
+        rows_of(backend)[what]
     )
 
 
-def test_a_namespace_without_anything_says_what_to_make(fake):
-    table = checked(fake())
+def test_an_empty_namespace_says_what_to_create(fake):
+    table = rows_of(fake())
     assert table["Secret s3-secret"][0][0] == "error"
     assert "kubectl -n physics create secret generic s3-secret" in table["Secret s3-secret"][0][1]
     assert "there is none in namespace physics" in table["ServiceAccount default"][0][1]
@@ -254,17 +255,17 @@ RUNNER = "system:serviceaccount:{}:pipeline-runner"
 
 
 @pytest.mark.parametrize(
-    ("namespace", "home"), [("auto", "physics"), ("physics", "physics"), ("physics", "kubeflow")]
+    ("namespace", "backend"), [("auto", "physics"), ("physics", "physics"), ("physics", "kubeflow")]
 )
-def test_a_single_users_steps_are_asked_about_by_their_own_account(fake, namespace, home):
+def test_single_user_mode_checks_the_account_pipeline_runner(fake, namespace, backend):
     """KFP 2.15.0 runs them as pipeline-runner of its own namespace, whatever --namespace says."""
     api = fake().api
-    furnish(api)
-    look_around(api)
-    runner = RUNNER.format(home)
+    create_needs(api)
+    grant_optional_reads(api)
+    runner = RUNNER.format(backend)
     api.forbid_user(runner, "inferenceservices")
     api.forbid_user(runner, "events")
-    if home == "kubeflow":
+    if backend == "kubeflow":
         # the user may look into the server's namespace, and the account has its rights there
         for verb, resource in (
             ("get", "secrets"),
@@ -276,7 +277,7 @@ def test_a_single_users_steps_are_asked_about_by_their_own_account(fake, namespa
         ):
             api.grant(verb, resource)
     with api.lock:
-        api.create("serviceaccounts", {"metadata": {"name": "pipeline-runner"}}, home)
+        api.create("serviceaccounts", {"metadata": {"name": "pipeline-runner"}}, backend)
     rows = check_cluster.check_cluster(
         config(namespace=namespace), account="auto", on_cluster=True, single_user=True
     )
@@ -287,16 +288,16 @@ def test_a_single_users_steps_are_asked_about_by_their_own_account(fake, namespa
     for state, finding in table["rights of the steps"]:
         states[finding.split(" (")[0].rsplit(" ", 1)[1]] = state
     assert states == {"inferenceservices.serving.kserve.io": "error", "events": "warning"}
-    cure = f"--role jec-launcher --serviceaccount {home}:pipeline-runner"
+    cure = f"--role jec-launcher --serviceaccount {backend}:pipeline-runner"
     assert cure in table["rights of the steps"][0][1]
     # the steps' pods take the keys from their own namespace
-    assert ("Secret s3-secret of the steps" in table) == (home == "kubeflow")
+    assert ("Secret s3-secret of the steps" in table) == (backend == "kubeflow")
 
 
-def test_a_server_in_a_namespace_that_nobody_names_is_no_false_error(fake):
+def test_a_servers_unknown_namespace_is_not_seen_and_no_error(fake):
     api = fake().api
-    furnish(api)
-    look_around(api)
+    create_needs(api)
+    grant_optional_reads(api)
     api.grant("get", "serviceaccounts")
     rows = check_cluster.check_cluster(config(), account="auto", on_cluster=True, single_user=True)
     ((state, finding),) = lines(rows)["rights of the steps"]
@@ -305,19 +306,19 @@ def test_a_server_in_a_namespace_that_nobody_names_is_no_false_error(fake):
     assert api.reviewed == {""}
 
 
-def test_a_server_s_namespace_that_may_not_be_looked_into_is_kubeflow(fake):
+def test_a_servers_unreadable_namespace_is_assumed_to_be_kubeflow(fake):
     api = fake().api
-    look_around(api)
+    grant_optional_reads(api)
     api.forbid("get", "serviceaccounts")
     rows = check_cluster.check_cluster(config(), account="auto", on_cluster=True, single_user=True)
     assert "namespace kubeflow" in next(iter(rows)).finding
 
 
-def test_many_users_steps_are_asked_about_as_default_editor_or_the_account_named(fake):
-    home = fake()
-    api = home.api
-    furnish(api)
-    checked(home)
+def test_multi_user_mode_checks_default_editor_or_the_named_account(fake):
+    backend = fake()
+    api = backend.api
+    create_needs(api)
+    rows_of(backend)
     assert api.reviewed == {"", "system:serviceaccount:physics:default-editor"}
     list(check_cluster.check_cluster(config(), account="mine", on_cluster=True))
     assert "system:serviceaccount:physics:mine" in api.reviewed
@@ -326,7 +327,7 @@ def test_many_users_steps_are_asked_about_as_default_editor_or_the_account_named
 # A trial asks for 2 CPUs and 12Gi with 50m and 10Mi of its collector; beside the trials run the
 # algorithm (50m, 10Mi) and a step (510m, 1056Mi).
 @pytest.mark.parametrize(
-    ("hard", "used", "values", "state", "message"),
+    ("hard", "in_use", "values", "state", "message"),
     [
         (
             {"requests.nvidia.com/gpu": "4"},
@@ -371,24 +372,24 @@ def test_many_users_steps_are_asked_about_as_default_editor_or_the_account_named
         ({"pods": "8"}, {"pods": "1"}, {"num_replicas": 3}, "warning", "1 of 5"),
     ],
 )
-def test_quota_against_the_trials_that_run_at_once(fake, hard, used, values, state, message):
-    rows = with_quota(fake, hard, used, **values)
+def test_the_quota_is_compared_with_the_parallel_trials(fake, hard, in_use, values, state, message):
+    rows = with_quota(fake, hard, in_use, **values)
     assert rows[0][0] == state
     assert message in rows[0][1]
 
 
-def with_quota(fake, hard, used, **values) -> list[tuple[str, str]]:
+def with_quota(fake, hard, in_use, **values) -> list[tuple[str, str]]:
     """The lines on a namespace's quota."""
-    home = fake()
-    with home.api.lock:
-        home.api.create("resourcequotas", {"metadata": {"name": "q"}, "spec": {"hard": hard}})[
+    backend = fake()
+    with backend.api.lock:
+        backend.api.create("resourcequotas", {"metadata": {"name": "q"}, "spec": {"hard": hard}})[
             "status"
-        ] = {"hard": hard, "used": used}
-    return checked(home, **values)["quota"]
+        ] = {"hard": hard, "used": in_use}
+    return rows_of(backend, **values)["quota"]
 
 
 @pytest.mark.parametrize(
-    ("hard", "used", "values", "state"),
+    ("hard", "in_use", "values", "state"),
     [
         ({"requests.memory": "200Gi"}, {}, {}, ""),
         ({"requests.memory": "200Gi"}, {"requests.memory": "195Gi"}, {}, "warning"),
@@ -401,9 +402,9 @@ def with_quota(fake, hard, used, **values) -> list[tuple[str, str]]:
     ],
     ids=["fits", "does not fit now", "never fits"],
 )
-def test_quota_against_the_service_that_comes_after_the_trials(fake, hard, used, values, state):
-    rows = [row for row in with_quota(fake, hard, used, **values) if "the service" in row[1]]
-    assert [one for one, _ in rows] == ([state] if state else [])
+def test_the_quota_is_compared_with_the_service_after_the_trials(fake, hard, in_use, values, state):
+    rows = [row for row in with_quota(fake, hard, in_use, **values) if "the service" in row[1]]
+    assert [row_state for row_state, _ in rows] == ([state] if state else [])
 
 
 @pytest.mark.parametrize(
@@ -419,20 +420,20 @@ def test_quota_against_the_service_that_comes_after_the_trials(fake, hard, used,
         ([{"cpu": "1"}, {"labels": {"gpu": "b"}}], {"node_selector": "gpu=b"}, "ok", "1 nodes"),
     ],
 )
-def test_nodes_against_the_pods_of_the_run(fake, nodes, values, state, message):
-    home = fake()
-    with home.api.lock:
+def test_the_nodes_are_compared_with_the_pods_of_the_run(fake, nodes, values, state, message):
+    backend = fake()
+    with backend.api.lock:
         for node in nodes:
-            add_node(home.api, **node)
-    rows = checked(home, **values)["nodes"]
+            add_node(backend.api, **node)
+    rows = rows_of(backend, **values)["nodes"]
     assert rows[0][0] == state
     assert message in rows[0][1]
 
 
-def test_nodes_that_may_not_be_listed_are_not_seen(fake):
-    home = fake()
-    home.api.forbid("list", "nodes")
-    assert checked(home)["nodes"][0][0] == "not seen"
+def test_nodes_that_may_not_be_listed_have_the_state_not_seen(fake):
+    backend = fake()
+    backend.api.forbid("list", "nodes")
+    assert rows_of(backend)["nodes"][0][0] == "not seen"
 
 
 @pytest.mark.parametrize(
@@ -444,15 +445,15 @@ def test_nodes_that_may_not_be_listed_are_not_seen(fake):
     ],
 )
 def test_several_replicas_need_an_image_of_the_training_operator(fake, arguments, state, message):
-    home = fake()
-    with home.api.lock:
+    backend = fake()
+    with backend.api.lock:
         container = {"name": "operator", "image": "op:v1", "args": arguments or []}
         spec = {"selector": {}, "template": {"spec": {"containers": [container]}}}
         operator = {"metadata": {"name": "training-operator"}, "spec": spec}
         if arguments is not None:
-            home.api.create("deployments", operator, "kubeflow")
-    assert "init container" not in checked(home)
-    rows = checked(home, num_replicas=2)["init container"]
+            backend.api.create("deployments", operator, "kubeflow")
+    assert "init container" not in rows_of(backend)
+    rows = rows_of(backend, num_replicas=2)["init container"]
     assert rows[0][0] == state
     assert message in rows[0][1]
 
@@ -462,25 +463,25 @@ def test_several_replicas_need_an_image_of_the_training_operator(fake, arguments
     [(None, "error"), ({"other": "Y2FuYXJ5"}, "error"), ({"url": "Y2FuYXJ5"}, "ok")],
 )
 def test_the_webhooks_secret_is_looked_for_and_its_value_not_shown(fake, secret, state):
-    home = fake()
+    backend = fake()
     if secret is not None:
-        with home.api.lock:
-            home.api.create("secrets", {"metadata": {"name": "jec-webhook"}, "data": secret})
-    rows = checked(home, webhook_secret="jec-webhook/url")["webhook"]
+        with backend.api.lock:
+            backend.api.create("secrets", {"metadata": {"name": "jec-webhook"}, "data": secret})
+    rows = rows_of(backend, webhook_secret="jec-webhook/url")["webhook"]
     assert rows[0][0] == state
     assert "canary" not in rows[0][1]
 
 
 def test_the_secrets_of_tracking_are_looked_for(fake):
-    home = fake()
-    with home.api.lock:
+    backend = fake()
+    with backend.api.lock:
         value = base64.b64encode(b"canary").decode()
         data = {"token": value, "MLFLOW_TRACKING_TOKEN": value}
-        home.api.create("secrets", {"metadata": {"name": "logins"}, "data": data})
-    rows = checked(home, mlflow_secret="logins", model_registry_secret="logins/token")
+        backend.api.create("secrets", {"metadata": {"name": "logins"}, "data": data})
+    rows = rows_of(backend, mlflow_secret="logins", model_registry_secret="logins/token")
     assert rows["model registry"][0][0] == "ok"
     assert rows["MLflow"][0][0] == "error", "the address is in neither place"
-    assert "MLflow" not in checked(home, mlflow_secret="logins", mlflow="https://mlflow.example")
+    assert "MLflow" not in rows_of(backend, mlflow_secret="logins", mlflow="https://mlflow.example")
 
 
 # Pod Security
@@ -495,17 +496,19 @@ SECURE = {
 }
 
 
-def secured(fake, level, *, inject=True, suggestion=SECURE, storage=SECURE, server=SECURE):
+def cluster_with_level(
+    fake, level, *, inject=True, suggestion=SECURE, storage=SECURE, server=SECURE
+):
     """A cluster whose namespace enforces a level; None for what has no security context."""
-    home = fake()
-    furnish(home.api)
-    with home.api.lock:
+    backend = fake()
+    create_needs(backend.api)
+    with backend.api.lock:
         labels = {"pod-security.kubernetes.io/enforce": level} if level else {}
-        home.api.all("namespaces")[0]["metadata"]["labels"] = labels
-        runtime = home.api.all("clusterservingruntimes")[0]["spec"]
+        backend.api.all("namespaces")[0]["metadata"]["labels"] = labels
+        runtime = backend.api.all("clusterservingruntimes")[0]["spec"]
         runtime["containers"][0]["securityContext"] = server or {}
         container = {"name": "storage-initializer", "securityContext": storage or {}}
-        home.api.create(
+        backend.api.create(
             "clusterstoragecontainers",
             {"metadata": {"name": "default"}, "spec": {"container": container}},
         )
@@ -515,17 +518,17 @@ def secured(fake, level, *, inject=True, suggestion=SECURE, storage=SECURE, serv
             "runtime": {"suggestions": [algorithm]},
         }
         data = {"katib-config.yaml": yaml.safe_dump(katib)}
-        home.api.create(
+        backend.api.create(
             "configmaps", {"metadata": {"name": "katib-config"}, "data": data}, "kubeflow"
         )
-    return home
+    return backend
 
 
 KFP_PODS = ("warning", "Kubeflow Pipelines")  # always said of `restricted`
 
 
 @pytest.mark.parametrize(
-    ("level", "given", "values", "expected"),
+    ("level", "cluster_options", "values", "expected"),
     [
         ("", {}, {"eos": "/var/eos"}, [("ok", "takes all pods")]),
         ("privileged", {}, {"eos": "/var/eos"}, [("ok", "takes all pods")]),
@@ -549,10 +552,10 @@ KFP_PODS = ("warning", "Kubeflow Pipelines")  # always said of `restricted`
         ("restricted", {}, {"num_replicas": 2}, [("warning", "init-pytorch"), KFP_PODS]),
     ],
 )
-def test_what_pod_security_would_refuse_is_said_with_who_can_change_it(
-    fake, level, given, values, expected
+def test_a_violation_of_pod_security_names_who_can_change_it(
+    fake, level, cluster_options, values, expected
 ):
-    rows = checked(secured(fake, level, **given), **values)["Pod Security"]
+    rows = rows_of(cluster_with_level(fake, level, **cluster_options), **values)["Pod Security"]
     assert [state for state, _ in rows] == [state for state, _ in expected]
     for (_, text), (_, message) in zip(rows, expected, strict=True):
         assert message in text
@@ -566,16 +569,16 @@ def test_what_pod_security_would_refuse_is_said_with_who_can_change_it(
         ("get", "clusterstoragecontainers", "storage initializer, which we may"),
     ],
 )
-def test_what_pod_security_depends_on_and_may_not_be_read_is_said(fake, verb, resource, message):
-    home = secured(fake, "restricted")
-    home.api.forbid(verb, resource)
-    rows = checked(home)["Pod Security"]
+def test_an_unreadable_namespace_is_reported_for_pod_security(fake, verb, resource, message):
+    backend = cluster_with_level(fake, "restricted")
+    backend.api.forbid(verb, resource)
+    rows = rows_of(backend)["Pod Security"]
     assert any(state == "not seen" and message in text for state, text in rows)
     assert not any(state == "error" for state, _ in rows)
 
 
 @pytest.mark.parametrize("level", ["baseline", "restricted"])
-def test_violations_are_those_that_the_rules_restated_for_tests_find(level):
+def test_violations_agree_with_the_rules_of_the_tests(level):
     """Two restatements of Kubernetes' rules, of every pod that a run makes."""
     for values in ({}, {"eos": "/var/eos"}, {"num_replicas": 2, "num_gpus": 1}):
         for manifest in objects(placeholder_run(config(**values))).values():
@@ -588,18 +591,18 @@ def test_violations_are_those_that_the_rules_restated_for_tests_find(level):
                     )
 
 
-def test_what_the_clusters_webhook_refuses_is_shown_in_its_words(fake):
+def test_a_refusal_by_the_clusters_webhook_is_quoted(fake):
     survey = Survey(connect(), "physics") if fake() else None
-    broken = {
+    wrong_job = {
         "apiVersion": "kubeflow.org/v1",
         "kind": "PyTorchJob",
         "metadata": {"name": "x"},
         "spec": {},
     }
-    assert "pytorchReplicaSpecs: Required value" in survey.dry_run_refusal(PYTORCHJOB, broken)
+    assert "pytorchReplicaSpecs: Required value" in survey.dry_run_refusal(PYTORCHJOB, wrong_job)
 
 
-def test_without_a_cluster_it_says_what_it_could_not_see(monkeypatch):
+def test_without_a_cluster_the_table_says_what_was_not_checked(monkeypatch):
     table = lines(check_cluster.check_cluster(config(), account="auto", on_cluster=True))
     assert table["cluster"][0][0] == "not seen"
     assert all(
@@ -608,25 +611,25 @@ def test_without_a_cluster_it_says_what_it_could_not_see(monkeypatch):
 
 
 def test_a_cluster_that_does_not_answer_is_an_error_for_a_run_on_it(fake, monkeypatch):
-    home = fake()
+    backend = fake()
     monkeypatch.setattr(api_module, "FIRST_CONTACT_SECONDS", 0.1)
-    home.api.fail("*", ".", times=1000, cut="before")
+    backend.api.fail("*", ".", times=1000, cut_connection="before")
     monkeypatch.setattr("clusters.survey.SECONDS", 2.0)
-    assert checked(home)["cluster"][0][0] == "error"
+    assert rows_of(backend)["cluster"][0][0] == "error"
 
 
-def test_a_bad_moment_of_the_server_is_no_finding(fake):
-    home = fake()
-    furnish(home.api)
-    home.api.fail("*", ".", times=2, code=503)
-    assert {state for rows in checked(home).values() for state, _ in rows} == {"ok"}
+def test_a_temporary_error_of_the_server_is_no_finding(fake):
+    backend = fake()
+    create_needs(backend.api)
+    backend.api.fail("*", ".", times=2, code=503)
+    assert {state for rows in rows_of(backend).values() for state, _ in rows} == {"ok"}
 
 
-def test_the_table_of_permissions_is_what_the_run_is_seen_to_ask_for(fake):
+def test_only_needed_permissions_end_a_run_when_forbidden(fake):
     """Forbidden one by one, a needed permission ends a run, and the others only cost
     its reasons.
     """
-    assert {one.name for one in permissions.PERMISSIONS if one.needed} == {
+    assert {permission.name for permission in permissions.PERMISSIONS if permission.is_needed} == {
         "experiments.kubeflow.org",
         "trials.kubeflow.org",
         "pytorchjobs.kubeflow.org",
@@ -644,21 +647,21 @@ def test_the_table_of_permissions_is_what_the_run_is_seen_to_ask_for(fake):
 # ------------------------------------------------------------------------------------------------
 
 
-def test_storage_is_tried_with_the_secrets_keys(fake, s3_bucket, s3_server):
-    home = fake()
-    furnish(home.api)
+def test_storage_is_tested_with_the_keys_of_the_secret(fake, s3_bucket, s3_server):
+    backend = fake()
+    create_needs(backend.api)
     where = RunConfig(s3_bucket=f"{s3_bucket}/jec", s3_endpoint=s3_server)
     rows = lines(check_storage.check_storage(where, on_kubeflow=True))["storage"]
     assert rows[0][0] == "ok"
     assert "Secret s3-secret" in rows[0][1]
     assert storage.entries(s3_bucket) == [], "nothing stays"
-    home.api.forbid("get", "secrets")
+    backend.api.forbid("get", "secrets")
     table = lines(check_storage.check_storage(where, on_kubeflow=True))
     assert table["storage as the pods"][0][0] == "not seen"
     assert "our own credentials" in table["storage"][0][1]
 
 
-def test_a_bucket_that_is_not_there(s3_server):
+def test_a_missing_bucket_is_an_error(s3_server):
     rows = lines(
         check_storage.check_storage(config(s3_bucket="s3://no-such-bucket/x"), on_kubeflow=False)
     )["storage"]
@@ -687,7 +690,7 @@ def test_inputs_are_read_and_the_network_is_built():
         ("jec_pfn_open", "pfn_regressor_open"),
     ],
 )
-def test_the_network_of_other_inputs_is_named(data_config, network_config):
+def test_the_error_names_the_network_that_fits_the_data_config(data_config, network_config):
     right = f"networks/{network_config}.py"
     wrong = {
         "networks/pfn_regressor_open.py": "networks/particle_net_regressor_open.py",
@@ -713,16 +716,16 @@ def test_a_network_of_the_users_own_is_not_replaced_by_one_of_the_project(tmp_pa
     assert "--search-space" in text
 
 
-def test_each_mistake_is_its_own_line(tmp_path):
-    broken = tmp_path / "net.py"
-    broken.write_text(
+def test_each_wrong_input_is_its_own_line(tmp_path):
+    network_file = tmp_path / "net.py"
+    network_file.write_text(
         "def get_model(data_config, **options):\n    return 1 / 0\n\n\ndef get_loss(data_config,"
         " **options): ...\n"
     )
     missing = {
         f"data_{split}": str(tmp_path / f"{split}*.root") for split in ("train", "val", "test")
     }
-    table = lines(check_inputs.check_inputs(RunConfig(network_config=str(broken), **missing)))
+    table = lines(check_inputs.check_inputs(RunConfig(network_config=str(network_file), **missing)))
     assert "ZeroDivisionError" in table["network"][0][1]
     assert all(table[f"{split} data"][0][0] == "error" for split in ("train", "val", "test"))
     table = lines(
@@ -789,6 +792,8 @@ def test_what_one_server_does_to_all_sets_is_said_once(jet_files, no_pauses):
 
 
 def test_keys_that_are_not_set_are_said_once(jet_files, monkeypatch):
+    # the session of other tests has keys already
+    monkeypatch.setattr("boto3.DEFAULT_SESSION", None)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
@@ -847,7 +852,7 @@ def test_a_file_in_two_sets_is_an_error(jet_files):
         pytest.param("val", {"sets": "not seen", "raw model": "not seen"}, id="val"),
     ],
 )
-def test_what_depends_on_files_that_cannot_be_read_is_not_ok(jet_files, missing, states):
+def test_checks_that_depend_on_unreadable_files_are_not_ok(jet_files, missing, states):
     values = data(jet_files, **{missing: f"{jet_files}/nowhere/*.root"})
     table = lines(check_inputs.check_inputs(RunConfig(**values)))
     assert table[f"{missing} data"][0][0] == "error"
@@ -859,9 +864,7 @@ def test_what_depends_on_files_that_cannot_be_read_is_not_ok(jet_files, missing,
     ("raw_model", "states"),
     [("auto", ["ok", "warning"]), ("required", ["error"]), ("none", ["ok"])],
 )
-def test_a_data_configuration_that_raw_jets_cannot_have_is_seen_before_the_run(
-    jet_files, monkeypatch, raw_model, states
-):
+def test_check_reports_a_data_config_without_a_raw_model(jet_files, monkeypatch, raw_model, states):
     def refuse(*_):
         raise InputError("np.linalg.norm has no form in a graph")
 
@@ -898,8 +901,8 @@ class Registry(http.server.BaseHTTPRequestHandler):
                     )
                 },
             )
-        known = self.path in ("/v2/jec/steps/manifests/1", "/v2/jec/steps/manifests/sha256:abc")
-        return self._say(200 if known else 404, headers={"Docker-Content-Digest": "sha256:abc"})
+        is_known = self.path in ("/v2/jec/steps/manifests/1", "/v2/jec/steps/manifests/sha256:abc")
+        return self._say(200 if is_known else 404, headers={"Docker-Content-Digest": "sha256:abc"})
 
     def _say(self, code, content=b"", headers=()):
         self.send_response(code)
@@ -933,7 +936,7 @@ def registry():
         ("jec-steps:latest", "error", "names no registry"),
     ],
 )
-def test_images_are_asked_of_their_registry(registry, image, state, message):
+def test_the_registry_is_asked_for_each_image(registry, image, state, message):
     (row,) = check_images.check_images([image.replace("REGISTRY", registry)], on_cluster=True)
     assert row.state == state
     assert message.replace("REGISTRY", registry) in f"{row.finding} {row.cure}"
@@ -945,7 +948,7 @@ def test_images_are_asked_of_their_registry(registry, image, state, message):
 
 def test_a_mistake_in_the_search_space_is_one_line(fake, tmp_path, capsys):
     """Objects, dry runs and the check of the inputs all read it."""
-    look_around(fake().api)
+    grant_optional_reads(fake().api)
     space = tmp_path / "space.yaml"
     space.write_text("parameters:\n- {name: conv-dim, type: int, min: 5, max: 2}\n")
     flags = ["--check", "--runner", "kubeflow", "--search-space", str(space)]
@@ -953,14 +956,14 @@ def test_a_mistake_in_the_search_space_is_one_line(fake, tmp_path, capsys):
     assert capsys.readouterr().out.count("min 5 is not below max 2") == 1
 
 
-def test_the_command_prints_the_table_and_its_exit_code_tells(
+def test_the_command_prints_the_table_and_sets_its_exit_code(
     fake, kfp, s3_bucket, s3_server, registry, capsys, monkeypatch
 ):
-    home = fake()
+    backend = fake()
     kfp.multi_user = True
-    furnish(home.api, endpoint=s3_server.removeprefix("http://"))
-    look_around(home.api)
-    home.api.find("secrets", "s3-secret")["metadata"]["annotations"][
+    create_needs(backend.api, endpoint=s3_server.removeprefix("http://"))
+    grant_optional_reads(backend.api)
+    backend.api.find("secrets", "s3-secret")["metadata"]["annotations"][
         "serving.kserve.io/s3-usehttps"
     ] = "0"
     image = f"{registry}/jec/steps@sha256:abc"
@@ -1028,7 +1031,7 @@ def test_the_server_says_whose_namespace_a_run_gets(kfp, many, namespace, state,
         ("2.15.0", ["ok"]),
     ],
 )
-def test_what_the_server_s_version_means_is_told(kfp, version, states):
+def test_the_consequences_of_the_servers_version_are_listed(kfp, version, states):
     kfp.version = version
     assert [state for state, _ in server_lines(kfp)["its version"]] == states
 
@@ -1043,7 +1046,7 @@ def test_parameters_that_are_too_long_are_an_error(kfp):
 
 
 @pytest.mark.parametrize("host", ["none", "kubeflow"])
-def test_a_host_that_is_no_address_ends_in_a_sentence(monkeypatch, capsys, host):
+def test_an_invalid_host_is_an_error_of_one_line(monkeypatch, capsys, host):
     monkeypatch.setenv("KFP_ENDPOINT", "http://127.0.0.1:1")
     code = pipeline.main(["--check", "--host", host])
     answer = capsys.readouterr()
@@ -1059,7 +1062,7 @@ def test_a_host_that_is_no_address_ends_in_a_sentence(monkeypatch, capsys, host)
     ("text", "number"),
     [("500m", 0.5), ("12Gi", 12 * 2**30), ("2", 2.0), ("1e3", 1000.0), ("1.5k", 1500.0)],
 )
-def test_quantities(text, number):
+def test_quantities_are_parsed(text, number):
     assert amount(text) == number
 
 

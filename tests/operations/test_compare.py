@@ -32,7 +32,7 @@ def metrics(good_metrics) -> MetricsRecord:  # noqa: F811 (fixture)
 def make(tmp_path, metrics, documents):  # noqa: F811 (fixture)
     """Make the folder of an evaluated run."""
 
-    def made(run_id: str, **changes) -> Path:
+    def make_evaluated(run_id: str, **changes) -> Path:
         folder = RunFolder(str(tmp_path / run_id))
         config = documents.run.config.replace(run_id=run_id, s3_bucket=str(tmp_path))
         Run(config=config, record=documents.run.record).save()
@@ -40,11 +40,11 @@ def make(tmp_path, metrics, documents):  # noqa: F811 (fixture)
         dataclasses.replace(metrics, **fields).save(folder.metrics)
         return tmp_path / run_id
 
-    return made
+    return make_evaluated
 
 
 @pytest.fixture
-def undrawn(monkeypatch):
+def no_drawings(monkeypatch):
     monkeypatch.setattr(comparison_page, "drawings", lambda _: [])
 
 
@@ -75,7 +75,7 @@ def test_runs_are_named_by_id_or_by_folder_and_drawn(tmp_path, make, capsys):
     assert str(tmp_path / "comparison.html") in capsys.readouterr().out
 
 
-def refused(tmp_path, capsys, *names: object) -> str:
+def error_of(tmp_path, capsys, *names: object) -> str:
     assert call(tmp_path, *names) == 2
     assert not (tmp_path / "comparison.html").exists()
     return capsys.readouterr().err
@@ -84,20 +84,20 @@ def refused(tmp_path, capsys, *names: object) -> str:
 def test_runs_of_different_labels_are_refused(tmp_path, make, capsys):
     make("pfn-00000001")
     make("pfn-00000002", label={"ratio": "genJetPt / jetPt"})
-    error = refused(tmp_path, capsys, "pfn-00000001", "pfn-00000002")
+    error = error_of(tmp_path, capsys, "pfn-00000001", "pfn-00000002")
     assert "genJetPt / jetPt" in error
     assert "np.log(genJetPt / jetPt)" in error
     assert "pfn-00000002" in error
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("no_drawings")
 def test_the_name_and_the_layout_of_a_label_do_not_matter(tmp_path, make):
     make("pfn-00000001")
     make("pfn-00000002", label={"y": "np.log(genJetPt/(jetPt))"})
     assert call(tmp_path, "pfn-00000001", "pfn-00000002") == 0
 
 
-@pytest.mark.usefixtures("undrawn")
+@pytest.mark.usefixtures("no_drawings")
 def test_the_label_of_an_earlier_versions_run_is_that_of_its_data_config(tmp_path, make, capsys):
     make("pfn-00000001")
     folder = make("pfn-00000002", label={}, test_fingerprint="")
@@ -109,7 +109,7 @@ def test_the_label_of_an_earlier_versions_run_is_that_of_its_data_config(tmp_pat
     (folder / "config" / "data.yaml").write_text(
         source.replace("np.log(genJetPt / jetPt)", "genJetPt")
     )
-    assert "genJetPt," in refused(tmp_path, capsys, "pfn-00000001", "pfn-00000002")
+    assert "genJetPt," in error_of(tmp_path, capsys, "pfn-00000001", "pfn-00000002")
 
 
 def test_a_run_that_was_not_evaluated_does_not_exist_or_is_named_twice_is_refused(
@@ -123,24 +123,24 @@ def test_a_run_that_was_not_evaluated_does_not_exist_or_is_named_twice_is_refuse
         (("pfn-00000001", "pfn-00000003"), "pfn-00000003"),
         (("pfn-00000001", tmp_path / "pfn-00000001"), "named twice"),
     ):
-        assert words in refused(tmp_path, capsys, *names)
+        assert words in error_of(tmp_path, capsys, *names)
 
 
-def compared(metrics, *fingerprints: str) -> list[ComparedRun]:
+def compared_runs(metrics, *fingerprints: str) -> list[ComparedRun]:
     runs = []
     for number, fingerprint in enumerate(fingerprints):
-        changed = dataclasses.replace(metrics, test_fingerprint=fingerprint)
-        runs.append(ComparedRun(name=f"run{number}", metrics=changed))
+        new_metrics = dataclasses.replace(metrics, test_fingerprint=fingerprint)
+        runs.append(ComparedRun(name=f"run{number}", metrics=new_metrics))
     return runs
 
 
 def test_the_page_says_whether_the_test_jets_are_the_same(metrics):
-    assert f"same {metrics.num_measured:,} jets" in about_jets(compared(metrics, "a", "a"))
-    assert "(A, C; B)" in about_jets(compared(metrics, "a", "b", "a"))
-    assert "not known" in about_jets(compared(metrics, "a", ""))
+    assert f"same {metrics.num_measured:,} jets" in about_jets(compared_runs(metrics, "a", "a"))
+    assert "(A, C; B)" in about_jets(compared_runs(metrics, "a", "b", "a"))
+    assert "not known" in about_jets(compared_runs(metrics, "a", ""))
 
 
-def test_what_was_not_measured_has_no_number(metrics):
+def test_unmeasured_quantities_have_no_number(metrics):
     bare = dataclasses.replace(metrics, gain=None, resolution=None, tails=[])
     row = summary([ComparedRun(name="run", metrics=bare)]).rows[0]
     assert row[3:6] == ["–", "–", "–"]
@@ -148,24 +148,26 @@ def test_what_was_not_measured_has_no_number(metrics):
 
 
 def test_the_closure_of_the_summary_is_that_of_the_whole_region(metrics):
-    whole = [one for one in metrics.closure.bins if one.pt_low == 60 and one.pt_high is None]
-    assert all(isinstance(one, ClosureBin) for one in whole)
+    whole = [
+        entry for entry in metrics.closure.bins if entry.pt_low == 60 and entry.pt_high is None
+    ]
+    assert all(isinstance(entry, ClosureBin) for entry in whole)
     row = summary([ComparedRun(name="run", metrics=metrics)]).rows[0]
-    assert row[6:8] == [one.model.percent(100, 2) for one in whole]
+    assert row[6:8] == [entry.model.percent(100, 2) for entry in whole]
 
 
-def test_at_most_as_many_runs_as_have_letters():
+def test_no_more_runs_are_compared_than_there_are_letters():
     assert compare.MOST_RUNS <= 26
 
 
 def test_bins_that_a_run_lacks_are_named_below_its_figure(metrics):
-    few = [one for one in metrics.curves if one.region == "barrel"][1:]
+    few = [curve for curve in metrics.curves if curve.region == "barrel"][1:]
     assert few
-    first = next(one.pt_range for one in metrics.curves if one.region == "barrel")
+    first = next(curve.pt_range for curve in metrics.curves if curve.region == "barrel")
     runs = [
         ComparedRun(name="pfn-00000001", metrics=metrics),
         ComparedRun(name="pfn-00000002", metrics=dataclasses.replace(metrics, curves=few)),
     ]
-    gain = next(one for one in comparison_page.drawings(runs) if one.name == "gain")
+    gain = next(curve for curve in comparison_page.drawings(runs) if curve.name == "gain")
     assert f"B in the barrel at {first} GeV; B in the endcap." in gain.caption
     assert "A in" not in gain.caption

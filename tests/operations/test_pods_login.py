@@ -1,4 +1,4 @@
-"""--check reads the data with the login of the pods: that of a Secret, and nothing of ours."""
+"""--check reads the data with the pods' login, from a Secret, and never with the user's own."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ OURS = {"BEARER_TOKEN": "ours", "X509_USER_PROXY": "/ours", "KRB5CCNAME": "FILE:
 
 
 @pytest.fixture
-def home(fake, monkeypatch):
+def cluster(fake, monkeypatch):
     """A cluster with the Secret grid-login; this process has a login of its own."""
-    made = fake()
+    backend = fake()
     data = {"x509up": base64.b64encode(b"the pods' proxy").decode()}
-    made.api.create("secrets", {"metadata": {"name": "grid-login"}, "data": data})
-    made.api.create("secrets", {"metadata": {"name": "other"}, "data": {"user": "bWU="}})
+    backend.api.create("secrets", {"metadata": {"name": "grid-login"}, "data": data})
+    backend.api.create("secrets", {"metadata": {"name": "other"}, "data": {"user": "bWU="}})
     for name, value in OURS.items():
         monkeypatch.setenv(name, value)
-    return made
+    return backend
 
 
 def logins():
@@ -40,7 +40,7 @@ def logins():
     return {name: os.environ.get(name) for name in names}
 
 
-def test_the_secrets_proxy_is_used_and_ours_is_hidden(home):
+def test_the_secrets_proxy_is_used_and_ours_is_hidden(cluster):
     before = logins()
     with as_the_pods(RunConfig(xrootd_secret="grid-login", **ROOT_DATA)) as lines:
         assert [line.state for line in lines] == [State.OK]
@@ -67,17 +67,17 @@ def test_the_secrets_proxy_is_used_and_ours_is_hidden(home):
     ],
     ids=["token", "token beside our proxy", "ticket beside our proxy", "no login"],
 )
-def test_no_missing_proxy_takes_tls_from_a_token(
-    home, monkeypatch, tmp_path, keys, have_proxy, variable, note
+def test_a_missing_proxy_is_set_only_to_hide_ours_and_never_beside_a_token(
+    cluster, monkeypatch, tmp_path, keys, have_proxy, variable, note
 ):
-    """A client that is told of a proxy which is not there does without TLS, and so without it."""
+    """With a missing proxy XRootD's client uses no TLS, and without TLS it sends no token."""
     ours = tmp_path / "x509up"
     if have_proxy:
         ours.write_text("our proxy")
     monkeypatch.setattr(xrootd_login, "default_proxy", lambda: ours)
     data = dict.fromkeys(keys, base64.b64encode(b"the pods'").decode())
     if keys:
-        home.api.create("secrets", {"metadata": {"name": "login"}, "data": data})
+        cluster.api.create("secrets", {"metadata": {"name": "login"}, "data": data})
     before = logins()
     secret = "login" if keys else "none"
     with as_the_pods(RunConfig(xrootd_secret=secret, **ROOT_DATA)) as lines:
@@ -88,7 +88,7 @@ def test_no_missing_proxy_takes_tls_from_a_token(
 
 
 @pytest.mark.parametrize("secret", ["absent", "other"])
-def test_a_secret_that_cannot_be_used_is_said(home, secret):
+def test_an_unusable_secret_is_reported(cluster, secret):
     before = logins()
     with as_the_pods(RunConfig(xrootd_secret=secret, **ROOT_DATA)) as lines:
         assert [line.state for line in lines] == [State.NOT_SEEN]
@@ -96,19 +96,19 @@ def test_a_secret_that_cannot_be_used_is_said(home, secret):
         assert logins() == before
 
 
-def test_without_a_secret_the_pods_have_no_login(home):
+def test_without_a_secret_the_pods_have_no_login(cluster):
     with as_the_pods(RunConfig(**ROOT_DATA)) as lines:
         assert [line.state for line in lines] == [State.OK]
         assert "There is no token" in xrootd_login.state()
 
 
-def test_without_root_addresses_nothing_is_asked(home):
-    home.api.forbid("get", "secrets")
+def test_without_root_addresses_no_secret_is_read(cluster):
+    cluster.api.forbid("get", "secrets")
     with as_the_pods(RunConfig(xrootd_secret="grid-login")) as lines:
         assert lines == []
 
 
-def test_the_table_has_the_line_and_tries_the_paths(home, xrootd_server):
+def test_the_table_has_the_line_and_tries_the_paths(cluster, xrootd_server):
     config = RunConfig(
         **{name: f"{xrootd_server.uri}/nothing/{name}.root" for name in ROOT_DATA},
         xrootd_secret="grid-login",

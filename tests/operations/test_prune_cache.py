@@ -45,7 +45,7 @@ def prune(runs, *flags):
         return int(error.code or 0)
 
 
-def test_what_is_old_goes_in_both_places(places, capsys):
+def test_old_sets_are_removed_in_both_places(places, capsys):
     runs, node = places
     old = [make_set(runs / "cache", "a"), make_set(node, "b")]
     young = [make_set(runs / "cache", "c", days=2), make_set(node, "d", days=29)]
@@ -58,7 +58,7 @@ def test_what_is_old_goes_in_both_places(places, capsys):
     assert not list(node.glob(".partial*"))
 
 
-def test_what_is_large_goes(places):
+def test_large_sets_are_removed(places):
     runs, _ = places
     small, large = make_set(runs / "cache", "a"), make_set(runs / "cache", "b", size=5000)
     assert prune(runs, "--larger-than", "2K") == 0
@@ -109,7 +109,7 @@ def test_a_set_that_is_being_copied_stays(places, capsys):
 
 
 @pytest.mark.faults
-def test_a_set_of_a_run_that_goes_on_stays(places):
+def test_a_set_of_an_active_run_is_kept(places):
     runs, _ = places
     for name in ("living", "ended"):
         (runs / name / "data").mkdir(parents=True)
@@ -139,7 +139,7 @@ def test_a_set_of_a_run_that_goes_on_stays(places):
     ],
     ids=["no limit", "two commands", "distant storage"],
 )
-def test_it_is_refused(places, flags):
+def test_wrong_flags_are_refused(places, flags):
     assert prune(places[0], *flags) == 2
 
 

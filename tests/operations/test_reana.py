@@ -71,7 +71,7 @@ def test_the_command_warns_of_images_and_still_writes_the_files(tmp_path, capsys
     assert (tmp_path / "Snakefile").exists()
 
 
-def test_the_files_are_the_golden_ones(tmp_path, update_golden):
+def test_the_files_equal_the_golden_ones(tmp_path, update_golden):
     jets(tmp_path)
     render(tmp_path, **SETTINGS)
     for name in ("reana.yaml", "Snakefile"):
@@ -90,7 +90,7 @@ def test_each_step_up_to_the_evaluation_is_a_rule_that_runs_its_program(tmp_path
         assert f"python -m components.{name}" in rules[name]
 
 
-def test_a_step_takes_what_it_takes_in_the_compiled_pipeline(tmp_path):
+def test_a_rules_inputs_are_those_of_the_compiled_pipeline(tmp_path):
     _, rules = render(tmp_path)
     for task in graph.tasks():
         for parameter, source in task.parameters.items():
@@ -120,7 +120,7 @@ def test_data_in_the_folder_is_uploaded(tmp_path):
     assert "--data-test 'jets/test/*.root'" in command(rules["prepare"])
 
 
-def test_braces_and_quotes_stay_what_they_are(tmp_path):
+def test_braces_and_quotes_reach_the_command_unchanged(tmp_path):
     space = '{"parameters": [{"name": "conv-dim", "type": "discrete", "list": [8, 16]}]}'
     _, rules = render(tmp_path, search_space=space)
     words = command(rules["prepare"]).format(output=types.SimpleNamespace(run="out"))
@@ -137,26 +137,26 @@ def test_braces_and_quotes_stay_what_they_are(tmp_path):
         pytest.param({"num_gpus": 1}, ["--num-gpus 1"], id="gpu"),
     ],
 )
-def test_what_reana_cannot_do_is_refused(tmp_path, settings, words):
+def test_options_that_reana_does_not_support_are_refused(tmp_path, settings, words):
     with pytest.raises(InputError) as error:
         render(tmp_path / "reana", **settings)
     assert [word for word in words if word not in str(error.value)] == []
     assert not (tmp_path / "reana").exists()
 
 
-def test_the_picture_in_the_docs_is_of_the_pipeline_as_it_is():
-    drawn = picture.svg(graph.tasks())
-    written = (ROOT / "docs/pipeline.svg").read_text()
-    assert drawn == written, "type: python -m operations.picture docs/pipeline.svg"
+def test_the_picture_in_the_docs_is_up_to_date():
+    current = picture.svg(graph.tasks())
+    committed = (ROOT / "docs/pipeline.svg").read_text()
+    assert current == committed, "type: python -m operations.picture docs/pipeline.svg"
 
 
 def test_the_picture_has_an_arrow_for_each_value_that_a_step_takes():
     tasks = graph.tasks()
-    drawn = picture.svg(tasks)
+    image = picture.svg(tasks)
     for task in tasks:
-        assert steps.step_of(task.name).title in drawn
+        assert steps.step_of(task.name).title in image
         for source in task.parameters.values():
-            assert re.search(rf">[^<]*\b{source.output}\b[^<]*</text>", drawn)
+            assert re.search(rf">[^<]*\b{source.output}\b[^<]*</text>", image)
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def run(folder, *command):
 
 @pytest.mark.slow
 @pytest.mark.timeout(700)
-def test_reana_takes_it_and_snakemake_runs_it(tmp_path, reana_commands):
+def test_reana_validates_the_files_and_snakemake_runs_them(tmp_path, reana_commands):
     jets(tmp_path, ("train", "val", "test"))
     data = {f"data_{split}": f"jets/{split}/*.root" for split in ("train", "val", "test")}
     render(
@@ -208,6 +208,6 @@ def test_reana_takes_it_and_snakemake_runs_it(tmp_path, reana_commands):
     results = tmp_path / "results" / "pfn-regressor-open"
     assert len(SearchRecord.load(str(results / "search.json")).trials) == 2
     metrics = MetricsRecord.load(str(results / "metrics.json"))
-    passed = (tmp_path / "steps/evaluate/passed").read_text()
-    assert passed == str(metrics.passed).lower()
+    verdict = (tmp_path / "steps/evaluate/passed").read_text()
+    assert verdict == str(metrics.passed).lower()
     assert (results / "report.html").is_file()

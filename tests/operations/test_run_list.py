@@ -1,4 +1,4 @@
-"""`--list` and `--prune`: what is shown, what is removed, and what never is."""
+"""`--list` and `--prune`: which runs are shown, which are removed, and which never are."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_the_list_shows_each_run_newest_first(tmp_path, capsys):
     assert total.startswith("4 runs, 2")
     assert command(tmp_path, "--list", "--json") == 0
     runs = json.loads(capsys.readouterr().out)["runs"]
-    assert [(one["run_id"][-1], one["served"]) for one in runs] == [
+    assert [(run["run_id"][-1], run["served"]) for run in runs] == [
         ("2", False),
         ("3", False),
         ("1", False),
@@ -105,7 +105,7 @@ def test_the_list_shows_each_run_newest_first(tmp_path, capsys):
     ]
 
 
-def test_broken_runs_are_listed_as_such(tmp_path, capsys):
+def test_broken_runs_are_listed_as_broken(tmp_path, capsys):
     good = make_run(tmp_path, "pfn-00000001", days=1)
     for number, name in enumerate(("status.json", "summary.json"), 2):
         folder = make_run(tmp_path, f"pfn-0000000{number}")
@@ -118,7 +118,7 @@ def test_broken_runs_are_listed_as_such(tmp_path, capsys):
     assert capsys.readouterr().out.count("broken: ") == 2
 
 
-def test_many_runs_need_one_look_at_the_processes(tmp_path, capsys, monkeypatch):
+def test_the_processes_are_listed_once_for_many_runs(tmp_path, capsys, monkeypatch):
     for number in range(40):
         make_run(tmp_path, f"pfn-000000{number:02}")
     looks = []
@@ -134,7 +134,7 @@ def test_without_runs_or_a_folder(tmp_path, capsys):
     assert command(tmp_path / "missing", "--list") == 2
 
 
-def test_prune_removes_what_is_old(tmp_path, capsys):
+def test_prune_removes_old_runs(tmp_path, capsys):
     old, new = make_run(tmp_path, "pfn-00000001", days=40), make_run(tmp_path, "pfn-00000002")
     (tmp_path / "latest").symlink_to("pfn-00000001")
     assert command(tmp_path, "--prune", "--older-than", "30d", "--yes") == 0
@@ -144,7 +144,7 @@ def test_prune_removes_what_is_old(tmp_path, capsys):
     assert "removed 1 runs" in capsys.readouterr().out
 
 
-def test_prune_removes_what_is_both_old_and_large(tmp_path):
+def test_prune_removes_runs_that_are_both_old_and_large(tmp_path):
     make_run(tmp_path, "pfn-00000001", days=2)
     large = make_run(tmp_path, "pfn-00000002", days=2)
     young = make_run(tmp_path, "pfn-00000003")
@@ -152,10 +152,10 @@ def test_prune_removes_what_is_both_old_and_large(tmp_path):
         storage.write_bytes(storage.join(folder, "trials", "best.pt"), bytes(2_000_000))
     flags = ("--prune", "--older-than", "1d", "--larger-than", "1M", "--yes")
     assert command(tmp_path, *flags) == 0
-    assert {one.name for one in tmp_path.iterdir()} == {"pfn-00000001", "pfn-00000003"}
+    assert {path.name for path in tmp_path.iterdir()} == {"pfn-00000001", "pfn-00000003"}
 
 
-def test_prune_keeps_what_is_served_or_going_on(tmp_path, capsys):
+def test_prune_keeps_served_and_active_runs(tmp_path, capsys):
     kept_runs = {
         "pfn-00000001": lambda folder: serve(folder, "kserve"),
         "pfn-00000002": lambda folder: RunLock("pfn-00000002", Path(folder) / "local").take(print),
@@ -165,17 +165,17 @@ def test_prune_keeps_what_is_served_or_going_on(tmp_path, capsys):
     }
     for run_id, keep in kept_runs.items():
         keep(make_run(tmp_path, run_id, days=40))
-    stopped = Path(make_run(tmp_path, "pfn-00000006", days=40, state="running"), "local")
-    stopped.mkdir()
-    (stopped / run_lock.OWNER).write_text(json.dumps({"pid": 1, "started": "long ago"}))
+    local_folder = Path(make_run(tmp_path, "pfn-00000006", days=40, state="running"), "local")
+    local_folder.mkdir()
+    (local_folder / run_lock.OWNER).write_text(json.dumps({"pid": 1, "started": "long ago"}))
     serve(make_run(tmp_path, "pfn-00000004", days=40), "triton")  # whose server has ended
     assert command(tmp_path, "--prune", "--older-than", "1d", "--yes") == 0
-    assert {one.name for one in tmp_path.iterdir()} == set(kept_runs)
+    assert {path.name for path in tmp_path.iterdir()} == set(kept_runs)
     out = capsys.readouterr().out
     assert all(f"kept: {run_id}" in out for run_id in kept_runs)
 
 
-def test_prune_keeps_a_run_of_which_a_process_lives(tmp_path):
+def test_prune_keeps_a_run_with_a_living_process(tmp_path):
     serve(make_run(tmp_path, "pfn-00000001", days=40), "triton")
     environment = {
         **os.environ,
@@ -194,7 +194,7 @@ def test_prune_keeps_a_run_of_which_a_process_lives(tmp_path):
     assert not (tmp_path / "pfn-00000001").exists()
 
 
-def test_prune_touches_nothing_that_is_not_ours(tmp_path):
+def test_prune_removes_nothing_but_runs(tmp_path):
     runs, elsewhere = tmp_path / "runs", tmp_path / "elsewhere"
     make_run(elsewhere, "pfn-00000009", days=40)
     own = make_run(runs, "pfn-00000001", days=40)
@@ -209,13 +209,13 @@ def test_prune_touches_nothing_that_is_not_ours(tmp_path):
     time = "2020-01-01T00:00:00+00:00"
     (stray / "status.json").write_text(json.dumps(StatusRecord(time=time).as_json()))
     assert command(runs, "--prune", "--older-than", "1d", "--yes") == 0
-    remaining = {one.name for one in runs.iterdir()}
+    remaining = {folder.name for folder in runs.iterdir()}
     assert remaining == {"pfn-00000009", "my-favourite", "cache", "stray"}
     assert (elsewhere / "pfn-00000009" / "model" / "model.onnx").exists()
 
 
 @pytest.mark.usefixtures("stdin_is_no_terminal")
-def test_prune_asks_and_where_nobody_answers_removes_nothing(tmp_path, capsys):
+def test_prune_asks_and_removes_nothing_without_an_answer(tmp_path, capsys):
     folder = make_run(tmp_path, "pfn-00000001", days=40)
     assert command(tmp_path, "--prune", "--older-than", "1d") == 2
     assert Path(folder, "run.json").exists()
@@ -237,7 +237,7 @@ def test_prune_asks_and_where_nobody_answers_removes_nothing(tmp_path, capsys):
         (["--list", "--yes"], "--prune"),
     ],
 )
-def test_wrong_flags_are_one_sentence(tmp_path, capsys, flags, word):
+def test_wrong_flags_are_errors_of_one_line(tmp_path, capsys, flags, word):
     folder = make_run(tmp_path, "pfn-00000001", days=40)
     assert command(tmp_path, *flags) == 2
     assert word in capsys.readouterr().err
@@ -247,7 +247,7 @@ def test_wrong_flags_are_one_sentence(tmp_path, capsys, flags, word):
 @pytest.mark.parametrize(
     "run_id", ["", ".", "..", "/tmp", "a/b", "pfn-00000001/..", "latest", "missing", "copy", "none"]
 )
-def test_only_a_run_of_ours_below_the_output_is_removed(tmp_path, run_id):
+def test_only_a_run_below_the_output_is_removed(tmp_path, run_id):
     output = tmp_path / "runs"
     make_run(output, "pfn-00000001")
     (output / "latest").symlink_to("pfn-00000001")
@@ -266,12 +266,12 @@ def test_runs_on_s3(s3_bucket, capsys):
     make_run(place, "pfn-00000002", days=1)
     make_run(place, "pfn-00000003", days=40, state="running")
     serve(make_run(place, "pfn-00000004", days=40), "kserve")
-    resumed = make_run(place, "pfn-00000005", days=40)
+    resumed_run = make_run(place, "pfn-00000005", days=40)
     again = StatusRecord(step="search", state="running", time="2020-11-01T00:00:00+00:00")
-    ended = storage.read_json(storage.join(resumed, "summary.json"))
-    ended["time"] = "2020-10-01T00:00:00+00:00"
-    storage.write_json(storage.join(resumed, "summary.json"), ended)
-    storage.write_json(storage.join(resumed, "status.json"), again.as_json())
+    summary = storage.read_json(storage.join(resumed_run, "summary.json"))
+    summary["time"] = "2020-10-01T00:00:00+00:00"
+    storage.write_json(storage.join(resumed_run, "summary.json"), summary)
+    storage.write_json(storage.join(resumed_run, "status.json"), again.as_json())
     storage.write_bytes(f"{place}/cache/00ff/jets.npy", bytes(10))
     assert command(place, "--list") == 0
     rows = capsys.readouterr().out.splitlines()[1:-1]

@@ -107,7 +107,9 @@ def main(tmp_path: Path, *args: str) -> int:
     ("last", "code", "word"),
     [("SUCCEEDED", 0, "succeeded"), ("FAILED", 1, "failed"), ("CANCELED", 1, "terminated")],
 )
-def test_a_run_is_followed_to_its_end_through_bad_moments(kfp, tmp_path, capsys, last, code, word):
+def test_a_run_is_followed_to_its_end_through_temporary_errors(
+    kfp, tmp_path, capsys, last, code, word
+):
     _, run_id = kfp_run(kfp, "PENDING", "RUNNING", "RUNNING", last, bucket=str(tmp_path / "runs"))
     run = Run(config=RunConfig(s3_bucket=str(tmp_path / "runs"), run_id=run_id))
     run.save()
@@ -123,9 +125,7 @@ def test_a_run_is_followed_to_its_end_through_bad_moments(kfp, tmp_path, capsys,
     assert "+3.0 % [2.0, 4.0]" in text
 
 
-def test_a_server_that_is_away_for_a_while_is_waited_for_and_then_not(
-    kfp, tmp_path, capsys, monkeypatch
-):
+def test_an_unreachable_server_is_waited_for_up_to_a_limit(kfp, tmp_path, capsys, monkeypatch):
     _, run_id = kfp_run(kfp, "RUNNING", "RUNNING", "SUCCEEDED")
     monkeypatch.setattr(follow_module, "PATIENCE", 0.0)
     target = _target(kfp, tmp_path, run_id)
@@ -176,7 +176,7 @@ def test_a_run_that_does_not_end_is_not_followed_for_ever(kfp, tmp_path):
         ),
     ],
 )
-def test_a_service_that_has_ended_is_not_told_as_running(tmp_path, capsys, details, message):
+def test_an_ended_service_is_not_shown_as_running(tmp_path, capsys, details, message):
     local_run(tmp_path, service=service_record("pfn", details=details).as_json())
     main(tmp_path, "--status", RUN_ID)
     assert message in capsys.readouterr().out.splitlines()
@@ -208,17 +208,17 @@ def test_the_status_as_json_has_the_same_facts(tmp_path, capsys):
         "failed",
         True,
     )
-    steps = [(one["name"], one["state"], one["reason"]) for one in status_json["steps"]]
+    steps = [(entry["name"], entry["state"], entry["reason"]) for entry in status_json["steps"]]
     assert steps == [("prepare", "done", ""), ("search", "failed", "no such trial\nand more")]
     assert status_json["results"]["best_trial"] == "t-1"
     assert status_json["results"]["gate_passed"] is None
     assert any("Kubeflow" in reason for reason in status_json["not_seen"])
 
 
-def test_the_status_on_a_cluster_says_what_waits_and_why(fake, kfp, tmp_path, capsys):
-    home = fake(node_of(loss(0.1), Play(pending="unschedulable")))
+def test_the_status_on_a_cluster_names_waiting_pods_with_reasons(fake, kfp, tmp_path, capsys):
+    backend = fake(node_of(loss(0.1), Play(pending="unschedulable")))
     with pytest.raises(DeadlineError):
-        home.run_experiment(experiment(["0.1", "0.2"]), deadline=0.5)
+        backend.run_experiment(experiment(["0.1", "0.2"]), deadline=0.5)
     assert main(tmp_path, "--status", RUN_ID) == 0
     text = capsys.readouterr().out
     assert "running: 1/2 trials, 1 running, best AvgLoss 0.1" in text
@@ -227,7 +227,7 @@ def test_the_status_on_a_cluster_says_what_waits_and_why(fake, kfp, tmp_path, ca
     )
 
 
-def test_a_run_that_nobody_knows(tmp_path, capsys):
+def test_an_unknown_run_is_an_error(tmp_path, capsys):
     local_run(tmp_path)
     step.write_status(Run.load(str(tmp_path / "runs" / RUN_ID)), "prepare", "done")
     for command in (["--status"], ["--logs"]):
@@ -258,7 +258,7 @@ STATES = {"prepare": "SUCCEEDED", "search": "FAILED", "export": None, "finish": 
 @pytest.mark.parametrize(
     ("state", "reason", "word", "step_state"),
     [
-        # finish was lost: nobody could write how the step ended
+        # finish was lost: the end of the step is not recorded
         ("running", "", "failed", "failed"),
         ("interrupted", TERMINATED, "terminated", "interrupted"),
         ("interrupted", "the step's pod was evicted", "failed", "interrupted"),
@@ -266,7 +266,7 @@ STATES = {"prepare": "SUCCEEDED", "search": "FAILED", "export": None, "finish": 
     ],
 )
 @pytest.mark.parametrize("follow", [False, True])
-def test_what_kubeflow_and_the_folder_know_is_told_together(
+def test_the_status_combines_kubeflow_and_the_runs_folder(
     kfp, tmp_path, capsys, follow, state, reason, word, step_state
 ):
     run = ended_run(kfp, tmp_path, STATES)
@@ -289,7 +289,7 @@ def test_what_kubeflow_and_the_folder_know_is_told_together(
         assert reason in text
 
 
-def test_the_command_that_goes_on_is_the_last_line(kfp, tmp_path, capsys, monkeypatch):
+def test_the_last_line_is_the_command_that_resumes(kfp, tmp_path, capsys, monkeypatch):
     run = ended_run(kfp, tmp_path, STATES)
     job_id = kfp.runs[-1]["run_id"]
     step.write_status(run, "search", "running", job_id=job_id)
@@ -337,7 +337,7 @@ def test_a_deployment_that_the_gate_refused_is_shown_as_omitted(kfp, tmp_path, c
     assert ("[deploy] succeeded" in text) == deployed
 
 
-def test_after_retry_the_steps_are_those_of_now_and_finish_is_that_of_the_first_end(
+def test_after_a_retry_the_steps_are_new_and_finish_is_that_of_the_first_end(
     kfp, tmp_path, capsys, monkeypatch
 ):
     """Seen with KFP 2.15.0: Retry keeps the run's id, and Argo keeps the exit handler's end."""
@@ -349,7 +349,7 @@ def test_after_retry_the_steps_are_those_of_now_and_finish_is_that_of_the_first_
     assert main(tmp_path, "--status", run.id, "--host", kfp.url) == 1
     assert "did not clean up" not in capsys.readouterr().out
 
-    def retried(state: str, tasks: dict[str, str | None], name: str, own: str) -> str:
+    def status_after_retry(state: str, tasks: dict[str, str | None], name: str, own: str) -> str:
         """--status after a step of the retried run has come to a state, a while later."""
         kfp.runs[-1]["state"], kfp.states[number] = state, [state]
         details = task_details({**tasks, "finish": "SUCCEEDED"})
@@ -361,19 +361,19 @@ def test_after_retry_the_steps_are_those_of_now_and_finish_is_that_of_the_first_
         assert code == (state == "FAILED")
         return capsys.readouterr().out
 
-    text = retried("RUNNING", {"prepare": "RUNNING"}, "prepare", "running")
+    text = status_after_retry("RUNNING", {"prepare": "RUNNING"}, "prepare", "running")
     assert step_states(text)["prepare"] == "running"
     assert "no file a.root" not in text
-    text = retried("RUNNING", {"prepare": "SUCCEEDED"}, "prepare", "done")
+    text = status_after_retry("RUNNING", {"prepare": "SUCCEEDED"}, "prepare", "done")
     assert step_states(text)["prepare"] == "done"
     states = {"prepare": "SUCCEEDED", "search": "FAILED"}
-    text = retried("FAILED", states, "search", "failed")
+    text = status_after_retry("FAILED", states, "search", "failed")
     assert step_states(text) == {"prepare": "done", "search": "failed", "finish": "done"}
     assert "no file a.root" not in text
     # finish has not cleaned up after this end
     (line,) = [line for line in text.splitlines() if "did not clean up" in line]
     assert f"--down {run.id}" in line
-    text = retried("SUCCEEDED", dict.fromkeys(NAMES, "SUCCEEDED"), "deploy", "done")
+    text = status_after_retry("SUCCEEDED", dict.fromkeys(NAMES, "SUCCEEDED"), "deploy", "done")
     assert step_states(text) == dict.fromkeys(NAMES, "done")
     assert "\nreason\n" not in text
 
@@ -388,7 +388,7 @@ def test_a_placeholder_of_an_earlier_version_is_replaced():
 
 
 @pytest.mark.parametrize("finish_state", ["SUCCEEDED", "FAILED", None])
-def test_a_run_whose_exit_handler_was_lost_says_what_removes_the_rest(
+def test_a_run_that_lost_its_exit_handler_says_what_removes_its_objects(
     kfp, tmp_path, capsys, finish_state
 ):
     states = {"prepare": "SUCCEEDED", "search": "FAILED", "finish": finish_state}
@@ -432,7 +432,7 @@ REFUSED = "failed calling webhook mutator.pod.katib.kubeflow.org: context deadli
         ),
     ],
 )
-def test_a_pod_that_could_not_be_created_is_told_by_kubeflow_alone(
+def test_kubeflow_alone_reports_a_pod_that_could_not_be_created(
     kfp, tmp_path, capsys, follow, path, states, name
 ):
     """Without a cluster, and without a word of the run's own."""
@@ -448,7 +448,7 @@ def test_a_pod_that_could_not_be_created_is_told_by_kubeflow_alone(
         assert step_states(text)[name] == "failed"
 
 
-def test_a_run_that_was_terminated_before_any_step_began_says_so(kfp, tmp_path, capsys):
+def test_the_status_says_that_a_run_was_terminated_before_any_step(kfp, tmp_path, capsys):
     """Seen with KFP 2.15.0: terminate within 10 s; the exit handler does not run."""
     run = ended_run(kfp, tmp_path, {})
     step.write_status(run, "prepare", "failed", "of an earlier job", job_id="earlier")
@@ -482,7 +482,7 @@ def test_the_cause_of_a_failure_is_shown_below_its_first_line(kfp, tmp_path, cap
     assert text.count("x OOMKilled") < 5, "a long log is cut"
 
 
-def test_a_run_that_kubeflow_no_longer_knows_is_not_told_as_running(kfp, tmp_path, capsys):
+def test_a_run_that_kubeflow_no_longer_knows_is_not_shown_as_running(kfp, tmp_path, capsys):
     run = local_run(tmp_path)
     step.write_status(run, "prepare", "done", job_id="00000000-0000-4000-8000-000000000009")
     step.write_status(run, "search", "running", job_id="00000000-0000-4000-8000-000000000009")
@@ -500,14 +500,14 @@ def test_a_run_that_kubeflow_no_longer_knows_is_not_told_as_running(kfp, tmp_pat
     assert "no run with this id" not in capsys.readouterr().out.split("run pfn")[-1]
 
 
-def test_a_server_that_fails_is_not_one_that_does_not_know_the_run(kfp, tmp_path, capsys):
+def test_an_error_of_the_server_does_not_mean_an_unknown_run(kfp, tmp_path, capsys):
     number, _ = kfp_run(kfp, "RUNNING")
     kfp.failures = [500]
     assert main(tmp_path, "--status", number, "--host", kfp.url) == 2
     assert "500" in capsys.readouterr().err
 
 
-def test_a_run_without_a_state_is_told_once(kfp, tmp_path, capsys, monkeypatch):
+def test_a_run_without_a_state_is_reported_once(kfp, tmp_path, capsys, monkeypatch):
     """Seen with KFP 2.15.0 while its persistence agent is down: no state, no tasks."""
     number, run_id = kfp_run(kfp, None, None, None, None, None, None, None, "SUCCEEDED")
     kfp.runs[-1]["run_details"] = None
@@ -518,7 +518,7 @@ def test_a_run_without_a_state_is_told_once(kfp, tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out.count("no state for") == 1
 
 
-def test_a_server_that_is_away_is_told_in_one_line_of_ours(kfp, tmp_path, caplog, capsys):
+def test_an_unreachable_server_is_reported_in_one_line(kfp, tmp_path, caplog, capsys):
     _, run_id = kfp_run(kfp, "RUNNING")
     target = _target(kfp, tmp_path, run_id)
     kfp._server.shutdown()
@@ -536,28 +536,30 @@ def test_a_server_that_is_away_is_told_in_one_line_of_ours(kfp, tmp_path, caplog
         (None, "was served as jec-pfn at ", "removed"),
     ],
 )
-def test_a_service_is_told_as_the_cluster_has_it(fake, tmp_path, capsys, owner, begins, message):
-    home = fake(node_of(Play(seconds=math.inf)))
+def test_the_status_shows_the_service_as_the_cluster_has_it(
+    fake, tmp_path, capsys, owner, begins, message
+):
+    backend = fake(node_of(Play(seconds=math.inf)))
     record = service_record("jec-pfn", details={"namespace": "physics"})
     local_run(tmp_path, service=record.as_json())
     if owner:
-        home.deploy(service(run_id=owner))
+        backend.deploy(service(run_id=owner))
     main(tmp_path, "--status", RUN_ID)
-    (line,) = [one for one in capsys.readouterr().out.splitlines() if "at http://x" in one]
+    (line,) = [text for text in capsys.readouterr().out.splitlines() if "at http://x" in text]
     assert line.strip().startswith(begins)
     assert message in line
-    home.api.forbid("get", "inferenceservices")
+    backend.api.forbid("get", "inferenceservices")
     main(tmp_path, "--status", RUN_ID)
     assert "  was deployed as jec-pfn at http://x" in capsys.readouterr().out
 
 
-def test_what_an_earlier_job_left_is_not_followed_before_it_changes(fake, kfp, tmp_path, capsys):
+def test_an_earlier_jobs_status_is_not_followed_before_it_changes(fake, kfp, tmp_path, capsys):
     _, run_id = kfp_run(kfp, "RUNNING", bucket=str(tmp_path / "runs"))
-    home = fake(node_of(loss(0.1), loss(0.2), Play(seconds=math.inf)))
+    backend = fake(node_of(loss(0.1), loss(0.2), Play(seconds=math.inf)))
     about = {"name": run_id, "run_id": run_id, "resumePolicy": "LongRunning", "parallel": 1}
     losses = ["0.1", "0.2", "0.3"]
-    first = experiment(losses, maxTrialCount=1, max_failed=1, **about)
-    home.run_experiment(first)
+    first = experiment(losses, maxTrialCount=1, failure_limit=1, **about)
+    backend.run_experiment(first)
     target = _target(kfp, tmp_path, run_id)
     screen = follow_module.Screen()
 
@@ -568,31 +570,31 @@ def test_what_an_earlier_job_left_is_not_followed_before_it_changes(fake, kfp, t
         return capsys.readouterr().out
 
     assert "Experiment" not in look({"prepare": "RUNNING"})
-    # Katib takes a moment until it says that the search goes on
+    # Katib takes a moment until it reports that the search runs again
     assert "Experiment" not in look({"prepare": "SUCCEEDED", "search": "RUNNING"})
     more = experiment(losses, **about)
     with pytest.raises(DeadlineError):
-        home.run_experiment(more, deadline=1.0)
+        backend.run_experiment(more, deadline=1.0)
     assert f"Experiment {run_id}: running: " in look({"prepare": "SUCCEEDED", "search": "RUNNING"})
 
 
-def test_a_trial_that_failed_is_told_with_its_own_sentence(fake, tmp_path, capsys):
-    home = fake()
+def test_a_failed_trial_is_shown_with_its_own_error(fake, tmp_path, capsys):
+    backend = fake()
     local_run(tmp_path)
     containers = [container_status("pytorch", 1)]
     labels = {RUN_LABEL: RUN_ID, STEP_LABEL: "search"}
-    with home.api.lock:
+    with backend.api.lock:
         spec = {"containers": [{"name": "pytorch"}]}
         pod = {"metadata": {"name": "t-1-master-0", "labels": labels}, "spec": spec}
-        made = home.api.create("pods", pod)
-        made["status"] = {"phase": "Failed", "containerStatuses": containers}
+        stored_pod = backend.api.create("pods", pod)
+        stored_pod["status"] = {"phase": "Failed", "containerStatuses": containers}
         log = "epoch 1\nerror: the loss is not finite\n"
-        home.api.logs[made["metadata"]["uid"], "pytorch", False] = log
+        backend.api.logs[stored_pod["metadata"]["uid"], "pytorch", False] = log
     main(tmp_path, "--status", RUN_ID)
     assert "exit code 1: error: the loss is not finite" in capsys.readouterr().out
 
 
-def test_an_attempt_that_failed_is_told_while_kubeflow_makes_the_next(kfp, tmp_path, capsys):
+def test_a_failed_attempt_is_shown_while_kubeflow_makes_the_next(kfp, tmp_path, capsys):
     run = ended_run(kfp, tmp_path, {"prepare": "RUNNING"})
     job_id = kfp.runs[-1]["run_id"]
     kfp.states[job_id] = ["RUNNING"]
@@ -603,7 +605,7 @@ def test_an_attempt_that_failed_is_told_while_kubeflow_makes_the_next(kfp, tmp_p
     assert "no file a.root" in text
 
 
-def test_what_an_earlier_job_left_in_the_folder_is_not_told_of_this_one(kfp, tmp_path, capsys):
+def test_an_earlier_jobs_records_are_not_shown_for_this_job(kfp, tmp_path, capsys):
     run = ended_run(kfp, tmp_path, {"prepare": "SUCCEEDED", "search": "FAILED"})
     step.write_status(run, "search", "interrupted", TERMINATED, job_id="another")
     main(tmp_path, "--status", run.id, "--host", kfp.url)
@@ -616,31 +618,31 @@ def test_what_an_earlier_job_left_in_the_folder_is_not_told_of_this_one(kfp, tmp
 # ------------------------------------------------------------------------------------------------
 
 
-def test_logs_of_pods_by_step_and_by_trial(fake, tmp_path, capsys):
-    home = fake(
+def test_logs_of_pods_are_shown_by_step_and_by_trial(fake, tmp_path, capsys):
+    backend = fake(
         node_of(loss(0.1, log="epoch 1\n"), loss(0.2, log="epoch 2\n"), Play(log="exported\n"))
     )
-    home.run_experiment(experiment(["0.1", "0.2"], parallel=1))
-    home.run_job(job("pass"))
+    backend.run_experiment(experiment(["0.1", "0.2"], parallel=1))
+    backend.run_job(job("pass"))
     assert main(tmp_path, "--logs", RUN_ID) == 0
     assert {"epoch 1", "epoch 2", "exported"} <= set(capsys.readouterr().out.splitlines())
     assert main(tmp_path, "--logs", RUN_ID, "export") == 0
     assert "epoch" not in capsys.readouterr().out
-    assert main(tmp_path, "--logs", RUN_ID, home.api.all("trials")[1]["metadata"]["name"]) == 0
+    assert main(tmp_path, "--logs", RUN_ID, backend.api.all("trials")[1]["metadata"]["name"]) == 0
     assert "epoch 2" in capsys.readouterr().out
     assert main(tmp_path, "--logs", RUN_ID, "exprot") == 2
     assert "did you mean 'export'" in capsys.readouterr().err
 
 
-def test_logs_of_this_machine(tmp_path, capsys):
+def test_logs_of_this_machine_are_shown(tmp_path, capsys):
     local_run(tmp_path)
     folder = tmp_path / "runs" / RUN_ID / "local"
-    written = {
+    texts = {
         "jobs/a-export/master-0.log": "exported",
         "search/x/t-1/master-0.log": "epoch 1",
         "services/m/server.log": "up",
     }
-    for place, text in written.items():
+    for place, text in texts.items():
         (folder / place).parent.mkdir(parents=True)
         (folder / place).write_text(text + "\n")
     assert main(tmp_path, "--logs", RUN_ID, "export") == 0
@@ -657,15 +659,15 @@ def test_logs_of_this_machine(tmp_path, capsys):
 # ------------------------------------------------------------------------------------------------
 
 
-def test_down_ends_the_run_on_kubeflow_first_then_removes_its_objects_and_works_twice(
+def test_down_ends_the_run_on_kubeflow_then_removes_its_objects_and_may_be_repeated(
     fake, kfp, tmp_path, capsys
 ):
     number, run_id = kfp_run(kfp, "RUNNING")
-    home = fake(node_of(Play(seconds=math.inf)))
+    backend = fake(node_of(Play(seconds=math.inf)))
     with pytest.raises(DeadlineError):
-        home.run_experiment(experiment(["0.1", "0.2"], name=run_id, run_id=run_id), deadline=0.4)
-    home.deploy(service(run_id=run_id))
-    home.deploy(service(name="other", run_id="other-00000000"))
+        backend.run_experiment(experiment(["0.1", "0.2"], name=run_id, run_id=run_id), deadline=0.4)
+    backend.deploy(service(run_id=run_id))
+    backend.deploy(service(name="other", run_id="other-00000000"))
     assert main(tmp_path, "--down", number, "--yes", "--host", kfp.url) == 0
     text = capsys.readouterr().out
     order = [
@@ -675,14 +677,16 @@ def test_down_ends_the_run_on_kubeflow_first_then_removes_its_objects_and_works_
     ]
     assert [text.index(line) for line in order] == sorted(text.index(line) for line in order)
     assert kfp.runs[0]["state"] == "CANCELING"
-    assert not home.api.all("experiments") + home.api.all("pytorchjobs")
-    assert [one["metadata"]["name"] for one in home.api.all("inferenceservices")] == ["other"]
+    assert not backend.api.all("experiments") + backend.api.all("pytorchjobs")
+    assert [thing["metadata"]["name"] for thing in backend.api.all("inferenceservices")] == [
+        "other"
+    ]
     assert main(tmp_path, "--down", run_id, "--yes", "--host", kfp.url) == 0
     assert f"nothing of run {run_id} is left" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("flags", [["--status"], ["--status", "--json"], ["--down", "--yes"]])
-def test_a_run_of_which_no_place_could_be_asked_is_not_reported_as_gone(
+def test_a_run_is_not_reported_as_removed_if_no_place_could_be_asked(
     tmp_path, capsys, monkeypatch, flags
 ):
     def no_credentials(*_):
@@ -714,21 +718,21 @@ def test_down_of_a_running_run_waits_for_its_end_only_where_its_folder_goes(
     number, run_id = kfp_run(kfp, "RUNNING", bucket=bucket, s3_endpoint=s3_server)
     Run(config=RunConfig(s3_bucket=bucket, s3_endpoint=s3_server, run_id=run_id)).save()
     kfp.canceling_looks = 50
-    home = fake(node_of(Play(seconds=math.inf)))
+    backend = fake(node_of(Play(seconds=math.inf)))
     sleeps = []
 
-    def step_that_is_killed(seconds):
+    def step_makes_a_job(seconds):
         sleeps.append(seconds)
         if len(sleeps) == 1:
             manifest = experiment(["0.1"], name=run_id, run_id=run_id)
             with pytest.raises(DeadlineError):
-                home.run_experiment(manifest, deadline=0.2)
+                backend.run_experiment(manifest, deadline=0.2)
 
-    clock = SimpleNamespace(sleep=step_that_is_killed, monotonic=time.monotonic)
+    clock = SimpleNamespace(sleep=step_makes_a_job, monotonic=time.monotonic)
     monkeypatch.setattr(down_module, "time", clock)
     flags = ["--storage"] if storage_too else []
     assert main(tmp_path, "--down", number, "--yes", "--host", kfp.url, *flags) == 0
-    assert not home.api.all("experiments") + home.api.all("pytorchjobs")
+    assert not backend.api.all("experiments") + backend.api.all("pytorchjobs")
     assert (len(sleeps) > 40) == storage_too
     assert ("finish" in capsys.readouterr().out.splitlines()[-1]) != storage_too
 
@@ -765,7 +769,7 @@ def test_commands_use_the_endpoint_of_the_run(
     assert storage.entries(f"{bucket}/{run_id}") == []
 
 
-def test_the_line_that_follows_again_names_every_place_of_the_run(
+def test_the_command_that_follows_again_names_every_address_of_the_run(
     kfp, tmp_path, s3_bucket, s3_server
 ):
     bucket = f"{s3_bucket}/jec"
@@ -780,15 +784,17 @@ def test_the_line_that_follows_again_names_every_place_of_the_run(
     assert args.namespace == "physics"
 
 
-def test_down_says_what_is_left_and_then_keeps_the_folder(fake, tmp_path, capsys, monkeypatch):
+def test_down_lists_remaining_objects_and_then_keeps_the_folder(
+    fake, tmp_path, capsys, monkeypatch
+):
     from clusters import kubernetes_objects
 
     local_run(tmp_path)
     monkeypatch.setattr(kubernetes_objects, "REMOVAL_SECONDS", 0.3)
-    home = fake()
+    backend = fake()
     manifest = job("pass")
     manifest["metadata"]["finalizers"] = ["example.org/never"]
-    home.run_job(manifest)
+    backend.run_job(manifest)
     assert main(tmp_path, "--down", RUN_ID, "--yes", "--storage") == 1
     output = capsys.readouterr()
     assert "waiting for its finalizers: example.org/never" in output.err
@@ -796,15 +802,15 @@ def test_down_says_what_is_left_and_then_keeps_the_folder(fake, tmp_path, capsys
     assert (tmp_path / "runs" / RUN_ID / "run.json").exists()
 
 
-def test_down_without_the_right_says_so(fake, tmp_path, capsys):
-    home = fake(node_of(loss(0.1)))
-    home.run_experiment(experiment(["0.1"]))
-    home.api.forbid("delete", "experiments")
+def test_down_without_the_right_is_an_error(fake, tmp_path, capsys):
+    backend = fake(node_of(loss(0.1)))
+    backend.run_experiment(experiment(["0.1"]))
+    backend.api.forbid("delete", "experiments")
     assert main(tmp_path, "--down", RUN_ID, "--yes") == 1
     assert "not allowed to delete experiments.kubeflow.org" in capsys.readouterr().err
 
 
-def test_down_asks_once_and_nobody_answering_is_a_no(tmp_path, capsys, monkeypatch):
+def test_down_asks_once_and_no_answer_means_no(tmp_path, capsys, monkeypatch):
     local_run(tmp_path)
     assert main(tmp_path, "--down", RUN_ID, "--storage") == 2
     assert "repeat the command with --yes" in capsys.readouterr().err
@@ -831,7 +837,7 @@ def test_down_finds_processes_that_a_killed_run_left(tmp_path, capsys):
         " time.sleep(60)']); time.sleep(60)"
     )
     marks = {orphans.RUN_VARIABLE: RUN_ID, orphans.FOLDER_VARIABLE: str(tmp_path / "runs")}
-    started = subprocess.Popen(
+    process_of_run = subprocess.Popen(
         [sys.executable, "-c", code], env={**os.environ, **marks}, start_new_session=True
     )
     others = {**os.environ, **marks, orphans.RUN_VARIABLE: "other-00000000"}
@@ -839,12 +845,12 @@ def test_down_finds_processes_that_a_killed_run_left(tmp_path, capsys):
     try:
         _until(lambda: len(orphans.processes_of(RUN_ID, tmp_path / "runs")) == 2)
         assert main(tmp_path, "--status", RUN_ID) == 0
-        assert f"{started.pid}" in capsys.readouterr().out
+        assert f"{process_of_run.pid}" in capsys.readouterr().out
         assert main(tmp_path, "--down", RUN_ID, "--yes") == 0
         assert orphans.processes_of(RUN_ID, tmp_path / "runs") == {}
         assert other.poll() is None
     finally:
-        for process in (started, other):
+        for process in (process_of_run, other):
             process.kill()
             process.wait()
 
@@ -864,9 +870,7 @@ time.sleep(60)
 """
 
 
-def test_down_ends_a_model_server_whose_run_was_killed_before_it_could_note_it(
-    tmp_path, repository
-):
+def test_down_ends_a_model_server_that_its_killed_run_had_not_recorded(tmp_path, repository):
     local_run(tmp_path)
     runs = tmp_path / "runs"
     environment = {
@@ -906,14 +910,14 @@ def test_a_service_that_says_ready_and_does_not_answer_fails_with_its_last_lines
 ):
     from components import deploy
 
-    home = fake(
+    backend = fake(
         node_of(Play(seconds=math.inf, log="UNAVAILABLE: Internal: unable to load model\n"))
     )
     run = Run(
         config=RunConfig(s3_bucket=str(tmp_path / "runs"), run_id="pfn-regressor-open-0123abcd")
     )
     run.save()
-    monkeypatch.setattr(step, "backend", lambda _: home.cluster)
+    monkeypatch.setattr(step, "backend", lambda _: backend.cluster)
 
     def nobody_answers(*_, **__):
         raise DeadlineError("model pfn-regressor-open gave no answer within 300 s")
@@ -930,20 +934,20 @@ def test_a_service_that_says_ready_and_does_not_answer_fails_with_its_last_lines
     assert not (tmp_path / "runs" / run.id / "service.json").exists()
 
 
-def test_ready_then_crash_looping_is_told_with_the_lines_of_the_crash(fake):
+def test_a_service_that_crashes_after_ready_is_reported_with_its_last_lines(fake):
     crash = Play(exit_code=1, log="signal 11 (SIGSEGV)\n", seconds=math.inf)
-    home = fake(node_of([crash, Play(exit_code=1, log=crash.log)]))
-    home.deploy(service())
-    with home.api.lock:
+    backend = fake(node_of([crash, Play(exit_code=1, log=crash.log)]))
+    backend.deploy(service())
+    with backend.api.lock:
         crash.seconds = 0
-    home.api.wait_for(
+    backend.api.wait_for(
         lambda: any(
-            one.get("restartCount", 0)
-            for pod in home.api.all("pods")
-            for one in pod["status"]["containerStatuses"]
+            container.get("restartCount", 0)
+            for pod in backend.api.all("pods")
+            for container in pod["status"]["containerStatuses"]
         )
     )
-    story = describe(home.cluster._api, "jec-pfn")
+    story = describe(backend.cluster._api, "jec-pfn")
     assert "exit code 1" in story
     assert "  | signal 11 (SIGSEGV)" in story
-    assert describe(home.cluster._api, "nothing") == "InferenceService nothing is gone"
+    assert describe(backend.cluster._api, "nothing") == "InferenceService nothing is gone"

@@ -19,7 +19,11 @@ MONDAYS = "0 3 * * 1"
 
 
 def flags(kfp, s3_bucket, *more) -> list[str]:
-    data = [part for one in ("train", "val", "test") for part in (f"--data-{one}", f"s3://b/{one}")]
+    data = [
+        part
+        for split in ("train", "val", "test")
+        for part in (f"--data-{split}", f"s3://b/{split}")
+    ]
     place = ["--host", kfp.url, "--s3-bucket", f"{s3_bucket}/jec", "--steps-image", "steps:1"]
     return [*place, *data, *more]
 
@@ -28,17 +32,21 @@ def test_a_schedule_makes_the_run_that_its_flags_would_make(kfp, s3_bucket, caps
     args = flags(kfp, s3_bucket, "--max-trials", "7")
     assert pipeline.main([*args, "--steps-account", "editor", "--schedule", MONDAYS]) == 0
     assert pipeline.main(args) == 0
-    (made,), (run,) = kfp.recurring, kfp.runs
-    assert made["runtime_config"]["parameters"] == run["runtime_config"]["parameters"]
-    assert made["runtime_config"]["parameters"]["search_max_trials"] == 7
-    assert made["runtime_config"]["parameters"]["storage_run_id"] == "auto"
-    assert made["pipeline_version_reference"] == run["pipeline_version_reference"]
-    assert made["experiment_id"] == run["experiment_id"]
-    assert made["trigger"]["cron_schedule"]["cron"] == "0 0 3 * * 1"
-    assert (made["max_concurrency"], made["no_catchup"], made["mode"]) == (1, True, "ENABLE")
-    assert made["service_account"] == "editor"
-    assert made["description"].startswith(f"python pipeline.py --schedule '{MONDAYS}' --data-")
-    assert f"schedule {made['display_name']}: 0 0 3 * * 1" in capsys.readouterr().out
+    (schedule,), (run,) = kfp.recurring, kfp.runs
+    assert schedule["runtime_config"]["parameters"] == run["runtime_config"]["parameters"]
+    assert schedule["runtime_config"]["parameters"]["search_max_trials"] == 7
+    assert schedule["runtime_config"]["parameters"]["storage_run_id"] == "auto"
+    assert schedule["pipeline_version_reference"] == run["pipeline_version_reference"]
+    assert schedule["experiment_id"] == run["experiment_id"]
+    assert schedule["trigger"]["cron_schedule"]["cron"] == "0 0 3 * * 1"
+    assert (schedule["max_concurrency"], schedule["no_catchup"], schedule["mode"]) == (
+        1,
+        True,
+        "ENABLE",
+    )
+    assert schedule["service_account"] == "editor"
+    assert schedule["description"].startswith(f"python pipeline.py --schedule '{MONDAYS}' --data-")
+    assert f"schedule {schedule['display_name']}: 0 0 3 * * 1" in capsys.readouterr().out
 
 
 def test_a_schedule_is_listed_paused_resumed_and_deleted_by_its_name(kfp, s3_bucket, capsys):
@@ -88,7 +96,7 @@ def test_the_same_schedule_is_not_made_twice(kfp, s3_bucket):
     assert len(others) == 3
 
 
-def test_a_multi_user_server_is_told_the_namespace(kfp, s3_bucket):
+def test_a_multi_user_server_gets_the_namespace(kfp, s3_bucket):
     kfp.multi_user = True
     config = RunConfig(s3_bucket=f"{s3_bucket}/jec", namespace="physics")
     schedules.create(config, connect(kfp.url), MONDAYS, "steps:1")
@@ -109,7 +117,7 @@ def test_a_multi_user_server_is_told_the_namespace(kfp, s3_bucket):
         ["--schedules", "--rerun", "pfn-00000000"],
     ],
 )
-def test_flags_that_cannot_be_meant_end_with_2_and_nothing_is_made(kfp, s3_bucket, more, capsys):
+def test_contradictory_flags_end_with_2_and_make_nothing(kfp, s3_bucket, more, capsys):
     with pytest.raises(SystemExit) as exit_info:
         pipeline.main(flags(kfp, s3_bucket, *more))
     assert exit_info.value.code == 2
@@ -118,7 +126,7 @@ def test_flags_that_cannot_be_meant_end_with_2_and_nothing_is_made(kfp, s3_bucke
     assert kfp.recurring == kfp.runs == []
 
 
-def test_on_one_machine_the_line_for_crontab_is_given(tmp_path, capsys):
+def test_on_one_machine_the_line_for_crontab_is_printed(tmp_path, capsys):
     words = ["--max-trials", "7", "--output", str(tmp_path / "100 %"), f"--schedule={MONDAYS}"]
     assert pipeline.main(words) == 2
     error = capsys.readouterr().err

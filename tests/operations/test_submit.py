@@ -37,15 +37,15 @@ def config(s3_bucket, **values):
 def test_the_run_is_made_with_every_parameter_and_the_users_files_are_uploaded(kfp, s3_bucket):
     kfp.multi_user = True
     server = connect(kfp.url)
-    made = submit.submit(
+    submission = submit.submit(
         config(s3_bucket, num_gpus=1, experiment_name="mine", namespace="physics"),
         server,
         "steps:1",
         account="editor",
     )
     run = kfp.runs[0]
-    assert made.url == f"{kfp.url}/#/runs/details/{run['run_id']}"
-    assert made.run_id == make_run_id("networks/pfn_regressor_open.py", run["run_id"])
+    assert submission.url == f"{kfp.url}/#/runs/details/{run['run_id']}"
+    assert submission.run_id == make_run_id("networks/pfn_regressor_open.py", run["run_id"])
     parameters = run["runtime_config"]["parameters"]
     assert set(parameters) == set(form.TYPES)
     assert (parameters["pods_num_gpus"], parameters["storage_run_id"]) == (1, "auto")
@@ -54,7 +54,7 @@ def test_the_run_is_made_with_every_parameter_and_the_users_files_are_uploaded(k
     )
     assert parameters["network_config"].startswith(f"{s3_bucket}/jec/inputs/")
     assert parameters["search_space"]["parameters"]
-    # whoever clones the run does so in another namespace
+    # another user clones the run in another namespace
     assert parameters["settings"]["kubeflow_namespace"] == "auto"
     assert kfp.experiments[0] == {
         "display_name": "mine",
@@ -84,23 +84,29 @@ def test_a_version_is_uploaded_only_when_the_pipeline_changed(kfp, s3_bucket):
 
 def test_a_version_says_commit_and_date_first_and_a_digest_last(kfp, s3_bucket, monkeypatch):
     monkeypatch.setattr(submit, "git_commit", lambda: "0123456789abcdef+")
-    made = submit.submit(config(s3_bucket), connect(kfp.url), "registry/steps@sha256:42")
-    assert re.fullmatch(r"01234567-changed-\d{4}-\d\d-\d\d-[0-9a-f]{12}", made.version)
+    submission = submit.submit(config(s3_bucket), connect(kfp.url), "registry/steps@sha256:42")
+    assert re.fullmatch(r"01234567-changed-\d{4}-\d\d-\d\d-[0-9a-f]{12}", submission.version)
     # KFP may keep it as an object of Kubernetes
-    assert re.fullmatch(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?", made.version)
+    assert re.fullmatch(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?", submission.version)
     # found again on another day, of another commit that compiles to the same
     monkeypatch.setattr(submit, "git_commit", lambda: "fedcba98")
-    kfp.versions[0]["display_name"] = made.version.replace(made.version[17:27], "2020-01-01")
+    kfp.versions[0]["display_name"] = submission.version.replace(
+        submission.version[17:27], "2020-01-01"
+    )
     again = submit.submit(config(s3_bucket), connect(kfp.url), "registry/steps@sha256:42")
     assert (again.version, again.new_version) == (kfp.versions[0]["display_name"], False)
 
 
-def test_runs_are_told_apart_by_data_and_time():
+def test_run_names_differ_by_data_and_time():
     first = RunConfig(data_train="s3://bucket/jec/2025/train/*.root")
     second = first.replace(data_train="s3://bucket/jec/2026/train/*.root,more/*.root")
     noon = datetime.datetime(2026, 11, 29, 12, 0, 0)
     later = noon + datetime.timedelta(seconds=1)
-    names = {submit.run_name(one, time) for one in (first, second) for time in (noon, later)}
+    names = {
+        submit.run_name(run_config, time)
+        for run_config in (first, second)
+        for time in (noon, later)
+    }
     assert len(names) == 4
     assert all(len(name) <= 255 for name in names)
     long = first.replace(data_train="/".join(["x" * 300] * 3))
@@ -196,7 +202,7 @@ def test_a_run_that_is_created_from_the_form_with_its_defaults_works(
     [({"pods_memori": "2Gi"}, "pods_memory"), ({"search_batch_size": 0}, "--batch-size 0")],
     ids=["name", "value"],
 )
-def test_a_wrong_setting_is_told_once_and_the_exit_handler_tells_it(
+def test_a_wrong_setting_is_printed_once_and_recorded_in_the_status(
     kfp, s3_bucket, s3_server, on_kubeflow, capsys, settings, fact
 ):
     submit.submit(config(s3_bucket), connect(kfp.url), "steps:1")
@@ -210,7 +216,7 @@ def test_a_wrong_setting_is_told_once_and_the_exit_handler_tells_it(
     assert fact in record["reason"]
 
 
-def test_a_form_without_a_bucket_is_told_in_one_sentence_at_the_first_attempt(
+def test_a_form_without_a_bucket_fails_the_first_attempt_with_one_line(
     kfp, s3_bucket, on_kubeflow, monkeypatch, capsys, tmp_path
 ):
     """Nothing can be written down then, neither by prepare nor by the exit handler."""
@@ -251,21 +257,21 @@ def test_a_network_file_is_uploaded_with_the_files_beside_it(s3_bucket, tmp_path
         "import layers\ndef get_model(d): return layers.WIDTH, {}\ndef get_loss(d): return None\n"
     )
     (tmp_path / "layers.py").write_text("WIDTH = 3\n")
-    given = config(s3_bucket, network_config=str(tmp_path / "net.py"))
-    first = submit.with_uploaded_files(given).network_config
-    assert submit.with_uploaded_files(given).network_config == first
+    run_config = config(s3_bucket, network_config=str(tmp_path / "net.py"))
+    first = submit.with_uploaded_files(run_config).network_config
+    assert submit.with_uploaded_files(run_config).network_config == first
     folder = first.rpartition("/")[0]
     names = {storage.name(entry.uri) for entry in storage.entries(folder)}
     assert names == {"net.py", "layers.py"}
     assert load_network(first).build(None, {})[0] == 3
     # another file beside it is another network
     (tmp_path / "layers.py").write_text("WIDTH = 4\n")
-    second = submit.with_uploaded_files(given).network_config
+    second = submit.with_uploaded_files(run_config).network_config
     assert second != first
     assert [load_network(uri).build(None, {})[0] for uri in (second, first)] == [4, 3]
 
 
-def test_pods_are_told_the_endpoint_that_this_machine_uses(s3_bucket, s3_server):
+def test_pods_get_the_endpoint_that_this_machine_uses(s3_bucket, s3_server):
     assert submit.for_pods(config(s3_bucket)).s3_endpoint == s3_server
     assert (
         submit.for_pods(config(s3_bucket, s3_endpoint="https://other")).s3_endpoint
@@ -287,7 +293,9 @@ def test_a_storage_that_pods_cannot_reach_is_refused():
         ("3.0.0", "newer major version"),
     ],
 )
-def test_a_server_of_the_wrong_version_gets_nothing(kfp, s3_bucket, version, message):
+def test_nothing_is_uploaded_to_a_server_of_an_unsupported_version(
+    kfp, s3_bucket, version, message
+):
     kfp.version = version
     with pytest.raises(ClusterError, match=message):
         submit.submit(config(s3_bucket), connect(kfp.url), "steps:1")
@@ -296,7 +304,7 @@ def test_a_server_of_the_wrong_version_gets_nothing(kfp, s3_bucket, version, mes
 
 
 @pytest.mark.parametrize("version", SUPPORTED)
-def test_a_server_gets_an_ir_that_it_takes(kfp, s3_bucket, version, tmp_path, capsys):
+def test_a_server_gets_an_ir_that_it_accepts(kfp, s3_bucket, version, tmp_path, capsys):
     kfp.version = version
     server = connect(kfp.url)
     submit.submit(config(s3_bucket, s3_secret="s3-keys"), server, "steps:1")
@@ -316,8 +324,8 @@ def test_a_server_without_a_version_is_a_warning(kfp, s3_bucket, capsys, tmp_pat
     assert "warning: the server does not tell its version" in capsys.readouterr().out
     ir = tmp_path / "ir.yaml"
     ir.write_text(kfp.versions[0]["text"])
-    for one in SUPPORTED:
-        assert Messages(one).refusals(ir) == []
+    for supported_version in SUPPORTED:
+        assert Messages(supported_version).refusals(ir) == []
 
 
 @pytest.mark.parametrize("version", ["2.14.4", "2.17.0"])
@@ -338,7 +346,7 @@ def test_no_file_is_written_for_a_server_that_is_too_old(kfp, tmp_path, capsys):
     assert not file.exists()
 
 
-def test_many_users_and_no_namespace_are_refused_before_anything_is_sent(kfp, s3_bucket):
+def test_a_multi_user_server_without_a_namespace_is_refused_before_any_upload(kfp, s3_bucket):
     """Such a server would share the pipeline with everybody, and then refuse the run."""
     kfp.multi_user = True
     server = connect(kfp.url)
@@ -364,7 +372,9 @@ def test_a_notebooks_own_namespace_is_used(kfp, s3_bucket, monkeypatch):
         ({"namespace": "physics"}, "mine", ["ServiceAccount mine", "namespace physics"]),
     ],
 )
-def test_a_single_users_server_says_where_steps_run(kfp, s3_bucket, capsys, values, account, facts):
+def test_with_a_single_user_server_the_note_names_where_steps_run(
+    kfp, s3_bucket, capsys, values, account, facts
+):
     submit.submit(config(s3_bucket, **values), connect(kfp.url), "steps:1", account=account)
     (note,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
     assert all(fact in note for fact in facts)
@@ -375,7 +385,7 @@ def test_a_single_users_server_says_where_steps_run(kfp, s3_bucket, capsys, valu
 @pytest.mark.parametrize(
     ("count", "is_accepted"), [(5_000, True), (20_000, False), (200_000, False)]
 )
-def test_a_search_space_that_no_pod_could_be_given_is_refused(kfp, s3_bucket, count, is_accepted):
+def test_a_search_space_too_long_for_an_argument_is_refused(kfp, s3_bucket, count, is_accepted):
     """Linux starts no program with an argument of 128 KiB; etcd takes no run of 1.5 MB."""
     entry = {"name": "start-lr", "type": "discrete", "list": [i + 1 for i in range(count)]}
     long = config(s3_bucket, search_space=json.dumps([entry]))
@@ -392,7 +402,7 @@ def test_a_search_space_that_no_pod_could_be_given_is_refused(kfp, s3_bucket, co
     assert storage.entries(s3_bucket) == []
 
 
-def test_a_refusal_of_the_server_is_one_sentence(kfp, s3_bucket):
+def test_a_refusal_of_the_server_is_an_error_of_one_line(kfp, s3_bucket):
     server = connect(kfp.url)
     kfp.failures = [409]
     with pytest.raises(ClusterError, match="did not create the run: 409 the fake was told to fail"):
@@ -407,7 +417,7 @@ def test_a_refusal_of_the_server_is_one_sentence(kfp, s3_bucket):
         ("auto", {}, ("", "")),
     ],
 )
-def test_where_the_endpoint_comes_from(monkeypatch, requested, environment, expected):
+def test_the_endpoint_comes_from_flag_or_environment(monkeypatch, requested, environment, expected):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert endpoint(requested) == expected
@@ -418,7 +428,7 @@ def test_a_notebooks_token_means_its_own_cluster(tmp_path):
     assert endpoint("auto")[0] == "in-cluster"
 
 
-def test_a_run_is_made_again_with_one_change(kfp, s3_bucket, capsys):
+def test_rerun_submits_a_run_with_changed_parameters(kfp, s3_bucket, capsys):
     common = ["--host", kfp.url, "--s3-bucket", f"{s3_bucket}/jec", "--steps-image", "steps:1"]
     data = [f"--data-{split}=s3://b/{split}/*.root" for split in ("train", "val", "test")]
     assert pipeline.main([*common, *data, "--max-trials", "9", "--batch-size", "256"]) == 0
@@ -437,7 +447,7 @@ def test_a_run_is_made_again_with_one_change(kfp, s3_bucket, capsys):
     assert "unknown run" in capsys.readouterr().err
 
 
-def test_a_run_that_starts_at_a_step_is_submitted_with_its_wish(kfp, s3_bucket):
+def test_start_at_is_submitted_with_the_run(kfp, s3_bucket):
     bucket = f"{s3_bucket}/jec"
     run = Run(config=config(s3_bucket).replace(s3_bucket=bucket, run_id="pfn-00000001"))
     run.save()
@@ -451,12 +461,12 @@ def test_a_run_that_starts_at_a_step_is_submitted_with_its_wish(kfp, s3_bucket):
     assert pipeline.main(words) == 0
     assert kfp.runs[0]["runtime_config"]["parameters"]["storage_run_id"] == run.id
     assert StartRecord.load(run.folder.start) == StartRecord(step="export")
-    # without the wish the run goes on as it is
+    # without --start-at the run continues as it is
     assert pipeline.main(words[:-2]) == 0
     assert StartRecord.find(run.folder.start) is None
 
 
-def test_a_run_of_an_earlier_version_is_made_again(kfp, s3_bucket):
+def test_rerun_submits_a_run_of_an_earlier_version(kfp, s3_bucket):
     """Its parameters have the names of the fields, and its search space is text."""
     space = json.dumps([{"name": "start-lr", "type": "double", "min": 0.001, "max": 0.01}])
     earlier = config(
@@ -474,21 +484,21 @@ def test_a_run_of_an_earlier_version_is_made_again(kfp, s3_bucket):
     assert now["storage_bucket"] == f"{s3_bucket}/jec"
 
 
-def test_a_run_is_made_again_in_its_own_experiment_and_namespace(kfp, s3_bucket):
+def test_rerun_keeps_experiment_and_namespace(kfp, s3_bucket):
     """Both are no parameters of a run: the server says them."""
     kfp.multi_user = True
     values = {"experiment_name": "mine", "namespace": "physics"}
-    made = submit.submit(config(s3_bucket, **values), connect(kfp.url), "steps:1")
-    again = ["--host", kfp.url, "--rerun", made.kfp_run]
+    submission = submit.submit(config(s3_bucket, **values), connect(kfp.url), "steps:1")
+    again = ["--host", kfp.url, "--rerun", submission.kfp_run]
     assert pipeline.main(again) == 0
     assert kfp.runs[1]["experiment_id"] == kfp.runs[0]["experiment_id"]
     assert kfp.experiments[0]["namespace"] == "physics"
     # as well where run.json is read, which does not know the experiment
     bucket = f"{s3_bucket}/jec"
-    run = Run(config=config(s3_bucket).replace(s3_bucket=bucket, run_id=made.run_id))
-    Run(config=run.config, record=RunRecord(kfp_run=made.kfp_run)).save()
+    run = Run(config=config(s3_bucket).replace(s3_bucket=bucket, run_id=submission.run_id))
+    Run(config=run.config, record=RunRecord(kfp_run=submission.kfp_run)).save()
     again = ["--host", kfp.url, "--namespace", "physics", "--s3-bucket", bucket]
-    assert pipeline.main([*again, "--rerun", made.run_id]) == 0
+    assert pipeline.main([*again, "--rerun", submission.run_id]) == 0
     assert kfp.runs[2]["experiment_id"] == kfp.runs[0]["experiment_id"]
 
 
@@ -530,7 +540,7 @@ def test_inputs_that_cannot_be_used_are_refused_before_anything_is_sent(
     assert storage.entries(s3_bucket) == []
 
 
-def test_runs_whose_steps_ask_for_less_have_a_version_of_their_own(kfp, s3_bucket):
+def test_runs_with_other_resources_of_steps_have_their_own_version(kfp, s3_bucket):
     server = connect(kfp.url)
     usual = submit.submit(config(s3_bucket), server, "steps:1")
     small = submit.submit(config(s3_bucket, steps_cpus="100m"), server, "steps:1")
@@ -539,7 +549,7 @@ def test_runs_whose_steps_ask_for_less_have_a_version_of_their_own(kfp, s3_bucke
     assert (small.new_version, again.version, again.new_version) == (True, small.version, False)
 
 
-def test_a_submitted_pipeline_holds_what_is_fixed_when_it_is_compiled(kfp, s3_bucket, tmp_path):
+def test_a_submitted_pipeline_equals_the_one_compiled_to_a_file(kfp, s3_bucket, tmp_path):
     """The steps of a submitted run once had no login for XRootD: it was compiled without it."""
     fixed = {
         "steps_cpus": "100m",
@@ -554,7 +564,7 @@ def test_a_submitted_pipeline_holds_what_is_fixed_when_it_is_compiled(kfp, s3_bu
     run = config(s3_bucket, **fixed)
     submit.submit(run, server, "steps:1")
     path = chain.compile_to(tmp_path / "p.yaml", run, "steps:1", support=server.support)
-    submitted = list(yaml.safe_load_all(kfp.versions[0]["text"]))
+    submitted_documents = list(yaml.safe_load_all(kfp.versions[0]["text"]))
     compiled = list(yaml.safe_load_all(path.read_text()))
-    assert submitted[0]["deploymentSpec"] == compiled[0]["deploymentSpec"]
-    assert submitted[1] == compiled[1]
+    assert submitted_documents[0]["deploymentSpec"] == compiled[0]["deploymentSpec"]
+    assert submitted_documents[1] == compiled[1]

@@ -33,9 +33,9 @@ class Model:
     def copy(self, seed: int) -> Model:
         """A bootstrap copy: as many jets, drawn with replacement."""
         number = len(self.answers)
-        drawn = np.random.default_rng(seed).integers(0, number, number)
-        jets = {name: values[drawn] for name, values in self.jets.items()}
-        return Model(jets=jets, answers=self.answers[drawn])
+        indices = np.random.default_rng(seed).integers(0, number, number)
+        jets = {name: values[indices] for name, values in self.jets.items()}
+        return Model(jets=jets, answers=self.answers[indices])
 
     def scaled(self, factor: float, which: np.ndarray) -> Model:
         """The calibrated pT of the jets `which` (N,) bool times a factor."""
@@ -46,51 +46,58 @@ class Model:
 def good_model(number: int, seed: int) -> Model:
     """A model that knows a quarter of the variance of each jet's response, and closes."""
     rng = np.random.default_rng(seed)
-    made = 2 * number
+    num_candidates = 2 * number
     # Flat in log(pT) up to 700 GeV, then falling towards 2.5 TeV.
     log_pt = (
         np.log(14)
-        + 3.9 * rng.random(made)
-        + np.abs(rng.normal(0, 0.55, made)) * (rng.random(made) < 0.5)
+        + 3.9 * rng.random(num_candidates)
+        + np.abs(rng.normal(0, 0.55, num_candidates)) * (rng.random(num_candidates) < 0.5)
     )
     gen_pt = np.exp(log_pt)
-    eta = np.where(rng.random(made) < 0.68, 1.3 * rng.random(made), 1.3 + 1.2 * rng.random(made))
-    eta = eta * rng.choice([-1, 1], made)
+    eta = np.where(
+        rng.random(num_candidates) < 0.68,
+        1.3 * rng.random(num_candidates),
+        1.3 + 1.2 * rng.random(num_candidates),
+    )
+    eta = eta * rng.choice([-1, 1], num_candidates)
     gluon_share = np.clip(0.62 - 0.06 * (log_pt - np.log(60)), 0.2, 0.8)
-    kind = rng.random(made)
+    kind = rng.random(num_candidates)
     flavour = np.select([kind < 0.05, kind < 0.14, kind < 0.14 + 0.86 * gluon_share], [5, 4, 21], 1)
     sigma = np.clip(0.132 * (gen_pt / 45) ** -0.34, 0.042, 0.16) * np.where(
         np.abs(eta) < 1.3, 1, 0.95
     )
-    rho = np.clip(rng.normal(20, 6, made), 4, None)
+    rho = np.clip(rng.normal(20, 6, num_candidates), 4, None)
 
-    known = rng.normal(size=made)  # what particles tell of the response
-    unknown = rng.standard_t(8, made) / np.sqrt(8 / 6)
-    outlier = rng.random(made) < 0.01
-    unknown = np.where(outlier, rng.normal(-2, 4, made), unknown)
+    known_part = rng.normal(size=num_candidates)  # the part that the particles predict
+    unknown_part = rng.standard_t(8, num_candidates) / np.sqrt(8 / 6)
+    outlier = rng.random(num_candidates) < 0.01
+    unknown_part = np.where(outlier, rng.normal(-2, 4, num_candidates), unknown_part)
     shift = np.select([flavour == 21, flavour == 5], [-0.007, -0.007], 0.011) + 0.0003 * (rho - 20)
-    error = shift + sigma * (0.44 * known + 0.898 * unknown)
+    error = shift + sigma * (0.44 * known_part + 0.898 * unknown_part)
     jet_pt = gen_pt * np.exp(error)
 
-    # The model takes off what it knows, half of what the flavour does, and is a little noisy.
-    corrected = 0.5 * shift + sigma * (0.44 * known + 0.1 * rng.normal(size=made))
+    # The model corrects the known part and half of the flavour's shift, with a little noise.
+    corrected = 0.5 * shift + sigma * (0.44 * known_part + 0.1 * rng.normal(size=num_candidates))
     ripple = 0.003 * np.sin(1.5 * log_pt)
     median = -corrected + ripple
     half = 0.898 * WIDTH_OF_Q84 * sigma
     answers = np.stack([median, median - half, median + half], axis=1)
 
-    kept = np.flatnonzero((jet_pt > 30) & (gen_pt > 20))[:number]
+    accepted_jets = np.flatnonzero((jet_pt > 30) & (gen_pt > 20))[:number]
     jets = {
         "jetPt": jet_pt,
         "genJetPt": gen_pt,
         "genJetEta": eta,
-        "partonFlav": np.where(flavour == 1, rng.choice([1, -2, 3], made), flavour),
+        "partonFlav": np.where(flavour == 1, rng.choice([1, -2, 3], num_candidates), flavour),
         "hadronFlav": np.where(np.isin(flavour, (4, 5)), flavour, 0),
         "rhoAll": rho,
-        "jetPhi": rng.uniform(-np.pi, np.pi, made),
+        "jetPhi": rng.uniform(-np.pi, np.pi, num_candidates),
     }
-    assert len(kept) == number
-    return Model(jets={name: values[kept] for name, values in jets.items()}, answers=answers[kept])
+    assert len(accepted_jets) == number
+    return Model(
+        jets={name: values[accepted_jets] for name, values in jets.items()},
+        answers=answers[accepted_jets],
+    )
 
 
 def region(model: Model, name: str) -> np.ndarray:
@@ -131,7 +138,7 @@ def noisy(model: Model, size: float, which: np.ndarray) -> Model:
 
 
 def pure_noise(model: Model) -> Model:
-    """Answers that know nothing of the jet."""
+    """Answers that do not depend on the jet."""
     answers = model.answers - model.answers[:, :1]
     return noisy(dataclasses.replace(model, answers=answers), 0.1, np.ones(len(answers), bool))
 
@@ -169,7 +176,7 @@ def interval_times(model: Model, factor: float, which: np.ndarray) -> Model:
 
 
 def of_one_width(model: Model) -> Model:
-    """Intervals that cover 68 % of all jets and know nothing of any."""
+    """Intervals of one width for all jets, which cover 68 % of them."""
     true = np.log(model.jets["genJetPt"] / model.jets["jetPt"])
     median = model.answers[:, 0]
     half = np.full(len(true), np.quantile(np.abs(true - median), 0.68))
@@ -190,9 +197,9 @@ def everywhere(model: Model) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Harm:
-    """A way to harm a good model, and the quantities of which one is the reason to refuse it."""
+    """A way to harm a good model, and the quantities of which one must fail."""
 
-    harmed: Callable[[Model], Model]
+    apply: Callable[[Model], Model]
     reasons: tuple[str, ...]
     gate: str = "default"
 
@@ -203,81 +210,81 @@ FLAVOUR = ("flavour spread",)
 
 HARMS = {
     "8 % up below 60 GeV": Harm(
-        harmed=lambda m: m.scaled(1.08, between(m, "genJetPt", 0, 60)), reasons=CLOSURE
+        apply=lambda m: m.scaled(1.08, between(m, "genJetPt", 0, 60)), reasons=CLOSURE
     ),
     "3 % of jets off by a factor 2": Harm(
-        harmed=lambda m: far_off(m, 0.03, everywhere(m)), reasons=TAILS
+        apply=lambda m: far_off(m, 0.03, everywhere(m)), reasons=TAILS
     ),
-    "1.8 % up": Harm(harmed=lambda m: m.scaled(1.018, everywhere(m)), reasons=CLOSURE),
-    "does nothing": Harm(harmed=nothing, reasons=("gain",), gate="strict"),
-    "noise": Harm(harmed=pure_noise, reasons=GAIN),
-    "shuffled": Harm(harmed=shuffled, reasons=GAIN),
-    "regions swapped": Harm(harmed=regions_swapped, reasons=GAIN),
+    "1.8 % up": Harm(apply=lambda m: m.scaled(1.018, everywhere(m)), reasons=CLOSURE),
+    "does nothing": Harm(apply=nothing, reasons=("gain",), gate="strict"),
+    "noise": Harm(apply=pure_noise, reasons=GAIN),
+    "shuffled": Harm(apply=shuffled, reasons=GAIN),
+    "regions swapped": Harm(apply=regions_swapped, reasons=GAIN),
     "8 % up in a slice of eta": Harm(
-        harmed=lambda m: m.scaled(1.08, between(m, "genJetEta", 0.5, 1.0)), reasons=CLOSURE
+        apply=lambda m: m.scaled(1.08, between(m, "genJetEta", 0.5, 1.0)), reasons=CLOSURE
     ),
-    "gluons 5 % up": Harm(harmed=lambda m: m.scaled(1.05, of_flavour(m, 21)), reasons=FLAVOUR),
+    "gluons 5 % up": Harm(apply=lambda m: m.scaled(1.05, of_flavour(m, 21)), reasons=FLAVOUR),
     "light quarks 5 % up": Harm(
-        harmed=lambda m: m.scaled(1.05, of_flavour(m, 1, 2, 3)), reasons=FLAVOUR
+        apply=lambda m: m.scaled(1.05, of_flavour(m, 1, 2, 3)), reasons=FLAVOUR
     ),
-    "wider by 20 %": Harm(harmed=lambda m: widened(m, 1.2, everywhere(m)), reasons=GAIN),
+    "wider by 20 %": Harm(apply=lambda m: widened(m, 1.2, everywhere(m)), reasons=GAIN),
     "intervals half as wide": Harm(
-        harmed=lambda m: interval_times(m, 0.5, everywhere(m)), reasons=COVERAGE
+        apply=lambda m: interval_times(m, 0.5, everywhere(m)), reasons=COVERAGE
     ),
 }
 """Name -> a harmful model."""
 
 MORE_HARMS = {
     "5 % down above 300 GeV": Harm(
-        harmed=lambda m: m.scaled(0.95, between(m, "genJetPt", 300, 1e9)), reasons=CLOSURE
+        apply=lambda m: m.scaled(0.95, between(m, "genJetPt", 300, 1e9)), reasons=CLOSURE
     ),
     "5 % down above 1000 GeV": Harm(
-        harmed=lambda m: m.scaled(0.95, between(m, "genJetPt", 1000, 1e9)), reasons=CLOSURE
+        apply=lambda m: m.scaled(0.95, between(m, "genJetPt", 1000, 1e9)), reasons=CLOSURE
     ),
     "8 % down below 60 GeV": Harm(
-        harmed=lambda m: m.scaled(0.92, between(m, "genJetPt", 0, 60)), reasons=CLOSURE
+        apply=lambda m: m.scaled(0.92, between(m, "genJetPt", 0, 60)), reasons=CLOSURE
     ),
-    "1.8 % down": Harm(harmed=lambda m: m.scaled(0.982, everywhere(m)), reasons=CLOSURE),
-    "3 GeV too much": Harm(harmed=lambda m: offset(m, 3), reasons=CLOSURE),
-    "3 GeV too little": Harm(harmed=lambda m: offset(m, -3), reasons=CLOSURE),
+    "1.8 % down": Harm(apply=lambda m: m.scaled(0.982, everywhere(m)), reasons=CLOSURE),
+    "3 GeV too much": Harm(apply=lambda m: offset(m, 3), reasons=CLOSURE),
+    "3 GeV too little": Harm(apply=lambda m: offset(m, -3), reasons=CLOSURE),
     "8 % up in a narrow slice of eta": Harm(
-        harmed=lambda m: m.scaled(1.08, between(m, "genJetEta", -2.05, -1.95)), reasons=CLOSURE
+        apply=lambda m: m.scaled(1.08, between(m, "genJetEta", -2.05, -1.95)), reasons=CLOSURE
     ),
     "8 % up in a slice of phi": Harm(
-        harmed=lambda m: m.scaled(1.08, between(m, "jetPhi", 1.0, 1.5)), reasons=CLOSURE
+        apply=lambda m: m.scaled(1.08, between(m, "jetPhi", 1.0, 1.5)), reasons=CLOSURE
     ),
     "rises with pile-up": Harm(
-        harmed=lambda m: dataclasses.replace(
+        apply=lambda m: dataclasses.replace(
             m, answers=m.answers + 0.004 * (m.jets["rhoAll"] - 20)[:, None]
         ),
         reasons=CLOSURE,
     ),
-    "gluons 5 % down": Harm(harmed=lambda m: m.scaled(0.95, of_flavour(m, 21)), reasons=FLAVOUR),
+    "gluons 5 % down": Harm(apply=lambda m: m.scaled(0.95, of_flavour(m, 21)), reasons=FLAVOUR),
     "light quarks 5 % down": Harm(
-        harmed=lambda m: m.scaled(0.95, of_flavour(m, 1, 2, 3)), reasons=FLAVOUR
+        apply=lambda m: m.scaled(0.95, of_flavour(m, 1, 2, 3)), reasons=FLAVOUR
     ),
-    "b 5 % down": Harm(harmed=lambda m: m.scaled(0.95, of_flavour(m, 5)), reasons=FLAVOUR),
-    "c 5 % up": Harm(harmed=lambda m: m.scaled(1.05, of_flavour(m, 4)), reasons=FLAVOUR),
+    "b 5 % down": Harm(apply=lambda m: m.scaled(0.95, of_flavour(m, 5)), reasons=FLAVOUR),
+    "c 5 % up": Harm(apply=lambda m: m.scaled(1.05, of_flavour(m, 4)), reasons=FLAVOUR),
     "endcap wider by 30 %": Harm(
-        harmed=lambda m: widened(m, 1.3, region(m, "endcap")), reasons=("resolution",)
+        apply=lambda m: widened(m, 1.3, region(m, "endcap")), reasons=("resolution",)
     ),
     "wider by 40 % above 300 GeV": Harm(
-        harmed=lambda m: widened(m, 1.4, between(m, "genJetPt", 300, 1e9)), reasons=("resolution",)
+        apply=lambda m: widened(m, 1.4, between(m, "genJetPt", 300, 1e9)), reasons=("resolution",)
     ),
     "3 % of endcap jets off by a factor 2": Harm(
-        harmed=lambda m: far_off(m, 0.03, region(m, "endcap")), reasons=TAILS
+        apply=lambda m: far_off(m, 0.03, region(m, "endcap")), reasons=TAILS
     ),
     "1 % of jets off by a factor 2": Harm(
-        harmed=lambda m: far_off(m, 0.01, everywhere(m)), reasons=TAILS
+        apply=lambda m: far_off(m, 0.01, everywhere(m)), reasons=TAILS
     ),
     "intervals twice as wide": Harm(
-        harmed=lambda m: interval_times(m, 2, everywhere(m)), reasons=COVERAGE
+        apply=lambda m: interval_times(m, 2, everywhere(m)), reasons=COVERAGE
     ),
-    "intervals all of one width": Harm(harmed=of_one_width, reasons=COVERAGE),
+    "intervals all of one width": Harm(apply=of_one_width, reasons=COVERAGE),
     "intervals half as wide above 300 GeV": Harm(
-        harmed=lambda m: interval_times(m, 0.5, between(m, "jetPt", 300, 1e9)), reasons=COVERAGE
+        apply=lambda m: interval_times(m, 0.5, between(m, "jetPt", 300, 1e9)), reasons=COVERAGE
     ),
     "intervals of the endcap half as wide": Harm(
-        harmed=lambda m: interval_times(m, 0.5, region(m, "endcap")), reasons=COVERAGE
+        apply=lambda m: interval_times(m, 0.5, region(m, "endcap")), reasons=COVERAGE
     ),
 }

@@ -30,20 +30,20 @@ def make_jets(number: int, seed: int = 1) -> dict[str, np.ndarray]:
 
 
 def target_of(jets: dict[str, np.ndarray]) -> np.ndarray:
-    """What a perfect model would answer."""
+    """The output of a perfect model."""
     return np.log(jets["genJetPt"] / jets["jetPt"])
 
 
-def judged(
+def measure_and_judge(
     jets: dict[str, np.ndarray], output: np.ndarray, *, replicates: int = 50, **settings
 ) -> tuple[dict, list[str]]:
-    """The record of a model's answers with what the gate judged, and why it refuses the model.
+    """The record of a model's answers with the gate's checks, and the reasons to refuse the model.
 
     `settings` replace those of the default gate.
     """
     sample = sample_of(jets, output, replicates=replicates, seed=1)
-    asked = {"min_improvement": 0.0, "max_closure": 0.01, "seed": 1} | settings
-    gate, reasons = judge(sample, GateSettings(**asked))
+    values_of_settings = {"min_improvement": 0.0, "max_closure": 0.01, "seed": 1} | settings
+    gate, reasons = judge(sample, GateSettings(**values_of_settings))
     return {**record_of(sample), "gate": gate}, reasons
 
 
@@ -60,12 +60,12 @@ def good_output(jets) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def good_metrics(jets, good_output) -> dict:
-    return judged(jets, good_output, replicates=100)[0]
+    return measure_and_judge(jets, good_output, replicates=100)[0]
 
 
 def quantiles_of(jets: dict[str, np.ndarray], output: np.ndarray) -> np.ndarray:
-    """What a quantile network with these medians and a width that falls with pT would answer:
-    median, q16, q84, (N, 3).
+    """The output of a quantile network with these medians and a width that falls with pT: median,
+    q16, q84, (N, 3).
     """
     half = 0.18 * (jets["jetPt"] / 30) ** -0.33
     return np.stack([output, output - half, output + half], axis=1)

@@ -1,4 +1,4 @@
-"""Whatever the jets are: numbers that JSON can hold, and no verdict without them."""
+"""Any jets give numbers that JSON can represent; without them the gate does not pass."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from physics.metrics import record_of, sample_of
 from physics.residual_effect import residual_effect
 from reporting.headline import headline
 from reporting.report import Documents, figures_of, render
-from tests.physics.jets import judged, make_jets, quantiles_of, target_of
+from tests.physics.jets import make_jets, measure_and_judge, quantiles_of, target_of
 from tests.records import metrics_record
 
 BAD_NUMBERS = (np.nan, np.inf, -np.inf, 0.0, -1.0, 1e-300, 1e30, 1e300)
@@ -39,7 +39,9 @@ WEIGHTS = ("none", "equal", "falling", "one heavy", "zero", "negative", "tiny")
 
 
 def any_jets(number: int, seed: int, responses: str, weights: str, region: str) -> dict:
-    """Jets with every observer; their responses may be ties, and their weights may mean nothing."""
+    """Jets with every observer; their responses may have ties, and their weights may be
+    unusable.
+    """
     rng = np.random.default_rng(seed)
     jets = make_jets(number, seed)
     response = jets["jetPt"] / jets["genJetPt"]
@@ -76,10 +78,10 @@ def any_jets(number: int, seed: int, responses: str, weights: str, region: str) 
 def metrics_of(jets: dict, answers: np.ndarray, **changes) -> tuple[MetricsRecord, list[str]]:
     """metrics.json of a quantile network's answers (N, 3), and why the gate refuses the model."""
     names = ["median", "q16", "q84"]
-    asked = {"min_improvement": 0.0, "max_closure": 0.01, "seed": 1} | changes
+    values_of_settings = {"min_improvement": 0.0, "max_closure": 0.01, "seed": 1} | changes
     sample = sample_of(jets, answers[:, 0], replicates=20, seed=1)
     widths = uncertainty.measure(jets, answers, names, replicates=20) or {}
-    gate, reasons = judge(sample, GateSettings(**asked), widths)
+    gate, reasons = judge(sample, GateSettings(**values_of_settings), widths)
     content = {
         **plain(metrics_record()),
         **record_of(sample),
@@ -107,16 +109,20 @@ def test_any_jets_give_finite_numbers_or_a_reason(data):
     share = data.draw(st.sampled_from([0.0, 0.1, 1.0]))
     answers = quantiles_of(jets, data.draw(st.sampled_from([0.0, 0.1, 1.0])) * target_of(jets))
     rng = np.random.default_rng(data.draw(st.integers(0, 3)))
-    # Of one observer or of the answers, a share of the values is spoilt.
-    spoilt = data.draw(st.sampled_from(["none", "answers", "quantiles", *OBSERVERS]))
+    # A share of the values of one observer or of the answers is bad.
+    column_with_bad_values = data.draw(
+        st.sampled_from(["none", "answers", "quantiles", *OBSERVERS])
+    )
     bad = data.draw(st.sampled_from(BAD_NUMBERS))
     hit = rng.random(number) < share
-    if spoilt == "answers":
+    if column_with_bad_values == "answers":
         answers[hit] = bad
-    elif spoilt == "quantiles":
+    elif column_with_bad_values == "quantiles":
         answers[hit, 1:] = bad
-    elif spoilt in jets:
-        jets[spoilt] = np.where(hit, bad, np.asarray(jets[spoilt], dtype=np.float64))
+    elif column_with_bad_values in jets:
+        jets[column_with_bad_values] = np.where(
+            hit, bad, np.asarray(jets[column_with_bad_values], dtype=np.float64)
+        )
     if data.draw(st.booleans()):
         del jets["partonFlav"]
 
@@ -124,9 +130,9 @@ def test_any_jets_give_finite_numbers_or_a_reason(data):
     metrics, reasons = metrics_of(jets, answers, gate=gate)
     assert render(Documents(metrics=metrics), [])
     assert all(np.isfinite(value) for value in headline(metrics).values())
-    measured = metrics.num_measured + sum(metrics.left_out.values())
-    assert measured == number == metrics.num_jets
-    # The gate opens only for what was measured.
+    num_accounted = metrics.num_measured + sum(metrics.left_out.values())
+    assert num_accounted == number == metrics.num_jets
+    # The gate passes only with measured quantities.
     if not reasons:
         assert metrics.gain is not None
         assert metrics.gate.checks[0].quantity == "gain"
@@ -139,7 +145,7 @@ def some_jets() -> dict:
     return any_jets(1500, 1, "as made", "falling", "both")
 
 
-def test_no_jets_above_30_gev(some_jets):
+def test_without_jets_above_30_gev_the_gate_refuses(some_jets):
     jets = some_jets | {"genJetPt": np.full(1500, 25.0)}
     _, reasons = metrics_of(jets, quantiles_of(jets, 0.1 * target_of(jets)))
     assert any("gain cannot be measured" in reason for reason in reasons)
@@ -147,7 +153,7 @@ def test_no_jets_above_30_gev(some_jets):
 
 
 @pytest.mark.parametrize("region", ["barrel", "endcap"])
-def test_an_empty_region_is_refused_unless_the_other_is_meant(region):
+def test_an_empty_region_is_refused_unless_gate_regions_excludes_it(region):
     jets = any_jets(3000, 2, "as made", "none", region)
     answers = quantiles_of(jets, 0.1 * target_of(jets))
     empty = {"barrel": "endcap", "endcap": "barrel"}[region]
@@ -160,7 +166,7 @@ def test_an_empty_region_is_refused_unless_the_other_is_meant(region):
 
 
 @pytest.mark.parametrize("bad", [0.0, np.nan, -1.0])
-def test_jets_without_a_momentum_are_no_missing_answers_of_the_model(bad):
+def test_jets_without_a_momentum_do_not_count_as_missing_answers(bad):
     jets = make_jets(3000)
     answers = quantiles_of(jets, 0.1 * target_of(jets))
     jets["jetPt"] = np.where(np.arange(3000) < 7, bad, jets["jetPt"])
@@ -170,13 +176,13 @@ def test_jets_without_a_momentum_are_no_missing_answers_of_the_model(bad):
     assert metrics.uncertainty.num_without_answer == 0
 
 
-def test_one_flavour_only_is_named(some_jets):
+def test_a_sample_of_one_flavour_has_no_flavour_spread(some_jets):
     jets = some_jets | {"partonFlav": np.full(1500, 21)}
-    metrics, _ = judged(jets, 0.1 * target_of(jets), replicates=20)
+    metrics, _ = measure_and_judge(jets, 0.1 * target_of(jets), replicates=20)
     assert metrics["flavour"]["regions"] == {}
-    left_out = [one for one in metrics["unmeasured"] if one["quantity"] == "flavour spread"]
-    assert any("b is left out: 0 jets" in one["reason"] for one in left_out)
-    assert any(one["quantity"] == "flavour spread" for one in metrics["gate"]["unmeasured"])
+    left_out = [entry for entry in metrics["unmeasured"] if entry["quantity"] == "flavour spread"]
+    assert any("b is left out: 0 jets" in entry["reason"] for entry in left_out)
+    assert any(entry["quantity"] == "flavour spread" for entry in metrics["gate"]["unmeasured"])
 
 
 @pytest.mark.parametrize(
@@ -190,38 +196,40 @@ def test_one_flavour_only_is_named(some_jets):
     ],
     ids=["zero", "negative", "NaN", "equal", "of nine jets"],
 )
-def test_weights_that_cannot_be_used_have_a_reason(some_jets, weights, reason):
+def test_unusable_weights_are_reported_with_a_reason(some_jets, weights, reason):
     jets = some_jets | {"eventWeight": weights}
-    metrics, _ = judged(jets, 0.1 * target_of(jets), replicates=20)
+    metrics, _ = measure_and_judge(jets, 0.1 * target_of(jets), replicates=20)
     assert metrics["weighted"] is None or metrics["weighted"]["gain"] is None
     whole = [
-        one
-        for one in metrics["unmeasured"]
-        if (one["quantity"], one["where"]) == ("weighted gain", "jets above 30 GeV")
+        entry
+        for entry in metrics["unmeasured"]
+        if (entry["quantity"], entry["where"]) == ("weighted gain", "jets above 30 GeV")
     ]
-    assert [reason in one["reason"] for one in whole] == [True]
+    assert [reason in entry["reason"] for entry in whole] == [True]
 
 
-def test_a_weighted_interval_that_tells_nothing_is_no_number():
+def test_a_weighted_gain_that_is_too_uncertain_is_left_out():
     jets = make_jets(3000) | {"eventWeight": make_jets(3000)["genJetPt"] ** -2.0}
     output = 0.1 * target_of(jets) + np.random.default_rng(1).normal(0, 0.1, 3000)
-    metrics, _ = judged(jets, output)
+    metrics, _ = measure_and_judge(jets, output)
     weighted = metrics["weighted"]
-    for one in weighted["bins"]:
-        low, high = one["gain"]["low"], one["gain"]["high"]
+    for entry in weighted["bins"]:
+        low, high = entry["gain"]["low"], entry["gain"]["high"]
         assert high - low <= 10 or low > 0 or high < 0
     assert weighted["gain"] is None
-    told = [one["where"] for one in metrics["unmeasured"] if "too uncertain" in one["reason"]]
-    assert "jets above 30 GeV" in told
+    places = [
+        entry["where"] for entry in metrics["unmeasured"] if "too uncertain" in entry["reason"]
+    ]
+    assert "jets above 30 GeV" in places
 
 
-def test_effective_jets_are_those_of_the_bin():
+def test_effective_jets_are_counted_in_each_bin():
     """A weight of 3 and of 1 in equal parts: 80 % of the jets; below 100 GeV all weigh the same."""
     jets = make_jets(6000)
     heavy = (np.arange(6000) % 2 == 0) & (jets["genJetPt"] >= 100)
     jets["eventWeight"] = np.where(heavy, 3.0, 1.0)
-    metrics, _ = judged(jets, 0.1 * target_of(jets))
-    of_bin = {(one["region"], one["pt_range"]): one for one in metrics["weighted"]["bins"]}
+    metrics, _ = measure_and_judge(jets, 0.1 * target_of(jets))
+    of_bin = {(entry["region"], entry["pt_range"]): entry for entry in metrics["weighted"]["bins"]}
     low, high = of_bin["barrel", "30-100"], of_bin["barrel", "100-300"]
     assert low["effective_jets"] == pytest.approx(low["num_jets"])
     assert high["effective_jets"] == pytest.approx(0.8 * high["num_jets"], rel=0.02)
@@ -231,26 +239,26 @@ def test_effective_jets_are_those_of_the_bin():
 @pytest.mark.parametrize("name", ["genJetPt", "genJetEta", "jetPt"])
 def test_nan_in_an_observer_is_counted_with_its_name(some_jets, name):
     jets = some_jets | {name: np.where(np.arange(1500) < 7, np.nan, some_jets[name])}
-    metrics, _ = judged(jets, np.zeros(1500), replicates=20)
+    metrics, _ = measure_and_judge(jets, np.zeros(1500), replicates=20)
     ((cause, number),) = metrics["left_out"].items()
     assert name in cause
     assert number == 7
     assert metrics["num_without_answer"] == 0
 
 
-def test_nan_in_a_column_of_the_report_costs_no_jet(some_jets):
-    spoilt = np.where(np.arange(1500) < 7, np.nan, 1.0)
-    jets = some_jets | {"jetRawPt": spoilt, "rhoAll": spoilt}
-    metrics, _ = judged(jets, np.zeros(1500), replicates=20)
+def test_nan_in_a_column_of_the_report_drops_no_jet(some_jets):
+    with_nan = np.where(np.arange(1500) < 7, np.nan, 1.0)
+    jets = some_jets | {"jetRawPt": with_nan, "rhoAll": with_nan}
+    metrics, _ = measure_and_judge(jets, np.zeros(1500), replicates=20)
     assert metrics["num_measured"] == 1500
     assert "uncorrected" not in metrics["num_far"]
     assert {"PV_npvsGood"} == set(metrics["residuals"])
-    reasons = [one["reason"] for one in metrics["unmeasured"]]
+    reasons = [entry["reason"] for entry in metrics["unmeasured"]]
     assert any("jetRawPt" in reason for reason in reasons)
-    assert any(one["where"] == "slices of rhoAll" for one in metrics["unmeasured"])
+    assert any(entry["where"] == "slices of rhoAll" for entry in metrics["unmeasured"])
 
 
-def test_quantiles_without_a_number_do_not_pass(some_jets):
+def test_nan_quantiles_do_not_pass(some_jets):
     answers = quantiles_of(some_jets, 0.1 * target_of(some_jets))
     answers[:, 1:] = np.nan
     _, reasons = metrics_of(some_jets, answers)
@@ -263,7 +271,7 @@ def test_quantiles_without_a_number_do_not_pass(some_jets):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("responses", RESPONSES)
-def test_figures_of_any_responses(responses):
+def test_figures_can_be_drawn_for_any_responses(responses):
     jets = any_jets(400, 1, responses, "one heavy", "both")
     answers = quantiles_of(jets, target_of(jets))
     answers[:200, 1:] = answers[:200, :1]

@@ -1,4 +1,4 @@
-"""The boosted trees: what they learn, and that they repeat."""
+"""The boosted trees learn the median, and are reproducible."""
 
 import numpy as np
 import pytest
@@ -15,13 +15,13 @@ def make(number: int, seed: int) -> Jets:
     return Jets(features=features, target=target, weights=np.ones(number))
 
 
-def test_they_learn_the_median_and_repeat():
+def test_trees_learn_the_median_and_are_reproducible():
     train, val = make(3000, 1), make(800, 2)
-    asked = np.float32([[1, 0, 0], [-1, 0, 0]])
-    answers, num_trees = fit_and_predict(train, val, asked, seed=1)
+    features = np.float32([[1, 0, 0], [-1, 0, 0]])
+    answers, num_trees = fit_and_predict(train, val, features, seed=1)
     assert answers == pytest.approx([0.2, -0.2], abs=0.05)
     assert 1 < num_trees < 1000
-    again, _ = fit_and_predict(train, val, asked, seed=1)
+    again, _ = fit_and_predict(train, val, features, seed=1)
     assert np.array_equal(again, answers)
 
 
@@ -34,6 +34,6 @@ def test_jets_without_a_finite_target_are_left_out():
     assert len(spread.weights) == 4
 
 
-def test_no_jets_to_answer():
+def test_prediction_for_no_jets_is_empty():
     answers, _ = fit_and_predict(make(600, 1), make(100, 2), np.zeros((0, 3), np.float32), seed=0)
     assert answers.shape == (0,)

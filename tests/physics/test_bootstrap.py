@@ -14,14 +14,14 @@ from physics.bootstrap import (
 
 
 @given(st.lists(st.tuples(st.floats(-10, 10), st.integers(0, 4)), min_size=1, max_size=40))
-def test_counted_quantiles_are_those_of_the_repeated_sample(pairs):
+def test_counted_quantiles_equal_those_of_a_sample_with_repeats(pairs):
     values, counts = (np.array(column) for column in zip(*sorted(pairs), strict=True))
-    repeated = np.repeat(values, counts)
-    found = counted_quantiles(one_group(values), counts)[0]
-    if len(repeated):
-        assert found == pytest.approx(np.quantile(repeated, r.QUANTILES), abs=1e-9)
+    sample = np.repeat(values, counts)
+    quantiles = counted_quantiles(one_group(values), counts)[0]
+    if len(sample):
+        assert quantiles == pytest.approx(np.quantile(sample, r.QUANTILES), abs=1e-9)
     else:
-        assert np.isnan(found).all()
+        assert np.isnan(quantiles).all()
 
 
 def test_a_draw_has_as_many_jets_as_the_sample():
@@ -30,7 +30,7 @@ def test_a_draw_has_as_many_jets_as_the_sample():
     assert np.mean(counts == 0) == pytest.approx(np.exp(-1), abs=0.05)
 
 
-def test_row_0_is_the_sample_and_the_seed_decides_the_rest():
+def test_row_0_is_the_sample_and_the_seed_determines_the_others():
     values = {"model": np.random.default_rng(0).normal(1, 0.1, 300)}
     groups = {"some": np.arange(300) % 3 > 0}
     first, again, other = (
@@ -52,19 +52,21 @@ def two_calibrations(seed: int, number: int = 400) -> dict[str, np.ndarray]:
 
 
 def gain_interval(values: dict[str, np.ndarray], seed: int) -> dict[str, float]:
-    found = bootstrap_quantiles(
+    quantiles = bootstrap_quantiles(
         values, {"all": np.ones(len(values["model"]), bool)}, replicates=150, seed=seed
     )
-    return interval(r.gain(found["model"]["all"], found["standard"]["all"]))
+    return interval(r.gain(quantiles["model"]["all"], quantiles["standard"]["all"]))
 
 
-def test_intervals_cover_the_truth_about_as_often_as_they_say():
+def test_intervals_cover_the_truth_as_often_as_their_level():
     gains, medians = 0, 0
     for seed in range(200):
         values = two_calibrations(seed)
-        found = bootstrap_quantiles(values, {"all": np.ones(400, bool)}, replicates=150, seed=seed)
-        gain = interval(r.gain(found["model"]["all"], found["standard"]["all"]))
-        median = interval(r.median(found["model"]["all"]))
+        quantiles = bootstrap_quantiles(
+            values, {"all": np.ones(400, bool)}, replicates=150, seed=seed
+        )
+        gain = interval(r.gain(quantiles["model"]["all"], quantiles["standard"]["all"]))
+        median = interval(r.median(quantiles["model"]["all"]))
         gains += gain["low"] <= 100 * (1 - np.sqrt(0.8)) <= gain["high"]
         medians += median["low"] <= 1 <= median["high"]
     # 95 % of 200 is 190 +- 3; the percentile interval of quantiles is a little off at 400 jets.
@@ -86,8 +88,8 @@ def test_pairing_narrows_the_interval_of_the_gain():
     assert paired["value"] == unpaired["value"]
 
 
-def test_groups_that_share_jets_are_measured_like_single_ones():
-    """Disjoint groups are measured in one sum; what each draw gives does not depend on that."""
+def test_overlapping_groups_give_the_quantiles_of_single_groups():
+    """Disjoint groups are computed in one sum, which does not change the draws."""
     rng = np.random.default_rng(3)
     values = {"model": rng.normal(1, 0.1, 500)}
     groups = {f"part {number}": np.arange(500) % 4 == number for number in range(4)}

@@ -21,7 +21,7 @@ from tests.physics.gate_models import (
     interval_times,
 )
 
-NUM_JETS, COPIES, NEEDED = 20_000, 20, 19
+NUM_JETS, COPIES, MIN_CORRECT = 20_000, 20, 19
 
 
 @functools.cache
@@ -36,29 +36,29 @@ def good(num_jets: int) -> Model:
 
 
 def verdict(model: Model, replicates: int = 60, **settings) -> tuple[Record, list[str]]:
-    """What the gate judged, and why it refuses the model; `settings` replace the defaults."""
-    asked = {"min_improvement": 0.0, "max_closure": 0.01, "seed": 1} | settings
+    """The gate's record and its reasons to refuse the model; `settings` replace the defaults."""
+    values_of_settings = {"min_improvement": 0.0, "max_closure": 0.01, "seed": 1} | settings
     sample = sample_of(model.jets, model.answers[:, 0], replicates=replicates, seed=1)
     widths = uncertainty.measure(model.jets, model.answers, NAMES, replicates=2)
-    return judge(sample, GateSettings(**asked), widths or {})
+    return judge(sample, GateSettings(**values_of_settings), widths or {})
 
 
-def failed(gate: Record) -> set[str]:
+def failed_quantities(gate: Record) -> set[str]:
     return {check["quantity"] for check in gate["checks"] if not check["passed"]}
 
 
-def is_refused_rightly(model: Model, harm: Harm) -> bool:
+def is_refused_for_its_harm(model: Model, harm: Harm) -> bool:
     """Whether the harm is refused, with one of its quantities among the reasons."""
-    gate, reasons = verdict(harm.harmed(model), gate=harm.gate)
-    names = [name for name in harm.reasons if name in failed(gate)]
+    gate, reasons = verdict(harm.apply(model), gate=harm.gate)
+    names = [name for name in harm.reasons if name in failed_quantities(gate)]
     if not reasons or not names:
         return False
-    # Each sentence says what fails.
-    said = " ".join(reasons)
-    return any(name in said for name in names)
+    # Each sentence names its quantity.
+    text = " ".join(reasons)
+    return any(name in text for name in names)
 
 
-def test_the_good_model_is_as_good_as_a_network():
+def test_the_good_model_gains_as_much_as_a_network():
     gate, reasons = verdict(good(NUM_JETS))
     assert reasons == []
     gain = gate["checks"][0]
@@ -70,8 +70,8 @@ def test_the_good_model_is_as_good_as_a_network():
 
 @pytest.mark.slow
 def test_the_good_model_passes_in_bootstrap_copies():
-    passed = [not verdict(copy_of_good(number))[1] for number in range(COPIES)]
-    assert sum(passed) >= NEEDED
+    passes = [not verdict(copy_of_good(number))[1] for number in range(COPIES)]
+    assert sum(passes) >= MIN_CORRECT
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
@@ -81,24 +81,24 @@ def test_the_good_model_passes(number):
 
 @pytest.mark.parametrize("harm", [*HARMS.values(), *MORE_HARMS.values()], ids=[*HARMS, *MORE_HARMS])
 def test_a_harmful_model_is_refused_for_its_harm(harm):
-    assert is_refused_rightly(copy_of_good(0), harm)
+    assert is_refused_for_its_harm(copy_of_good(0), harm)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
 def test_a_harmful_model_is_refused_in_bootstrap_copies(harm):
-    refused = [is_refused_rightly(copy_of_good(number), harm) for number in range(COPIES)]
-    assert sum(refused) >= NEEDED
+    refusals = [is_refused_for_its_harm(copy_of_good(number), harm) for number in range(COPIES)]
+    assert sum(refusals) >= MIN_CORRECT
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("harm", MORE_HARMS.values(), ids=MORE_HARMS)
 def test_other_harmful_models_are_refused_in_bootstrap_copies(harm):
-    assert all(is_refused_rightly(copy_of_good(number), harm) for number in range(1, 5))
+    assert all(is_refused_for_its_harm(copy_of_good(number), harm) for number in range(1, 5))
 
 
 def test_doing_nothing_passes_the_default_gate():
-    nothing = HARMS["does nothing"].harmed(copy_of_good(0))
+    nothing = HARMS["does nothing"].apply(copy_of_good(0))
     assert verdict(nothing)[1] == []
 
 
@@ -110,11 +110,11 @@ def test_a_small_test_set_makes_the_gate_milder(num_jets):
         assert gate["unmeasured"]
 
 
-def test_the_strict_gate_refuses_what_the_jets_do_not_show():
+def test_the_strict_gate_refuses_limits_that_few_jets_cannot_prove():
     """20,000 jets do not show that each bin closes within 1 %; wide limits are met."""
     gate, reasons = verdict(copy_of_good(0), gate="strict")
-    assert "closure" in failed(gate)
-    assert "gain" not in failed(gate)
+    assert "closure" in failed_quantities(gate)
+    assert "gain" not in failed_quantities(gate)
     assert sum("could be worse" in reason for reason in reasons) >= 4
     wide = {
         "max_closure": 0.1,
@@ -126,8 +126,8 @@ def test_the_strict_gate_refuses_what_the_jets_do_not_show():
     assert verdict(copy_of_good(0), gate="strict", **wide)[1] == []
 
 
-def test_each_limit_is_a_setting():
-    """Limits that no model meets are named with their numbers."""
+def test_each_limit_can_be_set():
+    """A limit that no model meets fails its own quantity."""
     model = copy_of_good(0)
     for name, value, quantity in (
         ("max_closure", 0.0, "closure"),
@@ -137,13 +137,13 @@ def test_each_limit_is_a_setting():
         ("min_improvement", 50.0, "gain"),
     ):
         gate, reasons = verdict(model.scaled(1.05, everywhere(model)), **{name: value})
-        assert quantity in failed(gate), name
+        assert quantity in failed_quantities(gate), name
         assert any(quantity in reason for reason in reasons)
     half = interval_times(model, 0.5, everywhere(model))
-    assert "coverage" not in failed(verdict(half, max_coverage_points=40.0)[0])
+    assert "coverage" not in failed_quantities(verdict(half, max_coverage_points=40.0)[0])
 
 
-def test_margins_are_limits_minus_numbers():
+def test_margins_are_limits_minus_values():
     gate, _ = verdict(copy_of_good(0))
     for check in gate["checks"][1:]:
         if check["quantity"] != "flavour spread":

@@ -17,12 +17,12 @@ def test_the_bands_touch_at_each_edge():
     assert len(edges_of(20.0, 1000.0, None)) == 2
 
 
-def test_inside_the_model_answers_and_outside_the_standard_correction():
+def test_steps_compare_the_model_inside_with_the_standard_correction_outside():
     rng = np.random.default_rng(1)
     pt = rng.uniform(15, 25, 4000)
     response = rng.normal(1.2, 0.1, 4000)
     valid = pt >= 20
-    measured = steps(
+    results = steps(
         edges_of(20.0, 1000.0, 2.5),
         pt=pt,
         abs_eta=np.full(4000, 1.0),
@@ -31,7 +31,7 @@ def test_inside_the_model_answers_and_outside_the_standard_correction():
         valid=valid,
         level=0.95,
     )
-    low, high, eta = measured
+    low, high, eta = results
     assert low.num_inside == ((pt >= 20) & (pt <= 22)).sum()
     assert low.num_outside == ((pt >= 18) & (pt < 20)).sum()
     assert low.model_inside.value == pytest.approx(1.2 * np.exp(-0.2), abs=0.02)
@@ -44,20 +44,20 @@ def test_inside_the_model_answers_and_outside_the_standard_correction():
 
 
 def test_without_eta_its_edge_is_left_out():
-    one = np.ones(3)
-    measured = steps(
+    ones = np.ones(3)
+    results = steps(
         edges_of(20.0, 1000.0, 2.5),
-        pt=one,
+        pt=ones,
         abs_eta=None,
-        generated_pt=one,
-        correction=one,
-        valid=one > 0,
+        generated_pt=ones,
+        correction=ones,
+        valid=ones > 0,
         level=0.95,
     )
-    assert len(measured) == 2
+    assert len(results) == 2
 
 
-def test_the_medians_interval_covers_as_often_as_it_says():
+def test_the_interval_of_the_median_covers_as_often_as_its_level():
     rng = np.random.default_rng(2)
     covered = 0
     for _ in range(1000):

@@ -14,7 +14,7 @@ from physics.ranks import auc, mean_ranks
     [[3.0, 1.0, 2.0], [2.0, 1.0, 2.0, 2.0], [5.0], [0.0, 0.0]],
     ids=["distinct", "ties", "one", "all equal"],
 )
-def test_ranks_are_those_of_scipy(values):
+def test_ranks_equal_those_of_scipy(values):
     assert mean_ranks(np.asarray(values)).tolist() == scipy.stats.rankdata(values).tolist()
 
 
@@ -27,5 +27,5 @@ def test_auc_is_the_probability_that_signal_scores_higher():
 
 
 @pytest.mark.parametrize("label", [np.zeros(4, bool), np.ones(4, bool)])
-def test_auc_of_one_kind_alone_is_no_number(label):
+def test_auc_of_one_class_is_nan(label):
     assert np.isnan(auc(label, np.arange(4.0)))

@@ -15,21 +15,21 @@ def test_widths_of_a_normal_response_are_multiples_of_its_sigma():
     assert r.bias(q) == pytest.approx(0.02, abs=5e-4)
 
 
-def test_resolution_by_hand():
+def test_resolution_equals_a_value_computed_by_hand():
     # 0, 1, ..., 8: quartiles 2 and 6, median 4.
     q = r.quantiles(np.arange(9.0))
     assert r.resolution(q) == pytest.approx((6 - 2) / 4)
     assert r.median(q) == 4
 
 
-def test_resolution_does_not_see_a_common_scale_and_bias_does():
+def test_a_common_scale_changes_the_bias_and_not_the_resolution():
     q, scaled = r.quantiles(NORMAL), r.quantiles(1.05 * NORMAL)
     assert r.resolution(scaled) == pytest.approx(r.resolution(q))
     assert r.gain(scaled, q) == pytest.approx(0, abs=1e-9)
     assert r.bias(scaled) == pytest.approx(1.05 * 1.02 - 1, abs=1e-3)
 
 
-def test_gain_is_the_part_of_the_width_that_went():
+def test_gain_is_the_relative_reduction_of_the_width():
     narrow = r.quantiles(1 + 0.75 * (NORMAL / 1.02 - 1))
     assert r.gain(narrow, r.quantiles(NORMAL)) == pytest.approx(25, abs=0.1)
 
@@ -41,7 +41,7 @@ def test_formulas_keep_the_leading_axes():
     assert r.gain(q, q).shape == (7, 3)
 
 
-def test_calibrated_pt():
+def test_calibrated_pt_is_pt_times_exp_of_the_output():
     assert r.calibrated_pt(np.array([100.0]), np.array([math.log(1.1)])) == pytest.approx([110])
 
 
@@ -78,7 +78,7 @@ def test_response_without_generator_jet_is_nan():
         "b quark without b hadron",
     ],
 )
-def test_flavour(parton, hadron, expected):
+def test_flavour_of_a_jet_from_parton_and_hadron_flavour(parton, hadron, expected):
     assert r.flavour(np.array([parton]), np.array([hadron])).tolist() == [expected]
 
 
@@ -92,10 +92,10 @@ def test_regions_split_the_detector():
 def test_bins_have_no_gap_and_no_overlap():
     gen_pt = np.array([29.9, 30.0, 99.9, 100.0, 1000.0, 9000.0])
     inside = np.array(
-        [one.contains(gen_pt, np.zeros(6)) for one in r.bins(r.PT_EDGES, ("barrel",))]
+        [bin_.contains(gen_pt, np.zeros(6)) for bin_ in r.bins(r.PT_EDGES, ("barrel",))]
     )
     assert inside.sum(axis=0).tolist() == [0, 1, 1, 1, 1, 1]
-    assert [one.range for one in r.bins(r.PT_EDGES, ("barrel",))] == [
+    assert [bin_.range for bin_ in r.bins(r.PT_EDGES, ("barrel",))] == [
         "30-100",
         "100-300",
         "300-1000",
@@ -103,7 +103,7 @@ def test_bins_have_no_gap_and_no_overlap():
     ]
 
 
-def test_the_spread_of_flavours_that_do_not_differ_is_zero_on_average():
+def test_the_spread_of_equal_flavours_is_zero_on_average():
     """A largest minus a smallest median would be 1.0 % here, and more for rarer flavours."""
     rng = np.random.default_rng(1)
     squared, ranges = [], []

@@ -42,14 +42,14 @@ def test_the_gain_over_trees_is_paired(sample):
     assert list(whole.by_calibration()) == ["model", "standard", "trees"]
 
 
-def test_the_response_follows_pileup(sample):
+def test_the_response_rises_with_pileup(sample):
     slices = against_pileup(sample)
-    high = [one for one in slices if one["pt_low"] == 110]
+    high = [entry for entry in slices if entry["pt_low"] == 110]
     assert len(high) == groups.PILEUP_SLICES
-    assert sum(one["num_jets"] for one in high) == np.count_nonzero(
+    assert sum(entry["num_jets"] for entry in high) == np.count_nonzero(
         sample.columns["genJetPt"] >= 110
     )
-    middles = [one["middle"] for one in high]
+    middles = [entry["middle"] for entry in high]
     assert middles == sorted(middles)
     for low, up in itertools.pairwise(high):
         assert low["model"]["median"]["value"] < up["model"]["median"]["value"]
@@ -72,7 +72,7 @@ def test_pileup_that_is_not_finite_has_no_slices(bad):
 
 
 def test_tails_are_counted_by_bin(sample):
-    whole = {one["tail"]: one for one in tails(sample) if one["region"] == "all"}
+    whole = {entry["tail"]: entry for entry in tails(sample) if entry["region"] == "all"}
     far = np.abs(sample.responses["standard"] - 1) > 0.3
     above = sample.columns["genJetPt"] >= 30
     assert whole["tail beyond 30 %"]["standard"]["value"] == pytest.approx(np.mean(far[above]))
@@ -80,26 +80,26 @@ def test_tails_are_counted_by_bin(sample):
     assert set(whole) == {"tail beyond 30 %", "tail beyond a factor 1.5"}
 
 
-def test_the_difference_of_shares_is_that_of_the_same_jets():
-    one = np.array([True] * 30 + [False] * 970)
-    other = np.array([True] * 40 + [False] * 960)
-    difference = mean_difference(one, other)
+def test_the_difference_of_shares_is_paired():
+    first = np.array([True] * 30 + [False] * 970)
+    second = np.array([True] * 40 + [False] * 960)
+    difference = mean_difference(first, second)
     assert difference["value"] == pytest.approx(-0.01)
     # Ten jets of a thousand differ, all one way: 0.01 ± 1.96 sqrt(0.01 * 0.99 / 1000).
     assert difference["high"] - difference["value"] == pytest.approx(0.00617, abs=1e-4)
 
 
-def test_the_fine_bins_of_eta_are_those_of_the_calorimeter_and_adjoin():
+def test_the_fine_bins_of_eta_are_contiguous_calorimeter_bins():
     slices = groups.JERC_ETA_SLICES
     assert (len(slices), slices[0][0], slices[-1][1]) == (52, -2.5, 2.5)
-    assert all(one[1] == other[0] for one, other in itertools.pairwise(slices))
+    assert all(lower[1] == upper[0] for lower, upper in itertools.pairwise(slices))
     assert (0.0, 0.087) in slices
     assert (-0.087, 0.0) in slices
 
 
-def test_closure_in_fine_bins_of_eta(sample):
+def test_closure_is_measured_in_fine_bins_of_eta(sample):
     record = record_of(sample)
-    by_edges = {(one["eta_low"], one["eta_high"]): one for one in record["fine_eta"]}
+    by_edges = {(entry["eta_low"], entry["eta_high"]): entry for entry in record["fine_eta"]}
     inside = (sample.columns["genJetEta"] >= 1.93) & (sample.columns["genJetEta"] < 2.043)
     inside &= sample.columns["genJetPt"] >= 60
     assert by_edges[1.93, 2.043]["num_jets"] == np.count_nonzero(inside)

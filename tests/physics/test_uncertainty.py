@@ -45,25 +45,30 @@ def right() -> dict:
     return uncertainty.measure(columns, answers(shift, Z * sigma), NAMES, replicates=40)
 
 
-def test_right_quantiles_cover_as_they_say(right):
+def test_correct_quantiles_have_their_nominal_coverage(right):
     (band,) = right["bands"]
     assert band["nominal"] == 0.68
     assert band["coverage"]["low"] < 0.68 < band["coverage"]["high"]
-    assert [one["level"] for one in right["below"]] == [0.5, 0.16, 0.84]
-    assert all(one["share"]["low"] < one["level"] < one["share"]["high"] for one in right["below"])
+    assert [entry["level"] for entry in right["below"]] == [0.5, 0.16, 0.84]
+    assert all(
+        entry["share"]["low"] < entry["level"] < entry["share"]["high"] for entry in right["below"]
+    )
     # 95 % intervals of two dozen bins: one or two may miss.
     assert (
-        sum(not one["coverage"]["low"] < 0.68 < one["coverage"]["high"] for one in right["pt"]) <= 4
+        sum(
+            not entry["coverage"]["low"] < 0.68 < entry["coverage"]["high"] for entry in right["pt"]
+        )
+        <= 4
     )
-    assert {one["region"] for one in right["pt"]} == {"barrel", "endcap"}
+    assert {entry["region"] for entry in right["pt"]} == {"barrel", "endcap"}
     assert json.dumps(right, allow_nan=False)
 
 
-def test_right_widths_are_found_where_they_are_predicted(right):
+def test_correct_widths_are_measured_as_predicted(right):
     assert len(right["widths"]) == uncertainty.SLICES
     assert right["widths"][-1]["predicted"] > 3 * right["widths"][0]["predicted"]
-    for one in right["widths"]:
-        assert one["measured"]["value"] == pytest.approx(one["predicted"], rel=0.08)
+    for entry in right["widths"]:
+        assert entry["measured"]["value"] == pytest.approx(entry["predicted"], rel=0.08)
     assert right["pull"]["half_width"]["value"] == pytest.approx(1, abs=0.03)
     assert right["pull"]["median"]["value"] == pytest.approx(0, abs=0.03)
     assert right["same_pt"]["ratio"]["value"] == pytest.approx(
@@ -71,25 +76,27 @@ def test_right_widths_are_found_where_they_are_predicted(right):
     )
 
 
-def test_widths_half_as_large_cover_too_little():
+def test_half_as_large_widths_cover_too_few_jets():
     columns, shift, sigma = known_widths(5000)
-    found = uncertainty.measure(columns, answers(shift, Z * sigma / 2), NAMES, replicates=20)
-    assert found["bands"][0]["coverage"]["high"] < 0.45  # 38 % of a normal distribution
-    assert found["pull"]["half_width"]["low"] > 1.8
+    record = uncertainty.measure(columns, answers(shift, Z * sigma / 2), NAMES, replicates=20)
+    assert record["bands"][0]["coverage"]["high"] < 0.45  # 38 % of a normal distribution
+    assert record["pull"]["half_width"]["low"] > 1.8
 
 
-def test_a_width_that_only_knows_the_pt_tells_no_jets_apart():
+def test_a_width_of_pt_alone_does_not_separate_jets_of_the_same_pt():
     columns, shift, _ = known_widths(10_000)
-    found = uncertainty.measure(
+    record = uncertainty.measure(
         columns, answers(shift, 0.2 * (columns["jetPt"] / 30) ** -0.3), NAMES, replicates=40
     )
-    assert found["widths"][-1]["measured"]["value"] > 1.5 * found["widths"][0]["measured"]["value"]
-    ratio = found["same_pt"]["ratio"]
+    assert (
+        record["widths"][-1]["measured"]["value"] > 1.5 * record["widths"][0]["measured"]["value"]
+    )
+    ratio = record["same_pt"]["ratio"]
     assert ratio["low"] < 1.05
     assert ratio["value"] == pytest.approx(1, abs=0.1)
 
 
-def test_the_halves_have_the_same_spectrum():
+def test_the_wider_and_narrower_halves_have_the_same_spectrum():
     columns, _, sigma = known_widths(20_000)
     half = uncertainty.wider_half(sigma, columns)
     assert np.median(columns["jetPt"][half > 0]) == pytest.approx(
@@ -100,7 +107,7 @@ def test_the_halves_have_the_same_spectrum():
 
 
 @pytest.mark.parametrize(
-    ("names", "found"),
+    ("names", "bands"),
     [
         (["output"], []),
         ([], []),
@@ -114,50 +121,50 @@ def test_the_halves_have_the_same_spectrum():
     ],
     ids=["one answer", "nothing said", "no median", "not opposite", "one band", "two bands"],
 )
-def test_bands_are_read_off_the_names_of_the_columns(names, found):
-    assert [(band.low, band.high, band.nominal) for band in uncertainty.bands(names)] == found
+def test_bands_follow_from_the_names_of_the_columns(names, bands):
+    assert [(band.low, band.high, band.nominal) for band in uncertainty.bands(names)] == bands
 
 
-def test_networks_name_their_columns_so():
+def test_levels_follow_from_the_column_names_of_our_networks():
     """The names are those that the project's networks give."""
     from networks.losses import output_columns, quantile_levels
 
-    asked = (0.025, 0.16, 0.84, 0.975)
+    levels = (0.025, 0.16, 0.84, 0.975)
     assert [
-        uncertainty.level_of(name) for name in output_columns("quantile", asked)
-    ] == pytest.approx(quantile_levels(asked))
-    assert [uncertainty.level_of(name) for name in output_columns("l1", asked)] == [None]
+        uncertainty.level_of(name) for name in output_columns("quantile", levels)
+    ] == pytest.approx(quantile_levels(levels))
+    assert [uncertainty.level_of(name) for name in output_columns("l1", levels)] == [None]
 
 
-def test_what_cannot_be_measured_is_nothing():
+def test_without_quantiles_or_jets_there_is_no_record():
     columns, shift, sigma = known_widths(500)
     assert uncertainty.measure(columns, shift[:, None], ["output"]) is None
     few = {name: values[:40] for name, values in columns.items()}
     assert uncertainty.measure(few, answers(shift, sigma)[:40], NAMES) is None
 
 
-def test_wrong_answers_are_counted_and_left_out():
+def test_invalid_answers_are_counted_and_left_out():
     columns, shift, sigma = known_widths(500)
-    given = answers(shift, sigma)
-    given[:3, 1] = [np.nan, np.inf, -np.inf]
-    given[3:5] = given[3:5][:, [0, 2, 1]]
+    outputs = answers(shift, sigma)
+    outputs[:3, 1] = [np.nan, np.inf, -np.inf]
+    outputs[3:5] = outputs[3:5][:, [0, 2, 1]]
     columns["genJetPt"][5] = 0
-    found = uncertainty.measure(columns, given, NAMES, replicates=20)
-    assert (found["num_without_answer"], found["num_jets"]) == (3, 496)
-    assert found["bands"][0]["num_crossed"] == 2
-    assert json.dumps(found, allow_nan=False)
+    record = uncertainty.measure(columns, outputs, NAMES, replicates=20)
+    assert (record["num_without_answer"], record["num_jets"]) == (3, 496)
+    assert record["bands"][0]["num_crossed"] == 2
+    assert json.dumps(record, allow_nan=False)
 
 
 @given(st.integers(1, 60), st.integers(0, 60))
-def test_a_share_lies_in_its_interval_and_this_between_0_and_1(number, hits):
-    found = uncertainty.share(np.arange(number) < hits)
-    assert 0 <= found["low"] <= found["value"] <= found["high"] <= 1
+def test_a_share_lies_in_its_interval_within_0_and_1(number, hits):
+    share = uncertainty.share(np.arange(number) < hits)
+    assert 0 <= share["low"] <= share["value"] <= share["high"] <= 1
 
 
-def test_a_share_by_hand():
+def test_the_interval_of_a_share_equals_a_published_example():
     """Wilson's interval of 81 in 263, the worked example of R.
 
     G. Newcombe, Stat. Med. 17 (1998) 857.
     """
-    found = uncertainty.share(np.arange(263) < 81)
-    assert (found["low"], found["high"]) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    share = uncertainty.share(np.arange(263) < 81)
+    assert (share["low"], share["high"]) == pytest.approx((0.2553, 0.3662), abs=1e-4)

@@ -73,7 +73,7 @@ def documents(good_metrics, widths) -> Documents:
     )
 
 
-def _metrics(measured: dict, widths: dict) -> MetricsRecord:
+def _metrics(record: dict, widths: dict) -> MetricsRecord:
     inference = Inference(
         jets_per_second=12345.6,
         batch_size=1000,
@@ -91,7 +91,7 @@ def _metrics(measured: dict, widths: dict) -> MetricsRecord:
             "trial": f"{NAME}-b",
             "baseline": None,
             "config": plain(GateSettings(min_improvement=0.0, max_closure=0.01, seed=1)),
-            **measured,
+            **record,
             "inference": plain(inference),
             "uncertainty": widths,
         }

@@ -1,11 +1,11 @@
-"""What a browser would find in a page."""
+"""The elements and the text of a page."""
 
 from __future__ import annotations
 
 from html.parser import HTMLParser
 
 HOSTILE = '"><img src=x onerror=alert(1)><script>alert(1)</script>$\\frac$'
-"""A name as nobody should choose it: markup for a page, and broken mathematics for a figure."""
+"""A hostile name: markup for a page, and broken mathematics for a figure."""
 
 
 class Elements(HTMLParser):
@@ -61,7 +61,7 @@ class Elements(HTMLParser):
 
 
 def assert_harmless(page: str, *places: str) -> None:
-    """The page shows HOSTILE as text, and so each of `places`, which are text that holds it."""
+    """The page shows HOSTILE as text, and also each of `places`, texts that contain it."""
     elements = Elements(page)
     assert elements.open == []
     assert not {"script", "img"} & elements.tags

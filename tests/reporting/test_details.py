@@ -1,4 +1,4 @@
-"""What the report says of trees, pile-up, tails, shuffled inputs and fine bins of eta."""
+"""The report's sections on trees, pile-up, tails, shuffled inputs and fine bins of eta."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def metrics(documents) -> MetricsRecord:
     return dataclasses.replace(record, trees=TREES, importances=IMPORTANCES)
 
 
-def test_the_record_is_the_same_after_its_file(metrics):
+def test_a_record_survives_its_json_form(metrics):
     assert MetricsRecord.from_json(metrics.as_json()) == metrics
 
 
@@ -76,12 +76,12 @@ def test_every_calibration_has_a_column_and_the_gain_over_it(metrics):
     assert table.rows[-1][-2:] == [last.gain.percent(), last.gain_over_trees.percent()]
     assert (section.columns, section.missing) == ("jetPt, jetEta", "fractionPhoton")
     assert "12,345" in section.trees
-    tiles = {one.what: one for one in report_physics.tiles(metrics)}
+    tiles = {tile_.what: tile_ for tile_ in report_physics.tiles(metrics)}
     tile = tiles["Resolution gain over boosted trees"]
     assert f"{tile.number} {tile.interval}" == metrics.gain_over_trees.percent()
 
 
-def test_without_trees_the_reason_is_given(documents):
+def test_without_trees_the_section_shows_the_reason(documents):
     bare = dataclasses.replace(documents.metrics, trees=Trees(reason="420 training jets are few"))
     section = baselines_section.content(bare)
     assert "420 training jets are few" in section.trees
@@ -89,7 +89,7 @@ def test_without_trees_the_reason_is_given(documents):
     assert "Gain over boosted trees" not in section.bins.head
 
 
-def test_tables_hold_the_measured_numbers(metrics):
+def test_tables_show_the_measured_values(metrics):
     section = details_section.content(metrics)
     assert section.pileup_column == "rhoAll"
     assert len(section.pileup.rows) == 2 * PILEUP_SLICES
@@ -106,28 +106,28 @@ def test_bins_with_too_few_jets_are_counted(metrics):
     assert details_section.content(few).too_few.startswith("12 of 52 bins")
 
 
-def test_the_figures_name_what_they_show(metrics):
+def test_the_figures_describe_their_content(metrics):
     ranges = details_figures.PILEUP_RANGES
-    pileup = [details_figures.pileup(metrics, one) for one in ranges]
-    assert [one.name for one in pileup] == ["pileup-60", "pileup-110"]
+    pileup = [details_figures.pileup(metrics, range_) for range_ in ranges]
+    assert [range_.name for range_ in pileup] == ["pileup-60", "pileup-110"]
     assert "rhoAll" in pileup[0].alt
     assert "pf (particles) 10.0 ± 1.4" in details_figures.inputs(metrics).alt
     assert f"{len(metrics.fine_eta)} fine bins" in details_figures.fine_eta(metrics).alt
 
 
 def test_the_page_has_all_sections(metrics, documents):
-    changed = dataclasses.replace(documents, metrics=metrics)
+    with_details = dataclasses.replace(documents, metrics=metrics)
     makers = [
-        partial(details_figures.pileup, metrics, one) for one in details_figures.PILEUP_RANGES
+        partial(details_figures.pileup, metrics, range_) for range_ in details_figures.PILEUP_RANGES
     ]
     makers += [partial(details_figures.fine_eta, metrics), partial(details_figures.inputs, metrics)]
-    page = render(changed, list(draw_all(makers)))
+    page = render(with_details, list(draw_all(makers)))
     for heading in ("Beside simpler methods", "Pile-up", "Tails", "What the model uses"):
         assert f"<h2>{heading}</h2>" in page
     assert page.count("<svg") == 4
 
 
-def test_a_run_of_an_earlier_version_has_neither_sections_nor_gaps(documents):
+def test_a_run_of_an_earlier_version_has_no_sections_of_details(documents):
     page = render(documents, [])
     assert documents.metrics.trees is None
     assert "<h2>Tails</h2>" not in page

@@ -1,4 +1,4 @@
-"""Figures: the words that go with them, and what a page and a file need of them."""
+"""Figures: their descriptions, and their forms in a page and in a file."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ def simple(**words) -> Drawing:
     return Drawing(**{"name": "simple", "caption": "", "alt": "a line", "figure": figure} | words)
 
 
-def test_the_words_of_uncertainty(documents):
-    measured = documents.metrics.uncertainty
+def test_figures_of_uncertainty_have_a_description(documents):
+    uncertainty = documents.metrics.uncertainty
     with drawing.style():
-        coverage = uncertainty_figures.coverage(measured)
-        width = uncertainty_figures.widths(measured)
+        coverage = uncertainty_figures.coverage(uncertainty)
+        width = uncertainty_figures.widths(uncertainty)
     assert "expected 68 %" in coverage.alt
     assert "is predicted" in width.alt
     assert uncertainty_figures.coverage(None) is None
     assert uncertainty_figures.widths(None) is None
-    empty: Uncertainty = dataclasses.replace(measured, pt=[], widths=[])
+    empty: Uncertainty = dataclasses.replace(uncertainty, pt=[], widths=[])
     assert uncertainty_figures.coverage(empty) is None
     assert uncertainty_figures.widths(empty) is None
 
 
-def test_the_words_of_a_residual(jets):
+def test_figures_of_residuals_have_a_description(jets):
     columns = jets | {"rhoAll": np.linspace(10, 30, len(jets["jetPt"]))}
-    measured = measure(columns, np.zeros(len(jets["jetPt"])), replicates=20)
-    metrics = MetricsRecord.from_json({**plain(metrics_record()), **measured})
-    names = {one.name: one for one in figures.drawings(metrics, [], None)}
+    record = measure(columns, np.zeros(len(jets["jetPt"])), replicates=20)
+    metrics = MetricsRecord.from_json({**plain(metrics_record()), **record})
+    names = {drawing_.name: drawing_ for drawing_ in figures.drawings(metrics, [], None)}
     assert "Bias against rhoAll: at most" in names["residual-rhoAll"].alt
 
 
@@ -59,13 +59,13 @@ def test_the_words_of_a_residual(jets):
     ],
     ids=["no epoch", "no loss", "training alone", "validation"],
 )
-def test_training_says_where_it_was_best(history, alt):
+def test_the_figure_of_training_names_the_best_epoch(history, alt):
     with drawing.style():
         training = figures.training(history)
     assert (training and training.alt) == alt
 
 
-def test_a_figure_in_a_page_has_the_text_s_colour_and_names_of_its_own():
+def test_a_figure_in_a_page_has_the_text_s_colour_and_unique_ids():
     text = svg(simple(alt='a "line"'))
     assert text.startswith('<svg role="img" aria-label="a &#34;line&#34;"')
     assert "currentColor" in text
@@ -76,15 +76,15 @@ def test_a_figure_in_a_page_has_the_text_s_colour_and_names_of_its_own():
     assert all(name.startswith("simple-") for name in names)
 
 
-def test_the_titles_of_a_figure_stand_at_their_artists_and_are_escaped():
+def test_the_titles_of_a_figure_belong_to_their_artists_and_are_escaped():
     text = svg(simple(titles={"line": "<b>best</b>", "another": "is not drawn"}))
     assert '<g id="simple-line"><title>&lt;b&gt;best&lt;/b&gt;</title>' in text
     assert text.count("<title>") == 1
 
 
-def test_a_file_of_a_figure():
+def test_a_figure_is_written_as_pdf():
     assert pdf(simple()).startswith(b"%PDF")
 
 
-def test_a_name_of_anything():
+def test_slug_makes_a_file_name_of_any_text():
     assert drawing.slug("u minus <gluon>/response") == "u-minus-gluon-response"

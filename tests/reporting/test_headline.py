@@ -34,10 +34,10 @@ FIXED = {
     "test_jets",
     "onnx_jets_per_second",
 }
-"""By these names runs are compared in the Kubeflow UI: another name would be another column."""
+"""The Kubeflow UI compares runs by these names: another name would be another column."""
 
 
-def test_the_names_stay_and_the_numbers_are_plain(documents):
+def test_headline_names_are_fixed_and_values_are_plain_numbers(documents):
     metrics = documents.metrics
     reduction = Interval(value=30.0, low=20.0, high=40.0)
     regions = {}
@@ -56,20 +56,20 @@ def test_the_names_stay_and_the_numbers_are_plain(documents):
     )
 
 
-def test_no_share_of_a_spread_that_may_be_zero_is_removed(documents):
+def test_without_a_significant_spread_there_is_no_reduction(documents):
     """6,000 jets do not show a spread of the standard JEC."""
     assert documents.metrics.flavour.regions["barrel"].reduction is None
     numbers = headline(documents.metrics, documents.search)
     assert {"flavour_spread_removed_barrel_percent"} <= FIXED - set(numbers)
 
 
-def test_what_was_not_measured_is_left_out():
-    measured = measure(make_jets(0), [], replicates=20)
-    without_jets = {**plain(metrics_record(inference=None)), **measured}
+def test_missing_measurements_are_left_out():
+    record = measure(make_jets(0), [], replicates=20)
+    without_jets = {**plain(metrics_record(inference=None)), **record}
     assert headline(MetricsRecord.from_json(without_jets)) == {"test_jets": 0}
 
 
-SHOWN = [
+KUBEFLOW_NAMES = [
     "closure_barrel_percent",
     "closure_endcap_percent",
     "closure_worst_percent",
@@ -83,29 +83,29 @@ SHOWN = [
 """As Kubeflow sorts them, on one page."""
 
 
-def test_kubeflow_shows_a_page_of_metrics_and_no_number_twice(documents):
+def test_kubeflow_metrics_fit_one_page_without_duplicates(documents):
     metrics, search = documents.metrics, documents.search
     kubeflow_metrics = kubeflow_metrics_of_evaluation(metrics)
-    assert sorted(kubeflow_metrics) == SHOWN
+    assert sorted(kubeflow_metrics) == KUBEFLOW_NAMES
     assert kubeflow_metrics["gain_percent"] == float(f"{metrics.gain.value:.4g}")
     assert kubeflow_metrics["test_jets"] == metrics.num_measured
     assert not set(kubeflow_metrics) & set(kubeflow_metrics_of_search(search))
-    # a baseline pushes out what matters least
+    # a baseline replaces the least important metric
     compared = dataclasses.replace(metrics, gain_over_baseline=metrics.gain)
     kubeflow_metrics = kubeflow_metrics_of_evaluation(compared)
     assert len(kubeflow_metrics) == MAX_KUBEFLOW_METRICS
     assert "gain_over_baseline_percent" in kubeflow_metrics
     assert "coverage_percent" not in kubeflow_metrics
-    # and of a network without an interval of its own there is more room
+    # a network without its own interval leaves room for another metric
     plain_network = dataclasses.replace(metrics, uncertainty=None)
     assert "resolution" in kubeflow_metrics_of_evaluation(plain_network)
 
 
-def test_what_kubeflow_shows_of_a_search_has_names_without_blanks(documents):
+def test_kubeflow_metrics_of_a_search_have_names_without_blanks(documents):
     search = documents.search
     trials = [dataclasses.replace(search.best, name=f"t-{number}") for number in range(3)]
-    failed = dataclasses.replace(trials[0], name="t-3", status="Failed")
-    search = dataclasses.replace(search, trials=[*trials, failed], optimal="t-0")
+    failed_trial = dataclasses.replace(trials[0], name="t-3", status="Failed")
+    search = dataclasses.replace(search, trials=[*trials, failed_trial], optimal="t-0")
     kubeflow_metrics = kubeflow_metrics_of_search(search)
     name = search.objective.name
     assert kubeflow_metrics == {
@@ -119,8 +119,8 @@ def test_each_metrics_artifact_has_its_headline_in_three_lines(documents):
     lines = evaluation_lines(documents.metrics).splitlines()
     assert len(lines) == 3
     assert documents.metrics.gain.percent() in lines[0]
-    refused = dataclasses.replace(documents.metrics, passed=False, reasons=["closure 3 %"])
-    assert evaluation_lines(refused).splitlines()[2] == "gate not passed: closure 3 %"
+    refused_metrics = dataclasses.replace(documents.metrics, passed=False, reasons=["closure 3 %"])
+    assert evaluation_lines(refused_metrics).splitlines()[2] == "gate not passed: closure 3 %"
     lines = search_lines(documents.search).splitlines()
     assert len(lines) == 3
     assert documents.search.optimal in lines[0]

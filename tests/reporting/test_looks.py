@@ -1,4 +1,4 @@
-"""Every calibration has one look in all figures, and looks can be told apart by all readers."""
+"""Every calibration has one look in all figures, and all readers can distinguish the looks."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def linear(colour: str) -> np.ndarray:
     return np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
 
 
-def contrast(one: str, other: str) -> float:
+def contrast(first: str, second: str) -> float:
     """The contrast of two colours as WCAG 2 defines it, from 1 to 21."""
-    dark, light = sorted(float(linear(c) @ [0.2126, 0.7152, 0.0722]) for c in (one, other))
+    dark, light = sorted(float(linear(c) @ [0.2126, 0.7152, 0.0722]) for c in (first, second))
     return (light + 0.05) / (dark + 0.05)
 
 
@@ -67,22 +67,22 @@ def grounds() -> list[str]:
 
 
 @pytest.mark.parametrize("name", CALIBRATIONS)
-def test_a_calibration_stands_out_from_every_page(name):
+def test_calibrations_have_contrast_to_every_background(name):
     assert len(grounds()) == 3
     for ground in grounds():
         assert contrast(CALIBRATIONS[name].colour, ground) >= 3
 
 
 @pytest.mark.parametrize("vision", VISION)
-def test_calibrations_are_told_apart_by_colour(vision):
+def test_calibrations_are_distinguishable_by_colour(vision):
     looks = {}
     for name, look in CALIBRATIONS.items():
         looks[name] = lab(np.array(VISION[vision]) @ linear(look.colour))
-    for one, other in itertools.combinations(looks, 2):
-        assert np.linalg.norm(looks[one] - looks[other]) >= 20, f"{one} and {other}"
+    for first, second in itertools.combinations(looks, 2):
+        assert np.linalg.norm(looks[first] - looks[second]) >= 20, f"{first} and {second}"
 
 
-def test_calibrations_are_told_apart_without_colour():
+def test_calibrations_are_distinguishable_without_colour():
     looks = CALIBRATIONS.values()
     for part in ("marker", "dashes", "label"):
         assert len({getattr(look, part) for look in looks}) == len(looks)
@@ -106,20 +106,20 @@ def test_each_figure_draws_a_calibration_as_the_table_says(documents):
     by_colour = {look.colour: look for look in CALIBRATIONS.values()}
     by_label = {look.label: look for look in CALIBRATIONS.values()}
     num_labelled = 0
-    for one in figures_of(documents):
-        # Of a search, what is drawn is the best trial, and no calibration.
-        of_search = one.name in ("search", "parallel", "importance")
-        for colour, label, marker in drawn_artists(one.figure):
+    for drawing_ in figures_of(documents):
+        # Figures of a search mark the best trial, and no calibration.
+        of_search = drawing_.name in ("search", "parallel", "importance")
+        for colour, label, marker in drawn_artists(drawing_.figure):
             if label in by_label:
                 num_labelled += 1
-                assert colour == by_label[label].colour, f"{label} in {one.name}"
-                assert marker in (by_label[label].marker, "None"), f"{label} in {one.name}"
+                assert colour == by_label[label].colour, f"{label} in {drawing_.name}"
+                assert marker in (by_label[label].marker, "None"), f"{label} in {drawing_.name}"
             elif colour in by_colour and not of_search:
                 markers = (by_colour[colour].marker, "None", *FLAVOURS.values())
-                assert marker in markers, f"{colour} in {one.name}"
+                assert marker in markers, f"{colour} in {drawing_.name}"
             else:
                 best = [CALIBRATIONS["model"].colour] if of_search else []
-                assert colour in [drawing.INK, *best], one.name
+                assert colour in [drawing.INK, *best], drawing_.name
     assert num_labelled > 20
 
 
@@ -127,24 +127,24 @@ WIDTH_ON_A_PHONE = 358
 """Pixels that a figure has in a window of 390."""
 
 
-def test_letters_of_figures_can_be_read_on_a_phone(documents):
+def test_text_of_figures_is_readable_on_a_phone(documents):
     """As the page shows them: a figure is as wide as the window, and its letters shrink with it."""
-    for one in figures_of(documents):
+    for drawing_ in figures_of(documents):
         with drawing.style():
-            one.figure.canvas.draw()
-        shrunk = WIDTH_ON_A_PHONE / (72 * one.figure.get_figwidth())
-        texts = [text for text in one.figure.findobj(Text) if text.get_text().strip()]
+            drawing_.figure.canvas.draw()
+        shrunk = WIDTH_ON_A_PHONE / (72 * drawing_.figure.get_figwidth())
+        texts = [text for text in drawing_.figure.findobj(Text) if text.get_text().strip()]
         assert texts
         for text in texts:
-            assert text.get_fontsize() * shrunk >= 9.5, f"{text.get_text()} in {one.name}"
+            assert text.get_fontsize() * shrunk >= 9.5, f"{text.get_text()} in {drawing_.name}"
 
 
-def test_no_letters_stand_on_a_measurement(documents):
+def test_no_text_overlaps_a_measurement(documents):
     """Legends and texts inside a frame leave points and error bars free."""
-    for one in figures_of(documents):
+    for drawing_ in figures_of(documents):
         with drawing.style():
-            one.figure.canvas.draw()
-            for axes in one.figure.axes:
+            drawing_.figure.canvas.draw()
+            for axes in drawing_.figure.axes:
                 boxes = [text.get_window_extent() for text in axes.texts]
                 if legend := axes.get_legend():
                     boxes.append(legend.get_window_extent())
@@ -156,4 +156,4 @@ def test_no_letters_stand_on_a_measurement(documents):
                             if len(ends) == 0:  # of a point that has no finite interval
                                 continue
                             bar = Bbox(axes.transData.transform(ends)).padded(1)
-                            assert not any(bar.overlaps(box) for box in boxes), one.name
+                            assert not any(bar.overlaps(box) for box in boxes), drawing_.name

@@ -1,4 +1,4 @@
-"""Markdown for the Kubeflow UI: what users' values become in it."""
+"""Markdown for the Kubeflow UI: users' values are escaped."""
 
 import pytest
 
@@ -22,7 +22,7 @@ from reporting import markdown
         ("a/jec-b@sha256:" + 35 * "0", f"`a/jec-b@sha256:{27 * '0'}` `{8 * '0'}`"),
     ],
 )
-def test_a_value_is_shown_as_it_is(value, expected):
+def test_a_value_is_escaped_so_that_it_is_shown_as_it_is(value, expected):
     assert (markdown.code if "sha256" in str(value) else markdown.text)(value) == expected
 
 

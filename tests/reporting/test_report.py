@@ -43,7 +43,7 @@ def page(documents) -> str:
     return render(documents, list(figures_of(documents)))
 
 
-def test_the_page_needs_nothing_from_elsewhere(page):
+def test_the_page_loads_nothing_from_other_addresses(page):
     elements = Elements(page)
     assert elements.open == []
     assert not {"script", "link", "iframe", "img"} & elements.tags
@@ -54,26 +54,26 @@ def test_the_page_needs_nothing_from_elsewhere(page):
     assert "url(h" not in page
 
 
-def test_names_inside_the_figures_are_unique_and_references_resolve(page):
+def test_ids_inside_the_figures_are_unique_and_references_resolve(page):
     elements = Elements(page).elements
     names = [attributes["id"] for _, attributes in elements if "id" in attributes]
     assert len(names) == len(set(names))
-    used = {
+    references = {
         value[1:]
         for _, attributes in elements
         for name, value in attributes.items()
         if name == "xlink:href"
     }
-    assert used <= set(names)
+    assert references <= set(names)
 
 
-def test_every_figure_has_words(page):
+def test_every_figure_has_a_description(page):
     figures = Elements(page).figures
     assert len(figures) == 16
     assert all(figure["role"] == "img" and len(figure["aria-label"]) > 20 for figure in figures)
 
 
-def test_verdict_search_and_commands_are_there(page):
+def test_the_page_shows_verdict_search_and_commands(page):
     for text in (
         "Gate passed",
         "another sample",
@@ -94,7 +94,7 @@ def test_verdict_search_and_commands_are_there(page):
     assert "loss is not finite in &lt;epoch 2&gt;" in page
 
 
-def test_the_uncertainty_of_jets_is_told_where_a_network_gives_it(page, documents):
+def test_the_uncertainty_of_jets_is_shown_where_a_network_has_it(page, documents):
     for text in (
         "Uncertainty of each jet",
         "Jets within their own uncertainty",
@@ -110,7 +110,7 @@ def test_the_uncertainty_of_jets_is_told_where_a_network_gives_it(page, document
     assert not {"uncertainty-coverage", "uncertainty-width"} & names
 
 
-def test_both_models_rates_stand_side_by_side(documents):
+def test_the_rates_of_both_models_are_compared(documents):
     rates = [
         RateRecord(batch_size=32, threads=2, jets_per_second=80_000.0),
         RateRecord(batch_size=1000, threads=2, jets_per_second=100_000.0),
@@ -132,7 +132,7 @@ def test_both_models_rates_stand_side_by_side(documents):
     assert "model_card.md" not in render(documents, [])  # an export of an earlier version
 
 
-def test_the_step_at_the_edges_of_the_valid_range(documents):
+def test_the_page_shows_the_step_at_the_edges_of_the_valid_range(documents):
     def around(value: float) -> Interval:
         return Interval(value=value, low=value - 0.01, high=value + 0.01)
 
@@ -148,13 +148,13 @@ def test_the_step_at_the_edges_of_the_valid_range(documents):
     metrics = dataclasses.replace(documents.metrics, edges=[step, few])
     page = render(dataclasses.replace(documents, metrics=metrics), [])
     text = Elements(page).text
-    measured = "1.050 [1.040, 1.060] 1.080 [1.070, 1.090]"
-    assert f"2,345 {measured} 678 1.100 [1.090, 1.110] -5.0 %" in text
+    values = "1.050 [1.040, 1.060] 1.080 [1.070, 1.090]"
+    assert f"2,345 {values} 678 1.100 [1.090, 1.110] -5.0 %" in text
     assert "4 too few jets not measured" in text
     assert "edges of the valid range" not in render(documents, [])
 
 
-def test_serving_numbers_are_there(page):
+def test_the_page_shows_numbers_of_serving(page):
     for text in (
         "no form of &lt;x&gt; in a graph",
         "12,346 jets/s in batches of 1,000 (2 threads of Some CPU;",
@@ -167,7 +167,7 @@ def test_serving_numbers_are_there(page):
     assert row in Elements(page).text
 
 
-def test_the_service_s_answers_come_into_a_page_that_was_written_before(documents):
+def test_the_service_s_section_is_replaced_in_an_existing_page(documents):
     """As the deploy step does it; a service of an earlier model is not this one's."""
     export, service = documents.export, documents.service
     inference = documents.metrics.inference
@@ -181,7 +181,7 @@ def test_the_service_s_answers_come_into_a_page_that_was_written_before(document
 
 def test_weighted_and_baseline_bins_are_shown(documents):
     metrics = documents.metrics
-    bins = [dataclasses.replace(one, gain_over_baseline=one.gain) for one in metrics.bins]
+    bins = [dataclasses.replace(bin_, gain_over_baseline=bin_.gain) for bin_ in metrics.bins]
     weighted = Weighted(
         gain=bins[-1].gain,
         gain_half_width=None,
@@ -197,15 +197,15 @@ def test_weighted_and_baseline_bins_are_shown(documents):
     assert "Each jet counts once" in render(Documents(metrics=metrics), [])
 
 
-def test_the_tiles_give_the_limits_that_the_gate_has(documents):
+def test_the_tiles_show_the_gate_s_limits(documents):
     def remark(metrics, what: str) -> str:
-        (one,) = [tile for tile in report_physics.tiles(metrics) if tile.what == what]
-        return f"{one.number} {one.remark}"
+        (tile_,) = [tile for tile in report_physics.tiles(metrics) if tile.what == what]
+        return f"{tile_.number} {tile_.remark}"
 
     metrics = documents.metrics
     worse = Interval(value=-0.017, low=-0.02, high=-0.014)
-    # Where the standard JEC is farther off, that is allowed.
-    bins = [dataclasses.replace(one, standard=worse) for one in metrics.closure.bins]
+    # Where the standard JEC has a larger bias, the limit is that bias.
+    bins = [dataclasses.replace(tile_, standard=worse) for tile_ in metrics.closure.bins]
     biased = dataclasses.replace(
         metrics, closure=dataclasses.replace(metrics.closure, bins=bins, worst=bins[0])
     )
@@ -227,7 +227,7 @@ def test_the_tiles_give_the_limits_that_the_gate_has(documents):
     assert "too uncertain" in remark(unknown, "Flavour spread, barrel")
 
 
-def test_the_tiles_show_the_numbers_that_the_gate_judged(documents):
+def test_the_tiles_show_the_gate_s_values_and_outcomes(documents):
     """Each to two digits, with its limit and the outcome."""
     metrics = documents.metrics
     tiles = {tile.what: tile for tile in report_physics.tiles(metrics)}
@@ -238,10 +238,10 @@ def test_the_tiles_show_the_numbers_that_the_gate_judged(documents):
         ("flavour spread", "barrel jets above 60 GeV"): "Flavour spread, barrel",
         ("flavour spread", "endcap jets above 60 GeV"): "Flavour spread, endcap",
     }
-    judged = {(check.quantity, check.where): check for check in metrics.gate.checks}
-    assert set(wheres) <= set(judged)
+    checks_by_place = {(check.quantity, check.where): check for check in metrics.gate.checks}
+    assert set(wheres) <= set(checks_by_place)
     for place, what in wheres.items():
-        check, tile = judged[place], tiles[what]
+        check, tile = checks_by_place[place], tiles[what]
         assert float(tile.number.removesuffix(" %")) == pytest.approx(check.value, abs=0.00501)
         assert tile.remark.endswith("; passes" if check.passed else "; refused")
         if check.quantity == "flavour spread":
@@ -251,15 +251,17 @@ def test_the_tiles_show_the_numbers_that_the_gate_judged(documents):
             assert limit == pytest.approx(check.limit, abs=0.00501)
 
     checks = [dataclasses.replace(check, passed=False) for check in metrics.gate.checks]
-    refused = dataclasses.replace(metrics, gate=dataclasses.replace(metrics.gate, checks=checks))
-    tiles = {tile.what: tile for tile in report_physics.tiles(refused)}
+    refused_metrics = dataclasses.replace(
+        metrics, gate=dataclasses.replace(metrics.gate, checks=checks)
+    )
+    tiles = {tile.what: tile for tile in report_physics.tiles(refused_metrics)}
     assert all(tiles[what].remark.endswith("; refused") for what in wheres.values())
     # A run of an earlier version has the numbers without the gate's.
     earlier = report_physics.tiles(dataclasses.replace(metrics, gate=None))
     assert not any("passes" in tile.remark for tile in earlier)
 
 
-def test_the_coverage_of_a_tile_is_the_gate_s(documents):
+def test_the_tile_of_coverage_shows_the_gate_s_value(documents):
     coverage = documents.metrics.uncertainty.bands[0].coverage
     check = GateCheck(
         quantity="coverage",
@@ -278,7 +280,7 @@ def test_the_coverage_of_a_tile_is_the_gate_s(documents):
     assert tile.remark.endswith("expected: 68 % ± 4 points; passes")
 
 
-def test_weights_that_tell_nothing_are_not_said_to_be_missing(documents):
+def test_unusable_weights_are_not_reported_as_missing(documents):
     weighted = Weighted(
         gain=None,
         gain_half_width=None,
@@ -299,7 +301,7 @@ def test_weights_that_tell_nothing_are_not_said_to_be_missing(documents):
     assert "Not weighted: eventWeight is not among the observers" in page
 
 
-def test_a_failed_gate_says_why(documents):
+def test_a_failed_gate_shows_its_reasons(documents):
     reasons = ["closure fails for barrel jets at 60-80 GeV"]
     metrics = dataclasses.replace(documents.metrics, passed=False, reasons=reasons)
     page = render(Documents(metrics=metrics), [])
@@ -314,12 +316,12 @@ def test_each_document_may_be_missing(documents, missing):
     assert Elements(render(Documents(**values), [])).open == []
 
 
-def test_without_any_jets_there_is_still_a_page(documents):
-    from tests.physics.jets import judged, make_jets
+def test_a_page_is_made_without_any_jets(documents):
+    from tests.physics.jets import make_jets, measure_and_judge
 
-    measured, reasons = judged(make_jets(0), [], replicates=20)
+    record, reasons = measure_and_judge(make_jets(0), [], replicates=20)
     verdict = {"passed": not reasons, "reasons": reasons, "uncertainty": None}
-    metrics = MetricsRecord.from_json({**plain(documents.metrics), **measured, **verdict})
+    metrics = MetricsRecord.from_json({**plain(documents.metrics), **record, **verdict})
     empty = Documents(metrics=metrics)
     page = render(empty, list(figures_of(empty)))
     assert "cannot be measured" in page
@@ -335,7 +337,7 @@ def test_the_search_table_puts_the_best_first(documents, best):
     assert order == (["b", "a", "c"] if best == "minimize" else ["a", "b", "c"])
 
 
-def test_what_mattered_is_shown_with_its_caveat(documents):
+def test_importance_is_shown_with_its_caveat(documents):
     best = documents.search.best
     trials = [
         dataclasses.replace(best, name=f"pfn-0a1b2c3d-{number}", parameters={"k": str(number)})
@@ -353,13 +355,13 @@ def hostile_search(search: SearchRecord) -> SearchRecord:
     trials = []
     for trial in search.trials:
         observations = {HOSTILE: trial.metrics["AvgLoss"]} if trial.metrics else {}
-        spoilt = {
+        hostile_values = {
             "name": trial.name + HOSTILE,
             "parameters": {HOSTILE: trial.parameters["fc-dim"] + HOSTILE},
             "metrics": observations,
             "reason": HOSTILE,
         }
-        trials.append(dataclasses.replace(trial, **spoilt))
+        trials.append(dataclasses.replace(trial, **hostile_values))
     return dataclasses.replace(
         search,
         objective=Objective(name=HOSTILE),
@@ -372,8 +374,8 @@ def hostile_search(search: SearchRecord) -> SearchRecord:
 def test_names_and_values_never_become_markup(documents):
     search = hostile_search(documents.search)
     slices = []
-    for place, one in enumerate(documents.metrics.closure.bins):
-        biases = one.by_calibration()
+    for place, bin_ in enumerate(documents.metrics.closure.bins):
+        biases = bin_.by_calibration()
         slices.append(ResidualSlice(low=place, middle=place, high=place, num_jets=9, **biases))
     metrics = dataclasses.replace(
         documents.metrics,
@@ -386,7 +388,7 @@ def test_names_and_values_never_become_markup(documents):
         residuals={HOSTILE: slices},
     )
     data_set = DataSet(dataset=HOSTILE, jets=1, read=1, files=1, fingerprint=HOSTILE)
-    spoilt = Documents(
+    hostile_documents = Documents(
         metrics=metrics,
         run=Run(
             config=RunConfig(data_config=HOSTILE, data_test=HOSTILE),
@@ -398,8 +400,8 @@ def test_names_and_values_never_become_markup(documents):
         history=documents.history,
         options=TrialOptions(network_options={HOSTILE: HOSTILE}, network_config=HOSTILE),
     )
-    figures = list(figures_of(spoilt))
-    page = render(spoilt, figures)
+    figures = list(figures_of(hostile_documents))
+    page = render(hostile_documents, figures)
     assert_harmless(
         page,
         f"Jet energy calibration: {HOSTILE}",
@@ -413,7 +415,7 @@ def test_names_and_values_never_become_markup(documents):
     assert all(re.fullmatch(r"[\w-]+", drawing.name) for drawing in figures), "they name files"
 
 
-def test_what_a_service_says_never_becomes_markup(documents):
+def test_text_of_a_service_never_becomes_markup(documents):
     export = dataclasses.replace(documents.export, model=HOSTILE, raw_reason=f"raw: {HOSTILE}")
     service = dataclasses.replace(documents.service, url=HOSTILE, kind=HOSTILE, name=HOSTILE)
     inference = dataclasses.replace(documents.metrics.inference, processor=HOSTILE)
@@ -431,7 +433,7 @@ CHROMIUM = (
 
 
 def browse(tmp_path, *options: str) -> str:
-    """One headless browser on an empty profile; what it prints."""
+    """The output of one headless browser on an empty profile."""
     quiet = [
         "--no-sandbox",
         "--disable-gpu",
@@ -452,7 +454,7 @@ def browse(tmp_path, *options: str) -> str:
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
 @pytest.mark.parametrize("width", [400, 1200])
-def test_in_a_browser_nothing_sticks_out_sideways(page, tmp_path, width):
+def test_the_page_does_not_scroll_sideways_in_a_browser(page, tmp_path, width):
     # In a frame of that width, sandboxed as in the Kubeflow UI except that this page may look into
     # it.
     frame = (
@@ -475,7 +477,7 @@ def test_in_a_browser_nothing_sticks_out_sideways(page, tmp_path, width):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
 @pytest.mark.parametrize("width", [390, 1200])
-def test_all_that_the_gate_judged_is_in_view_without_scrolling(page, tmp_path, width):
+def test_the_gate_s_table_is_visible_without_scrolling_sideways(page, tmp_path, width):
     frame = (
         f'<iframe sandbox="allow-same-origin" srcdoc="{html.escape(page)}"'
         f' style="width:{width}px;height:900px;border:0"></iframe>'
@@ -554,7 +556,7 @@ def test_a_browser_draws_the_page(page, tmp_path):
     assert blue.sum() > 200
 
 
-def test_the_report_names_the_images_and_what_their_tags_stood_for(documents):
+def test_the_report_shows_images_with_their_digests(documents):
     digest = "sha256:" + "0a" * 32
     record = RunRecord(
         images={"steps": "r.example/steps:1", "weaver": f"r.example/weaver@{digest}"},

@@ -40,13 +40,13 @@ FIT = ResidualRecord(
 )
 
 
-def test_closure_with_and_without_stands_in_the_report(documents):
-    bins = dataclasses.replace(
+def test_the_report_shows_closure_with_and_without_the_correction(documents):
+    with_residual = dataclasses.replace(
         documents,
         metrics=dataclasses.replace(documents.metrics, residual=EFFECT),
         export=dataclasses.replace(documents.export, residual=FIT),
     )
-    section = residual_section.content(bins.metrics, bins.export)
+    section = residual_section.content(with_residual.metrics, with_residual.export)
     assert section.closure is not None
     assert section.fit is not None
     row = ["endcap", "60-80", "1,234", "-1.31 % [-1.81, -0.81]", "+0.12 % [-0.38, 0.62]"]
@@ -54,13 +54,13 @@ def test_closure_with_and_without_stands_in_the_report(documents):
     assert section.unmeasured == "endcap 60-80"
     assert section.fit.rows == [["endcap", "68", "936", "1.0196 ± 0.0041", "1.0157"]]
     assert section.uncorrected == "barrel", "nothing was fitted there"
-    page = render(bins, [])
+    page = render(with_residual, [])
     assert "factor is 1: barrel" in page
     for text in (*row, "24,813", "+0.70 %", "1.0196 ± 0.0041"):
         assert text in page
 
 
-def test_without_a_correction_the_report_says_why(documents):
+def test_without_a_correction_the_report_shows_the_reason(documents):
     reason = "jetEta is not among <the network's> inputs"
     export = dataclasses.replace(documents.export, residual_reason=reason)
     page = render(dataclasses.replace(documents, export=export), [])
@@ -69,12 +69,12 @@ def test_without_a_correction_the_report_says_why(documents):
     assert (section.reason, section.closure, section.fit) == ("", None, None)
 
 
-def test_a_correction_that_cannot_be_measured_is_still_named(documents):
-    bins = dataclasses.replace(
+def test_a_correction_that_cannot_be_measured_is_still_shown(documents):
+    with_fit = dataclasses.replace(
         documents,
         metrics=dataclasses.replace(documents.metrics, residual=None),
         export=dataclasses.replace(documents.export, residual=FIT),
     )
-    page = render(bins, [])
+    page = render(with_fit, [])
     assert "24,813 validation jets" in page
     assert "Too few test jets to measure closure without it" in page

@@ -78,20 +78,20 @@ def test_the_page_shows_history_parameters_importance_and_every_trial(record):
     elements = Elements(text)
     assert elements.open == []
     assert elements.addresses
-    assert all(one.startswith("#") for one in elements.addresses), "it opens by itself"
+    assert all(item.startswith("#") for item in elements.addresses), "it opens by itself"
     history, parallel, importance = [figure["aria-label"] for figure in elements.figures]
     assert "ends at 0.08200" in history
     assert "1 without a value" in history
     assert "start-lr 0.01, k 16" in parallel
     assert importance.startswith("Importance: start-lr")
-    assert all(one.name in text for one in record.trials)
+    assert all(item.name in text for item in record.trials)
     assert elements.text.count("stopped early") >= 2
     assert "<b>nan</b>" not in text
     assert "by chance" in text, "the caveat stands beside the figure"
     assert "11 trials: 9 succeeded, 1 stopped early, 1 failed." in elements.text
 
 
-def test_each_trial_says_its_name_where_one_points_at_it(record):
+def test_each_trial_has_a_tooltip_with_its_name(record):
     titles = [
         "run-009: AvgLoss 0.08200",
         "run-010: exit code 1: &lt;b&gt;nan&lt;/b&gt; | in epoch 2",
@@ -104,7 +104,7 @@ def test_each_trial_says_its_name_where_one_points_at_it(record):
             assert f"<title>{title}</title>" in text
 
 
-def test_a_search_of_one_trial_has_a_page_too(record):
+def test_a_search_of_one_trial_has_a_page(record):
     text = search_page(dataclasses.replace(record, trials=record.trials[9:10]))
     assert Elements(text).open == []
     assert "Not estimated" in text
@@ -112,14 +112,14 @@ def test_a_search_of_one_trial_has_a_page_too(record):
 
 def test_the_objective_may_be_maximised(record, maximised):
     first = record.trials[0]
-    failed = dataclasses.replace(first, status="Failed")
+    failed_trial = dataclasses.replace(first, status="Failed")
     assert record.objective.value(first) == 0.1
     assert maximised.objective.value(first) == 0.2
-    assert record.objective.value(failed) is None, "its value does not count"
+    assert record.objective.value(failed_trial) is None, "its value does not count"
     least = record.objective.best_first(record.trials)
-    assert [one.name for one in least][:2] == ["run-009", "run-008"]
+    assert [best_trial.name for best_trial in least][:2] == ["run-009", "run-008"]
     largest = maximised.objective.best_first(maximised.trials)
-    assert [one.name for one in largest][:2] == ["run-000", "run-001"]
+    assert [best_trial.name for best_trial in largest][:2] == ["run-000", "run-001"]
     assert largest[-1].name == "run-010", "those without a value are the last"
     text = search_page(maximised)
     assert "Best trial: run-000, AvgLoss 0.20000" in text
@@ -151,14 +151,14 @@ def test_a_wide_range_of_values_is_drawn_on_a_logarithmic_axis(record, factor, l
     ],
     ids=["logarithm", "value", "with zero", "words", "not finite", "many", "one"],
 )
-def test_the_axis_of_a_parameter(texts, heights, labels):
+def test_the_axis_of_a_parameter_is_scaled_by_its_values(texts, heights, labels):
     scale = search_figures.axis_scale(texts)
     assert [text for _, text in scale.labels] == labels
     if heights:
         assert [scale.heights[text] for text in texts] == pytest.approx(heights, abs=1e-3)
 
 
-def test_a_parameter_that_a_trial_does_not_have_is_passed_by(record):
+def test_a_line_skips_the_axis_of_a_missing_parameter(record):
     rate = record.trials[3].parameters["start-lr"]
     partial = with_trial(record, 3, parameters={"start-lr": rate})
     _, parallel, _ = search_figures.drawings(partial)
@@ -171,16 +171,16 @@ def test_a_parameter_that_a_trial_does_not_have_is_passed_by(record):
 
 def test_names_and_values_never_become_markup(record):
     trials = []
-    for one in record.trials:
-        observations = {HOSTILE: one.metrics["AvgLoss"]} if one.metrics else {}
-        spoilt = {
-            "name": one.name + HOSTILE,
-            "parameters": {HOSTILE: one.parameters["k"] + HOSTILE, **one.parameters},
+    for trial_ in record.trials:
+        observations = {HOSTILE: trial_.metrics["AvgLoss"]} if trial_.metrics else {}
+        hostile_values = {
+            "name": trial_.name + HOSTILE,
+            "parameters": {HOSTILE: trial_.parameters["k"] + HOSTILE, **trial_.parameters},
             "metrics": observations,
         }
-        trials.append(dataclasses.replace(one, **spoilt))
-    spoilt = {"reason": f"last words: {HOSTILE}", "status": HOSTILE}
-    trials[-1] = dataclasses.replace(trials[-1], **spoilt)
+        trials.append(dataclasses.replace(trial_, **hostile_values))
+    hostile_values = {"reason": f"last words: {HOSTILE}", "status": HOSTILE}
+    trials[-1] = dataclasses.replace(trials[-1], **hostile_values)
     search = dataclasses.replace(
         record,
         experiment=HOSTILE,
@@ -196,7 +196,7 @@ def test_names_and_values_never_become_markup(record):
     assert HOSTILE in Elements(page).figures[0]["aria-label"]
 
 
-def test_the_table_for_kubeflow_has_rank_and_loss_first_and_no_cell_breaks_it(record):
+def test_the_table_for_kubeflow_begins_with_rank_and_loss_and_is_escaped(record):
     name = "pfn-regressor-open-68e7e515-x7pptjjs"
     parameters = {"start-lr": "0.0013938750636616735", "k": "16"}
     record = with_trial(record, 9, name=name, parameters=parameters)
@@ -215,7 +215,7 @@ def test_the_table_for_kubeflow_has_rank_and_loss_first_and_no_cell_breaks_it(re
     ]
 
 
-def test_parameters_that_are_the_same_in_all_trials_are_no_columns(record):
+def test_equal_parameters_are_no_columns(record):
     trials = [dataclasses.replace(trial, parameters={"k": "8"}) for trial in record.trials]
     for number, trial in enumerate(trials):
         trial.parameters["lr"] = str(number)
@@ -228,18 +228,20 @@ def test_parameters_that_are_the_same_in_all_trials_are_no_columns(record):
     assert "| # | AvgLoss | trial | k | lr |" in text
 
 
-def test_the_csv_keeps_the_order_in_which_trials_were_made(record):
+def test_the_csv_has_the_trials_in_their_order_of_creation(record):
     lines = as_csv(record).splitlines()
     assert (
         lines[0] == "trial,status,AvgLoss (min),AvgLoss (latest),start-lr,k,started,finished,reason"
     )
-    assert [line.split(",")[0] for line in lines[1:]] == [one.name for one in record.trials]
+    assert [line.split(",")[0] for line in lines[1:]] == [trial_.name for trial_ in record.trials]
 
 
-def test_the_table_has_the_parameters_that_differ_and_the_page_names_the_others(record):
+def test_the_table_shows_different_parameters_and_the_page_lists_the_equal_ones(record):
     trials = []
-    for one in record.trials:
-        trials.append(dataclasses.replace(one, parameters={**one.parameters, "loss": "huber"}))
+    for trial_ in record.trials:
+        trials.append(
+            dataclasses.replace(trial_, parameters={**trial_.parameters, "loss": "huber"})
+        )
     search = dataclasses.replace(record, trials=trials)
     table = trials_table(search)
     assert table.head == ["Trial", "Status", "AvgLoss", "start-lr", "k", "Minutes"]

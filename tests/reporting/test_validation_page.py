@@ -47,9 +47,9 @@ def jets():
     }
 
 
-def test_a_page_of_jets_without_faults(jets):
-    measured = [Measured(), Measured(where="111 GeV", value=0.3, within=False)]
-    page = render({"train": jets, "test": jets}, [], measured, num_errors=0)
+def test_a_page_of_jets_without_errors_has_numbers_and_figures(jets):
+    numbers = [Measured(), Measured(where="111 GeV", value=0.3, within=False)]
+    page = render({"train": jets, "test": jets}, [], numbers, num_errors=0)
     elements = Elements(page)
     assert elements.open == []
     assert all(address.startswith("#") for address in elements.addresses)
@@ -61,7 +61,7 @@ def test_a_page_of_jets_without_faults(jets):
     assert "Distribution of genJetPt; means: train 1" in words[1]
 
 
-def test_a_page_of_faults_without_jets():
+def test_a_page_of_errors_without_jets_has_no_figures():
     page = render({}, [Finding(), Finding(level="warning")], [], num_errors=1)
     text = Elements(page).text
     assert "1 check failed Jets: none could be read. 0 of 0 numbers" in text
@@ -70,7 +70,7 @@ def test_a_page_of_faults_without_jets():
     assert Elements(page).figures == []
 
 
-def test_figures_that_these_jets_allow(jets):
+def test_too_few_jets_or_numbers_give_no_figure(jets):
     few = {name: values[:150] for name, values in jets.items()}
     single = [Measured(topic="candidates a jet")]
     names = [drawing.name for drawing in drawings({"few": few}, single)]
@@ -80,6 +80,6 @@ def test_figures_that_these_jets_allow(jets):
 
 def test_names_and_values_never_become_markup(jets):
     finding = Finding(level=HOSTILE, where=f"in {HOSTILE}", problem=HOSTILE, remedy=f"do {HOSTILE}")
-    measured = [Measured(topic=f"topic {HOSTILE}"), Measured(topic="b", where=HOSTILE)]
-    page = render({HOSTILE: jets}, [finding], measured, num_errors=1)
+    numbers = [Measured(topic=f"topic {HOSTILE}"), Measured(topic="b", where=HOSTILE)]
+    page = render({HOSTILE: jets}, [finding], numbers, num_errors=1)
     assert_harmless(page, f"in {HOSTILE}", f"do {HOSTILE}", f"topic {HOSTILE}", f"{HOSTILE} 600")

@@ -93,7 +93,7 @@ kdc = FILE:{folder / "kdc.log"}
         self._server.wait(SECONDS)
 
     def _run(self, name: str, *words: str) -> None:
-        done = subprocess.run(
+        process = subprocess.run(
             [self._programs[name], *words],
             env=self.environment(),
             capture_output=True,
@@ -101,7 +101,7 @@ kdc = FILE:{folder / "kdc.log"}
             timeout=SECONDS,
             check=False,
         )
-        assert done.returncode == 0, f"{name}: {done.stderr}"
+        assert process.returncode == 0, f"{name}: {process.stderr}"
 
     def _wait(self) -> None:
         """Wait until the KDC listens."""

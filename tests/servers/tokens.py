@@ -46,7 +46,7 @@ class Issuer:
         cache = folder / "cache"
         cache.mkdir()
         self.environment = {"XDG_CACHE_HOME": str(cache)}
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", STORE, ISSUER, KEY, public.decode()],
             env=os.environ | self.environment,
             capture_output=True,
@@ -54,7 +54,7 @@ class Issuer:
             timeout=SECONDS,
             check=False,
         )
-        assert done.returncode == 0, done.stderr
+        assert process.returncode == 0, process.stderr
         self.config = folder / "scitokens.cfg"
         self.config.write_text(
             f"[Global]\naudience = {AUDIENCE}\n[Issuer test]\nissuer = {ISSUER}\nbase_path = /\n"
@@ -75,13 +75,13 @@ class Issuer:
             "scope": scope,
             "wlcg.ver": "1.0",
         }
-        text = ".".join(_coded(json.dumps(part).encode()) for part in (head, claims))
+        text = ".".join(_base64(json.dumps(part).encode()) for part in (head, claims))
         signature = self._key.sign(text.encode(), ec.ECDSA(hashes.SHA256()))
         numbers = utils.decode_dss_signature(signature)
-        return f"{text}.{_coded(b''.join(number.to_bytes(32, 'big') for number in numbers))}"
+        return f"{text}.{_base64(b''.join(number.to_bytes(32, 'big') for number in numbers))}"
 
 
-def _coded(content: bytes) -> str:
+def _base64(content: bytes) -> str:
     return base64.urlsafe_b64encode(content).decode().rstrip("=")
 
 

@@ -78,7 +78,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         elif kind == "away":
             self._send(302, b"", {"Location": f"http://127.0.0.1:{number}/{name}"})
         elif kind == "cut":
-            self._file(name, cut=self._first(path + self.headers["Range"], int(number)))
+            self._file(name, is_cut=self._first(path + self.headers["Range"], int(number)))
         elif kind == "busy":
             self._file(name)
         elif kind == "plain":
@@ -92,7 +92,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         self.counts[key] = self.counts.get(key, 0) + 1
         return self.counts[key] <= number
 
-    def _file(self, name: str, *, ranges: bool = True, cut: bool = False) -> None:
+    def _file(self, name: str, *, ranges: bool = True, is_cut: bool = False) -> None:
         path = Path(self.directory, urllib.parse.unquote(name))
         if not path.is_file():
             self.send_error(404)
@@ -106,18 +106,18 @@ class Handler(http.server.SimpleHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
         with path.open("rb") as file:
             file.seek(start)
-            self._send(status, file.read(stop - start), headers, cut=cut)
+            self._send(status, file.read(stop - start), headers, is_cut=is_cut)
 
     def _send(
-        self, status: int, body: bytes, headers: dict[str, str], *, cut: bool = False
+        self, status: int, body: bytes, headers: dict[str, str], *, is_cut: bool = False
     ) -> None:
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body[: len(body) // 2] if cut else body)
-        if cut:
+        self.wfile.write(body[: len(body) // 2] if is_cut else body)
+        if is_cut:
             self.close_connection = True
 
     def log_message(self, *_: object) -> None:

@@ -103,14 +103,14 @@ def start(*directives: str, port: int = 0, environment: dict[str, str] | None = 
             start_new_session=True,
         )
         server = Server(process=process, port=port, data=folder / "data", log=log)
-        said = _wait_for(server)
-        if said is None:
+        log_text = _wait_for(server)
+        if log_text is None:
             return server
         # Its threads race for its environment while it starts (seen with 5.5.3, in getenv).
         if process.poll() != -signal.SIGSEGV:
             break
     server.remove()
-    pytest.fail(f"xrootd does not start: {said[-2000:]}")
+    pytest.fail(f"xrootd does not start: {log_text[-2000:]}")
 
 
 def _wait_for(server: Server) -> str | None:
@@ -119,13 +119,15 @@ def _wait_for(server: Server) -> str | None:
     Returns None, or what a server says that did not get ready.
     """
     deadline = time.monotonic() + SECONDS
-    said = ""
+    log_text = ""
     while time.monotonic() < deadline and server.process.poll() is None:
-        said = server.log.read_text() if server.log.exists() else ""
-        end = re.search(r"^------ xrootd .* initialization (completed|failed)", said, re.MULTILINE)
+        log_text = server.log.read_text() if server.log.exists() else ""
+        end = re.search(
+            r"^------ xrootd .* initialization (completed|failed)", log_text, re.MULTILINE
+        )
         if end and end[1] == "completed":
             return None
         if end:
             break
         time.sleep(0.02)
-    return said
+    return log_text

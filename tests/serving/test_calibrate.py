@@ -18,7 +18,9 @@ import uproot
 from common import storage
 from common.errors import InputError, StorageError
 from serving import calibrate
+from serving.calibrate import FORMATS
 from serving.calibration import batches, model, outputs, work
+from tests.disks import fill, small_disk
 from tests.serving.calibration_files import TREE, expected, jets, write_jets, write_model
 
 
@@ -43,6 +45,13 @@ def run(tmp_path, onnx, capsys):
 def friend(path: Path) -> dict[str, np.ndarray]:
     with uproot.open(path) as file:
         return file["calibration"].arrays(library="np")
+
+
+def columns_of(path: Path) -> dict | list:
+    """All columns of an output of either format."""
+    if path.suffix == ".parquet":
+        return ak.to_list(ak.from_parquet(path))
+    return {name: values.tolist() for name, values in friend(path).items()}
 
 
 def info(path: Path) -> dict:
@@ -78,25 +87,25 @@ def test_each_entry_has_its_answer_in_the_order_of_the_file(tmp_path, run):
     assert 'AddFriend("calibration"' in out.splitlines()[-1]
 
 
-def test_the_output_says_what_it_is(tmp_path, run, onnx):
+def test_the_output_records_its_source_and_its_model(tmp_path, run, onnx):
     columns = jets(300)
     path = write_jets(tmp_path / "x.root", columns)
     run(path)
-    said = info(tmp_path / "out" / "x.root")
+    facts = info(tmp_path / "out" / "x.root")
     valid = expected(columns)["jet_valid"]
-    assert said["source"] == str(path)
-    assert said["sha256"] == model.local_model(str(onnx)).description.digest
-    assert (said["jets"], said["valid"]) == (300, int(valid.sum()))
-    assert sum(said["invalid"].values()) == int((~valid).sum())
-    assert set(said["invalid"]) == {"no particles", "pT outside the range"}
-    assert said["formula"] == "jetPt_calibrated = jetPt * jetPt_correction (GeV)"
-    assert "simulation" in said["note"]
-    assert "L2L3Residual" in said["note"]
+    assert facts["source"] == str(path)
+    assert facts["sha256"] == model.local_model(str(onnx)).description.digest
+    assert (facts["jets"], facts["valid"]) == (300, int(valid.sum()))
+    assert sum(facts["invalid"].values()) == int((~valid).sum())
+    assert set(facts["invalid"]) == {"no particles", "pT outside the range"}
+    assert facts["formula"] == "jetPt_calibrated = jetPt * jetPt_correction (GeV)"
+    assert "simulation" in facts["note"]
+    assert "L2L3Residual" in facts["note"]
     record = json.loads((tmp_path / "out" / "calibration.json").read_text())
-    assert record["sha256"] == said["sha256"]
+    assert record["sha256"] == facts["sha256"]
 
 
-def test_several_files_and_threads(tmp_path, run):
+def test_answers_of_several_threads_reach_their_own_files(tmp_path, run):
     """Results of threads come back to their own file and entry."""
     samples = {f"f{n}": jets(700, seed=n) for n in range(1, 6)}
     for name, columns in samples.items():
@@ -159,8 +168,8 @@ def test_copies_that_cannot_be_written_are_left_out(tmp_path, run, values, form)
     code, _, err = run(path, "--format", form)
     assert code == 0, err
     output = tmp_path / "out" / f"x.{form}"
-    read = friend(output) if form == "root" else ak.from_parquet(output)
-    names = set(read) if form == "root" else set(ak.fields(read))
+    columns_of_output = friend(output) if form == "root" else ak.from_parquet(output)
+    names = set(columns_of_output) if form == "root" else set(ak.fields(columns_of_output))
     assert {"lumi", "jetPt_calibrated"} <= names
     assert not names & {"run", "event"}
 
@@ -215,7 +224,7 @@ def test_the_newest_cycle_of_a_tree_is_read(tmp_path, run):
     assert_answers(jets(40, 2), tmp_path / "out" / "x.root")
 
 
-def test_names_beyond_ascii(tmp_path, run):
+def test_names_beyond_ascii_are_kept(tmp_path, run):
     columns = jets(30)
     code, _, _ = run(
         write_jets(tmp_path / "Zürich µ" / "jets é.root", columns), output=tmp_path / "ergebnisß"
@@ -238,7 +247,7 @@ def test_parquet_goes_in_and_out(tmp_path, run):
 # ------------------------------------------------------------------------------------------ resume
 
 
-def test_what_is_finished_is_kept(tmp_path, run):
+def test_finished_outputs_are_kept(tmp_path, run):
     for name in ("a", "b"):
         write_jets(tmp_path / f"{name}.root", jets(60))
     run(tmp_path / "a.root")
@@ -273,7 +282,7 @@ def test_a_folder_with_results_of_another_model_is_refused(tmp_path, run, is_the
     assert (tmp_path / "out" / "x.root").read_bytes() == before
 
 
-def test_an_interrupted_command_ends_and_goes_on(tmp_path, run, onnx):
+def test_an_interrupted_command_continues_when_repeated(tmp_path, run, onnx):
     for number in range(30):
         write_jets(tmp_path / "in" / f"{number:02d}.root", jets(400, number), basket=50)
     command = [sys.executable, "-m", "serving.calibrate", f"{tmp_path}/in/*.root"]
@@ -292,7 +301,7 @@ def test_an_interrupted_command_ends_and_goes_on(tmp_path, run, onnx):
     assert code == 0
 
 
-def test_a_killed_command_leaves_whole_files_and_goes_on(tmp_path, run, onnx):
+def test_a_killed_command_leaves_whole_files_and_continues_when_repeated(tmp_path, run, onnx):
     for number in range(30):
         write_jets(tmp_path / "in" / f"{number:02d}.root", jets(400, number), basket=50)
     command = [sys.executable, "-m", "serving.calibrate", f"{tmp_path}/in/*.root"]
@@ -386,7 +395,7 @@ def _plain_nanoaod(folder: Path) -> Path:
         (lambda folder: folder / "nothing.root", ["no ROOT file matches"]),
     ],
 )
-def test_files_that_cannot_be_calibrated(tmp_path, run, make, facts):
+def test_files_that_cannot_be_calibrated_are_refused(tmp_path, run, make, facts):
     """One sentence with the file, exit code 2, nothing written."""
     code, out, err = run(make(tmp_path))
     assert code == 2
@@ -406,7 +415,7 @@ def test_the_input_is_not_replaced(tmp_path, run):
     assert path.read_bytes() == before
 
 
-def test_a_record_that_is_none(tmp_path, run):
+def test_an_invalid_record_is_refused(tmp_path, run):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "calibration.json").write_text("[1]")
     code, _, err = run(write_jets(tmp_path / "x.root", jets(10)))
@@ -414,7 +423,7 @@ def test_a_record_that_is_none(tmp_path, run):
     assert f"{tmp_path}/out/calibration.json holds a list" in err
 
 
-def test_a_file_of_somebody_else_is_not_replaced(tmp_path, run):
+def test_a_file_that_the_command_did_not_write_is_not_replaced(tmp_path, run):
     path = write_jets(tmp_path / "x.root", jets(10))
     (tmp_path / "out").mkdir()
     write_jets(tmp_path / "out" / "x.root", jets(20))
@@ -425,14 +434,14 @@ def test_a_file_of_somebody_else_is_not_replaced(tmp_path, run):
     assert (tmp_path / "out" / "x.root").read_bytes() == before
 
 
-def test_an_output_that_cannot_be_written(tmp_path, run):
+def test_an_output_that_cannot_be_written_is_refused(tmp_path, run):
     (tmp_path / "out").write_text("a file where a folder should be")
     code, _, err = run(write_jets(tmp_path / "x.root", jets(10)))
     assert code == 2
     assert f"cannot write {tmp_path}/out" in err
 
 
-def test_an_output_that_is_nowhere(tmp_path, onnx, capsys, monkeypatch):
+def test_an_empty_output_is_refused(tmp_path, onnx, capsys, monkeypatch):
     """An empty variable of a shell does not fill the folder that one is in."""
     monkeypatch.chdir(tmp_path)
     path = write_jets(tmp_path / "in" / "x.root", jets(10))
@@ -441,7 +450,7 @@ def test_an_output_that_is_nowhere(tmp_path, onnx, capsys, monkeypatch):
     assert [entry.name for entry in tmp_path.iterdir()] == ["in"]
 
 
-def test_two_commands_with_two_models_at_once(tmp_path, run, monkeypatch):
+def test_of_two_commands_with_two_models_one_is_refused(tmp_path, run, monkeypatch):
     """One of them has the folder, and the other one says that it does not."""
     path = write_jets(tmp_path / "x.root", jets(10))
     other = write_model(tmp_path / "other.onnx", factor=0.002)
@@ -451,8 +460,8 @@ def test_two_commands_with_two_models_at_once(tmp_path, run, monkeypatch):
     def write_beside(*arguments):
         if not inner:  # a second command, that saw the folder before the first one began
             inner.append(0)
-            with monkeypatch.context() as patched:
-                patched.setattr(calibrate, "check_folder", lambda *a: None)
+            with monkeypatch.context() as patch:
+                patch.setattr(calibrate, "check_folder", lambda *a: None)
                 inner[0] = run(path, model=other)[0]
         return write(*arguments)
 
@@ -466,7 +475,7 @@ def test_two_commands_with_two_models_at_once(tmp_path, run, monkeypatch):
 
 
 @pytest.mark.faults
-def test_the_record_of_a_killed_command_is_named_as_what_to_delete(tmp_path, run):
+def test_the_error_names_a_killed_commands_record_to_delete(tmp_path, run):
     """A command that was killed before its first output leaves its record alone."""
     path = write_jets(tmp_path / "x.root", jets(10))
     run(path)
@@ -480,28 +489,88 @@ def test_the_record_of_a_killed_command_is_named_as_what_to_delete(tmp_path, run
     assert run(path, model=other)[0] == 0
 
 
-def test_a_disk_that_is_full_leaves_the_folder_to_other_models(tmp_path, run, monkeypatch):
+def test_a_command_that_failed_on_a_full_disk_leaves_no_record(tmp_path, run, monkeypatch):
     path = write_jets(tmp_path / "x.root", jets(10))
 
     def full(source, target):
         raise StorageError("the disk is full")
 
-    with monkeypatch.context() as patched:
-        patched.setattr(storage, "upload", full)
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "upload", full)
         assert run(path)[0] == 1
     assert not list((tmp_path / "out").iterdir())
     assert run(path, model=write_model(tmp_path / "other.onnx", factor=0.002))[0] == 0
 
 
+def full_disk_error(err: str) -> str:
+    """The one line of an error about a full disk."""
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in err
+    assert "disk is full" in lines[0]
+    assert err.splitlines()[-1] == lines[0]
+    return lines[0]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize(("left", "kept"), [(0, 0), (8192, 0), (110_000, 1)])
+def test_a_full_disk_of_the_outputs(tmp_path, run, form, left, kept):
+    """What is finished stays, and the same command goes on once there is room."""
+    for number in (1, 2):
+        write_jets(tmp_path / "in" / f"{number}.root", jets(2500, seed=number))
+    words = [tmp_path / "in" / "*.root", "--format", form]
+    assert run(*words, output=tmp_path / "undisturbed")[0] == 0
+    with small_disk(tmp_path / "disk", "size=1m") as disk:
+        other = fill(disk, left)
+        code, _, err = run(*words, output=disk / "out")
+        assert code == 1
+        assert f" in {disk}" in full_disk_error(err)
+        files = [f"1.{form}", "calibration.json"][: 2 * kept]
+        assert sorted(path.name for path in (disk / "out").glob("*")) == files
+        other.unlink()
+        code, out, _ = run(*words, output=disk / "out")
+        assert code == 0
+        assert ("1 files were calibrated before" in out) == bool(kept)
+        for number in (1, 2):
+            path = Path(f"{number}.{form}")
+            assert columns_of(disk / "out" / path) == columns_of(tmp_path / "undisturbed" / path)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("left", [0, 8192])
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_full_disk_of_temporary_files(tmp_path, run, monkeypatch, form, left):
+    """The outputs are written there first; nothing of them stays."""
+    path = write_jets(tmp_path / "x.root", jets(2500))
+    words = [path, "--format", form]
+    assert run(*words, output=tmp_path / "undisturbed")[0] == 0
+    with small_disk(tmp_path / "disk", "size=1m") as disk, monkeypatch.context() as patched:
+        patched.setattr("tempfile.tempdir", str(disk))
+        patched.setenv("TMPDIR", str(disk))
+        other = fill(disk, left)
+        code, _, err = run(*words)
+        assert code == 1
+        error = full_disk_error(err)
+        assert f" in {disk}" in error
+        assert "TMPDIR" in error
+        assert [entry.name for entry in disk.iterdir()] == ["other"]
+        assert list((tmp_path / "out").iterdir()) == []
+        other.unlink()
+        assert run(*words)[0] == 0
+        assert list(disk.iterdir()) == []
+    name = f"x.{form}"
+    assert columns_of(tmp_path / "out" / name) == columns_of(tmp_path / "undisturbed" / name)
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_no_rights_on_the_output(tmp_path, run):
+def test_an_output_without_write_permission_is_refused(tmp_path, run):
     (tmp_path / "out").mkdir(mode=0o500)
     code, _, err = run(write_jets(tmp_path / "x.root", jets(10)))
     assert code == 2
     assert "Permission denied" in err
 
 
-def test_models_that_cannot_be_used(tmp_path, run, onnx):
+def test_unusable_models_are_refused(tmp_path, run, onnx):
     path = write_jets(tmp_path / "x.root", jets(10))
     old = write_model(tmp_path / "old.onnx", valid=False)
     (tmp_path / "text.onnx").write_text("no model")
@@ -535,7 +604,7 @@ def test_models_that_cannot_be_used(tmp_path, run, onnx):
         ("valid_range", '{"min_pt": 1, "max_pt": 2, "counters": {"nPF": ["elsewhere"]}}'),
     ],
 )
-def test_what_a_model_says_of_itself_in_another_form(tmp_path, run, onnx, key, text):
+def test_metadata_of_another_form_are_read_or_refused(tmp_path, run, onnx, key, text):
     """It is refused or understood, and in no case the program's own fault."""
     model = _with_fact(onnx, key, text, tmp_path / "odd.onnx")
     code, _, err = run(write_jets(tmp_path / "x.root", jets(10)), model=model)
@@ -618,7 +687,7 @@ def test_help_is_quick():
     assert answer.stdout.strip() == "False"
 
 
-def test_names_of_columns(onnx):
+def test_the_output_columns_are_named_after_the_jets(onnx):
     description = model.local_model(str(onnx)).description
     assert outputs.column_names(description, "PFNano") == {
         "calibrated_pt": "Jet_pt_calibrated",
@@ -631,7 +700,7 @@ def test_names_of_columns(onnx):
         model.local_model(str(onnx.parent / "other.onnx"))
 
 
-def test_jets_are_not_in_a_folder_twice(tmp_path, run):
+def test_jets_that_have_an_output_in_the_folder_are_refused(tmp_path, run):
     """With B/x.root beside it, the output of A/x.root would have another name than before."""
     for folder, seed in (("A", 1), ("B", 2)):
         write_jets(tmp_path / folder / "x.root", jets(50, seed))
@@ -688,9 +757,9 @@ def test_parquet_without_pyarrow_is_refused_at_once(tmp_path, run, monkeypatch):
 @pytest.mark.parametrize(
     ("address", "package"), [("s3://b/x.root", "boto3"), ("https://s.example/x.root", "requests")]
 )
-def test_what_an_address_needs_is_named(run, monkeypatch, address, package):
+def test_the_package_that_an_address_needs_is_named(run, monkeypatch, address, package):
     """A minimal install lacks the libraries of distant storage."""
-    for name in [one for one in sys.modules if one.partition(".")[0] == package]:
+    for name in [module for module in sys.modules if module.partition(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
     code, _, err = run(address)

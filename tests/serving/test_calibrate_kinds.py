@@ -21,7 +21,7 @@ from serving.calibration.kinds import JetKind
         ("jets", "", ""),
     ],
 )
-def test_titles(title, radius, pileup):
+def test_jet_kinds_in_titles(title, radius, pileup):
     assert kinds.of_title(title) == JetKind(radius=radius, pileup=pileup)
 
 
@@ -69,7 +69,7 @@ def test_years_of_a_model_card(text, years):
     assert kinds.years_of(text) == years
 
 
-def test_what_the_card_says():
+def test_the_jet_kind_of_a_model_card():
     facts = {"Era": "2018", "campaign": "UL", "Jet type": "AK4 PFCHS", "JEC version": "UL17_V5"}
     assert kinds.kind_of_training(facts, None) == JetKind(
         radius="4", pileup="CHS", years=frozenset({2018}), era="2018"
@@ -88,11 +88,11 @@ def test_what_the_card_says():
         (JetKind(radius="8", pileup="PUPPI", years=frozenset({2022})), 3),
     ],
 )
-def test_differences(jets, count):
+def test_jet_kinds_differ_by_radius_pileup_and_year(jets, count):
     training = JetKind(radius="4", pileup="CHS", years=frozenset({2018}))
     assert len(kinds.differences(training, jets)) == count
 
 
-def test_the_first_view_counts():
+def test_earlier_descriptions_of_jets_take_precedence():
     views = [JetKind(radius="4"), JetKind(radius="8", pileup="PUPPI", years=frozenset({2016}))]
     assert kinds.combined(views) == JetKind(radius="4", pileup="PUPPI", years=frozenset({2016}))

@@ -95,7 +95,7 @@ def test_events_without_jets(tmp_path, run):
     assert friend["event"].tolist() == nanoaod.FLAT["event"]
 
 
-def test_the_same_as_by_way_of_a_jetntuple(tmp_path, run):
+def test_pfnano_gives_the_same_answers_as_its_jetntuple(tmp_path, run):
     """What from_nanoaod makes for the training, calibrated, is what the PFNano's jets get."""
     path = nanoaod.write(tmp_path / "nano.root")
     (ntuple,) = from_nanoaod.convert(str(path), tmp_path / "ntuple", all_events=True).files
@@ -126,7 +126,7 @@ def test_plain_nanoaod_is_refused(tmp_path, run):
     assert not (tmp_path / "out").exists()
 
 
-def test_what_cannot_be_made_is_said():
+def test_a_column_that_cannot_be_computed_is_named():
     """A model's column is never filled with a constant that the training did not have."""
     present = {*from_nanoaod.JETS, *from_nanoaod.CANDIDATES, *from_nanoaod.LINKS}
     branches, lacking = from_nanoaod.branches_for(["jetPt", "PF_pT"], present)

@@ -24,7 +24,7 @@ DATATYPES = {"float32": "FP32", "int32": "INT32", "bool": "BOOL"}
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """A server of one model with what the protocol and Triton tell of it."""
+    """A server of one model with the metadata of the protocol and of Triton."""
 
     daemon_threads = True
 
@@ -110,7 +110,7 @@ def serving(onnx: Path, parameters: dict[str, str], most: int = 64) -> Iterator[
 
 @pytest.fixture
 def server(onnx) -> Iterator[Server]:
-    """A server that tells what exporting/repository.py writes into config.pbtxt."""
+    """A server that returns the config.pbtxt of exporting/repository.py."""
     import onnx as onnx_package
 
     entries = onnx_package.load(str(onnx)).metadata_props
@@ -120,7 +120,7 @@ def server(onnx) -> Iterator[Server]:
         yield server
 
 
-def calibrated(*arguments: object) -> int:
+def calibrate_with(*arguments: object) -> int:
     return calibrate.main([str(argument) for argument in arguments])
 
 
@@ -128,7 +128,7 @@ def test_a_server_answers_as_the_file_does(tmp_path, server, onnx):
     """Also, what one of them has calibrated, the other keeps: it is the same model."""
     columns = jets(500)
     path = write_jets(tmp_path / "x.root", columns)
-    assert calibrated(path, "--url", server.url, "--output", tmp_path / "out") == 0
+    assert calibrate_with(path, "--url", server.url, "--output", tmp_path / "out") == 0
     with uproot.open(tmp_path / "out" / "x.root") as file:
         friend = file["calibration"].arrays(library="np")
     for name, values in expected(columns).items():
@@ -137,52 +137,52 @@ def test_a_server_answers_as_the_file_does(tmp_path, server, onnx):
     assert max(server.sizes) <= 64
     assert sum(server.sizes) == 500
     before = (tmp_path / "out" / "x.root").stat().st_mtime_ns
-    assert calibrated(path, "--model", onnx, "--output", tmp_path / "out") == 0
+    assert calibrate_with(path, "--model", onnx, "--output", tmp_path / "out") == 0
     assert (tmp_path / "out" / "x.root").stat().st_mtime_ns == before
 
 
-def refused(capsys, *arguments: object) -> str:
+def error_of(capsys, *arguments: object) -> str:
     """The one line of a command that is refused."""
-    assert calibrated(*arguments) == 2
+    assert calibrate_with(*arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     return line
 
 
-def test_what_a_server_lacks_is_said(tmp_path, server, onnx, capsys):
+def test_missing_features_of_a_server_are_reported(tmp_path, server, onnx, capsys):
     path = write_jets(tmp_path / "x.root", jets(10))
     out = ("--output", tmp_path / "out")
-    line = refused(capsys, path, "--url", server.url, "--model", "smal-raw", *out)
+    line = error_of(capsys, path, "--url", server.url, "--model", "smal-raw", *out)
     assert "unknown model 'smal-raw'; did you mean 'small-raw'" in line
-    line = refused(capsys, path, "--url", "http://127.0.0.1:9", *out)
+    line = error_of(capsys, path, "--url", "http://127.0.0.1:9", *out)
     assert "no server answers at http://127.0.0.1:9" in line
     assert "python -m serving.serve RUN" in line
     with serving(onnx, {}) as old:
-        line = refused(capsys, path, "--url", old.url, *out)
+        line = error_of(capsys, path, "--url", old.url, *out)
         assert "too old" in line
         old.pages["/v2/models"] = {"models": ["a-raw", "b-raw"]}
-        line = refused(capsys, path, "--url", old.url, *out)
+        line = error_of(capsys, path, "--url", old.url, *out)
         assert "2 models NAME-raw: a-raw, b-raw" in line
-    assert "give --model RUN, or --url URL" in refused(capsys, path, *out)
+    assert "give --model RUN, or --url URL" in error_of(capsys, path, *out)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_server_that_breaks_leaves_whole_files(tmp_path, server, capsys):
+def test_a_failing_server_leaves_only_whole_files(tmp_path, server, capsys):
     for name in "ab":
         write_jets(tmp_path / "in" / f"{name}.root", jets(100))
     out = ("--output", tmp_path / "out")
-    assert calibrated(tmp_path / "in" / "a.root", "--url", server.url, *out) == 0
+    assert calibrate_with(tmp_path / "in" / "a.root", "--url", server.url, *out) == 0
     server.is_broken = True
     capsys.readouterr()
-    assert calibrated(tmp_path / "in" / "*.root", "--url", server.url, *out) != 0
+    assert calibrate_with(tmp_path / "in" / "*.root", "--url", server.url, *out) != 0
     assert "this model is broken" in capsys.readouterr().err
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["a.root", "calibration.json"]
     server.is_broken = False
-    assert calibrated(tmp_path / "in" / "*.root", "--url", server.url, *out) == 0
+    assert calibrate_with(tmp_path / "in" / "*.root", "--url", server.url, *out) == 0
     assert (tmp_path / "out" / "b.root").exists()
 
 
-def test_a_server_that_serves_another_model_meanwhile(tmp_path, server, capsys):
+def test_a_file_with_answers_of_two_models_is_not_written(tmp_path, server, capsys):
     """A file with answers of two models has no output."""
     for name in "ab":
         write_jets(tmp_path / "in" / f"{name}.root", jets(100))
@@ -195,6 +195,6 @@ def test_a_server_that_serves_another_model_meanwhile(tmp_path, server, capsys):
         return answer(inputs)
 
     server.model.answer = answer_and_change
-    assert calibrated(tmp_path / "in" / "*.root", "--url", server.url, *out) == 1
+    assert calibrate_with(tmp_path / "in" / "*.root", "--url", server.url, *out) == 1
     assert "serves another model" in capsys.readouterr().err
     assert not list((tmp_path / "out").glob("*.root"))

@@ -25,9 +25,9 @@ ANSWER = {
 
 
 @pytest.fixture
-def scripted():
+def serve_answers():
     """A server that gives prepared (status, body) answers, one a request, the last one for ever;
-    use as scripted(answers) -> url.
+    use as serve_answers(answers) -> url.
     """
     running = []
 
@@ -76,39 +76,39 @@ def golden_uri(tmp_path):
 @pytest.mark.faults
 def test_golden_check_does_not_wait_for_a_server_that_has_ended(golden_uri):
     url = f"http://127.0.0.1:{free_port()}"
-    began = time.monotonic()
+    start = time.monotonic()
     with pytest.raises(ClusterError, match="m ended") as error:
         golden_check(url, "m", golden_uri, 30, is_running=lambda: False)
     assert not isinstance(error.value, DeadlineError)
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - start < 1
 
 
 def answer_of(value: float) -> dict:
     return {**ANSWER, "outputs": [{**ANSWER["outputs"][0], "data": [value]}]}
 
 
-def test_golden_check_waits_for_a_service_that_comes_up(scripted, golden_uri, monkeypatch):
+def test_golden_check_waits_for_a_service_that_comes_up(serve_answers, golden_uri, monkeypatch):
     monkeypatch.setattr(client_module, "RETRY_SECONDS", 0.01)
-    url = scripted((503, "no healthy upstream"), (404, "404 page not found"), (200, ANSWER))
+    url = serve_answers((503, "no healthy upstream"), (404, "404 page not found"), (200, ANSWER))
     checked = golden_check(url, "m", golden_uri, 10)
     assert checked.max_difference == {"1": 0.0, "100": 0.0}
     assert checked.answer == ANSWER
 
 
-def test_golden_check_refuses_another_answer(scripted, golden_uri):
+def test_golden_check_refuses_another_answer(serve_answers, golden_uri):
     with pytest.raises(
         GateError, match=r"golden request of 1 jet with a difference of 0\.001 \(allowed 1e-05\)"
     ):
-        golden_check(scripted((200, answer_of(0.251))), "m", golden_uri, 10)
+        golden_check(serve_answers((200, answer_of(0.251))), "m", golden_uri, 10)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_golden_check_refuses_what_is_no_number(scripted, golden_uri, value):
+def test_golden_check_refuses_nan(serve_answers, golden_uri, value):
     with pytest.raises(GateError, match="difference of inf"):
-        golden_check(scripted((200, answer_of(value))), "m", golden_uri, 10)
+        golden_check(serve_answers((200, answer_of(value))), "m", golden_uri, 10)
 
 
-def test_golden_check_ends_at_its_deadline_with_what_it_waited_for(golden_uri, monkeypatch):
+def test_golden_check_ends_at_its_deadline_with_the_last_error(golden_uri, monkeypatch):
     monkeypatch.setattr(client_module, "RETRY_SECONDS", 0.05)
     with pytest.raises(
         DeadlineError,
@@ -117,50 +117,52 @@ def test_golden_check_ends_at_its_deadline_with_what_it_waited_for(golden_uri, m
         golden_check("http://127.0.0.1:9", "m", golden_uri, 0.2)
 
 
-def test_golden_check_does_not_ask_a_failing_model_again(scripted, golden_uri):
+def test_golden_check_does_not_repeat_a_request_to_a_failing_model(serve_answers, golden_uri):
     with pytest.raises(
         ClusterError, match=r"model m at http\S+ failed \(500\): onnxruntime: out of memory"
     ):
-        golden_check(scripted((500, {"error": "onnxruntime: out of memory"})), "m", golden_uri, 60)
+        golden_check(
+            serve_answers((500, {"error": "onnxruntime: out of memory"})), "m", golden_uri, 60
+        )
 
 
-def test_nobody_there():
+def test_a_refused_connection_is_an_error():
     client = Client("http://127.0.0.1:9", "m")
     assert not client.ready()
     with pytest.raises(Unreachable, match=r"no server answers at http://127\.0\.0\.1:9"):
         client.infer({})
 
 
-def test_a_server_that_does_not_answer_in_time(scripted):
+def test_a_server_that_does_not_answer_in_time_is_an_error(serve_answers):
     with pytest.raises(Unreachable, match="did not answer within 0"):
-        Client(scripted((200, ANSWER), delay=1.0), "m", timeout=0.1).infer({})
+        Client(serve_answers((200, ANSWER), delay=1.0), "m", timeout=0.1).infer({})
 
 
-def test_a_server_that_is_not_up_yet(scripted):
+def test_a_server_that_is_not_ready_is_an_error(serve_answers):
     with pytest.raises(NotServing, match=r"cannot serve model m \(503\): starting"):
-        Client(scripted((503, {"error": "starting"})), "m").infer({})
+        Client(serve_answers((503, {"error": "starting"})), "m").infer({})
 
 
-def test_an_answer_that_is_no_json(scripted):
+def test_an_answer_that_is_not_json_is_an_error(serve_answers):
     with pytest.raises(
         ClusterError, match="did not answer with JSON but with b'<html>login</html>'"
     ):
-        Client(scripted((200, "<html>login</html>")), "m").infer({})
+        Client(serve_answers((200, "<html>login</html>")), "m").infer({})
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host", "http://"])
-def test_an_address_that_is_none(url):
+def test_an_invalid_address_is_refused(url):
     with pytest.raises(InputError, match="is no address of a server; write http://host:port"):
         Client(url, "m")
 
 
 def test_a_kept_connection_that_the_server_closed_is_opened_again():
     """Each connection answers one request, promises to stay, and is closed."""
-    opened = []
+    connections = []
 
     class Forgetful(socketserver.StreamRequestHandler):
         def handle(self):
-            opened.append(self.client_address)
+            connections.append(self.client_address)
             lines = list(iter(lambda: self.rfile.readline().strip().lower(), b""))
             self.rfile.read(
                 next(
@@ -177,10 +179,10 @@ def test_a_kept_connection_that_the_server_closed_is_opened_again():
         client = Client(f"http://127.0.0.1:{server.server_address[1]}", "m")
         assert [client.infer({}) for _ in range(3)] == [ANSWER] * 3
         server.shutdown()
-    assert len(opened) == 3
+    assert len(connections) == 3
 
 
-def test_a_redirection_is_no_answer():
+def test_a_redirection_is_not_followed():
     class Elsewhere(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             self.send_response(302)
@@ -199,17 +201,17 @@ def test_a_redirection_is_no_answer():
         server.shutdown()
 
 
-def test_a_proxy_in_the_environment_is_not_asked_for_this_machine(scripted, monkeypatch):
+def test_a_proxy_of_the_environment_is_not_used_for_this_machine(serve_answers, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
-    assert Client(scripted((200, ANSWER)), "m").infer({}) == ANSWER
+    assert Client(serve_answers((200, ANSWER)), "m").infer({}) == ANSWER
 
 
-def test_command_line_prints_the_answer(scripted, golden_uri, capsys):
+def test_command_line_prints_the_answer(serve_answers, golden_uri, capsys):
     assert (
         main(
             [
                 "--url",
-                scripted((200, ANSWER)),
+                serve_answers((200, ANSWER)),
                 "--model",
                 "m",
                 "--request",
@@ -221,7 +223,7 @@ def test_command_line_prints_the_answer(scripted, golden_uri, capsys):
     assert json.loads(capsys.readouterr().out) == ANSWER
 
 
-def test_command_line_says_what_is_wrong_in_one_sentence(golden_uri, capsys):
+def test_errors_of_the_command_line_are_one_line(golden_uri, capsys):
     assert (
         main(
             [

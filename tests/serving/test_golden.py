@@ -44,7 +44,7 @@ def test_an_answer_of_another_form_is_refused(outputs, facts):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_what_is_no_number_is_infinitely_far_from_the_golden_answer(value):
+def test_nan_is_infinitely_far_from_the_golden_answer(value):
     expected = golden.response_body("m", {"output": np.zeros((2, 1), np.float32)})
     answer = golden.response_body("m", {"output": np.array([[0], [value]], np.float32)})
     assert golden.max_difference(answer, expected) == np.inf

@@ -57,21 +57,21 @@ def wait_until(condition, seconds=10.0):
 
 
 def test_a_server_is_started_again_until_the_limit(launch, quick, tmp_path):
-    lines, started = [], []
+    lines, restart_times = [], []
 
     def restart() -> int:
         pid, *paths = launch()
         os.kill(pid, signal.SIGKILL)
-        started.append((pid, *paths))
+        restart_times.append((pid, *paths))
         return pid
 
     first = restart()
     (tmp_path / "log").write_text("started\nthe GPU is gone\n")
     with pytest.raises(ClusterError, match="the GPU is gone"):
         restarts.keep_running(first, restart, log=tmp_path / "log", report=lines.append)
-    assert len(started) == 1 + restarts.MAX_RESTARTS
+    assert len(restart_times) == 1 + restarts.MAX_RESTARTS
     assert len(lines) == restarts.MAX_RESTARTS
-    for (pid, folder, region), line in zip(started, lines, strict=False):
+    for (pid, folder, region), line in zip(restart_times, lines, strict=False):
         assert str(pid) in line
         assert not folder.exists()
         assert not region.exists()
@@ -112,7 +112,7 @@ def test_a_server_ends_with_its_owner_that_was_killed(launch):
     wait_until(lambda: not folder.exists() and not region.exists())
 
 
-def test_what_a_killed_server_left_goes_while_its_owner_lives(launch):
+def test_a_killed_servers_leftovers_are_removed_while_its_owner_lives(launch):
     command = [sys.executable, "-c", f"import subprocess; subprocess.run({SLEEP!r})"]
     pid, folder, region = launch(command, owner=os.getpid())
     wait_until(lambda: len(server_processes.members(pid)) == 2)
@@ -121,7 +121,7 @@ def test_what_a_killed_server_left_goes_while_its_owner_lives(launch):
     assert server_processes.members(pid) == {}
 
 
-def test_a_process_with_the_pid_of_the_owner_is_not_taken_for_it(launch):
+def test_a_new_process_with_the_owners_pid_is_not_the_owner(launch):
     pid, *_ = launch()
     guard.guard(pid, os.getpid(), "12345.6")
     assert not server_processes.lives(pid)
@@ -131,8 +131,10 @@ def test_stop_ends_the_guard_too(launch):
     pid, *_ = launch(owner=os.getpid())
 
     def guards():
-        children = [(one, one.cmdline()) for one in psutil.Process().children()]
-        return [one for one, words in children if "serving.guard" in words and str(pid) in words]
+        children = [(child, child.cmdline()) for child in psutil.Process().children()]
+        return [
+            child for child, words in children if "serving.guard" in words and str(pid) in words
+        ]
 
     wait_until(guards)  # a process has no command line for a moment when it starts
     (guard,) = guards()
@@ -140,19 +142,19 @@ def test_stop_ends_the_guard_too(launch):
     assert not guard.is_running()
 
 
-def test_only_what_nobody_holds_is_removed(launch):
+def test_only_unlocked_folders_are_removed(launch):
     _, folder, region = launch()
     abandoned = server_folder.create()
-    left = server_folder.SHARED_MEMORY / f"{abandoned.identity}-region"
-    left.write_text("")
+    leftover_region = server_folder.SHARED_MEMORY / f"{abandoned.identity}-region"
+    leftover_region.write_text("")
     foreign = server_folder.SHARED_MEMORY / f"other-{abandoned.identity}"
     foreign.write_text("")
     try:
         server_folder.remove_abandoned()
-        assert left.exists()
+        assert leftover_region.exists()
         abandoned.leave()
         server_folder.remove_abandoned()
-        assert not left.exists()
+        assert not leftover_region.exists()
         assert not abandoned.path.exists()
         assert region.exists()
         assert folder.exists()

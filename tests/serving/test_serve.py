@@ -25,6 +25,7 @@ from serving import golden, server_folder, server_processes
 from serving.client import Client, golden_check
 from serving.serve import main, models_at
 from serving.triton import Server, free_port
+from tests.disks import fill, small_disk
 from tests.exporting.small import write_repository
 from tests.serving.conftest import NAME
 
@@ -96,10 +97,10 @@ def test_the_printed_lines_work_and_nothing_is_written_into_the_run(triton_runs,
         assert data == pytest.approx(golden["outputs"][0]["data"], abs=1e-5)
 
         snippet = "\n".join(re.findall(r"^  ((?:import|from|print).*)$", text, re.MULTILINE))
-        printed = subprocess.run(
+        process_of_snippet = subprocess.run(
             [sys.executable, "-c", snippet], cwd=ROOT, capture_output=True, text=True, timeout=30
         )
-        assert str(data[0])[:8] in printed.stdout, printed.stderr
+        assert str(data[0])[:8] in process_of_snippet.stdout, process_of_snippet.stderr
 
         again = subprocess.run(
             [sys.executable, "-m", "serving.serve", str(run)],
@@ -108,7 +109,7 @@ def test_the_printed_lines_work_and_nothing_is_written_into_the_run(triton_runs,
             text=True,
             timeout=30,
         )
-        (server,) = [one for one in server_folder.running() if one.url == url_of(text)]
+        (server,) = [running for running in server_folder.running() if running.url == url_of(text)]
         assert again.returncode == 0
         assert again.stdout == f"already served at {server.url} (pid {server.pid})\n"
         assert golden_check(server.url, NAME, str(run / "golden" / NAME), 10).answer
@@ -165,7 +166,7 @@ def test_a_model_that_the_gate_refused_is_served_with_a_warning(triton_runs, run
         ("[]", "no verdict"),
     ],
 )
-def test_metrics_of_another_version_or_broken_ones_are_no_reason_not_to_serve(run, metrics, words):
+def test_metrics_of_any_content_do_not_prevent_serving(run, metrics, words):
     (run / "metrics.json").write_text(metrics)
     warnings = {model.warning for model in models_at(str(run))}
     if words:
@@ -175,7 +176,7 @@ def test_metrics_of_another_version_or_broken_ones_are_no_reason_not_to_serve(ru
 
 
 def server_at(url: str) -> server_folder.Running:
-    (server,) = [one for one in server_folder.running() if one.url == url]
+    (server,) = [running for running in server_folder.running() if running.url == url]
     return server
 
 
@@ -184,10 +185,10 @@ def test_a_killed_server_is_restarted_and_ends_with_its_killed_command(triton_ru
     with serving(run) as (process, text):
         process.stderr.readline()  # the model was not evaluated
         server = server_at(url_of(text))
-        killed = time.monotonic()
+        kill_time = time.monotonic()
         os.kill(server.pid, signal.SIGKILL)
         assert f"pid {server.pid}" in process.stderr.readline()
-        assert time.monotonic() - killed < 2
+        assert time.monotonic() - kill_time < 2
         assert "runs again" in process.stdout.readline()
         again = server_at(url_of(text))
         assert again.pid != server.pid
@@ -203,6 +204,37 @@ def test_a_killed_server_is_restarted_and_ends_with_its_killed_command(triton_ru
         assert not folder.exists()
         assert server_processes.members(again.pid) == {}
         assert list(server_folder.SHARED_MEMORY.glob(f"{folder.name}*")) == []
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+def test_a_full_temporary_folder_refuses_and_the_same_command_serves_later(
+    triton_runs, run, tmp_path, monkeypatch
+):
+    """Whether a copy of a program has no room, or the log (Python avoids a full TMPDIR)."""
+    with small_disk(tmp_path / "disk", "size=8m") as disk:
+        monkeypatch.setenv("TMPDIR", str(disk))
+        for left in (16 * 1024, 2 * 2**20, 2_875 * 1024):
+            other = fill(disk, left)
+            command = [sys.executable, "-m", "serving.serve", str(run)]
+            ended = subprocess.run(
+                command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+            )
+            assert ended.returncode == 1, (left, ended.stderr)
+            assert "Traceback" not in ended.stderr
+            error = ended.stderr.splitlines()[-1]
+            assert error.startswith("error: ")
+            assert f" in {disk};" in error
+            assert "TMPDIR" in error
+            assert [path.name for path in disk.iterdir()] == ["other"]
+            other.unlink()
+        with serving(run) as (_, text):
+            answers = str(run / "golden" / NAME)
+            assert golden_check(url_of(text), NAME, answers, 10).answer
+            # also while its disk is full
+            fill(disk)
+            assert golden_check(url_of(text), NAME, answers, 10).answer
+        assert [path.name for path in disk.iterdir()] == ["other"]
 
 
 @pytest.mark.faults
@@ -235,9 +267,7 @@ def test_a_server_that_does_not_start_again_ends_the_command(run, monkeypatch, c
     ],
     ids=["damaged", "no file", "no model", "nothing", "empty"],
 )
-def test_what_cannot_be_served_is_refused_with_nothing_left(
-    triton_runs, run, damage, words, capsys
-):
+def test_a_refused_command_leaves_no_server(triton_runs, run, damage, words, capsys):
     damage(run)
     servers = list(server_folder.running())
     assert words in refusal(capsys, run)
@@ -273,13 +303,13 @@ def test_s3_without_rights_or_bucket_is_refused(run, s3_bucket, monkeypatch, cap
 
 def test_folders_of_servers_that_were_killed_are_removed(tmp_path):
     folder = server_folder.create()
-    kept = server_folder.create()
+    folder_in_use = server_folder.create()
     assert folder.path.exists()
     folder.leave()
     server_folder.remove_abandoned()
     assert not folder.path.exists()
-    assert kept.path.exists()
-    kept.leave()
+    assert folder_in_use.path.exists()
+    folder_in_use.leave()
     server_folder.remove_abandoned()
 
 

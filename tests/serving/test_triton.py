@@ -1,5 +1,5 @@
-"""Real servers: the golden request comes back with the golden answer, and what is wrong is refused
-in words.
+"""Real servers: the golden request returns the golden answer, and wrong requests are refused with
+a reason.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def test_arrays_travel_as_bytes_with_the_same_answer(server, repository):
         client.ask({name: array for name, array in inputs.items() if name != "pf_mask"})
 
 
-def test_serves_what_config_pbtxt_says(server):
+def test_the_server_serves_the_model_of_config_pbtxt(server):
     metadata = Client(server.url, NAME).metadata()
     shapes = {
         tensor["name"]: (tensor["datatype"], tensor["shape"])
@@ -102,7 +102,7 @@ def test_serves_what_config_pbtxt_says(server):
     }
 
 
-def test_a_wrong_shape_is_refused_in_the_servers_words(server, repository):
+def test_a_wrong_shape_is_refused_with_the_servers_message(server, repository):
     body = golden_request(repository)
     body["inputs"][0] |= {"shape": [1, 4, 19], "data": body["inputs"][0]["data"][:76]}
     with pytest.raises(
@@ -131,12 +131,12 @@ def test_more_jets_than_max_batch_size_are_refused(server, repository):
         Client(server.url, NAME).infer(body)
 
 
-def test_an_unknown_model_is_answered_with_those_there_are(server, repository):
+def test_the_error_for_an_unknown_model_lists_the_served_ones(server, repository):
     with pytest.raises(InputError, match="unknown model 'smal'; did you mean 'small'"):
         Client(server.url, "smal").infer(golden_request(repository))
 
 
-def test_listens_on_this_machine_only(server):
+def test_the_server_listens_on_this_machine_only(server):
     port = int(server.url.rsplit(":", 1)[1])
     addresses = [
         line.split()[1]
@@ -162,7 +162,7 @@ def test_the_log_does_not_grow_with_requests(server, repository):
 @pytest.fixture
 def start_triton(triton_runs, tmp_path):
     """Start Triton over a repository; every server is ended after the test."""
-    started = []
+    servers = []
 
     def start(repository: Path, **options) -> triton.Server:
         server = triton.start(
@@ -173,12 +173,12 @@ def start_triton(triton_runs, tmp_path):
                 **options,
             },
         )
-        started.append(server)
+        servers.append(server)
         return server
 
     yield start
-    for server in started:
-        triton.stop(server.pid, seconds=0.2)  # asked in peace it takes 2 seconds
+    for server in servers:
+        triton.stop(server.pid, seconds=0.2)  # with the default exit timeout it takes 2 seconds
 
 
 def test_requests_that_wait_are_run_together(start_triton, repository, tmp_path):
@@ -312,7 +312,7 @@ def test_a_server_that_does_not_end_is_killed_with_its_children(start_triton, re
     assert not list(regions())
 
 
-def test_what_a_killed_server_left_is_ended(start_triton, repository):
+def test_processes_of_a_killed_server_are_ended(start_triton, repository):
     server = start_triton(repository / "model")
     regions = shared_memory_of(server)
     os.kill(server.pid, signal.SIGKILL)  # as the system does when memory runs out
@@ -321,7 +321,7 @@ def test_what_a_killed_server_left_is_ended(start_triton, repository):
     assert not list(regions())
 
 
-def test_outlives_the_process_that_started_it(triton_runs, repository, tmp_path):
+def test_a_server_outlives_the_process_that_started_it(triton_runs, repository, tmp_path):
     code = (
         "import sys; from serving import triton; print(triton.start(sys.argv[1],"
         " model_name=sys.argv[2], log=sys.argv[3] + '/server.log', kind='triton').pid)"
@@ -355,9 +355,7 @@ def test_a_port_lost_to_another_process_is_replaced_by_the_next(
     assert Client(server.url, NAME).ready()
 
 
-def test_runs_from_a_wheel_that_cannot_be_written_to(
-    start_triton, repository, tmp_path, monkeypatch
-):
+def test_triton_runs_from_a_read_only_wheel(start_triton, repository, tmp_path, monkeypatch):
     wheel = triton_wheel.find()
     stub = tmp_path / wheel.stub.name
     shutil.copyfile(wheel.stub, stub)
@@ -403,13 +401,15 @@ def test_kserves_server_answers_where_triton_is_missing_and_says_so(
 
 def test_triton_with_a_missing_library_counts_as_unusable(triton_runs, tmp_path, monkeypatch):
     wheel = triton_wheel.find()
-    broken = tmp_path / "tritonserver"
-    broken.write_text(
+    failing_program = tmp_path / "tritonserver"
+    failing_program.write_text(
         "#!/bin/sh\necho 'tritonserver: error while loading shared libraries: libdcgm.so: cannot"
         " open' >&2\nexit 127\n"
     )
-    broken.chmod(0o755)
-    monkeypatch.setattr(triton_wheel, "find", lambda: dataclasses.replace(wheel, server=broken))
+    failing_program.chmod(0o755)
+    monkeypatch.setattr(
+        triton_wheel, "find", lambda: dataclasses.replace(wheel, server=failing_program)
+    )
     assert (
         triton.triton_unusable(tmp_path / "work")
         == "tritonserver: error while loading shared libraries: libdcgm.so: cannot open"
@@ -476,7 +476,7 @@ class Launched(Exception):
     ],
 )
 @pytest.mark.parametrize("kind", ["triton", "kserve-server"])
-def test_no_path_of_the_user_reaches_the_server(
+def test_the_server_gets_no_path_of_the_user(
     repository, tmp_path, monkeypatch, request, name, kind
 ):
     """Neither on its command line nor in its environment: Triton makes a shell line of them."""
@@ -517,7 +517,7 @@ def test_a_repository_on_s3_is_copied(repository, kserve, s3_bucket):
         assert triton.stop(server.pid, seconds=0.2)
 
 
-def test_stop_spares_a_process_that_is_no_server():
+def test_stop_does_not_end_a_process_that_is_no_server():
     process = subprocess.Popen(["sleep", "60"], start_new_session=True)
     try:
         assert not triton.stop(process.pid)

@@ -42,7 +42,7 @@ def names(run: Run) -> list[str]:
     return [trial.name for trial in finished_trials(run, print)]
 
 
-def test_a_trial_is_as_katib_would_give_it(run):
+def test_a_trials_record_equals_katibs(run):
     write_trial(run, "pfn-00000000-b", POINT, [0.5, 0.25, 0.375], start=60)
     write_trial(run, "pfn-00000000-a", POINT | {"flag": "1"}, [0.5, 0.4, 0.3], start=120)
     first, second = finished_trials(run, print)
@@ -69,7 +69,7 @@ def test_the_trials_of_real_runs_are_those_of_their_records(tmp_path):
 
 
 @pytest.mark.parametrize("epochs", range(3))
-def test_a_trial_that_was_stopped_on_the_way_does_not_count(run, epochs):
+def test_an_interrupted_trial_does_not_count(run, epochs):
     write_trial(run, "pfn-00000000-a", POINT, [0.5, 0.25, 0.375][:epochs])
     assert names(run) == []
 

@@ -96,7 +96,7 @@ def manifests() -> dict[str, Manifest]:
 
 
 @pytest.mark.parametrize("name", manifests())
-def test_the_manifest_is_the_golden_one(name: str, update_golden: bool) -> None:
+def test_the_manifest_equals_the_golden_one(name: str, update_golden: bool) -> None:
     path = GOLDEN / f"{name}.yaml"
     text = yaml.dump(manifests()[name], Dumper=PlainDumper, sort_keys=False, width=100)
     if update_golden:

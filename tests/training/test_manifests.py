@@ -103,7 +103,7 @@ def test_objects_and_pods_carry_the_run_id_and_no_sidecar(run):
             assert pod["metadata"]["annotations"]["sidecar.istio.io/inject"] == "false"
 
 
-def test_pods_pass_pod_security_restricted_but_for_folders_of_the_node(run):
+def test_pods_pass_pod_security_restricted_unless_they_mount_a_folder_of_the_node(run):
     for manifest in (experiment(run), export_job(run, "t"), evaluate_job(run, "t")):
         for pod in pods(manifest):
             folders = [volume["name"] for volume in pod["spec"]["volumes"] if "hostPath" in volume]
@@ -118,7 +118,7 @@ def test_pods_of_trials_and_jobs_have_no_token_and_the_service_s_account_decides
     assert "automountServiceAccountToken" not in inference_service(run)["spec"]["predictor"]
 
 
-def test_a_pod_as_such_does_not_pass_pod_security_restricted():
+def test_a_pod_without_our_fields_does_not_pass_pod_security_restricted():
     """The rules are all there: what a pod has to say is not there by default."""
     rules = ("allowPrivilegeEscalation", "capabilities.drop", "runAsNonRoot", "seccompProfile")
     pod = {"containers": [{"name": "c"}], "volumes": [{"name": "v", "hostPath": {"path": "/"}}]}
@@ -158,26 +158,26 @@ def test_every_trial_writes_to_its_own_folder_and_to_katibs_file(run):
     assert all(value in " ".join(program) for value in names.values())
 
 
-def test_a_resumed_trial_is_that_of_katib_but_for_the_collector(run):
+def test_a_resumed_trial_equals_katibs_except_for_the_collector(run):
     manifest = experiment(run)
     point = {p["name"]: f"v{i}" for i, p in enumerate(manifest["spec"]["parameters"])}
     of_katib = katib.substitute(manifest, point, "pfn-0-trial-7")
-    resumed = trial_job(run, "pfn-0-trial-7", point)
-    assert resumed["metadata"] == of_katib["metadata"] | run.namespace
-    for ours, theirs in zip(pods(resumed), pods(of_katib), strict=True):
+    job = trial_job(run, "pfn-0-trial-7", point)
+    assert job["metadata"] == of_katib["metadata"] | run.namespace
+    for ours, theirs in zip(pods(job), pods(of_katib), strict=True):
         program = program_of(ours["spec"]["containers"][0])
         of_trial = program_of(theirs["spec"]["containers"][0])
         assert set(program) - set(of_trial) == {"--metrics-log=/dev/null"}
         assert set(of_trial) - set(program) == {f"--metrics-log={METRICS_LOG}"}
         ours["spec"]["containers"][0]["args"] = theirs["spec"]["containers"][0]["args"]
     replicas = run.config.num_replicas
-    policy, of_trial = resumed["spec"].pop("runPolicy"), of_katib["spec"].pop("runPolicy")
-    assert resumed["spec"] == of_katib["spec"]
+    policy, of_trial = job["spec"].pop("runPolicy"), of_katib["spec"].pop("runPolicy")
+    assert job["spec"] == of_katib["spec"]
     assert policy | {"backoffLimit": RESTARTS * (replicas + 1) + 1} == of_trial
     assert policy["backoffLimit"] == RESTARTS * replicas + 1
 
 
-def test_a_searched_flag_is_not_fixed_as_well():
+def test_a_searched_parameter_has_no_fixed_flag():
     space = '[{"name": "batch-size", "type": "discrete", "list": [100, 500]}]'
     run = Run(config=RunConfig(s3_bucket="s3://b/r", run_id="a-00000000", search_space=space))
     args = program_of(pods(experiment(run))[0]["spec"]["containers"][0])
@@ -222,12 +222,12 @@ def test_the_service_is_named_as_its_model_and_reads_this_runs_repository(run):
 
 
 @pytest.mark.parametrize("form", ["model", "triton"])
-@pytest.mark.parametrize(("serving_gpus", "served"), [(0, None), (1, "1")])
-def test_a_service_has_its_own_gpus_whatever_a_trial_has(form, serving_gpus, served):
+@pytest.mark.parametrize(("serving_gpus", "gpus_of_service"), [(0, None), (1, "1")])
+def test_a_service_has_its_own_gpus_whatever_a_trial_has(form, serving_gpus, gpus_of_service):
     values = {"num_gpus": 4, "serving_gpus": serving_gpus, "serving_cpus": "500m"}
     manifest = inference_service(run_with(predictor_form=form, **values))
     resources = manifest["spec"]["predictor"][form]["resources"]
-    assert resources["limits"].get("nvidia.com/gpu") == served
+    assert resources["limits"].get("nvidia.com/gpu") == gpus_of_service
     assert resources["requests"] == resources["limits"]
     assert resources["limits"]["cpu"] == "500m"
     assert set(resources["limits"]) - {"nvidia.com/gpu"} == {"cpu", "memory"}
@@ -249,7 +249,7 @@ def run_with(**values):
     return Run(config=RunConfig(s3_bucket="s3://b/r", run_id="a-00000000", **values))
 
 
-def test_what_a_cluster_asks_of_its_pods_is_on_all_of_them():
+def test_all_pods_get_the_clusters_settings():
     run = run_with(**CONFIGS["everything"])
     for manifest in (experiment(run), export_job(run, "t"), evaluate_job(run, "t")):
         spec = pods(manifest)[0]["spec"]
@@ -297,7 +297,7 @@ def test_what_a_cluster_asks_of_its_pods_is_on_all_of_them():
     )
 
 
-def test_a_pod_that_asks_for_nothing_special_has_none_of_it():
+def test_a_default_pod_has_no_cluster_settings():
     spec = pods(experiment(run_with()))[0]["spec"]
     assert set(spec) == {
         "volumes",
@@ -320,13 +320,13 @@ def test_a_pod_that_asks_for_nothing_special_has_none_of_it():
 def test_early_stopping_looks_at_a_trial_after_a_fifth_of_its_epochs(values, start):
     spec = experiment(run_with(early_stopping="medianstop", **values))["spec"]["earlyStopping"]
     assert spec["algorithmName"] == "medianstop"
-    assert {one["name"]: one["value"] for one in spec["algorithmSettings"]} == {
+    assert {setting["name"]: setting["value"] for setting in spec["algorithmSettings"]} == {
         "min_trials_required": "3",
         "start_step": str(start),
     }
 
 
-def test_early_stopping_that_no_trial_lives_to_see_is_refused():
+def test_early_stopping_that_would_start_after_the_last_epoch_is_refused():
     with pytest.raises(InputError) as error:
         experiment(run_with(early_stopping="medianstop", num_epochs=2))
     for fact in ("--early-stopping medianstop", "2 epochs", "after epoch 2"):
@@ -344,7 +344,7 @@ def test_a_grid_has_no_more_trials_than_points():
 
 def test_an_experiment_that_follows_another_has_a_name_and_a_seed_of_its_own():
     run = run_with(max_trials=40, seed="1")
-    first, second = experiment(run), experiment(run, carried=30)
+    first, second = experiment(run), experiment(run, earlier_trials=30)
     assert (second["metadata"]["name"], second["spec"]["maxTrialCount"]) == ("a-00000000-30", 10)
     assert first["spec"]["algorithm"] != second["spec"]["algorithm"]
     assert second["metadata"]["labels"] == first["metadata"]["labels"], "so that --down finds it"
@@ -354,14 +354,14 @@ def test_an_experiment_that_follows_a_sobol_search_draws_at_random():
     """Katib's sequence would begin again, at the same points."""
     run = run_with(max_trials=40, algorithm="sobol")
     names = [
-        experiment(run, carried=carried)["spec"]["algorithm"]["algorithmName"]
-        for carried in (0, 30)
+        experiment(run, earlier_trials=earlier_trials)["spec"]["algorithm"]["algorithmName"]
+        for earlier_trials in (0, 30)
     ]
     assert names == ["sobol", "random"]
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "seed", "carried", "reproducible", "expected"),
+    ("algorithm", "seed", "earlier_trials", "reproducible", "expected"),
     [
         ("random", "auto", 0, False, None),
         ("tpe", "auto", 0, False, None),
@@ -375,12 +375,14 @@ def test_an_experiment_that_follows_a_sobol_search_draws_at_random():
         ("grid", "7", 0, True, None),
     ],
 )
-def test_the_algorithm_has_a_seed_only_where_it_was_given_or_must_have_one(
-    algorithm, seed, carried, reproducible, expected
+def test_the_algorithm_has_a_seed_only_if_the_user_or_the_mode_asks_for_one(
+    algorithm, seed, earlier_trials, reproducible, expected
 ):
     ranges = [{"name": name, "type": "int", "min": 1, "max": 99} for name in ("fc-dim", "phi-dim")]
     config = {"algorithm": algorithm, "seed": seed, "search_space": json.dumps(ranges)}
-    manifest = experiment(run_with(**config), carried=carried, reproducible=reproducible)
+    manifest = experiment(
+        run_with(**config), earlier_trials=earlier_trials, reproducible=reproducible
+    )
     settings = [] if expected is None else [{"name": "random_state", "value": expected}]
     assert manifest["spec"]["algorithm"]["algorithmSettings"] == settings
     program = program_of(pods(manifest)[0]["spec"]["containers"][0])
@@ -405,7 +407,7 @@ def test_the_algorithm_has_a_seed_only_where_it_was_given_or_must_have_one(
         ({"parallel_trials": 31}, ["--parallel-trials 31", "--max-trials 30"]),
     ],
 )
-def test_options_that_cannot_be_meant_are_refused(values, facts):
+def test_contradictory_options_are_refused(values, facts):
     with pytest.raises(InputError) as error:
         RunConfig(**values)
     for fact in facts:

@@ -1,4 +1,4 @@
-"""The search space: what is accepted, what is refused, and its form in an Experiment."""
+"""The search space: accepted and refused content, and its form in an Experiment."""
 
 import json
 from pathlib import Path
@@ -20,14 +20,14 @@ from training.search_space import (
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def refused(check, *args):
+def error_of(check, *args):
     """The message of the InputError that the call raises."""
     with pytest.raises(InputError) as error:
         check(*args)
     return str(error.value)
 
 
-def one(**entry):
+def parameter(**entry):
     return parse(json.dumps({"parameters": [entry]}))[0]
 
 
@@ -43,7 +43,7 @@ def test_our_own_spaces_fit_our_own_networks(name, network):
     assert ("k" in [p.name for p in space]) == ("particle_net" in network)
 
 
-def test_it_survives_the_way_through_a_pipeline_parameter():
+def test_a_space_survives_a_pipeline_parameter():
     space = load(str(ROOT / "training" / "search_space.yaml"))
     line = to_json(space)
     assert "\n" not in line
@@ -65,10 +65,10 @@ def test_it_survives_the_way_through_a_pipeline_parameter():
 )
 def test_the_error_for_katibs_form_shows_the_parameter_in_our_form(kind, space, own):
     entry = {"name": "fc-dim", "parameterType": kind, "feasibleSpace": space}
-    message = refused(parse, json.dumps({"parameters": [entry]}))
+    message = error_of(parse, json.dumps({"parameters": [entry]}))
     line = message[message.index("{") :]
     assert json.loads(line) == {"name": "fc-dim", "type": kind, **own}
-    assert one(**json.loads(line)).type == kind
+    assert parameter(**json.loads(line)).type == kind
 
 
 @pytest.mark.parametrize(
@@ -113,8 +113,8 @@ def test_the_error_for_katibs_form_shows_the_parameter_in_our_form(kind, space, 
         ({"name": "a", "type": "int", "min": 1, "max": 2, "steps": 1}, ["'steps'", "'step'"]),
     ],
 )
-def test_what_makes_no_sense_is_refused(entry, facts):
-    message = refused(parse, json.dumps({"parameters": [entry]}))
+def test_an_invalid_space_is_refused(entry, facts):
+    message = error_of(parse, json.dumps({"parameters": [entry]}))
     for fact in ["search space", f"parameter '{entry['name']}'", *facts]:
         assert fact in message
 
@@ -134,7 +134,7 @@ def test_what_makes_no_sense_is_refused(entry, facts):
 def test_a_value_that_katib_would_change_is_refused(value, text):
     """Seen with Katib 0.19.0, except for `${`: see UNUSABLE in training.search_space."""
     space = {"parameters": [{"name": "a", "type": "categorical", "list": ["plain", value]}]}
-    message = refused(parse, json.dumps(space))
+    message = error_of(parse, json.dumps(space))
     assert "search space, parameter 'a'" in message
     assert repr(value) in message
     assert repr(text) in message
@@ -142,7 +142,7 @@ def test_a_value_that_katib_would_change_is_refused(value, text):
 
 @pytest.mark.parametrize("value", ["(0.16, 0.5, 0.84)", "a b", "a&b;c|d>e", "$HOME", "*", "`id`"])
 def test_a_value_that_only_a_shell_would_change_is_taken(value):
-    assert one(name="a", type="categorical", list=["plain", value]).list == ("plain", value)
+    assert parameter(name="a", type="categorical", list=["plain", value]).list == ("plain", value)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_a_value_that_only_a_shell_would_change_is_taken(value):
     ],
 )
 def test_files_that_do_not_parse_are_refused(content, facts):
-    message = refused(parse, content)
+    message = error_of(parse, content)
     for fact in facts:
         assert fact in message
 
@@ -182,7 +182,7 @@ def test_files_that_do_not_parse_are_refused(content, facts):
     ],
 )
 def test_numbers_are_strings_in_an_experiment(entry, space):
-    assert one(name="a-b", **entry).as_katib() == {
+    assert parameter(name="a-b", **entry).as_katib() == {
         "name": "a-b",
         "parameterType": entry["type"],
         "feasibleSpace": space,
@@ -190,20 +190,20 @@ def test_numbers_are_strings_in_an_experiment(entry, space):
 
 
 def test_names_inside_a_trial_are_camel_case():
-    assert one(name="num-conv-layers", type="int", min=1, max=2).trial_name == "numConvLayers"
+    assert parameter(name="num-conv-layers", type="int", min=1, max=2).trial_name == "numConvLayers"
 
 
 @pytest.mark.parametrize(
     ("number", "plain"),
     [(5.0, "5"), (5e-5, "0.00005"), (0.1, "0.1"), (-3, "-3"), (1e6, "1000000")],
 )
-def test_numbers_are_plain(number, plain):
+def test_numbers_have_no_exponent(number, plain):
     assert text(number) == plain
 
 
 def test_a_space_without_anything_for_the_network_is_refused():
     space = parse('[{"name": "k", "type": "int", "min": 1, "max": 2, "only_for": "particle_net*"}]')
-    message = refused(for_network, space, "networks/pfn.py")
+    message = error_of(for_network, space, "networks/pfn.py")
     assert "'pfn'" in message
     assert "only_for" in message
 
@@ -223,7 +223,7 @@ def test_a_parameter_that_the_network_does_not_take_is_refused(source, facts):
     from training.network_options import check_options
 
     space = parse('[{"name": "fc-dims", "type": "int", "min": 1, "max": 2}]')
-    message = refused(check_options, space, "net.py", source)
+    message = error_of(check_options, space, "net.py", source)
     for fact in ["net.py", *facts]:
         assert fact in message
 
@@ -250,12 +250,12 @@ def test_a_network_that_takes_any_keyword_takes_any_parameter():
     ],
 )
 def test_an_algorithm_that_cannot_search_the_space_is_refused(entry, algorithm, facts):
-    message = refused(check_algorithm, [one(name="a", **entry)], algorithm)
+    message = error_of(check_algorithm, [parameter(name="a", **entry)], algorithm)
     for fact in [f"algorithm {algorithm}", *facts]:
         assert fact in message
 
 
-def test_the_size_of_a_grid():
+def test_a_grid_has_the_product_of_its_lists():
     space = [
         {"name": "a", "type": "int", "min": 1, "max": 6, "step": 2},
         {"name": "b", "type": "double", "min": 0, "max": 0.2, "step": 0.1},
@@ -264,7 +264,7 @@ def test_the_size_of_a_grid():
     assert grid_size(parse(json.dumps(space))) == 3 * 3 * 2
 
 
-def test_a_cluster_that_draws_otherwise_is_told_of():
+def test_a_cluster_that_draws_other_points_is_reported():
     space = load(str(ROOT / "training" / "search_space.yaml"))
     assert "start-lr" in cautions(space, "sobol")[0]
     [old] = [caution for caution in cautions(space, "random") if "0.17" in caution]
@@ -293,7 +293,7 @@ def test_a_value_that_the_training_does_not_take_is_refused(entry, value):
     from training.network_options import check_options
 
     source = "def get_model(c): ...\ndef get_loss(c): ..."
-    message = refused(check_options, [one(**entry)], "net.py", source)
+    message = error_of(check_options, [parameter(**entry)], "net.py", source)
     assert f"parameter '{entry['name']}', value {value}" in message
 
 
@@ -352,7 +352,7 @@ def test_the_network_is_built_with_the_extremes_of_the_space_and_takes_jets(entr
         "kind": {"name": "kind", "type": "categorical", "list": ["plain"]},
     }
     entries[entry["name"]] = entry
-    space = [one(**values) for values in entries.values()]
+    space = [parameter(**values) for values in entries.values()]
     network = NetworkFile(uri="net.py", source=NETWORK)
     jets = {"inputs": {"flat": {"length": None, "vars": [f"x{number}" for number in range(8)]}}}
     labels = {"labels": {"type": "custom", "value": {"t": "y"}}}
@@ -360,7 +360,7 @@ def test_the_network_is_built_with_the_extremes_of_the_space_and_takes_jets(entr
     if not facts:
         assert check_builds(space, network, config)
         return
-    message = refused(check_builds, space, network, config)
+    message = error_of(check_builds, space, network, config)
     for fact in facts:
         assert fact in message
 
@@ -371,8 +371,8 @@ def test_a_parameter_may_have_one_range_for_some_networks_and_another_for_the_ot
         "  - {name: conv-dim, type: discrete, list: [50, 200], only_for: '!particle_net*'}\n"
         "  - {name: conv-dim, type: discrete, list: [50], only_for: 'particle_net*'}\n"
     )
-    assert [one.list for one in for_network(space, "networks/pfn.py")] == [("50", "200")]
-    assert [one.list for one in for_network(space, "networks/particle_net_mine.py")] == [("50",)]
+    assert [part.list for part in for_network(space, "networks/pfn.py")] == [("50", "200")]
+    assert [part.list for part in for_network(space, "networks/particle_net_mine.py")] == [("50",)]
 
 
 def test_a_parameter_that_is_there_twice_for_a_network_is_refused():
@@ -381,7 +381,7 @@ def test_a_parameter_that_is_there_twice_for_a_network_is_refused():
         " max: 3, only_for: 'p*'}"
     )
     assert len(for_network(space, "q.py")) == 1
-    message = refused(for_network, space, "pfn.py")
+    message = error_of(for_network, space, "pfn.py")
     for fact in ("'a'", "twice", "'pfn'"):
         assert fact in message
 
@@ -402,6 +402,6 @@ def test_a_value_that_the_network_file_rules_out_is_refused_without_building_it(
     from training.network_options import check_options
 
     path = ROOT / "networks" / "pfn_regressor_open.py"
-    message = refused(check_options, [one(**entry)], str(path), path.read_text())
+    message = error_of(check_options, [parameter(**entry)], str(path), path.read_text())
     for fact in [f"parameter '{entry['name']}'", *facts]:
         assert fact in message

@@ -48,10 +48,10 @@ def write_trial(
 
     folder = TrialFolder(run.folder.trial(name))
     progress = TrialProgress()
-    began = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=start)
+    first_start = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=start)
     for loss in losses:
         epoch = progress.epoch
-        end = began + timedelta(seconds=EPOCH_SECONDS * (epoch + 1))
+        end = first_start + timedelta(seconds=EPOCH_SECONDS * (epoch + 1))
         progress.history.append(
             {
                 "epoch": epoch,

@@ -30,7 +30,7 @@ def synthetic_jets(count: int, seed: int) -> dict[str, np.ndarray | ak.Array]:
     """Branch name -> column, as uproot writes them; the record `PF` becomes the branches nPF,
     PF_pT, PF_dEta, ...
 
-    The true pT depends on the jet's eta, on the share of its pT that the candidates carry and on
+    The true pT depends on the jet's eta, on the share of its pT that its candidates sum to and on
     the multiplicity of quark-gluon tagging, with 3 % of noise. One jet in ten is unmatched
     (genJetPt 0), one has no candidates, and some have more than the 100 that the configs keep.
     """
@@ -49,8 +49,8 @@ def synthetic_jets(count: int, seed: int) -> dict[str, np.ndarray | ak.Array]:
     columns["QG_mult"] = rng.integers(5, 40, count, dtype=np.int32)
 
     fraction = rng.exponential(1.0, particles)
-    carried = rng.uniform(0.7, 1.1, count)
-    fraction *= (carried / np.maximum(np.bincount(jet, fraction, count), 1e-9))[jet]
+    share = rng.uniform(0.7, 1.1, count)
+    fraction *= (share / np.maximum(np.bincount(jet, fraction, count), 1e-9))[jet]
     d_eta, d_phi = rng.normal(0, 0.25, (2, particles)).clip(-1, 1)
     pf = {
         "pT": fraction * columns["jetPt"][jet],
@@ -61,9 +61,7 @@ def synthetic_jets(count: int, seed: int) -> dict[str, np.ndarray | ak.Array]:
     pf["dR"] = np.hypot(d_eta, d_phi)
 
     log_ratio = (
-        0.1 * np.tanh(columns["jetEta"])
-        - 0.5 * np.log(carried)
-        + 0.005 * (columns["QG_mult"] - 20.0)
+        0.1 * np.tanh(columns["jetEta"]) - 0.5 * np.log(share) + 0.005 * (columns["QG_mult"] - 20.0)
     )
     matched = rng.random(count) > 0.1
     columns["genJetPt"] = np.float32(
@@ -80,14 +78,10 @@ def write_jets(path: Path, columns: dict, tree: str = "AK4jets/jetTree", basket:
     """Write columns to a ROOT file in baskets of `basket` jets; returns its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with uproot.recreate(path) as file:
-        written = file.mktree(
-            tree, {name: _branch_type(values) for name, values in columns.items()}
-        )
+        ttree = file.mktree(tree, {name: _branch_type(values) for name, values in columns.items()})
         count = len(columns["jetPt"])
         for start in range(0, count, basket):
-            written.extend(
-                {name: values[start : start + basket] for name, values in columns.items()}
-            )
+            ttree.extend({name: values[start : start + basket] for name, values in columns.items()})
     return path
 
 

@@ -1,5 +1,5 @@
-"""Classification with a config and a network file written as those published for weaver-core are:
-train, predict, export, fine-tune.
+"""Classification with a data config and a network file in the style of those published for
+weaver-core: train, predict, export, fine-tune.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def model_arguments(folder: Path, model: str = "trial/") -> list[str]:
     ]
 
 
-def test_it_learns(place):
+def test_training_lowers_the_loss_and_raises_the_accuracy(place):
     metrics = [record["metrics"] for record in history(place / "trial")]
     assert metrics[-1]["AvgLoss"] < 0.8 * metrics[0]["AvgLoss"]
     assert metrics[-1]["AvgAcc"] > 0.75
@@ -158,7 +158,7 @@ def test_predictions_have_the_columns_of_weaver_core(place, jet_files):
     assert set(other.fields) == {"scores", "_label_", "jetPt", "jetEta"}
 
 
-def test_the_exported_network_answers_with_scores(place, jet_files, capsys):
+def test_the_exported_network_returns_scores(place, jet_files, capsys):
     words = [
         f"--export-onnx={place}/onnx/model.onnx",
         f"--triton-config={place}/tagger/config.pbtxt",
@@ -173,10 +173,10 @@ def test_the_exported_network_answers_with_scores(place, jet_files, capsys):
         None, {name: np.ones((5, dim, 40), np.float32) for name, dim in shapes.items()}
     )[0]
     np.testing.assert_allclose(scores.sum(axis=1), 1, rtol=1e-5)
-    described = json.loads((place / "onnx" / "preprocess.json").read_text())
-    assert described["output_names"] == ["label_soft", "label_hard"]
-    assert described["pf_features"]["var_length"] == 40
-    assert described["pf_features"]["var_infos"]["pf_logpt"] == {
+    preprocessing = json.loads((place / "onnx" / "preprocess.json").read_text())
+    assert preprocessing["output_names"] == ["label_soft", "label_hard"]
+    assert preprocessing["pf_features"]["var_length"] == 40
+    assert preprocessing["pf_features"]["var_infos"]["pf_logpt"] == {
         **{
             "median": 1.0,
             "norm_factor": 0.5,
@@ -194,7 +194,9 @@ def test_the_exported_network_answers_with_scores(place, jet_files, capsys):
     }
 
 
-def test_weights_start_another_training_and_frozen_ones_stay(place, jet_files, monkeypatch, capsys):
+def test_training_starts_from_loaded_weights_and_keeps_frozen_ones(
+    place, jet_files, monkeypatch, capsys
+):
     monkeypatch.setenv("JEC_CACHE", str(place / "cache"))
     state = torch.load(place / "trial" / "best.pt", weights_only=True)["model"]
     # nothing but a state_dict, as weaver-core writes it
@@ -243,7 +245,7 @@ def test_weaver_core_gets_a_state_dict_of_the_best_and_of_every_epoch(place):
 
 
 def predictions_of(place, jet_files, model: str) -> np.ndarray:
-    """Scores of the test jets with what --model-prefix names."""
+    """Scores of the test jets by the model that --model-prefix names."""
     words = [
         "--predict",
         f"--data-test={jet_files}/test/*.root",
@@ -253,8 +255,10 @@ def predictions_of(place, jet_files, model: str) -> np.ndarray:
     return np.load(place / "again.npz")["score_label_hard"]
 
 
-def test_a_model_prefix_of_weaver_core_is_taken(place, jet_files, capsys):
-    """Its files beside the prefix, and names of weights as DDP and torch.compile leave them."""
+def test_a_model_prefix_of_weaver_core_is_accepted(place, jet_files, capsys):
+    """Its files lie beside the prefix; DDP and torch.compile add prefixes to the names of
+    weights.
+    """
     expected = predictions_of(place, jet_files, "trial/")
     (place / "theirs").mkdir()
     best = torch.load(place / "trial" / "best.pt", weights_only=True)["model"]
@@ -277,12 +281,12 @@ def test_a_model_prefix_of_weaver_core_is_taken(place, jet_files, capsys):
     ],
     ids=["in a search", "auto-clean", "alone"],
 )
-def test_which_epochs_are_kept_for_weaver_core(
+def test_epochs_whose_weights_are_stored_for_weaver_core(
     place, jet_files, tmp_path, monkeypatch, words, epochs
 ):
     monkeypatch.setenv("JEC_CACHE", str(place / "cache"))
     prefix = tmp_path / "models" / "net"  # no folder: weaver-core's files lie beside it
-    trained = [
+    arguments = [
         *model_arguments(place)[:2],
         f"--model-prefix={prefix}",
         "--gpus=",
@@ -292,12 +296,12 @@ def test_which_epochs_are_kept_for_weaver_core(
         "--steps-per-epoch=2",
         "--tensorboard-log-dir=none",
     ]
-    assert main([*trained, *(word.format(tmp_path) for word in words)]) == 0
+    assert main([*arguments, *(word.format(tmp_path) for word in words)]) == 0
     names = {f"net_epoch-{epoch}_state.pt" for epoch in epochs} | {"net_best_epoch_state.pt"}
     assert {path.name for path in prefix.parent.glob("*.pt")} == names
 
 
-def test_a_file_of_weights_may_be_exported_and_a_wrong_one_is_refused(place, capsys):
+def test_a_weights_file_is_exported_and_one_of_another_network_is_refused(place, capsys):
     best = torch.load(place / "trial" / "best.pt", weights_only=True)["model"]
     torch.save({f"net.{name}": value for name, value in best.items()}, place / "part.pt")
     assert main([*model_arguments(place, "part.pt:net"), f"--export-onnx={place}/part.onnx"]) == 0
@@ -309,13 +313,13 @@ def test_a_file_of_weights_may_be_exported_and_a_wrong_one_is_refused(place, cap
 
 def test_print_shows_layers_parameters_and_operations(place, capsys):
     assert main([*model_arguments(place), "--print"]) == 0
-    shown = capsys.readouterr().out
-    assert "EdgeConvBlock" in shown
+    output = capsys.readouterr().out
+    assert "EdgeConvBlock" in output
     parameters = 2 * 3 + 6 * 16 + 16 * 16 + 2 * 2 * 16 + 3 * 16 + 2 * 16 + 17 * 16 + 17 * 2
-    assert f"{parameters:,} parameters" in shown
+    assert f"{parameters:,} parameters" in output
 
 
-def test_print_names_the_inputs_that_a_network_does_not_take(place, tmp_path, capsys):
+def test_print_names_the_network_file_when_forward_fails(place, tmp_path, capsys):
     network = tmp_path / "net.py"
     network.write_text(
         "import torch\n"
@@ -335,7 +339,7 @@ def test_print_names_the_inputs_that_a_network_does_not_take(place, tmp_path, ca
     assert "TypeError" in error
 
 
-def test_the_area_under_the_curve_counts_pairs():
+def test_auc_is_the_share_of_correctly_ordered_pairs():
     rng = np.random.default_rng(0)
     label, score = rng.integers(0, 2, 50) == 1, rng.integers(0, 8, 50) / 8
     pairs = score[label][:, None] - score[~label]

@@ -26,39 +26,39 @@ QUIET = "--tensorboard-log-dir=none"
 
 
 class Runs:
-    """Runs commands in fresh folders of their own, each command once."""
+    """Runs each command once, in a folder of its own."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.made: dict[Command, Run] = {}
+        self.results: dict[Command, Run] = {}
 
     def run(self, command: Command) -> Run:
-        if command not in self.made:
-            place = self.folder / str(len(self.made))
+        if command not in self.results:
+            place = self.folder / str(len(self.results))
             place.mkdir()
             write_files(place)
             with pytest.MonkeyPatch.context() as patch:
-                self.made[command] = _run(command, place, patch)
-        return self.made[command]
+                self.results[command] = _run(command, place, patch)
+        return self.results[command]
 
 
 def _run(command: Command, place: Path, patch: pytest.MonkeyPatch) -> Run:
-    """Run the lines of a command in a folder, and watch what they ask for."""
+    """Run the lines of a command in a folder and record their calls of the watched functions."""
     patch.chdir(place)
-    # the decoded jets of one set of files are those of all: they are written alike
+    # every command writes the same jets, so all of them could share one cache
     patch.setenv("JEC_CACHE", str(place / "cache"))
     patch.setenv("LOCAL_RANK", "")
     patch.delenv("LOCAL_RANK")
     calls: dict[str, list] = {}
 
-    def watch(where, name: str, key: str, instead=None) -> None:
+    def watch(where, name: str, key: str, substitute=None) -> None:
         original = getattr(where, name)
 
-        def watched(*args, **kwargs):
+        def replacement(*args, **kwargs):
             calls.setdefault(key, []).append(kwargs)
-            return (instead or original)(*args, **kwargs)
+            return (substitute or original)(*args, **kwargs)
 
-        patch.setattr(where, name, watched)
+        patch.setattr(where, name, replacement)
 
     watch(loader, "Resident", "Resident")
     watch(torch, "compile", "compile", lambda model, **_: model)
@@ -67,9 +67,9 @@ def _run(command: Command, place: Path, patch: pytest.MonkeyPatch) -> Run:
     parsed: list[TrainOptions] = []
     patch.setattr(train, "parse", lambda words: parsed.append(options.parse(words)) or parsed[-1])
 
-    messages, printed = io.StringIO(), io.StringIO()
+    messages, stdout = io.StringIO(), io.StringIO()
     code = 0
-    with contextlib.redirect_stderr(messages), contextlib.redirect_stdout(printed):
+    with contextlib.redirect_stderr(messages), contextlib.redirect_stdout(stdout):
         own = () if "--tensorboard" in command.words else (QUIET,)
         for words in command.lines(*own):
             code = code or train.main(words)
@@ -80,7 +80,7 @@ def _run(command: Command, place: Path, patch: pytest.MonkeyPatch) -> Run:
         code=code,
         facts=facts(place),
         messages=messages.getvalue(),
-        printed=printed.getvalue(),
+        stdout=stdout.getvalue(),
         calls=calls,
         options=parsed[-1] if parsed else None,
     )
@@ -92,7 +92,7 @@ def runs(tmp_path_factory) -> Runs:
 
 
 @pytest.mark.parametrize("case", [*OF_WEAVER_CORE, *OWN], ids=lambda case: case.name)
-def test_each_accepted_flag_changes_the_result_or_says_why_not(runs, case: Case):
+def test_each_accepted_flag_changes_the_result_or_warns_of_no_effect(runs, case: Case):
     plain, flagged = runs.run(case.command_without), runs.run(case.command)
     assert (plain.code, flagged.code) == (0, 0), plain.messages + flagged.messages
     if case.says:
@@ -113,7 +113,7 @@ def test_the_result_is_that_of_weaver_core(runs, case: Case):
 
 
 @pytest.mark.parametrize("flag", REFUSED)
-def test_the_other_flags_of_weaver_core_are_refused(flag, capsys):
+def test_unsupported_flags_of_weaver_core_are_refused(flag, capsys):
     words = [f"--{flag}", *(["x"] if WEAVER_ONLY_FLAGS[flag].takes_value else [])]
     with pytest.raises(SystemExit) as exit_error:
         options.parse([*Command().lines()[0], *words])
@@ -122,7 +122,7 @@ def test_the_other_flags_of_weaver_core_are_refused(flag, capsys):
 
 
 def test_every_flag_has_a_case():
-    """By the parser itself, so that a new flag without a case fails."""
+    """The flags come from the parser, so that a new flag without a case fails."""
     flags = set()
     for action in options.parser()._actions:
         names = [name for name in action.option_strings if name.startswith("--")]

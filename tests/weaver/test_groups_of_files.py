@@ -21,7 +21,7 @@ def put_files(base, tmp_path):
 
 
 @pytest.mark.parametrize("where", ["disk", "s3", "xrootd"])
-def test_split_names_take_files_with_blanks_from_anywhere(where, request, tmp_path):
+def test_split_names_group_files_with_blanks_from_disk_s3_and_xrootd(where, request, tmp_path):
     if where == "disk":
         base = str(tmp_path / "data")
     elif where == "s3":
@@ -32,8 +32,10 @@ def test_split_names_take_files_with_blanks_from_anywhere(where, request, tmp_pa
     groups = groups_of([f"two%2:{base}/*.root", f"all:{base}/*.root"])
     assert list(groups) == ["all", "two_0", "two_1"]
     assert groups["all"] == [f"{base}/*.root"]
-    named = [[storage.name(entry.uri) for entry in groups[name]] for name in ("two_0", "two_1")]
-    assert named == [NAMES[:2], NAMES[2:]]
+    file_names = [
+        [storage.name(entry.uri) for entry in groups[name]] for name in ("two_0", "two_1")
+    ]
+    assert file_names == [NAMES[:2], NAMES[2:]]
     config = DataConfig.load(str(DATA / "jec_pfn_open.yaml"))
     sizes = []
     for name in ("two_0", "two_1"):

@@ -1,5 +1,5 @@
-"""Tensors, labels, observers, weights and derived numbers equal those that weaver-core 0.5.3 made
-of the same files and configs.
+"""Tensors, labels, observers, weights and derived numbers equal those of weaver-core 0.5.3 for the
+same files and configs.
 
 Its arrays are stored (tests/weaver/peer/arrays, written by `make parity WRITE=1`); the files are
 generated anew, the same everywhere.
@@ -27,7 +27,7 @@ LAST_BITS = 8 * 2**-24
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_equal_to_weaver_core(case, tmp_path):
+def test_arrays_equal_those_of_weaver_core(case, tmp_path):
     peer, result = dict(np.load(case.array_file)), ours(case, tmp_path)
     # Equal to the bit wherever this CPU computes functions like that on which weaver-core ran.
     same_bits = np.array_equal(peer["math_bits"], result["math_bits"])
@@ -43,7 +43,7 @@ def test_equal_to_weaver_core(case, tmp_path):
 
 @with_weaver_core
 @pytest.mark.slow
-def test_both_programs_take_the_weights_of_the_other(tmp_path, monkeypatch):
+def test_both_programs_load_the_weights_of_the_other(tmp_path, monkeypatch):
     """--model-prefix and --load-model-weights, run in weaver-core's own environment."""
     monkeypatch.setenv("JEC_CACHE", str(tmp_path / "cache"))
     differences = exchange(tmp_path, str(PEER_PYTHON))
@@ -53,8 +53,8 @@ def test_both_programs_take_the_weights_of_the_other(tmp_path, monkeypatch):
 
 @with_weaver_core
 @pytest.mark.slow
-def test_the_flags_of_weaver_core_are_those_of_its_parser():
-    """That each of them is taken or refused, and has a case: test_options.py, test_flags.py."""
+def test_the_list_of_weaver_core_s_flags_matches_its_parser():
+    """test_options.py and test_flags.py check that each is accepted or refused and has a case."""
     code = "from weaver.train import parser; print(*sorted(parser._option_string_actions))"
     process = subprocess.run(
         [str(PEER_PYTHON), "-c", code], cwd="/", capture_output=True, text=True, check=True
@@ -69,7 +69,7 @@ def _finite(values: np.ndarray) -> np.ndarray:
     return values[np.isfinite(values)] if values.dtype.kind == "f" else values.astype("f8")
 
 
-def test_the_cases_reach_what_they_are_for():
+def test_every_case_has_jets_weights_and_distinct_histograms():
     """Every role of every case has jets; weights vary, and the histograms of classes differ."""
     peers = {case.name: dict(np.load(case.array_file)) for case in CASES}
     for arrays in peers.values():

@@ -1,5 +1,5 @@
-"""Trainings as published scripts for weaver-core 0.5.3 ask for them: what it takes trains here too,
-and what cannot be used ends in one sentence that names it.
+"""Commands of published scripts for weaver-core 0.5.3 train here too; unusable input ends with one
+error line that names it.
 """
 
 from __future__ import annotations
@@ -71,15 +71,15 @@ def columns(seed: int) -> dict:
     }
 
 
-def write(path: Path, made: dict) -> Path:
+def write(path: Path, columns: dict) -> Path:
     with uproot.recreate(path) as file:
         types = {}
-        for name, values in made.items():
+        for name, values in columns.items():
             is_numpy = isinstance(values, np.ndarray)
             types[name] = (
                 np.dtype((values.dtype, values.shape[1:])) if is_numpy else values.type.content
             )
-        file.mktree("jets", types).extend(made)
+        file.mktree("jets", types).extend(columns)
     return path
 
 
@@ -128,13 +128,13 @@ def events(path: Path) -> ak.Array:
 
 
 def test_auto_preprocess_with_test_data_prediction_and_export(place):
-    """weaver-core keeps the numbers beside the data config; here they are the trial's."""
-    given = ["--regression-mode", "--predict-output=out/first.root", "--data-test=val.root"]
-    assert main(words(place, *DATA, *given, method="auto")) == 0
+    """weaver-core stores the numbers beside the data config; here the trial stores them."""
+    flags = ["--regression-mode", "--predict-output=out/first.root", "--data-test=val.root"]
+    assert main(words(place, *DATA, *flags, method="auto")) == 0
     first = events(place / "out/first.root")
     assert len(first) == JETS
-    again = ["--predict", "--regression-mode", "--data-test=val.root"]
-    assert main(words(place, *again, "--predict-output=out/again.root", method="auto")) == 0
+    predict = ["--predict", "--regression-mode", "--data-test=val.root"]
+    assert main(words(place, *predict, "--predict-output=out/again.root", method="auto")) == 0
     np.testing.assert_array_equal(first["output"], events(place / "out/again.root")["output"])
     assert first["lists"].to_list() == columns(2)["lists"].to_list()
 
@@ -145,9 +145,9 @@ def test_auto_preprocess_with_test_data_prediction_and_export(place):
     assert info["norm_factor"] == pytest.approx(1 / max(high - middle, middle - low))
 
 
-def test_without_the_trials_numbers_it_is_said_what_to_give(place, capsys):
-    given = ["--predict", "--data-test=val.root", "--predict-output=p.root", "--regression-mode"]
-    assert main(words(place, *given, method="auto", prefix="none")) == 2
+def test_without_derived_standardisation_the_error_says_what_to_pass(place, capsys):
+    flags = ["--predict", "--data-test=val.root", "--predict-output=p.root", "--regression-mode"]
+    assert main(words(place, *flags, method="auto", prefix="none")) == 2
     messages = capsys.readouterr().err
     for part in ("c.yaml leaves the standardisation (logx", "--data-train", "*.auto.yaml"):
         assert part in messages
@@ -157,9 +157,9 @@ def test_without_the_trials_numbers_it_is_said_what_to_give(place, capsys):
 
 
 def test_classes_of_a_custom_label(place, capsys):
-    given = ["-o", "outputs", "3", "--data-test=val.root", "--predict-output=out/p.root"]
-    result = words(place, *DATA, *given, label="truth: kind", loss="CrossEntropyLoss")
-    assert main(result) == 0
+    flags = ["-o", "outputs", "3", "--data-test=val.root", "--predict-output=out/p.root"]
+    arguments = words(place, *DATA, *flags, label="truth: kind", loss="CrossEntropyLoss")
+    assert main(arguments) == 0
     assert "highest accuracy" in capsys.readouterr().err
     predictions = events(place / "out/p.root")
     np.testing.assert_array_equal(predictions["truth"], columns(2)["kind"])
@@ -177,27 +177,29 @@ def test_classes_of_a_custom_label(place, capsys):
         ("t: pair", 3, "label 't' has (2,) numbers for each jet"),
     ],
 )
-def test_labels_that_are_no_classes_are_named(place, capsys, label, outputs, reason):
-    result = words(
+def test_labels_that_are_not_class_numbers_are_refused_with_the_reason(
+    place, capsys, label, outputs, reason
+):
+    arguments = words(
         place, *DATA, "-o", "outputs", str(outputs), label=label, loss="CrossEntropyLoss"
     )
-    assert main(result) == 2
+    assert main(arguments) == 2
     assert reason in capsys.readouterr().err
 
 
 def test_several_targets_for_each_jet(place, capsys):
     """As weaver-core: AvgMSE adds up the errors of a jet's targets."""
-    given = ["--regression-mode", "-o", "outputs", "2"]
-    assert main(words(place, *DATA, *given, label="t: pair")) == 0
+    flags = ["--regression-mode", "-o", "outputs", "2"]
+    assert main(words(place, *DATA, *flags, label="t: pair")) == 0
     metrics = history(place / "trial")[0]["metrics"]
     assert metrics["AvgMSE"] == pytest.approx(2 * metrics["AvgLoss"], rel=1e-5)
     assert main(words(place, *DATA, "--regression-mode", label="t: pair", prefix="other")) == 2
     assert "the label 't' has the shape (N, 2)" in capsys.readouterr().err
 
 
-def test_the_best_epoch_of_a_classification_is_that_of_the_highest_accuracy(place):
-    given = ["-o", "outputs", "3", "--num-epochs=6", "--start-lr=0.05"]
-    assert main(words(place, *DATA, *given, label="t: kind", loss="CrossEntropyLoss")) == 0
+def test_the_best_epoch_of_a_classification_has_the_highest_accuracy(place):
+    flags = ["-o", "outputs", "3", "--num-epochs=6", "--start-lr=0.05"]
+    assert main(words(place, *DATA, *flags, label="t: kind", loss="CrossEntropyLoss")) == 0
     accuracies = [record["metrics"]["AvgAcc"] for record in history(place / "trial")]
     best = torch.load(place / "trial/best.pt", weights_only=True)
     assert best["epoch"] == int(np.argmax(accuracies))
@@ -206,21 +208,21 @@ def test_the_best_epoch_of_a_classification_is_that_of_the_highest_accuracy(plac
 # ---------------------------------------------------------------------------- what does not fit
 
 
-def test_a_forward_that_does_not_fit_is_one_sentence(place, capsys):
+def test_a_forward_that_does_not_take_the_inputs_is_reported_in_one_line(place, capsys):
     assert main(words(place, *DATA, "--regression-mode", arguments="flat")) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     for part in ("net.py", "forward", "flat (N, 2)", "points (N, 1, 3)", "TypeError"):
         assert part in line
     assert main(words(place, *DATA, "--regression-mode", prefix="good")) == 0
-    alone = ["--predict", "--data-test=val.root", "--predict-output=p.root", "--regression-mode"]
-    assert main(words(place, *alone, arguments="flat", prefix="good")) == 2
+    predict = ["--predict", "--data-test=val.root", "--predict-output=p.root", "--regression-mode"]
+    assert main(words(place, *predict, arguments="flat", prefix="good")) == 2
     assert "forward does not take the inputs" in capsys.readouterr().err
 
 
-def test_a_nan_target_in_validation_is_named(place, capsys):
-    result = columns(2)
-    result["y"][5] = np.nan
-    write(place / "val.root", result)
+def test_a_nan_target_in_validation_is_reported_with_its_label(place, capsys):
+    jets = columns(2)
+    jets["y"][5] = np.nan
+    write(place / "val.root", jets)
     assert main(words(place, *DATA, "--regression-mode")) == 1
     messages = capsys.readouterr().err
     assert "the validation jets hold values that are not finite: label 't' is NaN" in messages
@@ -244,12 +246,12 @@ def test_fewer_jets_than_a_batch_are_refused(place, capsys):
 # ------------------------------------------------------ selections, folds and trying a command
 
 
-def test_a_selection_is_taken_from_files_only(place, capsys):
-    result = words(place, "--data-val=val.root", "--regression-mode")
+def test_an_extra_selection_on_prepared_data_is_refused(place, capsys):
+    arguments = words(place, "--data-val=val.root", "--regression-mode")
     config = DataConfig.load("c.yaml")
     prepared = prepare("train.root", config, str(place / "storage"), for_training=True)
-    result += ["--data-train", prepared.uri]
-    assert main([*result, "--extra-selection-train", "x > 5"]) == 2
+    arguments += ["--data-train", prepared.uri]
+    assert main([*arguments, "--extra-selection-train", "x > 5"]) == 2
     messages = capsys.readouterr().err
     assert prepared.uri in messages
     assert "--extra-selection-" in messages
@@ -265,26 +267,26 @@ def test_a_selection_is_taken_from_files_only(place, capsys):
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
-def test_a_selection_that_cannot_be_used_is_named(place, capsys, flags, reason):
+def test_an_invalid_selection_is_refused_with_its_flag_or_name(place, capsys, flags, reason):
     test = ["--data-test=val.root", "--predict-output=p.root"]
     assert main(words(place, *DATA, "--regression-mode", *test, *flags)) == 2
     assert reason in capsys.readouterr().err
 
 
 def test_validation_with_other_inputs_or_labels_is_refused(place, capsys):
-    result = words(place, *DATA, "--regression-mode")
+    arguments = words(place, *DATA, "--regression-mode")
     (place / "other.yaml").write_text((place / "c.yaml").read_text().replace("t: y", "u: y"))
-    assert main([*result, "--data-config-val=other.yaml"]) == 2
+    assert main([*arguments, "--data-config-val=other.yaml"]) == 2
     messages = capsys.readouterr().err
     for part in ("other.yaml", "c.yaml", "'u'", "'t'"):
         assert part in messages
 
 
-def test_extra_selections_leave_the_derived_numbers_as_they_are(place):
+def test_extra_selections_do_not_change_the_derived_standardisation(place):
     """weaver-core 0.5.3 derives without the extra selection, "to get more stats"."""
-    more = ["--regression-mode", "--extra-selection-train", "x > 4"]
+    flags = ["--regression-mode", "--extra-selection-train", "x > 4"]
     assert main(words(place, *DATA, "--regression-mode", method="auto", prefix="all")) == 0
-    assert main(words(place, *DATA, *more, method="auto", prefix="some")) == 0
+    assert main(words(place, *DATA, *flags, method="auto", prefix="some")) == 0
     derived = [(place / name / "derived.json").read_text() for name in ("all", "some")]
     assert derived[0] == derived[1]
     sets = [json.loads(path.read_text()) for path in place.rglob("dataset.json")]
@@ -308,13 +310,13 @@ def test_demo_takes_the_first_files_of_all_samples(tmp_path):
 
 def test_without_validation_data_the_last_part_of_each_file_validates(place):
     """weaver-core loads the entries 0 to trunc(0.75 n) and trunc(0.75 n) to n of each file."""
-    result = words(place, "--data-train", "train.root", "val.root", "--train-val-split=0.75")
-    assert main([*result, "--regression-mode", "--log-file=logs/a.log"]) == 0
+    arguments = words(place, "--data-train", "train.root", "val.root", "--train-val-split=0.75")
+    assert main([*arguments, "--regression-mode", "--log-file=logs/a.log"]) == 0
     sets = {}
     for path in (place / "cache/cache").glob("*/dataset.json"):
-        described = json.loads(path.read_text())
+        description = json.loads(path.read_text())
         x = np.load(path.parent / "observer.x.npy")
-        sets[described["role"]] = (described["num_jets"], x)
+        sets[description["role"]] = (description["num_jets"], x)
     assert {role: count for role, (count, _) in sets.items()} == {"training": 66, "validation": 22}
     expected = np.concatenate([columns(1)["x"][33:], columns(2)["x"][33:]])
     np.testing.assert_array_equal(sets["validation"][1], expected)
@@ -323,19 +325,19 @@ def test_without_validation_data_the_last_part_of_each_file_validates(place):
     assert "\r" not in log
 
 
-def test_more_epochs_on_resume(place):
-    result = words(place, *DATA, "--regression-mode")
-    assert main(result) == 0
-    assert main([*result, "--num-epochs=3"]) == 0
+def test_a_finished_trial_resumes_with_more_epochs(place):
+    arguments = words(place, *DATA, "--regression-mode")
+    assert main(arguments) == 0
+    assert main([*arguments, "--num-epochs=3"]) == 0
     assert [record["epoch"] for record in history(place / "trial")] == [0, 1, 2]
 
 
-def test_load_epoch_goes_on_after_any_kept_epoch(place, capsys):
-    """With its weights, as weaver-core's --load-epoch; also with those that weaver-core kept."""
-    result = [*words(place, *DATA, "--regression-mode"), "--num-epochs=3"]
-    assert main(result) == 0
+def test_load_epoch_resumes_after_any_stored_epoch(place, capsys):
+    """As weaver-core's --load-epoch; also from weights that weaver-core stored."""
+    arguments = [*words(place, *DATA, "--regression-mode"), "--num-epochs=3"]
+    assert main(arguments) == 0
     before = history(place / "trial")
-    assert main([*result, "--load-epoch=0"]) == 0
+    assert main([*arguments, "--load-epoch=0"]) == 0
     assert "resuming after epoch 0 with" in capsys.readouterr().err
     after = history(place / "trial")
     assert [record["epoch"] for record in after] == [0, 1, 2]
@@ -345,15 +347,15 @@ def test_load_epoch_goes_on_after_any_kept_epoch(place, capsys):
     assert best["epoch"] == int(np.argmin(losses))
 
     (place / "other_epoch-1_state.pt").write_bytes((place / "trial_epoch-1_state.pt").read_bytes())
-    of_other = [*words(place, *DATA, "--regression-mode", prefix="other"), "--num-epochs=3"]
-    assert main([*of_other, "--load-epoch=1"]) == 0
+    other_arguments = [*words(place, *DATA, "--regression-mode", prefix="other"), "--num-epochs=3"]
+    assert main([*other_arguments, "--load-epoch=1"]) == 0
     assert [record["epoch"] for record in history(place / "other")] == [2]
 
 
-def test_outputs_without_a_folder_go_beside_the_model(place):
+def test_outputs_without_a_folder_are_written_beside_the_model(place):
     """weaver-core: predict_output/ beside the model prefix, and the ONNX file beside the model."""
-    given = ["--data-test=val.root", "--predict-output=p.root", "--regression-mode"]
-    assert main(words(place, *DATA, *given, prefix="models/net")) == 0
+    flags = ["--data-test=val.root", "--predict-output=p.root", "--regression-mode"]
+    assert main(words(place, *DATA, *flags, prefix="models/net")) == 0
     assert len(events(place / "models/predict_output/p.root")) == JETS
     assert main(words(place, "--export-onnx=m.onnx", prefix="models/net")) == 0
     assert (place / "models/m.onnx").exists()
@@ -362,22 +364,22 @@ def test_outputs_without_a_folder_go_beside_the_model(place):
 
 
 @pytest.mark.slow
-def test_the_command_starts_its_ranks_itself(place, monkeypatch):
+def test_the_command_starts_its_own_ranks(place, monkeypatch):
     """--gpus 0,1 on two GPUs; here the two ranks share a CPU."""
-    result = words(place, *DATA, "--regression-mode", "--seed=3")
-    assert launch.run_ranks(2, result, "name") == 0
+    arguments = words(place, *DATA, "--regression-mode", "--seed=3")
+    assert launch.run_ranks(2, arguments, "name") == 0
     record = history(place / "trial")[0]
     assert main(words(place, *DATA, "--regression-mode", "--seed=3", prefix="one")) == 0
     alone = history(place / "one")[0]
     assert record["val_loss"] == pytest.approx(alone["val_loss"], rel=1e-4)
-    assert launch.run_ranks(2, [*result, "--batch-size=9"], "name") == 2
+    assert launch.run_ranks(2, [*arguments, "--batch-size=9"], "name") == 2
 
 
 def test_only_several_gpus_in_one_process_need_ranks(monkeypatch):
-    given = ["-c", "c", "-n", "n", "-m", "m", "--data-train", "a", "--data-val", "b", "--gpus"]
+    arguments = ["-c", "c", "-n", "n", "-m", "m", "--data-train", "a", "--data-val", "b", "--gpus"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert launch.needs_ranks(parse([*given, "0,1,3"]), {}) == 3
-    assert launch.needs_ranks(parse([*given, "0"]), {}) == 0
-    assert launch.needs_ranks(parse([*given, "0,1"]), {"LOCAL_RANK": "1"}) == 0
+    assert launch.needs_ranks(parse([*arguments, "0,1,3"]), {}) == 3
+    assert launch.needs_ranks(parse([*arguments, "0"]), {}) == 0
+    assert launch.needs_ranks(parse([*arguments, "0,1"]), {"LOCAL_RANK": "1"}) == 0
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert launch.needs_ranks(parse([*given, "0,1"]), {}) == 0
+    assert launch.needs_ranks(parse([*arguments, "0,1"]), {}) == 0

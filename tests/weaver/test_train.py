@@ -1,5 +1,5 @@
-"""`python -m weaver.train` as the cluster runs it: a process that is killed, stopped, restarted,
-and writes where it is told to.
+"""`python -m weaver.train` as the cluster runs it: a process that is killed, stopped and restarted,
+and whose files may lie on S3.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WORDS = {"num_epochs": 10, "batch_size": 22, "options": {"dropout": 0.1}}
 
 @pytest.fixture(scope="module")
 def whole(prepared, tmp_path_factory):
-    """The folder of a trial that nobody disturbed."""
+    """The folder of a trial that ran without interruption."""
     folder = tmp_path_factory.mktemp("whole")
     process = start(command(prepared, folder, **WORDS))
     messages = finish(process)
@@ -31,9 +31,7 @@ def whole(prepared, tmp_path_factory):
     return folder
 
 
-def test_killed_after_an_epoch_the_same_command_ends_with_the_same_weights(
-    prepared, whole, tmp_path
-):
+def test_the_same_command_after_a_kill_ends_with_the_same_weights(prepared, whole, tmp_path):
     words = command(prepared, tmp_path / "trial", metrics_log=tmp_path / "metrics.log", **WORDS)
     process = start(words)
     wait_for(process, lambda: len(history(tmp_path / "trial")) >= 1)
@@ -51,7 +49,7 @@ def test_killed_after_an_epoch_the_same_command_ends_with_the_same_weights(
     assert (tmp_path / "metrics.log").read_text() == lines(history(tmp_path / "trial"))
 
 
-def test_sigterm_leaves_a_checkpoint_and_exit_code_143(prepared, whole, tmp_path):
+def test_sigterm_writes_a_checkpoint_and_exits_with_143(prepared, whole, tmp_path):
     words = command(prepared, tmp_path, **WORDS)
     process = start(words)
     wait_for(process, lambda: len(history(tmp_path)) >= 1)
@@ -59,7 +57,7 @@ def test_sigterm_leaves_a_checkpoint_and_exit_code_143(prepared, whole, tmp_path
     messages = finish(process)
     assert process.returncode == 143, messages
     assert "stopped by a signal in epoch" in messages
-    # in this process: as many threads or not, the last bits are compared below only if equal
+    # this process may use another number of threads, so the last bits may differ
     assert main(words) == 0
     assert len(history(tmp_path)) == WORDS["num_epochs"]
     np.testing.assert_allclose(
@@ -69,7 +67,7 @@ def test_sigterm_leaves_a_checkpoint_and_exit_code_143(prepared, whole, tmp_path
     )
 
 
-def test_a_trial_folder_on_s3_holds_the_same(prepared, tmp_path, s3):
+def test_a_trial_folder_on_s3_has_the_same_files(prepared, tmp_path, s3):
     trial = f"{s3}/run/trials/one/"
     words = [word for word in command(prepared, trial, num_epochs=2) if "tensorboard" not in word]
     assert main(words) == 0
@@ -141,7 +139,7 @@ def test_predictions_are_written_with_labels_and_observers(prepared, whole, tmp_
         columns["target"], np.log(columns["genJetPt"] / columns["jetPt"]), rtol=1e-4, atol=1e-5
     )
     assert np.corrcoef(columns["output"], columns["target"])[0, 1] > 0.1
-    # nothing of it reaches the trial
+    # predicting changes nothing in the trial's folder
     assert {path.name: path.read_bytes() for path in whole.iterdir()} == before
 
 
@@ -177,7 +175,7 @@ def test_weights_of_another_network_are_refused(prepared, whole, tmp_path, capsy
     assert "holds the weights of another network" in capsys.readouterr().err
 
 
-def test_gpus_that_are_not_there_are_a_warning(prepared, tmp_path, capsys):
+def test_gpus_that_do_not_exist_are_a_warning(prepared, tmp_path, capsys):
     assert main(command(prepared, tmp_path, num_epochs=1, gpus="0")) == 0
     assert (
         capsys.readouterr().err.count(
@@ -187,7 +185,7 @@ def test_gpus_that_are_not_there_are_a_warning(prepared, tmp_path, capsys):
     )
 
 
-def test_the_allocator_hint_comes_once_and_only_where_it_helps(
+def test_the_allocator_hint_is_printed_once_and_only_where_it_helps(
     prepared, tmp_path, capsys, monkeypatch
 ):
     from weaver.fit.allocator import ENVIRONMENT

@@ -1,5 +1,5 @@
-"""Trials for the tests: their command line, started as processes or in this one, and what they
-leave behind.
+"""Trials for the tests: their command line, how to start and await them, and the files they
+write.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def command(
     prepared, folder: Path | str, network: str = "pfn", options: dict | None = None, **flags
 ) -> list[str]:
     """Arguments of weaver.train on prepared data; `flags` as start_lr=0.01."""
-    given = {
+    flags_and_defaults = {
         "num_epochs": 3,
         "batch_size": 100,
         "start_lr": 1e-3,
@@ -40,12 +40,12 @@ def command(
         f"--model-prefix={folder}",
         "--regression-mode",
     ]
-    words += [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
-    chosen = {**(SMALL if network == "pfn" else SMALL_PARTICLE_NET), **(options or {})}
+    words += [f"--{name.replace('_', '-')}={value}" for name, value in flags_and_defaults.items()]
+    network_options = {**(SMALL if network == "pfn" else SMALL_PARTICLE_NET), **(options or {})}
     return [
         *words,
         "--network-option",
-        ",".join(f"{name}:{value}" for name, value in chosen.items()),
+        ",".join(f"{name}:{value}" for name, value in network_options.items()),
     ]
 
 
@@ -62,13 +62,13 @@ def start(words: list[str], **environment: str) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen, seconds: float = 60) -> str:
-    """Wait for a process and return what it said; the process is never left behind."""
+    """Wait for a process and return its stderr; the process is killed if it takes too long."""
     try:
         return process.communicate(timeout=seconds)[1]
     finally:
         process.kill()
         process.wait()
-        process.stderr.close()  # communicate has done so, unless its time was up
+        process.stderr.close()  # communicate closes it, except after a timeout
 
 
 def wait_for(process: subprocess.Popen, condition: Callable[[], bool], seconds: float = 30) -> None:

@@ -80,12 +80,12 @@ class Document:
             lines += [f"{self.source}: {place}: the key has no effect: {text}" for text in hints]
         return tuple(lines)
 
-    def check_keys(self, place: str, section: Mapping, allowed: Iterable[str]) -> None:
-        """Warn of keys that are not `allowed`; as in weaver-core, they have no effect."""
+    def check_keys(self, place: str, section: Mapping, known_keys: Iterable[str]) -> None:
+        """Warn of keys that are not in `known_keys`; as in weaver-core, they have no effect."""
         for key in section:
-            if key not in allowed:
+            if key not in known_keys:
                 hints = self.unknown_keys.setdefault(place, [])
-                hints.append(unknown("key", str(key), allowed))
+                hints.append(unknown("key", str(key), known_keys))
 
     def define(self, name: object, text: object, section: str) -> None:
         """Add an expression under a name, unless it only repeats the name of a branch.

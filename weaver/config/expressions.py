@@ -277,18 +277,18 @@ class Expression:
 
     def _check_keywords(self, function: ast.expr, names: set[str | None]) -> None:
         """Reject keywords that would let a call write to a column or leave numbers undefined."""
-        forbidden: set[str | None] = {None, "out"}
+        forbidden_words: set[str | None] = {None, "out"}
         member = _member(function) if isinstance(function, ast.Attribute) else None
         name = getattr(function, "attr", "")
         if isinstance(function, ast.Attribute) and (
             member is None or MODULES[member[0]] == "numpy"
         ):
-            forbidden.add("where")
+            forbidden_words.add("where")
         if name.endswith("_like"):
-            forbidden.add("shape")
+            forbidden_words.add("shape")
         if name == "nan_to_num":
-            forbidden.add("copy")
-        for word in names & forbidden:
+            forbidden_words.add("copy")
+        for word in names & forbidden_words:
             raise self._error(f"{f'{word}=' if word else '**'} is not allowed in a call")
 
     def _check_positional(self, node: ast.Attribute, count: int) -> None:

@@ -1,4 +1,4 @@
-"""weaver-core's own functions in data-config expressions, by the names it gives them.
+"""weaver-core's functions in data-config expressions, under its names.
 
 A column is a numpy array (N,), or an awkward array of N jets with several entries each. awkward and
 vector are imported by the helpers that use them, because most data configs use neither.

@@ -88,7 +88,9 @@ def of_broadcast(values: Iterable[Any]) -> float:
     entries = np.ones(length)
     for axis in range(1, max(ranks)):
         longest = [_longest(array, axis) for array in arrays if array.ndim > axis]
-        entries = entries * np.maximum.reduce([np.broadcast_to(one, length) for one in longest])
+        entries = entries * np.maximum.reduce(
+            [np.broadcast_to(length_of_array, length) for length_of_array in longest]
+        )
     return float(entries.sum())
 
 
@@ -189,8 +191,8 @@ def of_index(value: Any, index: Any) -> float:
     Slices, conditions and lists of positions for each jet cannot enlarge an array.
     """
     index_shapes = []
-    for one in index if isinstance(index, tuple) else (index,):
-        array = np.asarray(one) if isinstance(one, list) else one
+    for part in index if isinstance(index, tuple) else (index,):
+        array = np.asarray(part) if isinstance(part, list) else part
         shape = _shape(array) if getattr(array, "ndim", 0) > 0 else None
         if shape is not None and getattr(array, "dtype", np.dtype(int)).kind in "iu":
             index_shapes.append(shape)

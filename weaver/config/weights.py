@@ -105,7 +105,11 @@ class HistogramMaker:
         """Jets inside the bins, summed over the classes."""
 
     def fill(self, columns: Columns) -> None:
-        """Add a chunk of jets."""
+        """Add a chunk of jets.
+
+        Args:
+            columns: (N,) each: the variables, a 0-1 column for each class, and the base weight.
+        """
         reweighting = self.reweighting
         # the bin of each jet in each variable, then its number in the flat histogram, (N,)
         numbers_by_variable = []

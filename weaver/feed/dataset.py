@@ -206,7 +206,15 @@ class Dataset:
         return sequences + sum(column.nbytes for column in self._columns.values())
 
     def batch(self, index: np.ndarray, device: str | torch.device = "cpu") -> Batch:
-        """The jets at these positions (int64, any order, repeats allowed) as tensors."""
+        """The jets at these positions as tensors.
+
+        Args:
+            index: (n,) int64, in any order, with repeats.
+            device: of the tensors.
+
+        Raises:
+            IndexError: a position is below 0 or not below len(self).
+        """
         return self.finish(self.gather(index), device)
 
     def gather(self, index: np.ndarray) -> UnpaddedBatch:

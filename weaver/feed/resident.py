@@ -37,8 +37,8 @@ class Resident:
         self._observers = dataset.observers()
 
         # One batch of all jets, which is filled chunk by chunk.
-        one = dataset.batch(np.arange(min(len(dataset), 1)), self.device)
-        self._all = _empty_like(one, len(dataset))
+        batch = dataset.batch(np.arange(min(len(dataset), 1)), self.device)
+        self._all = _empty_like(batch, len(dataset))
         label = f"loading jets to {self.device}"
         with Progress(label, total=len(dataset), unit="jets") as progress:
             for start in range(0, len(dataset), CHUNK):
@@ -56,7 +56,7 @@ class Resident:
         return len(self._all)
 
     def batch(self, index: np.ndarray) -> Batch:
-        """The jets at these positions (int64) as tensors on the device."""
+        """The jets at these positions, (n,) int64, as tensors on the device."""
         positions = np.ascontiguousarray(index, np.int64)
         on_device = torch.from_numpy(positions).to(self.device, non_blocking=True)
 
@@ -92,8 +92,8 @@ def fits(dataset: Dataset, device: str | torch.device) -> bool:
 
 def padded_bytes(dataset: Dataset) -> int:
     """Number of bytes of all jets' padded tensors."""
-    one = dataset.batch(np.arange(min(len(dataset), 1)))
-    tensors = [*one.inputs.values(), *one.labels.values(), one.weights]
+    batch = dataset.batch(np.arange(min(len(dataset), 1)))
+    tensors = [*batch.inputs.values(), *batch.labels.values(), batch.weights]
     return len(dataset) * sum(tensor[0].nbytes for tensor in tensors if len(tensor))
 
 

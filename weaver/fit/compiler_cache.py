@@ -1,7 +1,7 @@
-"""Where torch.compile keeps what it has compiled: a temporary folder that goes with the command.
+"""The cache of torch.compile: a temporary folder that is removed with the command.
 
-By itself it leaves `torchinductor_<user>` and Triton's cache behind. Whoever wants compiled code to
-outlive a command, such as the trials of a search that share it, sets TORCHINDUCTOR_CACHE_DIR.
+torch itself would not remove `torchinductor_<user>` and Triton's cache. Set TORCHINDUCTOR_CACHE_DIR
+to keep compiled code after a command, for example for the trials of a search that share it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ VARIABLES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"
 def of_command() -> Iterator[None]:
     """Let this process, and those that it starts, keep compiled code in a folder of the block.
 
-    What the environment sets already stays.
+    Variables that are already set are not changed.
     """
     missing = {name: folder for name, folder in VARIABLES.items() if not os.environ.get(name)}
     if not missing:

@@ -58,9 +58,10 @@ class World:
             return total.tolist()
 
     def sum_on_device(self, value: torch.Tensor) -> torch.Tensor:
-        """Sum a tensor over all ranks on its device, without waiting for the result.
+        """Sum a tensor of any shape over all ranks on its device, without waiting for the result.
 
-        Raises ClusterError if another rank is lost.
+        Raises:
+            ClusterError: another rank is lost.
         """
         total = value.clone()
         with report_lost_rank(self):

@@ -62,7 +62,7 @@ def lines(history: Sequence[EpochRecord]) -> str:
 def write(path: str | os.PathLike, history: Sequence[EpochRecord]) -> None:
     """Update the collector's file.
 
-    What is missing is appended; only a file that holds something else is written anew. Raises
+    Missing lines are appended; only a file with other lines is rewritten. Raises
     InputError or StorageError where the disk refuses.
     """
     path = Path(path)

@@ -77,8 +77,8 @@ class Lookahead:
         """Restore a state that `state_dict` returned."""
         self.inner.load_state_dict(state["inner"])
         self.steps = state["steps"]
-        for weights, saved in zip(self.slow, state["slow"], strict=True):
-            weights.copy_(saved)
+        for weights, stored_weights in zip(self.slow, state["slow"], strict=True):
+            weights.copy_(stored_weights)
 
     def _parameters(self) -> list[torch.Tensor]:
         parameters: list[torch.Tensor] = []
@@ -109,11 +109,11 @@ def make_optimizer(
     ahead = {key: options.get(key, value) for key, value in LOOKAHEAD.items()}
     if name != "ranger":
         ahead = {}
-    allowed = {*takes, *ahead, "lr_mult"} - {"params", "lr"}
+    known_options = {*takes, *ahead, "lr_mult"} - {"params", "lr"}
     own: OptionValues = {}
     for key, value in options.items():
-        if key not in allowed:
-            raise InputError(f"optimizer {name}: {unknown('option', key, allowed)}")
+        if key not in known_options:
+            raise InputError(f"optimizer {name}: {unknown('option', key, known_options)}")
         if key not in ahead and key != "lr_mult":
             own[key] = value
 

@@ -107,7 +107,7 @@ OptionValues = dict[str, Any]
 def choice(what: str, choices: Iterable[str]) -> Callable[[str], str]:
     """Make an argparse type for one of `choices`, in upper or lower case.
 
-    The error for another word names the nearest choices; `what` says what they are.
+    The error for another word names the nearest choices; `what` is the kind of choice.
     """
     by_lower = {name.lower(): name for name in choices}
 

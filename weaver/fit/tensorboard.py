@@ -47,17 +47,16 @@ class TensorBoard:
             return self
         from torch.utils.tensorboard import SummaryWriter
 
-        with contextlib.ExitStack() as opened:
+        with contextlib.ExitStack() as stack:
             if not storage.is_local(self.uri):
-                # a folder in it: what is beside, such as its lock, is not uploaded
-                self.folder = str(opened.enter_context(scratch.folder(TEMPORARY)) / "events")
-            opened.enter_context(_told_once())
-            opened.enter_context(space.catch_full_disk(self.folder))
-            # What an interrupted run wrote about epochs that are now done again is hidden by
-            # purge_step.
+                # a folder in it, so that other files, such as its lock, are not uploaded
+                self.folder = str(stack.enter_context(scratch.folder(TEMPORARY)) / "events")
+            stack.enter_context(_hide_full_disk_traceback())
+            stack.enter_context(space.catch_full_disk(self.folder))
+            # purge_step hides the records of an interrupted run about epochs that are now repeated
             self.writer = SummaryWriter(self.folder, purge_step=self.first_epoch or None)
-            opened.callback(self.writer.close)
-            self._open = opened.pop_all()
+            stack.callback(self.writer.close)
+            self._open = stack.pop_all()
         return self
 
     def __exit__(self, *error) -> None:
@@ -100,7 +99,7 @@ class TensorBoard:
 
 
 @contextlib.contextmanager
-def _told_once() -> Iterator[None]:
+def _hide_full_disk_traceback() -> Iterator[None]:
     """Leave out the traceback of TensorBoard's thread that writes, where its disk is full.
 
     The writer raises the same error at its next call.

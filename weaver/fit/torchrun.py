@@ -36,17 +36,21 @@ def make_store(
 def main() -> None:
     """Run torchrun's command line.
 
-    A rank's exit code that says that its failure may pass becomes torchrun's own.
+    A rank's exit code for a retryable failure becomes torchrun's own.
+
+    Raises:
+        SystemExit: a rank ended with such an exit code.
+        ChildFailedError: a rank failed otherwise.
     """
     # The static rendezvous, torchrun's default, has no argument for a socket.
     static_tcp_rendezvous.TCPStore = make_store  # type: ignore[misc, assignment]
     with scratch.folder(LOGS) as folder, compiler_cache.of_command():
-        # By itself torchrun leaves a folder for logs, empty here, in that for temporary files.
+        # torchrun itself would leave an empty folder for logs among the temporary files.
         os.environ.setdefault("PET_LOG_DIR", str(folder))
         try:
             run.main()
         except ChildFailedError as error:
-            # By itself torchrun ends with 1, whatever its ranks said.
+            # torchrun itself would exit with 1 for any exit code of its ranks.
             _, failure = error.get_first_failure()
             if failure.exitcode in (FULL_DISK, PASSING_FAILURE):
                 raise SystemExit(failure.exitcode) from error

@@ -1,1 +1,1 @@
-"""What training and export share of a network: loading, objective, precision."""
+"""Loading, objective and precision of a network, for training and export."""

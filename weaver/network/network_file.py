@@ -130,8 +130,8 @@ class NetworkFile:
         InputError for a regression without get_loss, and where get_loss fails.
         """
         if hasattr(self.module(), "get_loss"):
-            accepted = self._options_of("get_loss", {**(weaver_options or {}), **options})
-            return self._call("get_loss", data_config, accepted)
+            options_of_loss = self._options_of("get_loss", {**(weaver_options or {}), **options})
+            return self._call("get_loss", data_config, options_of_loss)
         if regression is None:
             regression = data_config.label_type != "simple"
         if regression:
@@ -227,7 +227,7 @@ class NetworkFile:
     def error(self, what: str, exception: BaseException, advice: str = "") -> InputError:
         """Describe an exception that the user's file raised, with the last of its lines involved.
 
-        what: what failed, such as "get_model failed". advice: what to do, as the end of a sentence.
+        what: the failure, such as "get_model failed". advice: a remedy, as the end of a sentence.
         """
         line = None
         trace = exception.__traceback__

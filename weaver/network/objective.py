@@ -100,10 +100,17 @@ class Objective:
     def errors(
         self, prediction: torch.Tensor, target: torch.Tensor, weights: torch.Tensor
     ) -> torch.Tensor:
-        """Weighted sums (M,), float64, of the metrics that follow AvgLoss in `metrics`.
+        """Weighted sums of the metrics that follow AvgLoss in `metrics`.
 
-        They are the squared and absolute errors, or the number of correct classes. The arguments
-        are an Outcome.
+        They are the squared and absolute errors, or the number of correct classes.
+
+        Args:
+            prediction: of an Outcome: (N, ...), the network's output.
+            target: of an Outcome: (N, ...) numbers, or (N,) classes.
+            weights: of an Outcome: (N,).
+
+        Returns:
+            (M,), float64.
         """
         if not self.regression:
             return ((prediction.argmax(dim=1) == target) * weights).sum()[None].double()

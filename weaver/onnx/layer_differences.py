@@ -28,7 +28,15 @@ def describe_layer_differences(
 ) -> str:
     """Name the first layer whose outputs differ for these jets, and the one that differs most.
 
-    level: of Triton's graph optimisation. Returns a part of a sentence. Never raises.
+    Args:
+        model (torch.nn.Module): the network.
+        onnx_path: its exported file.
+        input_names: in the order of the network's arguments.
+        inputs: name -> (N, C, P) or (N, C), the jets.
+        level: of Triton's graph optimisation.
+
+    Returns:
+        A part of a sentence. Nothing is raised.
     """
     try:
         differences = layer_differences(model, onnx_path, input_names, inputs, level)
@@ -58,9 +66,11 @@ def layer_differences(
     inputs: Mapping[str, np.ndarray],
     level: int,
 ) -> dict[str, float]:
-    """Layer -> largest difference of its output, relative where the output is above 1.
+    """Compare the outputs of each layer; arguments as for `describe_layer_differences`.
 
-    The layers are in the order of execution.
+    Returns:
+        Layer, in the order of execution -> largest difference of its output, relative where the
+        output is above 1.
     """
     ours = torch_layers(model, input_names, inputs)
     theirs = onnx_layers(onnx_path, inputs, level)
@@ -101,7 +111,11 @@ def _largest(output: np.ndarray, expected: np.ndarray) -> float:
 def torch_layers(
     model, input_names: Sequence[str], inputs: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Module path -> output of the module's last call, without modules that return no tensor."""
+    """Collect the outputs of PyTorch's modules; arguments as for `describe_layer_differences`.
+
+    Returns:
+        Module path -> output of the module's last call, without modules that return no tensor.
+    """
     import torch
 
     outputs: dict[str, np.ndarray] = {}
@@ -129,7 +143,11 @@ def torch_layers(
 def onnx_layers(
     onnx_path: str | os.PathLike, inputs: Mapping[str, np.ndarray], level: int
 ) -> dict[str, list[np.ndarray]]:
-    """Module path -> floating-point outputs of its nodes and submodules, in the graph's order."""
+    """Collect the outputs of the graph's nodes; arguments as for `describe_layer_differences`.
+
+    Returns:
+        Module path -> floating-point outputs of its nodes and submodules, in the graph's order.
+    """
     import onnx
 
     model = onnx.shape_inference.infer_shapes(onnx.load(os.fspath(onnx_path)))

@@ -62,7 +62,7 @@ def export_onnx(
     free = free_axes(model_info)
     axes = {}
     for name in [*shapes, *outputs]:
-        # the batch axis has the same name in all tensors, whatever the network's own name for it
+        # the batch axis has the same name in all tensors, which may differ from the network's name
         axes[name] = {**free.get(name, {}), 0: "batch"}
 
     # Random numbers of each input's type and shape.

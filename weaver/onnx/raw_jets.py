@@ -179,6 +179,12 @@ def golden_raw_jets(
 
     Multiplicities range from 0 to EXTRA_PARTICLES above the longest input. With several lists of
     particles, that of the first list varies.
+
+    Args:
+        real: input of the program -> (N, 1) for one value a jet and for counters, (N, P) for
+            particles.
+        program: the compiled data config.
+        config: the data config.
     """
     counter = program.counters[0] if program.counters else None
     particles = set()
@@ -238,7 +244,15 @@ def describe_worst_input(
 ) -> str:
     """Name the variable in which the graph's preprocessing differs most from weaver's own.
 
-    Returns the end of a sentence; empty if the preprocessing agrees.
+    Args:
+        model (torch.nn.Module): the raw model.
+        input_names: in the order of its arguments.
+        jets: input of the raw model -> (N, 1) or (N, P).
+        reference: input group -> (N, C, P), (N, C) or (N,), as `reference_inputs` computes it.
+        config: the data config.
+
+    Returns:
+        The end of a sentence; empty if the preprocessing agrees.
     """
     import torch
 

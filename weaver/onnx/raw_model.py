@@ -143,14 +143,19 @@ class Preprocessing(torch.nn.Module):
         return (*self.inputs(run), run(self.program.reference))
 
     def run(self, columns: Sequence[torch.Tensor]) -> _Run:
-        """Start an evaluation of the program on a batch; columns: in the order of its inputs."""
+        """Start an evaluation of the program on a batch.
+
+        Args:
+            columns: in the order of the program's inputs; (N, 1) for one value a jet, (N, P) for
+                particles.
+        """
         by_name = dict(zip(raw_inputs(self.program), columns, strict=True))
         return _Run(by_name, assumes_finite=self.assumes_finite)
 
     def inputs(self, run: _Run) -> list[torch.Tensor]:
         """Compute the network's inputs."""
         # All groups at once, because a node of the graph costs as much as hundreds of numbers.
-        variables = [one for group in self.jet_variables.values() for one in group]
+        variables = [variable for group in self.jet_variables.values() for variable in group]
         if variables:
             values = _in_order(_standardise_parts(run, variables), dim=1)
             sizes = [len(group) for group in self.jet_variables.values()]
@@ -177,7 +182,7 @@ def _variables(name: str, program: RawProgram, data_config: DataConfig) -> list[
     values in their own type.
     """
     values = program.groups[name]
-    params = [data_config.preprocess_params[one] for one in data_config.input_dicts[name]]
+    params = [data_config.preprocess_params[variable] for variable in data_config.input_dicts[name]]
     in_float32 = all(value.counts is not None for value in values)
     variables = []
     for value, value_params in zip(values, params, strict=True):
@@ -227,8 +232,10 @@ class ParticleGroup(torch.nn.Module):
         self.is_only = is_only
         self.needs_padding = True  # False if padding may be any finite number
         self.appends_mask = False  # one more variable: 1 for a particle, 0 for padding
-        self.are_particles = all(one.value.counts is not None for one in variables)
-        self.tables = _tables([one.value for one in variables]) if self.are_particles else []
+        self.are_particles = all(variable.value.counts is not None for variable in variables)
+        self.tables = (
+            _tables([variable.value for variable in variables]) if self.are_particles else []
+        )
 
     @property
     def choice(self) -> tuple[Any, ...]:
@@ -263,7 +270,7 @@ class ParticleGroup(torch.nn.Module):
             params = [self._params(i) for i in part.members]
             padding = [0.0] * len(params)
             if not self.wraps:
-                padding = [float(one["pad_value"]) for one in params]
+                padding = [float(param["pad_value"]) for param in params]
             x = part.x
             if self.needs_padding or not (is_finite and part.is_finite):
                 x = _fill_padding(part, real, mask.reshape(-1, 1, self.length), padding, is_finite)
@@ -284,7 +291,9 @@ class ParticleGroup(torch.nn.Module):
 
         mask: (N, length), 1 for particles.
         """
-        constants = [i for i, one in enumerate(self.variables) if one.value.op in CONSTANTS]
+        constants = [
+            i for i, variable in enumerate(self.variables) if variable.value.op in CONSTANTS
+        ]
         table_members = [i for table in self.tables for i in table.members]
         others = [i for i in range(len(self.variables)) if i not in {*constants, *table_members}]
         maybe_nan = [i for i in others if _may_be_nan(self.variables[i].value, cut.assumes_finite)]
@@ -641,7 +650,7 @@ def _skip_unneeded_work(network: torch.nn.Module, preprocessing: Preprocessing) 
         for group in of_particles.values():
             group.is_sorted = False
         mask = of_particles.get("pf_mask")
-        if mask is None or any(one.value.op != "ones_like" for one in mask.variables):
+        if mask is None or any(variable.value.op != "ones_like" for variable in mask.variables):
             continue
         if hasattr(module, "masks") and all(g.pads_with_zeros for g in of_particles.values()):
             setattr(module, "masks", False)  # noqa: B010 (nn.Module declares no such field)
@@ -762,16 +771,16 @@ def _standardise(
     dtype: numpy's type of the result. sizes: upper bounds on the absolute values of the variables.
     repeats: x is (N, k * repeats).
     """
-    if all(one["center"] is None for one in params):
+    if all(variable_params["center"] is None for variable_params in params):
         return x if x.dtype == torch.bool else x.to(graph_type(dtype))
     x = x.to(graph_type(dtype))
 
     def numbers(key: str, default: float) -> np.ndarray:
         """A parameter of each variable, in the type of the result, as numpy rounds it."""
         values = []
-        for one in params:
-            is_default = one["center"] is None or one[key] is None
-            values.append(default if is_default else one[key])
+        for param in params:
+            is_default = param["center"] is None or param[key] is None
+            values.append(default if is_default else param[key])
         return np.array(values, dtype if dtype.kind == "f" else np.float64)
 
     def column(values: np.ndarray) -> torch.Tensor:
@@ -797,8 +806,8 @@ def _standardise(
 
 def _have_bounds(params: Sequence[Mapping[str, Any]]) -> bool:
     """Whether all variables have both bounds, so that they are finite."""
-    for one in params:
-        if one["center"] is None or one["min"] is None or one["max"] is None:
+    for param in params:
+        if param["center"] is None or param["min"] is None or param["max"] is None:
             return False
     return True
 
@@ -1149,12 +1158,12 @@ class _Cut(_Run):
         """
         first = values[0]
         same = all(
-            (one.op, one.dtype, len(one.args)) == (first.op, np.float32, 1) for one in values
+            (item.op, item.dtype, len(item.args)) == (first.op, np.float32, 1) for item in values
         )
         if same and first.op in OPERATIONS:
-            arguments = [self.argument(one.args[0], one) for one in values]
+            arguments = [self.argument(item.args[0], item) for item in values]
             return OPERATIONS[first.op](_side_by_side(arguments, dim=1)).float()
-        return _side_by_side([self(one).float() for one in values], dim=1)
+        return _side_by_side([self(item).float() for item in values], dim=1)
 
     def compute(self, value: Value) -> torch.Tensor:
         if value.counts is None:

@@ -207,7 +207,11 @@ class _Compiler:
         return self.values[name]
 
     def branch(self, name: str) -> Value:
-        """The Value of a column of the files, which becomes an input of the model."""
+        """The Value of a column of the files, which becomes an input of the model.
+
+        Raises:
+            InputError: the column comes from no branch, or no file has the branch.
+        """
         if name == TRAINING_FLAG or name not in self.branches:
             raise self.error(name, "it comes from no branch, so that a served model cannot know it")
         branch = self.branches[name]
@@ -341,17 +345,17 @@ class _Compiler:
         absent = self.make("equal", (value.counts, 0), bool) if empty else None
         return self.make(op, (value,), dtype, None, absent)
 
-    def axis(self, node: ast.Call, allowed: tuple[str, ...]) -> None:
+    def axis(self, node: ast.Call, keyword_names: tuple[str, ...]) -> None:
         """Raise InputError for a function over another axis than the particles of each jet."""
-        self.keywords(node, *allowed)
+        self.keywords(node, *keyword_names)
         axes = [k.value for k in node.keywords if k.arg == "axis"] + node.args[1:2]
         if not axes or self.sample(axes[0]) not in (1, -1):
             raise self.error(node, "it would mix jets; write axis=1, for the particles of each jet")
 
-    def keywords(self, node: ast.Call, *allowed: str) -> None:
-        """Raise InputError for a keyword argument that is not among `allowed`."""
+    def keywords(self, node: ast.Call, *keyword_names: str) -> None:
+        """Raise InputError for a keyword argument that is not in `keyword_names`."""
         for keyword in node.keywords:
-            if keyword.arg not in allowed:
+            if keyword.arg not in keyword_names:
                 raise self.error(node, f"the argument {keyword.arg}= has no form in a graph")
 
     def take(self, node: ast.AST, value: Value, selector: Any) -> Value:

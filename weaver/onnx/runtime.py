@@ -41,5 +41,10 @@ def session(
 def feed_of(
     runtime: onnxruntime.InferenceSession, inputs: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """Select the inputs that the graph has; it lacks inputs that the network ignores."""
+    """Select the inputs that the graph has; it lacks inputs that the network ignores.
+
+    Args:
+        runtime: session of the graph.
+        inputs: name -> array in the input's shape, (N, ...).
+    """
     return {entry.name: inputs[entry.name] for entry in runtime.get_inputs()}

@@ -524,14 +524,14 @@ def _damage_of(path: Path, entry: ColumnEntry) -> str:
 
 @contextlib.contextmanager
 def building(
-    target: Path, final: Callable[[], Path] | None = None, *, needed: int | None = None
+    target: Path, final: Callable[[], Path] | None = None, *, num_bytes: int | None = None
 ) -> Iterator[Path]:
     """Yield a temporary folder, which is renamed to `target` if the block ends without an error.
 
     After an error it is removed. If another process has made `target` meanwhile, that folder stays,
     because both have the same content. final: called after the block, returns the final target in
-    the same parent folder, if its name depends on the content. needed: bytes that the folder may
-    take, for the error of a full disk. Raises StorageError if the disk cannot be written to.
+    the same parent folder, if its name depends on the content. num_bytes: size that the folder may
+    have, for the error of a full disk. Raises StorageError if the disk cannot be written to.
     """
     folder = None
     try:
@@ -551,7 +551,7 @@ def building(
             if not is_prepared(str(target)):  # else another process made it a moment before
                 raise
     except OSError as error:
-        if full := space.full_error(error, target, needed):
+        if full := space.full_error(error, target, num_bytes):
             raise full from error
         raise StorageError(
             f"cannot write prepared data to {target}: {error.strerror or error}"
@@ -594,7 +594,7 @@ def local_copy(uri: str, cache: Path | None = None, *, always: bool = False) -> 
         if not is_prepared(str(target)):
             size = sum(entry.size for entry in storage.entries(uri))
             space.require(cache, size, f"a copy of {uri}")
-            with building(target, needed=size) as folder:
+            with building(target, num_bytes=size) as folder:
                 storage.download(uri, folder)
                 if problem := damage(folder):
                     raise StorageError(

@@ -101,7 +101,7 @@ class JobResult:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """The decoding of checked files. Damage that is noticed only now is appended to `skipped`."""
+    """The decoding of checked files; damage that is noticed here is added to `skipped_files`."""
 
     config: DataConfig
     plan: Plan
@@ -110,7 +110,7 @@ class Decoding:
     report: Report
     step_bytes: int
     skip_bad_files: bool
-    skipped: list[SkippedFile]
+    skipped_files: list[SkippedFile]
 
     def run(self, folder: Path) -> Description:
         """Derive missing parameters, and write the columns; returns the content of dataset.json.
@@ -147,7 +147,7 @@ class Decoding:
             "role": self.role,
             "num_read": self.num_read,
             "config": self.config.digest(),
-            "skipped": [dataclasses.asdict(file) for file in self.skipped],
+            "skipped": [dataclasses.asdict(file) for file in self.skipped_files],
             **config.derived_parameters,
             "files": files,
             "types": self.types,
@@ -197,7 +197,7 @@ class Decoding:
                     damaged_files.add(result.number)
                     jets_lost = file.num_used - jets_read[result.number]
                     reason = str(result.damage)
-                    self.skipped.append(
+                    self.skipped_files.append(
                         SkippedFile(uri=file.entry.uri, reason=reason, jets=jets_lost, exact=True)
                     )
         return writer.close()
@@ -342,7 +342,7 @@ class Decoding:
             f"{self.role} data: {contents['num_jets']:,} of {self.num_read:,} jets pass the"
             " selection"
         )
-        report_skipped(self.skipped, self.report)
+        report_skipped_files(self.skipped_files, self.report)
         if contents["empty_jets"]:
             self.report(f"{contents['empty_jets']:,} jets have no particles")
         if contents["dropped_jets"]:
@@ -443,7 +443,7 @@ class _Chunks:
             yield {name: values[start : start + BLOCK] for name, values in self.columns.items()}
 
 
-def report_skipped(files: Iterable[SkippedFile], report: Report) -> None:
+def report_skipped_files(files: Iterable[SkippedFile], report: Report) -> None:
     """Report the jets that were lost with damaged files, and the reasons."""
     for file in files:
         about = "" if file.exact else "a file is left out, about "

@@ -44,7 +44,7 @@ from weaver.prepared.columns import (
     is_prepared,
     publish,
 )
-from weaver.prepared.decoding import Decoding, Report, report_skipped
+from weaver.prepared.decoding import Decoding, Report, report_skipped_files
 from weaver.prepared.node_cache import node_cache
 from weaver.read import files as data_files
 
@@ -125,9 +125,9 @@ def prepare(
         )
     if note := data_files.note_on_uproot(check_result.files):
         report(note)
-    uri = address(check_result.skipped)
-    if check_result.skipped and (earlier := _usable(uri, report)) is not None:
-        report_skipped(check_result.skipped, report)
+    uri = address(check_result.skipped_files)
+    if check_result.skipped_files and (earlier := _usable(uri, report)) is not None:
+        report_skipped_files(check_result.skipped_files, report)
         return _reference(uri, data_config, earlier, reused=True)
     decoding = Decoding(
         config=data_config,
@@ -137,15 +137,15 @@ def prepare(
         report=report,
         step_bytes=step_bytes,
         skip_bad_files=skip_bad_files,
-        skipped=check_result.skipped,
+        skipped_files=check_result.skipped_files,
     )
 
     def target() -> Path:
         """The local folder: the prepared folder itself, or this node's copy of it."""
         return Path(uri) if storage.is_local(uri) else node_cache() / storage.name(uri)
 
-    needed = warn_of_space(target(), check_result.files, report)
-    with building(target(), target, needed=needed) as folder:
+    num_bytes = warn_of_space(target(), check_result.files, report)
+    with building(target(), target, num_bytes=num_bytes) as folder:
         try:
             with _rare_collections():
                 description = decoding.run(folder)
@@ -155,8 +155,8 @@ def prepare(
         check_unchanged(entries)
         if note := data_files.note_on_fallbacks(check_result.files):
             report(note)
-        if address(decoding.skipped) != uri:  # some damage is noticed only in decoding
-            uri = address(decoding.skipped)
+        if address(decoding.skipped_files) != uri:  # some damage is noticed only in decoding
+            uri = address(decoding.skipped_files)
             _usable(uri, report)  # this removes an earlier set with this name if it is damaged
         description["sha256"] = digest_of(description)
         storage.write_json(str(folder / DESCRIPTION), description)
@@ -278,7 +278,7 @@ def _key(
         meaning.append([entry.written for entry in entries])
     if skipped_files:
         meaning.append(
-            ["left out", sorted((one.uri, one.jets, one.exact) for one in skipped_files)]
+            ["left out", sorted((file.uri, file.jets, file.exact) for file in skipped_files)]
         )
     if part != data_files.WHOLE:
         meaning.append(list(part))

@@ -35,24 +35,24 @@ def order_statistics(pieces: Pieces, dtype: np.dtype, ranks: Sequence[int]) -> n
     """The values that stand at these places once all are sorted; 0 is the least."""
     width = 8 * dtype.itemsize
     bits = min(BITS, width)
-    known = [0] * len(ranks)  # the highest bits of each, as far as they are known
-    left = list(ranks)  # places among the values with these bits
+    prefixes = [0] * len(ranks)  # the highest bits of each value
+    ranks_in_prefix = list(ranks)  # places among the values with these bits
     for shift in range(width - bits, -1, -bits):
-        counts = {prefix: np.zeros(2**bits, np.int64) for prefix in known}
+        counts = {prefix: np.zeros(2**bits, np.int64) for prefix in prefixes}
         for piece in pieces():
             keys = _keys(piece)
             next_bits = ((keys >> shift) & (2**bits - 1)).astype(np.int64)
             for prefix in counts:
-                chosen = next_bits
+                bits_of_prefix = next_bits
                 if shift + bits < width:
-                    chosen = next_bits[keys >> (shift + bits) == prefix]
-                counts[prefix] += np.bincount(chosen, minlength=2**bits)
-        for number, prefix in enumerate(known):
+                    bits_of_prefix = next_bits[keys >> (shift + bits) == prefix]
+                counts[prefix] += np.bincount(bits_of_prefix, minlength=2**bits)
+        for number, prefix in enumerate(prefixes):
             ends = np.cumsum(counts[prefix])
-            digit = int(np.searchsorted(ends, left[number], side="right"))
-            left[number] -= int(ends[digit - 1]) if digit else 0
-            known[number] = (prefix << bits) | digit
-    return _values(np.array(known, f"u{dtype.itemsize}"), dtype)
+            digit = int(np.searchsorted(ends, ranks_in_prefix[number], side="right"))
+            ranks_in_prefix[number] -= int(ends[digit - 1]) if digit else 0
+            prefixes[number] = (prefix << bits) | digit
+    return _values(np.array(prefixes, f"u{dtype.itemsize}"), dtype)
 
 
 def _keys(values: np.ndarray) -> np.ndarray:

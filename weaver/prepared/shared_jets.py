@@ -1,8 +1,8 @@
-"""Count the jets that two prepared sets share, whatever the names and the order of their files.
+"""Count the jets that two prepared sets share, for any names and order of their files.
 
-A network's performance on jets that were used for its training or selection says nothing about
-other jets. Two jets count as the same if their momenta are equal to the last bit of float32; among
-a million different jets and another hundred thousand there is no such pair.
+A network's performance on jets that were used for its training or selection does not predict its
+performance on other jets. Two jets count as the same if their momenta are equal to the last bit of
+float32; among a million different jets and another hundred thousand there is no such pair.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def shared_jets(sets: Mapping[str, str]) -> Iterator[tuple[str, str, int, int]]:
         if all(storage.exists(file) for file in files):
             columns = [np.load(io.BytesIO(storage.read_bytes(file))) for file in files]
             momenta[name] = np.stack(columns, axis=1).astype(np.float32, copy=False)  # (N, 3)
-    for one, other in itertools.combinations(momenta, 2):
-        num_shared = int(np.count_nonzero(among(momenta[other], momenta[one])))
-        yield one, other, num_shared, len(momenta[other])
+    for first, other in itertools.combinations(momenta, 2):
+        num_shared = int(np.count_nonzero(among(momenta[other], momenta[first])))
+        yield first, other, num_shared, len(momenta[other])
 
 
 def among(jets: np.ndarray, others: np.ndarray) -> np.ndarray:

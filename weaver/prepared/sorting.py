@@ -13,6 +13,12 @@ def falling(values: np.ndarray) -> np.ndarray:
     """Convert sort keys to those of the opposite order; NaN stays last.
 
     For integers ~x is -x - 1, which does not overflow; for booleans it is `not`.
+
+    Args:
+        values: (N,) of any type but text.
+
+    Returns:
+        (N,), of the same type.
     """
     return -values if values.dtype.kind == "f" else ~values
 

@@ -90,7 +90,15 @@ class _NonFinite:
         """(N,): jets to leave out."""
 
     def count(self, name: str, values: np.ndarray) -> bool:
-        """Count the NaN and the infinite values of a variable; returns True if there are any."""
+        """Count the NaN and the infinite values of a variable.
+
+        Args:
+            name: of the variable.
+            values: of any shape.
+
+        Returns:
+            Whether there are any.
+        """
         if values.dtype.kind != "f" or np.isfinite(values).all():
             return False
         self.counts[name] = (int(np.isnan(values).sum()), int(np.isinf(values).sum()))
@@ -113,7 +121,16 @@ class _NonFinite:
         return np.where(non_finite, values.dtype.type(0), values)
 
     def note(self, name: str, values: np.ndarray, jets: np.ndarray) -> None:
-        """Raise InputError (policy "error"), or mark the jets (a mask or indices) to leave out."""
+        """Mark the jets to leave out, with the policy "drop".
+
+        Args:
+            name: of the variable.
+            values: of any shape, with NaN or infinity.
+            jets: the jets of these values: a mask (N,) or indices.
+
+        Raises:
+            InputError: the policy is "error".
+        """
         if self.policy == "error":
             nan = int(np.isnan(values).sum())
             infinite = int(np.isinf(values).sum())
@@ -126,7 +143,15 @@ class _NonFinite:
             self.bad[jets] = True
 
     def check(self, name: str, values: np.ndarray) -> None:
-        """Count NaN and infinity in a label or weight, and apply "error" or "drop"."""
+        """Count NaN and infinity in a label or weight, and apply "error" or "drop".
+
+        Args:
+            name: of the label or weight.
+            values: (N,) or (N, k).
+
+        Raises:
+            InputError: there are any, and the policy is "error".
+        """
         if self.count(name, values) and self.policy in ("error", "drop"):
             self.note(name, values, by_jet(~np.isfinite(values)))
 
@@ -322,6 +347,9 @@ class _RowMaker:
         """Make a group with one value a jet: (N, C) float32, or (N,) for one variable.
 
         With k numbers for each jet it is (N, C, k) or (N, k).
+
+        Raises:
+            InputError: the variables have different shapes.
         """
         channels = []
         names = self.config.input_dicts[group]
@@ -442,7 +470,12 @@ def _in_float32(column: Column) -> bool:
 def standardize(values: np.ndarray, params: Mapping[str, Any]) -> np.ndarray:
     """Compute clip((values - center) * scale, min, max); without a center return the values.
 
-    params: weaver.config.sections.Parameters; None as min or max means no bound.
+    Args:
+        values: of any shape.
+        params: weaver.config.sections.Parameters; None as min or max means no bound.
+
+    Returns:
+        Of the same shape.
     """
     if params["center"] is None:
         return values
@@ -513,7 +546,7 @@ def _check_counts(
 
 
 def _first_entries(counts: np.ndarray, num_kept: np.ndarray) -> np.ndarray | None:
-    """Positions of the first `kept` (N,) entries of each jet in the flat entries.
+    """Positions of the first `num_kept` of the `counts` entries of each jet, (N,) both.
 
     None if these are all of them, which saves a copy.
     """

@@ -140,7 +140,7 @@ class CheckResult:
 
     files: list[DataFile]
     plan: Plan
-    skipped: list[SkippedFile]
+    skipped_files: list[SkippedFile]
 
 
 # --------------------------------------------------------------------------------------- patterns
@@ -171,7 +171,7 @@ def find(patterns: str | Iterable[str], warn: Callable[[str], None] | None = Non
             kind = "parquet" if part.text.endswith(parquet.SUFFIX) else "ROOT"
             raise InputError(f"no {kind} file matches '{part.text}'{_folder_contents(part.text)}")
         for entry in matches:
-            path = _path_as_given(part.text, entry.uri)
+            path = _path_as_written(part.text, entry.uri)
             entry_for_tree = dataclasses.replace(entry, written=path, tree=part.tree)
             key = (entry.uri, part.tree)
             if key in entries:
@@ -217,7 +217,7 @@ def _list_names(uris: list[str]) -> str:
     return f"{', '.join(sorted(uris)[:MOST_NAMES])}{more}"
 
 
-def _path_as_given(pattern: str, uri: str) -> str:
+def _path_as_written(pattern: str, uri: str) -> str:
     """The address of a matching file, relative if the pattern is relative."""
     if not storage.is_local(pattern):
         return uri
@@ -330,11 +330,11 @@ def check(
 
     # The jets in a damaged file cannot be counted, so their number is estimated by its size.
     jets_per_byte = num_jets / sum(file.entry.size for file in files)
-    skipped = []
+    skipped_files = []
     for entry, error in bad_files:
         jets = round(jets_per_byte * (error.whole_size or entry.size))
-        skipped.append(SkippedFile(uri=entry.uri, reason=str(error), jets=jets, exact=False))
-    return CheckResult(files=files, plan=plan, skipped=skipped)
+        skipped_files.append(SkippedFile(uri=entry.uri, reason=str(error), jets=jets, exact=False))
+    return CheckResult(files=files, plan=plan, skipped_files=skipped_files)
 
 
 def _with_common_types(files: list[DataFile], config: DataConfig) -> list[DataFile]:
@@ -628,7 +628,7 @@ def read(
         if is_ntuple(tree):
             steps = _ntuple_steps(tree, branches, rows, start, stop)
         else:
-            selected_branches = _branches_named(tree, branches)
+            selected_branches = _branches_with_names(tree, branches)
             steps = tree.iterate(
                 filter_branch=_is_one_of(selected_branches),
                 step_size=rows,
@@ -706,7 +706,7 @@ def _is_one_of(branches: list[Any]) -> Callable[[Any], bool]:
     return lambda branch: id(branch) in identities
 
 
-def _branches_named(tree: Any, names: set[str]) -> list[Any]:
+def _branches_with_names(tree: Any, names: set[str]) -> list[Any]:
     """The branches with these names of uproot's tree."""
     return [branch for name, branch in first_branches(tree).items() if name in names]
 
@@ -766,8 +766,8 @@ def loads(
             each = -(-size // (len(slices) + 1))
             yield Load(shared.begin, each)
             own = []
-            for one in slices:
-                decode = functools.partial(_steps, file, plan, constants, shared, [one])
+            for slice_ in slices:
+                decode = functools.partial(_steps, file, plan, constants, shared, [slice_])
                 own.append(Load(decode, each))
         yield from waiting
         waiting = own
@@ -852,11 +852,11 @@ def _columns(
             return baskets.columns(fetch, branches, start, stop)
     except StorageError:
         raise
-    except Exception as error:  # uproot may be able to read the file, or says what is wrong
+    except Exception as error:  # uproot may be able to read the file, or reports the error
         file.fallbacks.append(f"{type(error).__name__}: {error}")
         with open_file(file.entry.uri) as file_object:
             tree = file_object[file.tree]
-            uproot_branches = _branches_named(tree, set(branches))
+            uproot_branches = _branches_with_names(tree, set(branches))
             steps = tree.iterate(
                 filter_branch=_is_one_of(uproot_branches),
                 step_size=stop,
@@ -877,8 +877,8 @@ def _steps(
 ) -> Iterator[Step]:
     """Yield steps of a range of entries; slices: the entries of each step within the range."""
     arrays = shared.columns()
-    for one in slices:
-        part = {name: values[one] for name, values in arrays.items()}
+    for slice_ in slices:
+        part = {name: values[slice_] for name, values in arrays.items()}
         yield from _with_plan_names(iter([part]), file, plan, constants)
 
 

@@ -72,7 +72,7 @@ class Lists:
         return self._compact
 
     def select(self, jets: np.ndarray | slice) -> Lists:
-        """Select jets by a mask, indices or a slice.
+        """Select jets by a mask (N,), indices (n,) or a slice.
 
         A second call with the same object returns the same Lists, so that columns still share them.
         """
@@ -226,9 +226,19 @@ def common_type(types: Iterable[np.dtype]) -> np.dtype:
 
 
 def cast_exactly(numbers: np.ndarray, dtype: np.dtype, name: str, where: str) -> np.ndarray:
-    """Cast the numbers of the column `name` to a type; `where` names the file in the error.
+    """Cast numbers to a type.
 
-    Raises InputError for 64-bit integers that the type cannot represent.
+    Args:
+        numbers: (N,).
+        dtype: the type of the result.
+        name: of the column, for the error.
+        where: the file, for the error.
+
+    Returns:
+        (N,) of the type.
+
+    Raises:
+        InputError: a 64-bit integer that the type cannot represent.
     """
     is_large = numbers.dtype.kind in "iu" and numbers.dtype.itemsize == 8
     if is_large and dtype != numbers.dtype and len(numbers):

@@ -71,7 +71,7 @@ class Server(Protocol):
         """Raise NotServing unless the server serves the model."""
 
     def description(self, *, ends: float | None = None) -> Body:
-        """Return what the server says of itself: its name, version and extensions."""
+        """Return the server's metadata: its name, version and extensions."""
 
     def models(self) -> list[str]:
         """Return the names of the models that the server serves."""
@@ -125,7 +125,7 @@ class Client:
 
     unreachable: ClassVar[type[ServerError]] = Unreachable
     not_serving: ClassVar[type[ServerError]] = NotServing
-    failed: ClassVar[type[ServerError]] = ServerError
+    model_error: ClassVar[type[ServerError]] = ServerError
     """The exceptions that the methods raise; a subclass may set its own."""
 
     def __init__(
@@ -354,7 +354,7 @@ class Client:
             return ""
 
     def models(self) -> list[str]:
-        """Names of the server's models; empty where it does not tell."""
+        """Names of the server's models; empty if it does not list them."""
         try:
             return self._server.models()
         except (ServerError, KeyError, TypeError):
@@ -366,7 +366,7 @@ class Client:
             return self._server.metadata(self.model)
 
     def config(self) -> Body:
-        """The model's configuration (config.pbtxt) as JSON; empty where the server does not tell.
+        """The model's configuration (config.pbtxt) as JSON; empty if the server does not return it.
 
         Raises as `infer`.
         """
@@ -377,7 +377,7 @@ class Client:
         """Send a request body (see jec_client.protocol) and return the server's answer.
 
         Raises the class's `unreachable` if no server answers, `not_serving` if the server does not
-        serve the model now, and `failed` if the model failed or the answer is not JSON. Raises
+        serve the model now, and `model_error` if the model failed or the answer is not JSON. Raises
         InputError for an unknown model (the text names the known ones), and for a request that the
         server refuses (the text is the server's).
         """
@@ -406,14 +406,14 @@ class Client:
         except Unreachable as error:
             raise self.unreachable(str(error)) from None
         except ServerError as error:
-            raise self.failed(str(error)) from None
+            raise self.model_error(str(error)) from None
 
     def _refusal(self, refusal: Refused) -> Exception:
         model_names = self.models()
         if model_names and self.model not in model_names:
             return InputError(f"{self.url}: {unknown('model', self.model, model_names)}")
         if refusal.code >= 500:
-            return self.failed(
+            return self.model_error(
                 f"model {self.model} at {self.url} failed ({refusal.code}): {refusal}"
             )
         if refusal.code == 404 and not model_names and not self.server_name():
@@ -441,7 +441,7 @@ def _server_class(scheme: str) -> Callable[..., Server]:
 
 
 def _seconds(option: str, value: float) -> float:
-    """A number of seconds. Raises InputError for what is no number."""
+    """A number of seconds. Raises InputError for anything else."""
     try:
         seconds = float(value)
     except (TypeError, ValueError):
@@ -452,7 +452,7 @@ def _seconds(option: str, value: float) -> float:
 
 
 def _certificates(value: Any) -> str:
-    """The path of certificates. Raises InputError for what is none."""
+    """The path of certificates. Raises InputError for a value that is no path."""
     text = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(text, str) or not text:
         raise InputError(
@@ -479,7 +479,7 @@ def _is_text(name: str) -> bool:
 
 
 def _parts(url: str) -> urllib.parse.SplitResult:
-    """The parts of an address. Raises InputError for text that is none."""
+    """The parts of an address. Raises InputError for an invalid address."""
     try:
         parts = urllib.parse.urlsplit(url)
         _ = parts.port
@@ -520,7 +520,7 @@ def _in_shape(values: np.ndarray | None, tensor: Tensor, count: int) -> np.ndarr
 
 
 def _takes_bytes(server: Body) -> bool:
-    """Whether a server takes tensors as bytes, by what it says of itself."""
+    """Whether a server accepts tensors as bytes, by the extensions that it lists."""
     extensions = server.get("extensions")
     if server.get("name") == "kserve":
         version = tuple(int(n) for n in re.findall(r"\d+", str(server.get("version")))[:2])

@@ -48,7 +48,7 @@ class InputError(JecError):
 
 
 class ServerError(JecError):
-    """The server or its model did not do as asked; the text has the server's reason."""
+    """The server or its model refused or failed a request; the text has the server's reason."""
 
 
 class Unreachable(ServerError):

@@ -93,17 +93,17 @@ def _of_root(file: str, tree: str, column_names: Sequence[str]) -> Iterator[Tabl
     import uproot
 
     with uproot.open(str(Path(file).expanduser()) if "://" not in file else file) as root_file:
-        one = root_file[tree or _tree(root_file, file, column_names)]
-        if not hasattr(one, "iterate"):
+        root_tree = root_file[tree or _tree(root_file, file, column_names)]
+        if not hasattr(root_tree, "iterate"):
             raise InputError(
                 f"'{tree}' in {file} is no tree; give one behind the path, as FILE:TREE"
             )
-        names = list(one.keys(recursive=False))
+        names = list(root_tree.keys(recursive=False))
         there = [name for name in column_names if name in names]
-        if not there or one.num_entries == 0:
-            pieces = [one.arrays(there, entry_stop=0)] if there else [{}]
+        if not there or root_tree.num_entries == 0:
+            pieces = [root_tree.arrays(there, entry_stop=0)] if there else [{}]
         else:
-            pieces = one.iterate(there, step_size=JETS)
+            pieces = root_tree.iterate(there, step_size=JETS)
         for piece in pieces:
             columns = {name: piece[name] for name in there}
             yield Table(columns=columns, names=names)

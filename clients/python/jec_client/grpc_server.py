@@ -85,7 +85,7 @@ class GrpcServer:
         return {"name": answer.name, "version": answer.version, "extensions": extensions}
 
     def models(self) -> list[str]:
-        """Names of the models; raises ServerError where the server does not tell."""
+        """Names of the models; raises ServerError if the server does not list them."""
         return sorted({model.name for model in self._call("RepositoryIndex").models})
 
     def metadata(self, model: str, *, ends: float | None = None) -> protocol.Body:
@@ -115,7 +115,11 @@ class GrpcServer:
     def ask(
         self, model: str, inputs: Mapping[str, Any], *, ends: float | None = None
     ) -> dict[str, Any]:
-        """The outputs for arrays. ends: until then the request is repeated, if that may help."""
+        """The outputs for arrays, by name. ends: until then the request is repeated, if that helps.
+
+        Raises InputError for a type of numbers that the protocol lacks, and ServerError for an
+        answer of another form and for the server's own errors.
+        """
         tensors = []
         for name, array in inputs.items():
             datatype = protocol.datatype(name, array)

@@ -58,7 +58,7 @@ class HttpServer:
         return self._object("/v2", ends)
 
     def models(self) -> list[str]:
-        """Names of the models; raises KeyError, TypeError or ServerError if it does not tell."""
+        """Names of the models; raises KeyError, TypeError or ServerError if it lists none."""
         try:
             index = self._json(self._exchange("/v2/repository/index", b"{}"))
             return sorted({entry["name"] for entry in index})  # Triton

@@ -88,8 +88,8 @@ class Jets:
         for tensor in self.inputs:
             if tensor.name in group:
                 widths.append(max(tensor.shape[1:], default=1))  # -1 where it is free
-        for one in group:
-            column = self.columns[one]
+        for member in group:
+            column = self.columns[member]
             if column.counts is None:
                 widths.append(int(np.prod(column.values.shape[1:])))
             else:
@@ -139,7 +139,7 @@ def prepare(
 
 
 def _by_names(inputs: Sequence[Tensor]) -> dict[str, str]:
-    """Input of particles -> its counter, as the names tell: nPF counts PF_pT.
+    """Input of particles -> its counter, by their names: nPF counts PF_pT.
 
     A model with one whole number a jet has no other counter.
     """
@@ -218,7 +218,7 @@ def _number_of_jets(columns: Mapping[str, Column]) -> int:
 def _fitting(column: Column, tensor: Tensor, count: int, has_counter: bool) -> Column:
     """The column in the type and shape of its input; lists of particles stay lists.
 
-    has_counter: whether a counter tells how many of its numbers are real. Raises InputError for
+    has_counter: whether a counter gives the number of its real values. Raises InputError for
     another shape, and for values that the type cannot hold.
     """
     if count == 0:
@@ -268,7 +268,7 @@ def _shape_words(tensor: Tensor) -> str:
 def _counts(counter: str, counter_column: Column | None, particles: Sequence[Column]) -> np.ndarray:
     """How many particles each jet has, (N,).
 
-    Raises InputError where columns disagree, or none of them tells.
+    Raises InputError if columns disagree, or if none gives the number.
     """
     lists = [column for column in particles if column.counts is not None]
     counts = None

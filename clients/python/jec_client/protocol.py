@@ -47,7 +47,10 @@ _NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 
 
 def encode(name: str, array: np.ndarray) -> Tensor:
-    """An array as a tensor of JSON. Raises InputError for numbers that the protocol lacks."""
+    """An array of any shape as a tensor of JSON; its numbers go row by row.
+
+    Raises InputError for a type of numbers that the protocol lacks.
+    """
     array = np.asarray(array)
     data = array.ravel().tolist()
     if array.dtype == np.float32:
@@ -63,7 +66,11 @@ def encode(name: str, array: np.ndarray) -> Tensor:
 
 
 def arrays(tensors: Iterable[Tensor]) -> dict[str, np.ndarray]:
-    """The arrays of a body's "inputs" or "outputs"."""
+    """The arrays of a body's "inputs" or "outputs" by name, in the shapes that the tensors name.
+
+    Raises KeyError for a tensor without one of its fields or of an unknown type, and ValueError for
+    data that do not fit the shape.
+    """
     by_name = {}
     for tensor in tensors:
         array: np.ndarray = np.asarray(tensor["data"], dtype=DTYPES[tensor["datatype"]])
@@ -74,8 +81,8 @@ def arrays(tensors: Iterable[Tensor]) -> dict[str, np.ndarray]:
 def to_binary(inputs: Mapping[str, np.ndarray]) -> tuple[bytes, dict[str, str]]:
     """The body and headers of a request with its tensors as bytes behind its JSON.
 
-    The request asks for an answer in the same form. Raises InputError for numbers that the protocol
-    lacks.
+    The arrays may have any shape. The request asks for an answer in the same form. Raises
+    InputError for a type of numbers that the protocol lacks.
     """
     tensors = []
     parts = []
@@ -96,7 +103,7 @@ def to_binary(inputs: Mapping[str, np.ndarray]) -> tuple[bytes, dict[str, str]]:
 
 
 def raw_bytes(array: np.ndarray) -> bytes:
-    """The numbers row by row, little-endian."""
+    """The numbers of an array of any shape, row by row, little-endian."""
     return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
 
 
@@ -132,7 +139,10 @@ def from_raw(part: bytes, datatype: str, shape: Iterable[int]) -> np.ndarray:
 
 
 def datatype(name: str, array: np.ndarray) -> str:
-    """The protocol's name of an array's type."""
+    """The protocol's name of an array's type, such as FP32.
+
+    Raises InputError for a type that the protocol lacks; `name` is the input's, for the message.
+    """
     native = array.dtype.newbyteorder("=")
     if native not in _NAMES:
         raise InputError(

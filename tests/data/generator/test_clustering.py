@@ -15,7 +15,7 @@ def inputs(event, pt, eta, phi) -> Inputs:
     )
 
 
-def test_events_are_clustered_apart():
+def test_each_event_is_clustered_separately():
     jets = clustering.cluster(
         inputs([0, 0, 1, 1], [50, 20, 30, 40], [0.0, 0.1, 0.0, 2.0], [3.1, -3.1, 0.0, 0.0]), 3, 5.0
     )
@@ -27,7 +27,7 @@ def test_events_are_clustered_apart():
     assert jets.member[2:].tolist() == [3, 2]
 
 
-def test_ordered_takes_the_contents_along():
+def test_select_keeps_the_members_of_jets():
     jets = clustering.cluster(
         inputs([0, 0, 1, 1], [50, 20, 30, 40], [0.0, 0.1, 0.0, 2.0], [0, 0.1, 0.0, 0.0]), 2, 5.0
     )
@@ -37,7 +37,7 @@ def test_ordered_takes_the_contents_along():
     assert part.member[0] == jets.member[3]
 
 
-def test_a_jet_holds_the_momentum_of_its_members(block):
+def test_the_momentum_of_a_jet_is_the_sum_of_its_members(block):
     jets, members = block.gen_jets, block.hard.final[block.gen_jets.member]
     px = ragged.total(jets.member_jet, members.pt * np.cos(members.phi), len(jets))
     py = ragged.total(jets.member_jet, members.pt * np.sin(members.phi), len(jets))
@@ -45,7 +45,7 @@ def test_a_jet_holds_the_momentum_of_its_members(block):
     np.testing.assert_array_equal(members.event, jets.event[jets.member_jet])
 
 
-def test_areas_agree_with_fastjets_own(block):
+def test_areas_agree_with_fastjet_s(block):
     """Our ghosts against fastjet's ClusterSequenceArea on the leading jets of some events."""
     definition = fastjet.JetDefinition(fastjet.antikt_algorithm, clustering.RADIUS)
     area = fastjet.AreaDefinition(
@@ -73,7 +73,7 @@ def test_areas_agree_with_fastjets_own(block):
     assert np.std(ratios) < 0.1
 
 
-def test_density_is_the_median_of_what_lies_everywhere():
+def test_density_ignores_a_hard_jet():
     rng = np.random.default_rng(2)
     count = 20_000
     event = np.repeat([0, 1], count // 2)
@@ -85,7 +85,7 @@ def test_density_is_the_median_of_what_lies_everywhere():
     assert clustering.density(event, pt, eta, phi, 2, 3.0) == pytest.approx(plain, rel=0.02)
 
 
-def test_the_banner_stays_off_stdout(capfd):
+def test_fastjet_s_banner_is_not_printed(capfd):
     clustering.quiet_banner.cache_clear()
     clustering.cluster(inputs([0], [10], [0.0], [0.0]), 1, 5.0)
     assert capfd.readouterr().out == ""

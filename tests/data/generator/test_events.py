@@ -9,7 +9,7 @@ from data import ragged
 from data.generator import blocks, events, pileup
 
 
-def test_generator_jets_are_made_of_strange_hadrons_and_the_detector_sees_their_decays(block):
+def test_strange_hadrons_are_final_in_generator_jets_and_decay_in_the_detector(block):
     hard = block.hard
     before, after = (
         ragged.total(p.event, p.energy, len(hard)) for p in (hard.final, hard.detected)
@@ -37,7 +37,7 @@ def test_the_scattering_has_two_outgoing_partons(block):
     assert (block.hard.pt_hat >= 15).all()
 
 
-def test_weights_undo_the_flattening(block):
+def test_event_weights_restore_the_falling_spectrum(block):
     # pT-hat^4.5 more events at high pT-hat, so the weight falls with the same power.
     slope = np.polyfit(np.log(block.hard.pt_hat), np.log(block.hard.weight), 1)[0]
     assert slope == pytest.approx(-4.5, abs=0.01)
@@ -66,7 +66,7 @@ def test_pileup_follows_its_mean(block_maker):
     assert (most <= overlay.collisions).all()
 
 
-def test_no_pileup_is_possible(block_maker):
+def test_events_may_have_no_pileup(block_maker):
     maker = copy.copy(block_maker)
     maker.recipe = blocks.Recipe(seed=1, pileup=0.0, events_per_block=5)
     block = maker.reconstructed(0)
@@ -75,7 +75,7 @@ def test_no_pileup_is_possible(block_maker):
     assert len(block.jets) > 0
 
 
-def test_seeds_of_blocks_differ():
+def test_blocks_have_different_seeds():
     seeds = {blocks.pythia_seed(seed, number) for seed in range(30) for number in range(300)}
     assert len(seeds) == 9000
     assert 1 <= min(seeds) <= max(seeds) <= events.MAX_SEED

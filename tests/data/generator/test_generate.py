@@ -18,14 +18,14 @@ from data.generator import blocks, generate, jet_columns
 ROOT = Path(__file__).parents[3]
 
 
-def assert_equal(found: jetntuple.Columns, expected: jetntuple.Columns) -> None:
+def assert_equal(actual: jetntuple.Columns, expected: jetntuple.Columns) -> None:
     for name, values in expected.items():
-        np.testing.assert_array_equal(found[name], values, err_msg=name)
+        np.testing.assert_array_equal(actual[name], values, err_msg=name)
 
 
 @pytest.fixture
 def no_work(monkeypatch):
-    """Fail the test if generation starts: bad input must be found before."""
+    """Fail the test if generation starts: invalid input must be refused before."""
 
     def refuse(*_, **__):
         raise AssertionError("work was started")
@@ -33,11 +33,9 @@ def no_work(monkeypatch):
     monkeypatch.setattr(generate.workers, "blocks", refuse)
 
 
-def test_the_same_seed_gives_the_same_jets_whatever_the_number_of_workers_and_files(
-    columns, tmp_path
-):
-    """The session's file is from two workers; this is from one, in two files, over what a killed
-    run left.
+def test_jets_depend_on_the_seed_and_not_on_workers_or_files(columns, tmp_path):
+    """The session's file is from two workers; this is from one, in two files, beside a killed run's
+    file.
     """
     leftover = tmp_path / ".partial-jets_0007.root"
     leftover.write_bytes(b"half a file")
@@ -56,13 +54,15 @@ def test_the_same_seed_gives_the_same_jets_whatever_the_number_of_workers_and_fi
     assert_equal(jetntuple.concatenate(parts), jetntuple.slice_jets(columns, 0, jets))
 
 
-def test_a_block_does_not_depend_on_what_was_made_before(block_maker, block, columns):
+def test_a_block_does_not_depend_on_earlier_blocks(block_maker, block, columns):
     """Block 0 after block 3 in one process is block 0 of the file."""
     block_maker.reconstructed(3)
     again = block_maker.reconstructed(0)
     np.testing.assert_array_equal(again.candidates.pt, block.candidates.pt)
-    kept = jet_columns.select(again, blocks.jec.load())
-    np.testing.assert_array_equal(kept.pt.astype(np.float32), columns["jetPt"][: len(kept.pt)])
+    selected_jets = jet_columns.select(again, blocks.jec.load())
+    np.testing.assert_array_equal(
+        selected_jets.pt.astype(np.float32), columns["jetPt"][: len(selected_jets.pt)]
+    )
 
 
 def test_another_seed_gives_other_jets(block_maker, columns):
@@ -71,7 +71,7 @@ def test_another_seed_gives_other_jets(block_maker, columns):
     assert (columns["event"] // blocks.EVENTS_PER_SEED == block_maker.recipe.seed).all()
 
 
-def test_an_interrupted_run_leaves_nothing(tmp_path):
+def test_an_interrupted_run_leaves_no_file(tmp_path):
     output = tmp_path / "out"
     command = [
         sys.executable,
@@ -111,7 +111,7 @@ def generation_processes(parent: int) -> list[int]:
     return [int(pid) for pid in pids if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
-def test_sigterm_becomes_an_exception_in_the_block_only():
+def test_sigterm_raises_only_inside_the_with_block():
     before = signal.getsignal(signal.SIGTERM)
     with generate.terminated_as_interrupt(), pytest.raises(InterruptedRun):
         signal.raise_signal(signal.SIGTERM)
@@ -134,7 +134,7 @@ def test_sigterm_becomes_an_exception_in_the_block_only():
     ],
 )
 @pytest.mark.usefixtures("no_work")
-def test_bad_numbers_are_refused_with_exit_code_2(tmp_path, capsys, flags, message):
+def test_invalid_numbers_are_refused_with_exit_code_2(tmp_path, capsys, flags, message):
     assert exit_code(["--jets", "10", "--output", str(tmp_path / "out"), *flags]) == 2
     errors = capsys.readouterr().err
     assert message in errors
@@ -145,18 +145,18 @@ def test_bad_numbers_are_refused_with_exit_code_2(tmp_path, capsys, flags, messa
 def exit_code(arguments: list[str]) -> int:
     try:
         return generate.main(arguments)
-    except SystemExit as stopped:  # argparse's own errors
-        return stopped.code
+    except SystemExit as exit_error:  # argparse's own errors
+        return exit_error.code
 
 
 @pytest.mark.usefixtures("no_work")
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert exit_code(["--jets", "10", "--output", str(tmp_path / "file" / "out")]) == 2
-    said = capsys.readouterr().err
-    assert "--output" in said
-    assert "cannot write" in said
-    assert f"{tmp_path}/file" in said
+    message = capsys.readouterr().err
+    assert "--output" in message
+    assert "cannot write" in message
+    assert f"{tmp_path}/file" in message
 
 
 @pytest.mark.usefixtures("no_work")
@@ -168,7 +168,7 @@ def test_a_folder_with_root_files_is_refused(tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("no_work")
-def test_missing_packages_are_named_with_the_cure(tmp_path, capsys, monkeypatch):
+def test_missing_packages_are_reported_with_the_command_to_install(tmp_path, capsys, monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "pythia8mc" else real(name)
@@ -179,14 +179,14 @@ def test_missing_packages_are_named_with_the_cure(tmp_path, capsys, monkeypatch)
     assert "pip install '.[generate]'" in errors
 
 
-def test_help_is_quick_and_says_what_to_type():
-    started = time.monotonic()
-    done = subprocess.run(
+def test_help_is_quick_and_has_an_example():
+    start = time.monotonic()
+    process = subprocess.run(
         [sys.executable, "-m", "data.generate", "--help"],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
     )
-    assert "python -m data.generate --jets 100000" in done.stdout
-    assert time.monotonic() - started < 5
+    assert "python -m data.generate --jets 100000" in process.stdout
+    assert time.monotonic() - start < 5

@@ -1,4 +1,4 @@
-"""What is in a generated file: rules that must hold exactly, and physics that must hold roughly."""
+"""The columns of a generated file: exact rules, and physics within tolerances."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ def jet_of(columns, counter="nPF"):
     return np.repeat(np.arange(len(columns[counter])), columns[counter])
 
 
-def test_nothing_is_missing_or_infinite(columns):
+def test_all_values_are_finite(columns):
     for name, values in columns.items():
         assert np.isfinite(values.astype(float)).all(), name
 
 
-def test_every_stored_jet_passes_and_each_event_has_its_two_leading_ones(columns):
+def test_every_jet_passes_the_cuts_and_each_event_has_its_two_leading_jets(columns):
     assert (columns["jetPt"] > 30).all()
     assert (np.abs(columns["jetEta"]) < 2.5).all()
     events, first, count = np.unique(columns["event"], return_index=True, return_counts=True)
@@ -44,7 +44,7 @@ def test_leading_jet_variables_follow_from_the_stored_jets(columns):
     assert ((columns["alpha"] >= 0) & (columns["alpha"] < 1.01)).all()
 
 
-def test_candidates_lie_in_the_box_and_angles_belong_together(columns):
+def test_candidates_lie_in_the_box_with_consistent_angles(columns):
     d_eta, d_phi = columns["PF_dEta"], columns["PF_dPhi"]
     assert (np.abs(d_eta) <= 1).all()
     assert (np.abs(d_phi) <= 1).all()
@@ -54,7 +54,7 @@ def test_candidates_lie_in_the_box_and_angles_belong_together(columns):
     assert set(np.unique(columns["PF_fromPV"])) == {0, 1, 2, 3}
 
 
-def test_the_jets_candidates_sum_to_its_raw_momentum(columns):
+def test_the_candidates_of_a_jet_sum_to_its_raw_momentum(columns):
     jet, inside = jet_of(columns), columns["PF_fromAK4Jet"] == 1
     phi = columns["PF_dPhi"] + columns["jetPhi"][jet]
     px, py = (
@@ -91,7 +91,7 @@ def test_generator_jets_are_matched_or_zero(columns):
     assert (falling <= 0).all()
 
 
-def test_angles_of_generator_particles_by_hand():
+def test_angles_of_generator_particles_equal_values_computed_by_hand():
     """Particles above, below and beside an axis at phi = 3, one of them across phi = pi."""
     angles = jet_columns.generator_angles(
         np.array([1.2, 1.2, 0.9, 1.0]),
@@ -106,7 +106,7 @@ def test_angles_of_generator_particles_by_hand():
     assert angles["genJetPF_dTheta"] == pytest.approx(expected)
 
 
-def test_generator_particles_lie_where_their_momenta_say(columns):
+def test_generator_particles_and_candidates_lie_on_the_same_side(columns):
     """The candidates of a jet lie on the same side of its generator jet's axis as the particles.
 
     Jets are asymmetric, so the pT²-weighted side tells a sign of phi that is turned.
@@ -149,8 +149,8 @@ def test_flavour_flags_follow_the_flavour(columns):
 
 
 def response(columns, low, high):
-    chosen = (columns["genJetPt"] > low) & (columns["genJetPt"] < high)
-    return (columns["jetPt"] / np.maximum(columns["genJetPt"], 1))[chosen]
+    in_range = (columns["genJetPt"] > low) & (columns["genJetPt"] < high)
+    return (columns["jetPt"] / np.maximum(columns["genJetPt"], 1))[in_range]
 
 
 def width(values):
@@ -170,7 +170,7 @@ def test_the_resolution_improves_with_momentum(columns):
     assert 0.05 < widths[2] < 0.12
 
 
-def test_jets_are_made_of_what_jets_are_made_of(columns):
+def test_jets_have_the_usual_fractions_of_particles(columns):
     jet, inside = jet_of(columns), columns["PF_fromAK4Jet"] == 1
     hard = columns["jetPt"][jet] > 60  # below, pile-up adds neutrals
     kind, pt = np.abs(columns["PF_id"]), columns["PF_pT"]
@@ -183,7 +183,7 @@ def test_jets_are_made_of_what_jets_are_made_of(columns):
     assert neutral == pytest.approx(0.10, abs=0.08)
 
 
-def test_there_are_as_many_candidates_as_in_the_open_data(columns):
+def test_the_number_of_candidates_equals_that_of_the_open_data(columns):
     in_cone = ragged.counts_of(jet_of(columns)[columns["PF_dR"] < 0.4], len(columns["nPF"]))
     assert 110 < columns["nPF"].mean() < 160
     assert in_cone.mean() == pytest.approx(36, abs=6)
@@ -194,7 +194,7 @@ def test_density_grows_with_pileup(columns):
     assert 10 < np.median(columns["rhoAll"]) < 30
 
 
-def test_the_likelihood_tells_quarks_from_gluons(columns):
+def test_the_likelihood_separates_quarks_from_gluons(columns):
     quark, gluon = columns["isPartonUDS"] == 1, columns["isPartonG"] == 1
     assert columns["jetQGl"][quark].mean() > columns["jetQGl"][gluon].mean() + 0.1
 

@@ -28,15 +28,15 @@ def candidates(pt, eta, phi, neutral) -> Candidates:
 
 def test_shape_of_two_particles():
     # pT² weights 9 : 1 along eta only: the minor axis is 0, pT-D = sqrt(10) / 4.
-    found = quark_gluon.shape(
+    shape = quark_gluon.shape(
         np.zeros(2, dtype=int),
         candidates([3.0, 1.0], [0.1, -0.1], [0, 0], [0, 0]),
         np.zeros(1),
         np.zeros(1),
     )
-    assert found.pt_d == pytest.approx([np.sqrt(10) / 4])
-    assert found.axis2 == pytest.approx([0.0], abs=1e-9)
-    assert found.multiplicity.tolist() == [2]
+    assert shape.pt_d == pytest.approx([np.sqrt(10) / 4])
+    assert shape.axis2 == pytest.approx([0.0], abs=1e-9)
+    assert shape.multiplicity.tolist() == [2]
 
 
 def test_the_minor_axis_does_not_depend_on_the_orientation():
@@ -60,7 +60,7 @@ def test_soft_neutrals_are_not_counted():
     ).multiplicity.tolist() == [2]
 
 
-def test_the_likelihood_separates_what_it_was_derived_from():
+def test_the_likelihood_separates_the_jets_of_its_derivation():
     rng = np.random.default_rng(2)
     count = 4000
     gluon = rng.random(count) < 0.5
@@ -76,7 +76,7 @@ def test_the_likelihood_separates_what_it_was_derived_from():
     assert likelihood[gluon].mean() < 0.3
 
 
-def test_bins_without_jets_say_nothing():
+def test_bins_without_jets_give_one_half():
     flavour = np.repeat([1, 21], [10, 90])
     shapes = Shape(np.full(100, 20), np.full(100, 0.3), np.full(100, 0.05))
     likelihood = quark_gluon.derive(np.full(100, 100.0), np.zeros(100), shapes, flavour)
@@ -85,7 +85,7 @@ def test_bins_without_jets_say_nothing():
     assert likelihood(np.array([3000.0]), np.array([2.0]), elsewhere) == pytest.approx([0.5])
 
 
-def test_without_knowledge_it_is_one_half():
+def test_a_likelihood_without_information_is_one_half():
     shapes = Shape(np.array([5]), np.array([0.5]), np.array([0.0]))
     uninformed = Likelihood(np.zeros_like(quark_gluon.load().log_ratio))
     assert uninformed(np.array([50.0]), np.array([1.0]), shapes) == pytest.approx([0.5])

@@ -12,17 +12,17 @@ from data.generator.events import HardEvents, Particles
 
 def table(number, pt, eta=0.0, phi=0.0, event=0) -> Particles:
     count = len(number)
-    filled = {
+    columns = {
         "id": np.array(number),
         "pt": np.array(pt, dtype=float),
         "event": np.broadcast_to(event, count),
     }
-    filled |= {
+    columns |= {
         "eta": np.broadcast_to(eta, count).astype(float),
         "phi": np.broadcast_to(phi, count).astype(float),
     }
     return Particles(
-        **{f.name: filled.get(f.name, np.zeros(count)) for f in dataclasses.fields(Particles)}
+        **{f.name: columns.get(f.name, np.zeros(count)) for f in dataclasses.fields(Particles)}
     )
 
 
@@ -34,8 +34,8 @@ def hard(partons=((), ()), heavy=((), ()), outgoing=((), (), ())) -> HardEvents:
 
 def jets(eta, phi, event=0) -> Jets:
     eta, phi = np.array(eta, dtype=float), np.array(phi, dtype=float)
-    one, none = np.ones(len(eta)), np.zeros(0, dtype=int)
-    return Jets(np.broadcast_to(event, len(eta)), one, eta, phi, one, none, none)
+    ones, no_members = np.ones(len(eta)), np.zeros(0, dtype=int)
+    return Jets(np.broadcast_to(event, len(eta)), ones, eta, phi, ones, no_members, no_members)
 
 
 @pytest.mark.parametrize(
@@ -55,21 +55,21 @@ def jets(eta, phi, event=0) -> Jets:
         pytest.param(([], []), ([], []), 0, 0, id="nothing"),
     ],
 )
-def test_flavour(partons, heavy, hadron, parton):
+def test_hadron_and_parton_flavour_of_a_jet(partons, heavy, hadron, parton):
     event = hard(partons, heavy)
     inside = [(np.zeros(len(p[0]), dtype=int), np.arange(len(p[0]))) for p in (partons, heavy)]
-    found = reconstruction.hadron_flavour(event, inside[1], 1)
-    assert found.tolist() == [hadron]
-    assert reconstruction.parton_flavour(event, inside[0], found).tolist() == [parton]
+    flavours = reconstruction.hadron_flavour(event, inside[1], 1)
+    assert flavours.tolist() == [hadron]
+    assert reconstruction.parton_flavour(event, inside[0], flavours).tolist() == [parton]
 
 
-def test_physics_flavour_is_that_of_the_nearest_outgoing_parton():
+def test_physics_flavour_comes_from_the_nearest_outgoing_parton():
     event = hard(outgoing=([21, -2], [0.0, 1.0], [3.1, 0.0]))
-    found = reconstruction.physics_flavour(event, jets([0.1, 1.3, -2.0], [-3.1, 0.0, 0.0]))
-    assert found.tolist() == [21, -2, 0]
+    flavours = reconstruction.physics_flavour(event, jets([0.1, 1.3, -2.0], [-3.1, 0.0, 0.0]))
+    assert flavours.tolist() == [21, -2, 0]
 
 
-def test_matching_takes_the_nearest_generator_jet_within_reach_of_the_same_event():
+def test_a_jet_is_matched_to_the_nearest_generator_jet_of_its_event():
     reconstructed = jets([0.0, 1.0, 2.0], [0.0, 3.14, 0.0], np.array([0, 0, 1]))
     generated = jets([0.1, 0.15, 1.05, 2.0], [0.0, 0.0, -3.14, 0.0], np.array([0, 0, 0, 0]))
     nearest = reconstruction.nearest(
@@ -87,7 +87,7 @@ def test_charged_hadrons_of_pileup_are_left_out_of_jets(block):
     assert 0.1 < leaked < 0.3  # tracks of pile-up that no vertex has used
 
 
-def test_generator_and_reconstructed_jets_agree_roughly(block):
+def test_generator_and_reconstructed_jets_agree_within_tolerance(block):
     good = (block.gen_match >= 0) & (np.abs(block.jets.eta) < 2.5)
     gen_pt = block.gen_jets.pt[block.gen_match[good]]
     raw = block.jets.pt[good] / gen_pt

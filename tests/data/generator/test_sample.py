@@ -16,20 +16,20 @@ JETS = (30, 20, 10)
 
 
 @pytest.fixture
-def written(monkeypatch) -> list[tuple[str, int, int]]:
-    """Let `generate` write an empty file at once; returns the list of what was asked for:
+def generate_calls(monkeypatch) -> list[tuple[str, int, int]]:
+    """Let `generate` write a small file at once; returns the list of its calls:
 
     (part, jets, seed).
     """
-    asked = []
+    calls = []
 
     def quick(output, *, jets, recipe, workers, label):
-        asked.append((Path(output).name, jets, recipe.seed))
+        calls.append((Path(output).name, jets, recipe.seed))
         Path(output).mkdir(parents=True)
         (Path(output) / "jets_0000.root").write_bytes(b"x" * jets)
 
     monkeypatch.setattr(generate, "generate", quick)
-    return asked
+    return calls
 
 
 @pytest.fixture
@@ -51,9 +51,9 @@ def bucket(monkeypatch):
     server.stop()
 
 
-def test_parts_have_their_numbers_and_seeds_of_their_own(tmp_path, written):
+def test_each_part_has_its_number_of_jets_and_its_seed(tmp_path, generate_calls):
     patterns = sample.ensure_sample(str(tmp_path), jets=JETS, seed=4)
-    assert written == [("train", 30, 12), ("val", 20, 13), ("test", 10, 14)]
+    assert generate_calls == [("train", 30, 12), ("val", 20, 13), ("test", 10, 14)]
     sizes = {
         part: [entry.size for entry in storage.glob(pattern)] for part, pattern in patterns.items()
     }
@@ -62,41 +62,41 @@ def test_parts_have_their_numbers_and_seeds_of_their_own(tmp_path, written):
     assert len(os.listdir(tmp_path / "samples")) == 1
 
 
-def test_a_whole_sample_is_kept(tmp_path, written):
+def test_a_complete_sample_is_reused(tmp_path, generate_calls):
     first = sample.ensure_sample(str(tmp_path), jets=JETS)
     assert sample.ensure_sample(str(tmp_path), jets=JETS) == first
-    assert len(written) == 3
+    assert len(generate_calls) == 3
 
 
-def test_a_sample_that_lost_a_file_is_made_anew(tmp_path, written):
+def test_a_sample_with_a_missing_file_is_made_again(tmp_path, generate_calls):
     patterns = sample.ensure_sample(str(tmp_path), jets=JETS)
     os.remove(storage.glob(patterns["val"])[0].uri)
     sample.ensure_sample(str(tmp_path), jets=JETS)
-    assert len(written) == 6
+    assert len(generate_calls) == 6
     assert len(storage.glob(patterns["val"])) == 1
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, JecError("a worker died")])
-def test_an_interrupted_sample_leaves_nothing(tmp_path, written, monkeypatch, error):
+def test_an_interrupted_sample_leaves_no_folder(tmp_path, generate_calls, monkeypatch, error):
     quick = generate.generate
 
-    def interrupted(output, **more):
+    def fail_at_validation(output, **more):
         if Path(output).name == "val":
             raise error
         quick(output, **more)
 
-    monkeypatch.setattr(generate, "generate", interrupted)
+    monkeypatch.setattr(generate, "generate", fail_at_validation)
     with pytest.raises(type(error) if isinstance(error, Exception) else error):
         sample.ensure_sample(str(tmp_path), jets=JETS)
     assert os.listdir(tmp_path / "samples") == []
 
 
-def test_what_a_killed_process_left_is_removed_and_a_living_ones_is_not(tmp_path, written):
-    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+def test_folders_of_killed_processes_are_removed_and_of_running_ones_kept(tmp_path, generate_calls):
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
         pass
     dead, alive = (
         tmp_path / "samples" / f"{sample._folder_prefix()}{pid}-qcd"
-        for pid in (gone.pid, os.getppid())
+        for pid in (process.pid, os.getppid())
     )
     for folder in (dead, alive):
         (folder / "train").mkdir(parents=True)
@@ -105,7 +105,7 @@ def test_what_a_killed_process_left_is_removed_and_a_living_ones_is_not(tmp_path
     assert alive.exists()
 
 
-def test_a_half_made_folder_is_not_taken_for_whole(tmp_path, written):
+def test_an_incomplete_folder_is_made_again(tmp_path, generate_calls):
     root = tmp_path / "samples" / sample.name(JETS, 1)
     (root / "train").mkdir(parents=True)
     (root / "train" / "jets_0000.root").write_bytes(b"half")
@@ -113,7 +113,7 @@ def test_a_half_made_folder_is_not_taken_for_whole(tmp_path, written):
     assert storage.glob(patterns["train"])[0].size == 30
 
 
-def test_the_name_changes_with_what_changes_the_jets(monkeypatch):
+def test_the_name_depends_on_jets_seed_and_recipe(monkeypatch):
     names = {sample.name(JETS, 1), sample.name(JETS, 2), sample.name((30, 20, 11), 1)}
     monkeypatch.setattr(
         sample,
@@ -132,7 +132,7 @@ def test_bad_input_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_real_sample_on_s3(bucket, tmp_path, monkeypatch):
+def test_a_generated_sample_is_stored_on_s3(bucket, tmp_path, monkeypatch):
     monkeypatch.setattr(
         sample, "recipe", lambda seed, part: blocks.Recipe(seed=part, events_per_block=10)
     )

@@ -1,5 +1,5 @@
-"""The processes, with work that needs no Pythia: block n of POWERS is 2**n, block n of SLEEP takes
-n seconds.
+"""The worker processes, with work that needs no Pythia: block n of POWERS is 2**n, block n of SLEEP
+takes n seconds.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def test_blocks_come_in_order_from_any_number_of_processes(count):
     assert children() == []
 
 
-def test_an_error_in_a_block_ends_everything(capsys):
+def test_an_error_in_a_block_ends_all_processes(capsys):
     with pytest.raises(JecError, match=r"block \d+ of events failed: TypeError"):
         next(workers.blocks(*FAILING, workers=2, events_per_block=1))
     assert "Traceback" in capsys.readouterr().err
@@ -56,7 +56,7 @@ def test_a_killed_process_is_reported():
     assert children() == []
 
 
-def test_a_process_that_does_not_answer_is_not_waited_for(monkeypatch):
+def test_a_process_that_does_not_answer_is_an_error_after_the_timeout(monkeypatch):
     monkeypatch.setattr(workers, "START_SECONDS", 1.5)
     monkeypatch.setattr(workers, "SECONDS_PER_EVENT", 0.0)
     with pytest.raises(JecError, match="no block of events was finished within"):
@@ -64,7 +64,7 @@ def test_a_process_that_does_not_answer_is_not_waited_for(monkeypatch):
     assert children() == []
 
 
-def test_processes_end_with_the_one_that_started_them():
+def test_processes_end_with_their_parent():
     program = (
         "import functools, operator, time, multiprocessing\n"
         "from data.generator import workers\n"
@@ -85,7 +85,7 @@ def test_processes_end_with_the_one_that_started_them():
 
 
 def alive(pid: int) -> bool:
-    """Whether the process runs; one that ended and was not waited for yet does not."""
+    """Whether the process runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:

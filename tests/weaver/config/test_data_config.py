@@ -1,5 +1,5 @@
 """Data configs: Weaver's grammar read as weaver-core reads it, and everything else refused with
-place and nearest name.
+the place and the nearest name.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def group(*variables, **more) -> dict:
     return {"g": {"length": 5, "vars": list(variables)} | more}
 
 
-def test_the_pfn_config():
+def test_the_pfn_config_has_the_expected_inputs_labels_and_observers():
     ours = DataConfig.load(str(DATA / "jec_pfn_open.yaml"))
     assert ours.treename == "AK4jets/jetTree"
     assert ours.input_names == ("pf_features", "pf_mask", "jet_features")
@@ -89,7 +89,7 @@ def test_the_particle_net_config_adds_points_in_front():
     }.values(),
     ids=str,
 )
-def test_forms_of_a_variable(entry, expected):
+def test_each_form_of_a_variable_gives_its_standardisation(entry, expected):
     assert (
         config(inputs=group(entry)).preprocess_params["v"]
         == {
@@ -100,25 +100,25 @@ def test_forms_of_a_variable(entry, expected):
     )
 
 
-def test_auto_asks_for_what_no_entry_gives():
+def test_auto_derives_only_variables_without_a_center():
     ours = config(
         preprocess={"method": "auto", "data_fraction": 0.5},
         inputs=group("a", ["b", None], ["c", 2]),
     )
     assert ours.missing_preprocess_params == ("a",)
     derived = {name: {**params, "center": 7.0} for name, params in ours.preprocess_params.items()}
-    resolved = ours.with_preprocess_params(derived)
-    assert (resolved.missing_preprocess_params, resolved.preprocess_params["a"]["center"]) == (
+    complete = ours.with_preprocess_params(derived)
+    assert (complete.missing_preprocess_params, complete.preprocess_params["a"]["center"]) == (
         (),
         7.0,
     )
-    assert resolved.digest() == ours.digest()
+    assert complete.digest() == ours.digest()
     with pytest.raises(InputError, match="another data config"):
         ours.with_preprocess_params({"a": derived["a"]})
 
 
-def test_stored_params_are_used_as_they_are():
-    stored = {
+def test_params_in_the_config_are_used_unchanged():
+    params = {
         "v": {
             "length": 5,
             "pad_mode": "constant",
@@ -130,14 +130,14 @@ def test_stored_params_are_used_as_they_are():
         }
     }
     assert (
-        config(preprocess={"method": "auto", "params": stored}, inputs=group("v")).preprocess_params
-        == stored
+        config(preprocess={"method": "auto", "params": params}, inputs=group("v")).preprocess_params
+        == params
     )
     with pytest.raises(InputError, match="for the input 'w'"):
-        config(preprocess={"method": "auto", "params": stored}, inputs=group("w"))
+        config(preprocess={"method": "auto", "params": params}, inputs=group("w"))
 
 
-def test_simple_labels_are_the_number_of_the_class():
+def test_simple_labels_become_the_class_number():
     ours = config(labels={"type": "simple", "value": ["isQ", "1 - isQ"]})
     assert (ours.label_type, ours.label_names, ours.label_value) == (
         "simple",
@@ -149,7 +149,7 @@ def test_simple_labels_are_the_number_of_the_class():
     assert "_labelcheck_" not in dict(ours.plan(False).functions)
 
 
-def test_shapes_without_length():
+def test_groups_without_length_have_no_particle_axis():
     assert config(inputs=group("a", "b", length=None)).input_shapes == {"g": (-1, 2)}
     assert config(inputs=group("a", length=None)).input_shapes == {"g": (-1,)}
 
@@ -171,7 +171,7 @@ def test_new_variables_are_computed_after_those_they_need():
     assert "nothing" not in ours.branches
 
 
-def test_what_only_the_selection_needs_is_dropped_after_it():
+def test_branches_of_the_selection_alone_are_dropped_after_it():
     plan = config(
         selection="(n > 2) & (jetTightID > 0)",
         new_variables={"n": "ak.num(PF_pT)"},
@@ -193,7 +193,7 @@ def test_the_test_set_has_its_own_selection():
     assert config(selection=None).plan(True).selection is None
 
 
-def test_order_by():
+def test_order_by_is_parsed_and_part_of_the_digest():
     order = ["-(PF_fromPV > 0)", "-PF_pT", "PF_dR - PF_pT"]
     ours = config(
         inputs={**group("PF_dR", order_by=order), "flat": {"length": None, "vars": ["a"]}}
@@ -233,21 +233,26 @@ REWEIGHTING = {
 }
 
 
-def test_reweighting():
+def test_reweighting_is_parsed_and_applies_to_training_only():
     ours = config(
         weights={**REWEIGHTING, "reweight_basewgt": "eventWeight * 2", "class_weights": [1, 2.5]}
     )
-    chosen = ours.reweighting
+    reweighting = ours.reweighting
     assert (ours.weight_name, ours.weight_use, ours.missing_reweight_hists) == (
         "_weight_",
         "sampling",
         True,
     )
-    assert (chosen.variables, chosen.bins) == (
+    assert (reweighting.variables, reweighting.bins) == (
         ("jetPt", "jetEta"),
         ((30, 100, 300), (-2.5, 0, 2.5)),
     )
-    assert (chosen.classes, chosen.class_weights, chosen.threshold, chosen.discard) == (
+    assert (
+        reweighting.classes,
+        reweighting.class_weights,
+        reweighting.threshold,
+        reweighting.discard,
+    ) == (
         ("isQ", "isG"),
         (1, 2.5),
         10,
@@ -258,7 +263,7 @@ def test_reweighting():
     assert not {"isQ", "eventWeight"} & set(ours.plan(False).branches)
 
 
-def test_derived_numbers_travel_and_do_not_change_the_digest():
+def test_derived_numbers_are_stored_and_do_not_change_the_digest():
     ours = config(weights=REWEIGHTING, preprocess={"method": "auto"}, inputs=group("a"))
     table = [[0.5, 0.25], [1, 0]]
     params = {"a": {**ours.preprocess_params["a"], "center": 2.0}}
@@ -267,24 +272,24 @@ def test_derived_numbers_travel_and_do_not_change_the_digest():
         "reweight_hists": {"isQ": table, "isG": table},
         "non_finite_policy": "drop",
     }
-    resolved = ours.with_derived_parameters(json.loads(json.dumps(derived)))
-    assert (resolved.derived_parameters, resolved.digest()) == (derived, ours.digest())
-    assert (resolved.missing_reweight_hists, resolved.missing_preprocess_params) == (False, ())
-    read = DataConfig.from_options(yaml.safe_load(resolved.auto_yaml()))
-    assert read.derived_parameters == {**derived, "non_finite_policy": "weaver"}
+    complete = ours.with_derived_parameters(json.loads(json.dumps(derived)))
+    assert (complete.derived_parameters, complete.digest()) == (derived, ours.digest())
+    assert (complete.missing_reweight_hists, complete.missing_preprocess_params) == (False, ())
+    copy_from_yaml = DataConfig.from_options(yaml.safe_load(complete.auto_yaml()))
+    assert copy_from_yaml.derived_parameters == {**derived, "non_finite_policy": "weaver"}
     with pytest.raises(InputError, match=r"'isG' has \(1, 2\) bins, reweight_vars \(2, 2\)"):
         ours.with_derived_parameters(
             {**derived, "reweight_hists": {"isQ": table, "isG": table[:1]}}
         )
 
 
-def test_bucketing_changes_nothing_and_a_warning_says_so():
+def test_bucketing_is_ignored_with_a_warning():
     ours = config(bucketing={"var": "nPF", "bins": 3})
     assert ours.digest() == config().digest()
     assert [line for line in ours.warnings if "bucketing" in line]
 
 
-def test_an_extra_selection_is_of_one_role_and_of_no_derived_number():
+def test_an_extra_selection_applies_to_one_role_and_not_to_derived_numbers():
     """weaver-core 0.5.3: `(selection) & (extra)`, which its AutoStandardizer does not see."""
     ours = config(selection="jetPt > 20")
     more = ours.with_extra_selection("jetEta < 2", "--extra-selection-train", for_training=True)
@@ -292,9 +297,11 @@ def test_an_extra_selection_is_of_one_role_and_of_no_derived_number():
     assert more.plan(False).selection.text == "jetPt > 20"
     assert more.plan_to_derive(["jetPt"]).selection.text == "jetPt > 20"
     assert more.digest() != ours.digest()
-    tested = ours.with_extra_selection("jetEta < 2", "--extra-selection-test", for_training=False)
-    assert tested.plan(True).selection.text == "jetPt > 20"
-    assert tested.plan(False).selection.text == "(jetPt > 20) & (jetEta < 2)"
+    for_tests = ours.with_extra_selection(
+        "jetEta < 2", "--extra-selection-test", for_training=False
+    )
+    assert for_tests.plan(True).selection.text == "jetPt > 20"
+    assert for_tests.plan(False).selection.text == "(jetPt > 20) & (jetEta < 2)"
     alone = config(selection=None).with_extra_selection("x > 1", "--flag", for_training=True)
     assert alone.plan(True).selection.text == "x > 1"
     assert alone.plan_to_derive(["jetPt"]).selection is None
@@ -302,7 +309,7 @@ def test_an_extra_selection_is_of_one_role_and_of_no_derived_number():
         ours.with_extra_selection("x >", "--flag", for_training=True)
 
 
-def test_branch_magic_renames_what_is_read():
+def test_branch_magic_renames_the_branches_to_read():
     ours = config(branch_magic={"PF_": "JetPF_"}, inputs=group("PF_dR"))
     assert ours.plan(True).branches["PF_dR"] == "JetPF_dR"
 
@@ -445,7 +452,7 @@ def test_branch_magic_renames_what_is_read():
     }.values(),
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_refused(changes, reason):
+def test_an_invalid_config_is_refused_with_the_reason(changes, reason):
     with pytest.raises(InputError) as error:
         config(**changes)
     assert reason in str(error.value)
@@ -461,7 +468,7 @@ def test_refused(changes, reason):
         (b"\xff\xfe\x00", "is no text in UTF-8"),
     ],
 )
-def test_a_file_that_is_no_data_config(tmp_path, text, reason):
+def test_a_file_without_a_data_config_is_refused(tmp_path, text, reason):
     path = tmp_path / "bad.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(InputError, match=reason) as error:
@@ -469,12 +476,12 @@ def test_a_file_that_is_no_data_config(tmp_path, text, reason):
     assert str(path) in str(error.value)
 
 
-def test_a_file_that_is_not_there(tmp_path):
+def test_a_missing_config_file_is_refused(tmp_path):
     with pytest.raises(InputError, match="there is no file"):
         DataConfig.load(str(tmp_path / "none.yaml"))
 
 
-def test_the_digest_is_that_of_the_meaning():
+def test_the_digest_depends_on_the_meaning_and_not_on_the_layout():
     base = config().digest()
     assert config(selection="(genJetPt>20)&(np.abs(genJetEta)<2.5)").digest() == base
     assert config(new_variables={**PFN["new_variables"], "unused": "1 + jetPt"}).digest() == base
@@ -489,13 +496,13 @@ def test_the_digest_is_that_of_the_meaning():
     assert len({base, *(config(**changes).digest() for changes in different)}) == len(different) + 1
 
 
-def test_it_cannot_be_changed():
+def test_a_config_is_immutable():
     with pytest.raises(dataclasses.FrozenInstanceError):
         config().treename = "other"
 
 
 def test_unknown_keys_are_warnings_with_their_names(tmp_path, capsys):
-    """weaver-core 0.5.3 passes over the keys of a section that it does not know."""
+    """weaver-core 0.5.3 ignores keys of a section that it does not know."""
     changes = {
         "inputs": group("a", lenth=3),
         "preprocess": {"metod": "auto"},
@@ -507,9 +514,9 @@ def test_unknown_keys_are_warnings_with_their_names(tmp_path, capsys):
         },
         "selecton": None,
     }
-    known = config(inputs=group("a"), labels={"type": "simple", "value": ["a"]})
+    without_unknown = config(inputs=group("a"), labels={"type": "simple", "value": ["a"]})
     ours = config(**changes)
-    assert ours.preprocess_params == known.preprocess_params
+    assert ours.preprocess_params == without_unknown.preprocess_params
     assert ours.preprocess["method"] == "manual"
     path = tmp_path / "keys.yaml"
     path.write_text(yaml.safe_dump(ours.options))
@@ -521,7 +528,7 @@ def test_unknown_keys_are_warnings_with_their_names(tmp_path, capsys):
         assert sum(f"'{key}'" in line and line.startswith("warning: ") for line in lines) == 1
 
 
-def test_a_variable_may_stand_twice_in_a_group():
+def test_a_variable_may_be_listed_twice_in_a_group():
     """weaver-core 0.5.3 makes two equal rows of it."""
     ours = config(inputs=group("a", "b", "a"))
     assert ours.input_dicts == {"g": ["a", "b", "a"]}

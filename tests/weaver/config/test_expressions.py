@@ -1,5 +1,5 @@
-"""Expressions mean what Python, numpy and awkward mean by them, and nothing outside the vocabulary
-gets through.
+"""Expressions have the meaning of Python, numpy and awkward, and names outside the vocabulary are
+refused.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ COLUMNS = {
         "numpy.tanh(awkward.to_numpy(jet_pt) / math.sqrt(2))",
     ],
 )
-def test_values_and_types_are_those_of_python(text):
+def test_values_and_types_equal_those_of_python(text):
     ours = Expression(text).evaluate(COLUMNS)
     with np.errstate(all="ignore"):
         theirs = eval(
@@ -79,7 +79,7 @@ FORMULAS = st.recursive(
 
 
 @given(FORMULAS)
-def test_random_formulas_are_those_of_python(text):
+def test_random_formulas_give_the_values_of_python(text):
     columns = {name: np.linspace(start, 3, 4) for name, start in (("a", -2), ("b", 0), ("c", 1))}
     try:
         with np.errstate(all="ignore"):
@@ -91,7 +91,7 @@ def test_random_formulas_are_those_of_python(text):
     assert np.array_equal(Expression(text).evaluate(columns), theirs, equal_nan=True)
 
 
-def test_names_are_the_columns_that_are_needed_once_each():
+def test_names_lists_each_column_of_an_expression_once():
     assert Expression("np.log(PF_pT / jetPt) + ak.sum(PF_pT) + math.pi").names == ("PF_pT", "jetPt")
 
 
@@ -152,7 +152,7 @@ def test_layout_does_not_change_the_canonical_form():
     }.values(),
     ids=lambda value: value[:20],
 )
-def test_refused_before_any_evaluation(text, reason):
+def test_an_invalid_expression_is_refused_before_evaluation(text, reason):
     with pytest.raises(InputError) as error:
         Expression(text, PLACE)
     assert reason in str(error.value)
@@ -172,19 +172,19 @@ def test_refused_before_any_evaluation(text, reason):
         ("pt.sum()", "write ak.sum"),
     ],
 )
-def test_refused_in_evaluation(text, reason):
+def test_an_evaluation_that_fails_is_refused_with_the_reason(text, reason):
     with pytest.raises(InputError, match=PLACE) as error:
         Expression(text, PLACE).evaluate(COLUMNS)
     assert reason in str(error.value)
 
 
-def test_columns_are_left_as_they_were():
+def test_evaluation_does_not_change_the_columns():
     column = np.arange(3.0)
     Expression("np.maximum(x, 1) * 2 - x").evaluate({"x": column})
     assert column.tolist() == [0, 1, 2]
 
 
-def test_helpers_of_weaver():
+def test_helpers_of_weaver_give_its_values():
     assert Expression("_clip(pt, 1.5, 10)").evaluate(COLUMNS).to_list() == [
         [1.5, 10, 3.5],
         [],
@@ -235,19 +235,19 @@ def test_four_momenta():
 
 
 @pytest.mark.parametrize(
-    ("text", "instead"),
+    ("text", "replacement"),
     [
         ("pt.astype('int32')", r"ak\.values_astype"),
         ("pt.sum()", r"ak\.sum\(\.\.\.\) or np\.sum"),
         ("pt.cumsum()", r"write np\.cumsum"),
     ],
 )
-def test_a_column_has_no_methods_and_functions_that_exist_are_named(text, instead):
-    with pytest.raises(InputError, match=instead):
+def test_a_method_of_a_column_is_refused_with_the_function_to_use(text, replacement):
+    with pytest.raises(InputError, match=replacement):
         Expression(text).evaluate({"pt": ak.Array([[1.0], []])})
 
 
-def test_random_helpers_repeat_by_seed():
+def test_random_helpers_give_the_same_values_for_a_seed():
     columns = {"pt": ak.Array([list(range(40)), [], [1.0, 2.0]])}
     shuffled = Expression("_batch_gather(pt, _batch_permute_indices(pt))")
     dropping = Expression("_batch_permute_and_drop_indices(pt, True, 0.4, 0.6, 2)")
@@ -266,7 +266,7 @@ def test_random_helpers_repeat_by_seed():
         Expression("_batch_permute_and_drop_indices(pt, True, 0.4, 0.2)").evaluate(columns)
 
 
-def test_it_travels_between_processes():
+def test_an_expression_can_be_pickled():
     assert pickle.loads(pickle.dumps(Expression("pt + 1", PLACE))).evaluate({"pt": 1}) == 2
 
 
@@ -309,14 +309,14 @@ PEER_COLUMNS = {
         ("ak.fill_none(ak.max(j, axis=1), -1)", [1.5, 2, -1]),
     ],
 )
-def test_weaver_core_gives_the_same(text, expected):
+def test_values_equal_those_of_weaver_core_s_evaluator(text, expected):
     """The expected values are those of weaver-core 0.5.3's evaluator."""
     values = evaluate(Expression(text), {name: plain(v) for name, v in PEER_COLUMNS.items()})
-    names = to_awkward(values).to_list()
+    result = to_awkward(values).to_list()
     assert (
-        names == pytest.approx(expected)
+        result == pytest.approx(expected)
         if not isinstance(expected[0], list)
-        else (names == expected)
+        else (result == expected)
     )
 
 
@@ -327,6 +327,6 @@ def test_hash_takes_numbers_only():
 
 
 @pytest.mark.parametrize("text", ["np.ones(10**10)", "np.repeat([1, 2], 10**9)", "np.arange(1e12)"])
-def test_arrays_of_any_size_have_a_limit(text):
+def test_too_large_arrays_are_refused(text):
     with pytest.raises(InputError, match="at most 268,435,456"):
         Expression(text).evaluate({})

@@ -1,4 +1,4 @@
-"""Evaluator, helpers, raw program and torch hold what the table of the vocabulary says."""
+"""Evaluator, helpers, raw program and torch implement every row of the vocabulary's table."""
 
 from __future__ import annotations
 
@@ -72,12 +72,12 @@ def test_rows_are_well_formed_and_unique():
 
 
 @pytest.mark.parametrize("module", ["numpy", "awkward", "math"])
-def test_modules_have_what_the_table_says(module):
-    there = importlib.import_module(module)
+def test_modules_have_the_functions_of_the_table(module):
+    module_object = importlib.import_module(module)
     names = [name for name in vocabulary.VOCABULARY[module] if "." not in name]
-    assert [name for name in names if not hasattr(there, name)] == []
+    assert [name for name in names if not hasattr(module_object, name)] == []
     if module == "numpy":
-        assert hasattr(there.linalg, "norm")
+        assert hasattr(module_object.linalg, "norm")
 
 
 def test_each_name_is_listed_once_for_the_documentation():
@@ -92,14 +92,14 @@ def test_each_name_is_listed_once_for_the_documentation():
     assert "| `nanmax` | numpy, awkward | no |" in rows
 
 
-def test_helpers_are_those_of_the_table():
+def test_helpers_match_the_table():
     assert set(HELPERS) == vocabulary.names_in("helper")
 
 
-def test_operators_lead_to_operations_in_torch():
-    """Except those on the bits of whole numbers, which only booleans have."""
+def test_operators_have_an_operation_in_torch():
+    """Except bitwise operators, which torch has for booleans only."""
     operators = (vocabulary.BINARY, vocabulary.UNARY, vocabulary.COMPARE)
-    operations = {known.operation for kinds in operators for known in kinds.values()} - {""}
+    operations = {operator.operation for kinds in operators for operator in kinds.values()} - {""}
     on_bits = {"bitwise_and", "bitwise_or", "bitwise_xor", "invert"}
     assert operations - set(OPERATIONS) == on_bits
     assert on_bits < set(vocabulary.ON_BOOLEANS)
@@ -138,12 +138,12 @@ def _expression(namespace: str, function: vocabulary.Function) -> str:
     SERVED,
     ids=[f"{namespace}.{function.name}" for namespace, function in SERVED],
 )
-def test_each_function_with_a_form_gives_in_torch_what_it_gives_in_numpy(namespace, function):
+def test_each_function_with_a_form_gives_the_same_in_torch_as_in_numpy(namespace, function):
     """Without an implementation in torch this fails, so that no form is declared without one."""
     options = {
-        "new_variables": {"made": _expression(namespace, function)},
+        "new_variables": {"result": _expression(namespace, function)},
         "inputs": {
-            "group": {"length": 4, "vars": ["made"]},
+            "group": {"length": 4, "vars": ["result"]},
             "all": {"length": 4, "vars": ["x", "y"]},
         },
         "labels": {"type": "custom", "value": {"target": "np.log(genPt / jetPt)"}},

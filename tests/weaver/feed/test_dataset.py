@@ -112,7 +112,7 @@ def test_shapes_and_types_are_those_of_the_data_config(forms):
     assert batch.labels["target"].dtype == torch.float32
 
 
-def test_order_repeats_and_no_jets_at_all(forms):
+def test_a_batch_takes_any_order_repeats_and_no_jets(forms):
     dataset, _ = forms
     one = dataset.batch(np.array([5])).inputs["long"]
     again = dataset.batch(np.array([9, 5, 5, 39])).inputs["long"]
@@ -136,7 +136,7 @@ def test_a_batch_can_be_changed_without_changing_the_data(forms):
     )
 
 
-def test_all_at_once(forms):
+def test_whole_columns_of_a_data_set_can_be_read(forms):
     dataset, columns = forms
     assert np.array_equal(dataset.observers()["genJetPt"], columns["genJetPt"])
     assert np.array_equal(
@@ -189,7 +189,7 @@ def test_classes_and_weights(tmp_path):
     )
 
 
-def test_monitor_variables_are_as_the_network_gets_them(tmp_path):
+def test_monitor_variables_are_standardised_like_inputs(tmp_path):
     columns = synthetic_jets(20, seed=4)
     dataset = open_jets(
         write_jets(tmp_path / "a.root", columns),
@@ -199,23 +199,23 @@ def test_monitor_variables_are_as_the_network_gets_them(tmp_path):
         monitor_variables=["jetEta", "genJetPt"],
         inputs={"jet": FORMS["jet"]},
     )
-    seen = dataset.observers()
-    assert np.array_equal(seen["jetEta"], np.clip((columns["jetEta"] - 1) * 0.5, -0.5, 0.5))
-    assert np.array_equal(seen["genJetPt"], columns["genJetPt"])
+    observers = dataset.observers()
+    assert np.array_equal(observers["jetEta"], np.clip((columns["jetEta"] - 1) * 0.5, -0.5, 0.5))
+    assert np.array_equal(observers["genJetPt"], columns["genJetPt"])
 
 
 def test_a_reference_raw_files_and_a_folder_give_the_same(prepared, jet_files, tmp_path):
     config = DataConfig.load(str(prepared.data_config))
     folder = json.loads(prepared.train.read_text())["dataset"]
-    opened = [Dataset.open(str(prepared.train), config), Dataset.open(folder, config)]
-    opened.append(Dataset.open(f"{jet_files}/train/*.root", config, cache_dir=str(tmp_path)))
+    datasets = [Dataset.open(str(prepared.train), config), Dataset.open(folder, config)]
+    datasets.append(Dataset.open(f"{jet_files}/train/*.root", config, cache_dir=str(tmp_path)))
     first, *others = (
-        dataset.batch(np.arange(len(dataset))).inputs["pf_features"] for dataset in opened
+        dataset.batch(np.arange(len(dataset))).inputs["pf_features"] for dataset in datasets
     )
     assert all(torch.equal(first, other) for other in others)
 
 
-def test_what_is_not_there_or_not_for_this_config_is_refused(prepared, tmp_path):
+def test_missing_data_and_data_of_another_config_are_refused(prepared, tmp_path):
     config = DataConfig.load(str(prepared.data_config))
     other = DataConfig.from_options({**PFN, "selection": "jetPt > 50"}, "other.yaml")
     with pytest.raises(InputError, match=r"was prepared with another data config than other\.yaml"):
@@ -248,8 +248,8 @@ def test_a_damaged_folder_is_refused(prepared, tmp_path, damage):
         Dataset.open(str(folder), DataConfig.load(str(prepared.data_config)))
 
 
-def test_processes_that_prepare_the_same_at_once_agree(jet_files, tmp_path):
-    """Two ranks given raw files: both prepare, and one folder results."""
+def test_two_processes_that_prepare_the_same_data_make_one_folder(jet_files, tmp_path):
+    """Two ranks with raw files: both prepare, and one folder results."""
     arguments = [
         "--data-config",
         str(DATA / "jec_pfn_open.yaml"),
@@ -269,16 +269,14 @@ def test_processes_that_prepare_the_same_at_once_agree(jet_files, tmp_path):
     assert len(Dataset.open(str(folder), DataConfig.from_options(PFN))) > 400
 
 
-def test_a_copy_for_this_node_is_fetched_once_by_whoever_comes_first(
-    prepared, tmp_path, monkeypatch
-):
-    """Three trials on one node ask at the same moment; a copy that broke off earlier is never taken
-    for whole.
+def test_concurrent_trials_copy_the_data_to_a_node_once(prepared, tmp_path, monkeypatch):
+    """Three trials on one node open the data at the same moment; an incomplete earlier copy is not
+    used.
     """
-    fetched, download = [], storage.download
+    uris, download = [], storage.download
 
     def slowly(uri, folder):
-        fetched.append(uri)
+        uris.append(uri)
         time.sleep(0.3)
         return download(uri, folder)
 
@@ -289,22 +287,22 @@ def test_a_copy_for_this_node_is_fetched_once_by_whoever_comes_first(
     )
     (tmp_path / ".partial-of-a-killed-process").mkdir()
     with ThreadPoolExecutor(3) as pool:
-        opened = list(
+        datasets = list(
             pool.map(
                 lambda _: Dataset.open(source, config, cache_dir=str(tmp_path), copy=True), range(3)
             )
         )
-    assert fetched == [source]
-    assert {dataset.folder for dataset in opened} == {tmp_path / storage.name(source)}
+    assert uris == [source]
+    assert {dataset.folder for dataset in datasets} == {tmp_path / storage.name(source)}
     original = Dataset.open(source, config)
-    assert original.folder != opened[0].folder
+    assert original.folder != datasets[0].folder
     assert torch.equal(
-        opened[2].batch(np.arange(50)).inputs["pf_features"],
+        datasets[2].batch(np.arange(50)).inputs["pf_features"],
         original.batch(np.arange(50)).inputs["pf_features"],
     )
 
 
-def test_the_last_jets_are_read_whole(forms):
+def test_the_last_jets_are_read_completely(forms):
     """Runs that begin near the end of the data would reach beyond it."""
     dataset, columns = forms
     last = len(dataset) - 1
@@ -315,7 +313,7 @@ def test_the_last_jets_are_read_whole(forms):
 
 
 def random_access(path) -> bool:
-    """Whether this process has told the system that it reads a mapped file here and there."""
+    """Whether this process has advised the system that it reads a mapped file at random."""
     flags = []
     is_of_file = False
     for line in Path("/proc/self/smaps").read_text().splitlines():
@@ -341,8 +339,8 @@ def test_a_block_shuffle_reads_nothing_beside_its_blocks(tmp_path):
     assert not any(random_access(path) for path in columns if path.stat().st_size > 128)
     dataset.read_ahead(0, 20)
     dataset.read_ahead(40, len(dataset))
-    used = [path for path in columns if "observer" not in path.name]
-    assert all(random_access(path) for path in used)
+    used_columns = [path for path in columns if "observer" not in path.name]
+    assert all(random_access(path) for path in used_columns)
     after = dataset.batch(everything)
     for name, values in before.inputs.items():
         assert torch.equal(values, after.inputs[name])

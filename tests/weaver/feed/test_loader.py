@@ -1,5 +1,5 @@
-"""Batches: each jet once, the same again for a seed, shared out to ranks, and no thread left
-behind.
+"""Batches: each jet once, reproducible for a seed, distributed over ranks, and no thread outlives
+its loop.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def jets(prepared) -> Dataset:
 
 
 def targets(batches) -> np.ndarray:
-    """The targets of the batches' real jets, in order: they tell the jets apart."""
+    """The targets of the batches' real jets, in order, which identify the jets."""
     return np.concatenate([batch.labels["target"][batch.weights > 0].numpy() for batch in batches])
 
 
@@ -52,23 +52,24 @@ def targets(batches) -> np.ndarray:
         pytest.param(1, 1, id="room for none"),
     ],
 )
-def test_fewer_batches_are_made_ahead_where_memory_is_short(jets, monkeypatch, batches, depth):
-    """batches: so many fit in what the limit leaves; a fifth of that is for those made ahead."""
+def test_fewer_batches_are_prefetched_where_memory_is_short(jets, monkeypatch, batches, depth):
+    """batches: so many fit in the memory below the limit; a fifth of it is for prefetched
+    batches."""
     room = None if batches is None else int(batches * 64 * padded_bytes(jets) / len(jets))
     monkeypatch.setattr("weaver.feed.loader.memory_room", lambda: room)
-    asked = []
+    depths = []
 
     def recording(items, number, name):
-        asked.append(number)
+        depths.append(number)
         return ahead(items, number, name)
 
     monkeypatch.setattr("weaver.feed.loader.ahead", recording)
     loader = Loader(jets, 64, shuffle=False, seed=1)
     assert np.array_equal(targets(loader.epoch(0)), jets.label("target"))
-    assert asked == [depth]
+    assert depths == [depth]
 
 
-def test_memory_for_jets_ends_at_the_limit(monkeypatch):
+def test_free_memory_is_bounded_by_the_limit_of_the_container(monkeypatch):
     monkeypatch.setattr("weaver.feed.resident.memory_room", lambda: 5000)
     assert free_bytes(torch.device("cpu")) == 5000
 
@@ -78,9 +79,9 @@ def test_an_epoch_sees_each_jet_once(jets, shuffle):
     loader = Loader(jets, 64, shuffle=shuffle, seed=1)
     batches = list(loader.epoch(0))
     assert len(batches) == len(loader) == -(-len(jets) // 64)
-    seen = targets(batches)
-    assert np.array_equal(np.sort(seen), np.sort(jets.label("target")))
-    assert np.array_equal(seen, jets.label("target")) is not shuffle
+    jet_targets = targets(batches)
+    assert np.array_equal(np.sort(jet_targets), np.sort(jets.label("target")))
+    assert np.array_equal(jet_targets, jets.label("target")) is not shuffle
 
 
 def test_the_order_depends_on_seed_and_epoch_alone(jets):
@@ -116,20 +117,20 @@ def test_ranks_share_the_batches_of_one_rank_with_the_larger_batch(jets, world_s
 def test_a_rank_without_real_jets_still_has_a_batch(jets):
     """Three ranks and one jet in the last global batch: two of them get a jet of weight 0."""
     count = len(jets) // 3 * 3 - 2
-    given = {"shuffle": False, "seed": 0, "fraction": count / len(jets), "world_size": 3}
+    options = {"shuffle": False, "seed": 0, "fraction": count / len(jets), "world_size": 3}
     last = [
-        list(Loader(jets, (count - 1) // 3, rank=rank, **given).epoch(0))[-1] for rank in range(3)
+        list(Loader(jets, (count - 1) // 3, rank=rank, **options).epoch(0))[-1] for rank in range(3)
     ]
     assert [batch.weights.tolist() for batch in last] == [[1.0], [0.0], [0.0]]
 
 
-def test_a_fraction_is_the_same_jets_for_each_seed(jets):
+def test_a_fraction_takes_the_same_jets_for_each_seed(jets):
     first, second = (Loader(jets, 20, shuffle=True, seed=seed, fraction=0.25) for seed in (1, 2))
     assert first.num_jets == round(0.25 * len(jets))
     assert set(targets(first.epoch(0))) == set(targets(second.epoch(7)))
 
 
-def test_drop_last_leaves_out_what_does_not_fill_a_batch(jets):
+def test_drop_last_leaves_out_the_incomplete_batch(jets):
     loader = Loader(jets, 64, shuffle=True, seed=1, drop_last=True)
     assert [len(batch) for batch in loader.epoch(0)] == [64] * (len(jets) // 64)
     with pytest.raises(InputError, match="do not fill one batch"):
@@ -151,24 +152,25 @@ def test_an_error_in_the_thread_reaches_the_loop(jets, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "given", [{"batch_size": 0}, {"fraction": 0.0}, {"fraction": 1.5}, {"rank": 2, "world_size": 2}]
+    "options",
+    [{"batch_size": 0}, {"fraction": 0.0}, {"fraction": 1.5}, {"rank": 2, "world_size": 2}],
 )
-def test_impossible_choices_are_refused(jets, given):
+def test_invalid_options_are_refused(jets, options):
     with pytest.raises(InputError):
-        Loader(jets, **{"batch_size": 10, "shuffle": True, "seed": 1} | given)
+        Loader(jets, **{"batch_size": 10, "shuffle": True, "seed": 1} | options)
 
 
-def test_waiting_is_measured(jets):
+def test_the_loader_measures_its_waiting_time(jets):
     loader = Loader(jets, 10, shuffle=True, seed=1)
     list(loader.epoch(0))
     assert loader.wait_seconds > 0
 
 
 @pytest.mark.parametrize("fraction", [1.0, 0.4])
-def test_jets_in_memory_are_the_same_batches(jets, fraction):
-    given = {"shuffle": True, "seed": 3, "fraction": fraction, "rank": 1, "world_size": 3}
+def test_jets_in_memory_give_the_same_batches(jets, fraction):
+    options = {"shuffle": True, "seed": 3, "fraction": fraction, "rank": 1, "world_size": 3}
     mapped, resident = (
-        list(Loader(jets, 10, in_memory=choice, **given).epoch(1)) for choice in (False, True)
+        list(Loader(jets, 10, in_memory=choice, **options).epoch(1)) for choice in (False, True)
     )
     assert len(mapped) == len(resident) > 5
     for a, b in zip(mapped, resident, strict=True):
@@ -186,10 +188,10 @@ def test_jets_that_do_not_fit_the_memory_are_refused(jets, monkeypatch):
 
 def test_an_epoch_of_blocks_sees_each_jet_once_and_can_be_resumed(jets):
     loader = Loader(jets, 50, shuffle=True, seed=1, block=7)
-    seen = targets(loader.epoch(0))
-    assert np.array_equal(np.sort(seen), np.sort(jets.label("target")))
-    assert np.array_equal(targets(loader.epoch(0, start_batch=4)), seen[200:])
-    assert not np.array_equal(targets(loader.epoch(1)), seen)
+    jet_targets = targets(loader.epoch(0))
+    assert np.array_equal(np.sort(jet_targets), np.sort(jets.label("target")))
+    assert np.array_equal(targets(loader.epoch(0, start_batch=4)), jet_targets[200:])
+    assert not np.array_equal(targets(loader.epoch(1)), jet_targets)
 
 
 def test_jets_are_drawn_by_their_weights(tmp_path):

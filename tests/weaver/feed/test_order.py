@@ -13,7 +13,7 @@ from weaver.feed.order import BlockShuffle, InFileOrder
     ("count", "total", "block"),
     [(10_000, 10_000, 7), (9_999, 10_000, 16), (300, 10_000, 1), (5, 5, 10), (1, 1, 1)],
 )
-def test_each_jet_comes_once_however_the_order_is_cut(count, total, block):
+def test_each_jet_comes_once_for_any_sequence_of_parts(count, total, block):
     whole = BlockShuffle(count, total, key=[1, 2], block=block).part(0, count)
     assert np.array_equal(np.sort(whole), InFileOrder(count, total).part(0, count))
     pieces = BlockShuffle(count, total, key=[1, 2], block=block)
@@ -26,7 +26,7 @@ def test_each_jet_comes_once_however_the_order_is_cut(count, total, block):
     )
 
 
-def test_the_key_decides():
+def test_the_key_determines_the_order():
     first, again, other = (
         BlockShuffle(5000, 5000, key=key, block=10).part(0, 5000)
         for key in ([1, 0], [1, 0], [1, 1])
@@ -46,19 +46,19 @@ def test_batches_mix_jets_from_all_over_the_data():
         assert files.max() < 25
 
 
-def test_what_a_round_needs_is_asked_for_beforehand_once(monkeypatch):
+def test_each_range_of_a_round_is_requested_once_before_its_jets(monkeypatch):
     monkeypatch.setattr(order, "ROUND", 10)
-    asked: list[tuple[int, int]] = []
+    ranges: list[tuple[int, int]] = []
     shuffle = BlockShuffle(
-        1000, 2000, key=[1], block=8, read_ahead=lambda start, stop: asked.append((start, stop))
+        1000, 2000, key=[1], block=8, read_ahead=lambda start, stop: ranges.append((start, stop))
     )
     for start in range(0, 1000, 50):
         jets = shuffle.part(start, start + 50)
-        wanted = np.zeros(2000, bool)
-        for first, end in asked:
-            wanted[first:end] = True
-        assert wanted[jets].all()
-    assert len(asked) == len(set(asked)) == 125
+        is_requested = np.zeros(2000, bool)
+        for first, end in ranges:
+            is_requested[first:end] = True
+        assert is_requested[jets].all()
+    assert len(ranges) == len(set(ranges)) == 125
 
 
 @pytest.mark.parametrize(

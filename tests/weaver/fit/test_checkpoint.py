@@ -1,4 +1,6 @@
-"""A trial's folder: what is stored comes back, and what cannot be continued is refused."""
+"""A trial's folder: a stored checkpoint is restored, and one that cannot be continued is
+refused.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,7 @@ def saved_checkpoint(folder: TrialFolder) -> dict:
     return state
 
 
-def test_state_and_progress_come_back(tmp_path):
+def test_a_stored_checkpoint_restores_state_and_progress(tmp_path):
     folder = TrialFolder(str(tmp_path))
     assert folder.load(CONFIGURATION) is None
     saved_checkpoint(folder)
@@ -71,7 +73,7 @@ def test_a_checkpoint_with_other_settings_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"nothing", b"PK\x03\x04 cut off"])
-def test_a_damaged_checkpoint_is_named(tmp_path, content):
+def test_a_damaged_checkpoint_is_refused_by_name(tmp_path, content):
     (tmp_path / "checkpoint.pt").write_bytes(content)
     with pytest.raises(InputError, match=r"checkpoint.pt is no checkpoint that can be read"):
         TrialFolder(str(tmp_path)).load(CONFIGURATION)
@@ -88,13 +90,13 @@ def test_a_checkpoint_cannot_run_code(tmp_path):
     assert not (tmp_path / "opened").exists()
 
 
-def test_another_torch_file_is_no_checkpoint(tmp_path):
+def test_a_torch_file_that_is_no_checkpoint_is_refused(tmp_path):
     write_tensors(str(tmp_path / "checkpoint.pt"), {"weights": torch.zeros(1)})
     with pytest.raises(InputError, match=r"is not a checkpoint of weaver.train"):
         TrialFolder(str(tmp_path)).load(CONFIGURATION)
 
 
-def test_a_failed_trial_says_why(tmp_path):
+def test_a_failed_trial_reports_its_reason_to_the_same_command(tmp_path):
     folder = TrialFolder(str(tmp_path))
     folder.check_no_failure_marker("one")
     folder.write_failure_marker("the loss became nan", "one")
@@ -103,7 +105,7 @@ def test_a_failed_trial_says_why(tmp_path):
     folder.check_no_failure_marker("another")  # a corrected command is not held back
 
 
-def test_the_digest_of_a_command_follows_settings_and_data(tmp_path):
+def test_the_digest_of_a_command_depends_on_settings_and_data(tmp_path):
     data = tmp_path / "a.root"
     data.write_bytes(b"one")
     before = command_digest({"lr": 1.0}, [str(data)])
@@ -114,7 +116,7 @@ def test_the_digest_of_a_command_follows_settings_and_data(tmp_path):
     command_digest({}, [str(tmp_path / "absent.root")])
 
 
-def test_results_follow_from_the_progress(tmp_path):
+def test_write_results_writes_options_history_and_metrics(tmp_path):
     record = {"epoch": 0, "time": "2026-01-01T00:00:00.000Z", "metrics": {"AvgLoss": 0.25}}
     TrialFolder(str(tmp_path)).write_results(
         TrialProgress(best_epoch=0, best_metric=0.25, history=[record]), {"seed": 7}
@@ -142,7 +144,7 @@ NAMES = ["fc.weight", "module.bias"]
         (["other.weight", "module.other"], False),
     ],
 )
-def test_names_of_wrappers_are_taken_off_where_the_network_has_none(saved_names, has_note, capsys):
+def test_wrapper_prefixes_are_removed_where_the_network_has_none(saved_names, has_note, capsys):
     weights = {name: torch.tensor(float(number)) for number, name in enumerate(saved_names)}
     bare = without_wrappers(weights, dict.fromkeys(NAMES).keys(), "net.pt")
     assert list(bare) == (NAMES if has_note else saved_names)

@@ -1,4 +1,4 @@
-"""Two ranks on gloo follow one rank, and none outlives the others for long."""
+"""Two ranks on gloo train like one rank, and all end soon after one of them dies."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from weaver.fit import torchrun
 from weaver.fit.distributed import World, is_loopback, ranks, select_device
 
 # 539 jets in batches of 100: the last one holds 39, so that one rank gets 20 of them, and the other
-# 19 and one that fills up.
+# 19 and one of weight 0.
 WORDS = {"num_epochs": 2, "batch_size": 100, "lr_scheduler": "none", "optimizer": "adam"}
 
 
@@ -34,7 +34,7 @@ def start_ranks(words: list[str], size: int = 2) -> list:
     return [start(words, RANK=str(rank), **common) for rank in range(size)]
 
 
-def test_two_ranks_follow_one_rank_with_the_same_global_batch(prepared, tmp_path):
+def test_two_ranks_train_like_one_rank_with_the_same_global_batch(prepared, tmp_path):
     processes = [
         start(command(prepared, tmp_path / "one", **WORDS)),
         *start_ranks(command(prepared, tmp_path / "two", **WORDS)),
@@ -50,7 +50,7 @@ def test_two_ranks_follow_one_rank_with_the_same_global_batch(prepared, tmp_path
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5)
     assert "epoch 2/2" in messages[1]
-    assert "epoch" not in messages[2]  # only the first rank speaks and writes
+    assert "epoch" not in messages[2]  # only the first rank prints and writes
 
 
 def test_a_rank_that_dies_ends_the_other_with_a_reason(prepared, tmp_path):
@@ -67,7 +67,7 @@ def test_a_rank_that_dies_ends_the_other_with_a_reason(prepared, tmp_path):
 
 
 @pytest.mark.faults
-def test_ranks_of_one_machine_listen_where_no_other_machine_reaches_them(prepared, tmp_path):
+def test_ranks_of_one_machine_listen_on_the_loopback_only(prepared, tmp_path):
     first, second = start_ranks(command(prepared, tmp_path, **{**WORDS, "num_epochs": 1000}))
     try:
         wait_for(first, lambda: len(history(tmp_path)) >= 1)
@@ -82,10 +82,10 @@ def test_ranks_of_one_machine_listen_where_no_other_machine_reaches_them(prepare
 
 @pytest.mark.slow
 @pytest.mark.faults
-def test_torchrun_of_one_machine_listens_there_too(prepared, tmp_path):
+def test_torchrun_of_one_machine_listens_on_the_loopback_only(prepared, tmp_path):
     """A replica with several GPUs: torchrun keeps the store, and starts a rank for each.
 
-    Nothing of them stays among the temporary files.
+    No temporary file remains.
     """
     temporary = tmp_path / "temporary"
     temporary.mkdir()
@@ -136,11 +136,11 @@ def test_torchrun_of_one_machine_listens_there_too(prepared, tmp_path):
         ("0.0.0.0", False),
     ],
 )
-def test_which_addresses_are_of_this_machine_only(address, local):
+def test_loopback_addresses_are_recognised(address, local):
     assert is_loopback(address) == local
 
 
-def test_one_rank_told_to_stop_stops_all_after_the_same_step(prepared, tmp_path):
+def test_sigterm_to_one_rank_stops_all_ranks_after_the_same_step(prepared, tmp_path):
     words = command(prepared, tmp_path, **{**WORDS, "num_epochs": 1000})
     first, second = start_ranks(words)
     wait_for(first, lambda: len(history(tmp_path)) >= 1)
@@ -160,13 +160,13 @@ def test_a_batch_that_ranks_cannot_share_is_refused():
     assert World(size=4).share_of(100) == 25
 
 
-def test_without_the_operators_environment_there_is_one_rank(monkeypatch):
+def test_without_the_training_operator_s_variables_there_is_one_rank(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with ranks(torch.device("cpu"), "auto") as world:
         assert (world.size, world.is_main, world.sum([1, 2.5])) == (1, True, [1.0, 2.5])
 
 
-def test_an_incomplete_environment_is_named(monkeypatch):
+def test_missing_and_invalid_variables_are_refused_by_name(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
@@ -183,7 +183,7 @@ def test_an_incomplete_environment_is_named(monkeypatch):
         pass
 
 
-def test_ranks_that_never_come_are_not_waited_for_for_ever(monkeypatch):
+def test_waiting_for_other_ranks_ends_after_the_timeout(monkeypatch):
     from datetime import timedelta
 
     monkeypatch.setattr("weaver.fit.distributed.START_TIMEOUT", timedelta(seconds=1))
@@ -204,15 +204,17 @@ def test_ranks_that_never_come_are_not_waited_for_for_ever(monkeypatch):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_without_a_gpu_auto_is_the_cpu_without_a_word(capsys):
+def test_without_a_gpu_auto_selects_the_cpu_without_a_message(capsys):
     assert select_device("auto") == select_device("") == torch.device("cpu")
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
-    ("code", "raised"), [(74, SystemExit), (75, SystemExit), (1, ChildFailedError)]
+    ("code", "error_class"), [(74, SystemExit), (75, SystemExit), (1, ChildFailedError)]
 )
-def test_torchrun_ends_with_a_ranks_exit_code_that_may_pass(monkeypatch, tmp_path, code, raised):
+def test_torchrun_exits_with_the_retryable_exit_code_of_a_rank(
+    monkeypatch, tmp_path, code, error_class
+):
     failure = ProcessFailure(local_rank=1, pid=1, exitcode=code, error_file="none")
 
     def fail():
@@ -224,7 +226,7 @@ def test_torchrun_ends_with_a_ranks_exit_code_that_may_pass(monkeypatch, tmp_pat
     monkeypatch.setattr(torchrun.run, "main", fail)
     with pytest.raises((SystemExit, ChildFailedError)) as error:
         torchrun.main()
-    assert isinstance(error.value, raised)
-    if raised is SystemExit:
+    assert isinstance(error.value, error_class)
+    if error_class is SystemExit:
         assert error.value.code == code
     assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,4 @@
-"""The training loop, in this process: losses, metrics, weights, failures, and going on where it
-stopped.
-"""
+"""The training loop, in this process: losses, metrics, weights, failures, and resuming."""
 
 from __future__ import annotations
 
@@ -60,9 +58,9 @@ def test_training_lowers_the_loss(prepared, tmp_path):
     target = Dataset.open(str(prepared.val), DataConfig.load(str(prepared.data_config))).label(
         "target"
     )
-    # what an untrained network answers
-    of_no_correction = np.mean(np.where(np.abs(target) < 1, np.abs(target), 0))
-    assert min(losses) < 0.7 * of_no_correction
+    # the loss of an untrained network, whose output is 0
+    loss_of_no_correction = np.mean(np.where(np.abs(target) < 1, np.abs(target), 0))
+    assert min(losses) < 0.7 * loss_of_no_correction
 
 
 def test_every_epoch_has_finite_metrics(trained_trial):
@@ -72,7 +70,7 @@ def test_every_epoch_has_finite_metrics(trained_trial):
     )
 
 
-def test_options_tell_what_was_trained(trained_trial, prepared):
+def test_options_json_describes_the_training(trained_trial, prepared):
     options = json.loads((trained_trial / "options.json").read_text())
     assert options["network_options"]["dropout"] == 0.1
     assert options["train_options"]["start_lr"] == 1e-3
@@ -94,7 +92,7 @@ def test_options_tell_what_was_trained(trained_trial, prepared):
     } <= records[0].keys()
 
 
-def test_best_weights_give_the_best_metric(trained_trial, prepared):
+def test_the_best_weights_reproduce_the_best_metric(trained_trial, prepared):
     best = torch.load(trained_trial / "best.pt", weights_only=True)
     assert best.keys() == {"model", "epoch", "metric", "network_options"}
     config = DataConfig.load(str(prepared.data_config))
@@ -113,7 +111,7 @@ def test_best_weights_give_the_best_metric(trained_trial, prepared):
 
 
 @pytest.mark.parametrize("network", ["pfn", "particle_net"])
-def test_stopped_in_the_middle_it_ends_with_the_same_weights(
+def test_a_stopped_and_resumed_training_ends_with_the_same_weights(
     network, request, tmp_path, monkeypatch
 ):
     prepared = request.getfixturevalue("prepared" if network == "pfn" else "prepared_particle_net")
@@ -128,15 +126,15 @@ def test_stopped_in_the_middle_it_ends_with_the_same_weights(
 
     step, steps = fit.Fit._step, []
 
-    def interrupted(self, *batch):
+    def step_or_stop(self, *batch):
         steps.append(1)
         if len(steps) in (2, 8):  # the third batch, then one in the second epoch, of six each
             os.kill(os.getpid(), signal.SIGTERM)
         return step(self, *batch)
 
-    monkeypatch.setattr(fit.Fit, "_step", interrupted)
-    ends = [main(command(prepared, tmp_path / "stopped", **words)) for _ in range(3)]
-    assert ends == [143, 143, 0]
+    monkeypatch.setattr(fit.Fit, "_step", step_or_stop)
+    exit_codes = [main(command(prepared, tmp_path / "stopped", **words)) for _ in range(3)]
+    assert exit_codes == [143, 143, 0]
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "stopped"))
     assert same(weights(tmp_path / "whole", "best.pt"), weights(tmp_path / "stopped", "best.pt"))
     losses = [
@@ -146,23 +144,25 @@ def test_stopped_in_the_middle_it_ends_with_the_same_weights(
     assert losses[0] == losses[1]
 
 
-def test_the_seed_decides_the_weights(prepared, tmp_path):
+def test_the_seed_determines_the_weights(prepared, tmp_path):
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
         assert main(command(prepared, tmp_path / name, num_epochs=1, seed=seed)) == 0
     assert same(weights(tmp_path / "a"), weights(tmp_path / "b"))
     assert not same(weights(tmp_path / "a"), weights(tmp_path / "c"))
 
 
-def test_stopped_during_validation_the_epoch_is_not_trained_again(prepared, tmp_path, monkeypatch):
+def test_a_stop_during_validation_does_not_repeat_the_epoch_s_training(
+    prepared, tmp_path, monkeypatch
+):
     call, calls = Objective.__call__, []
 
-    def counted(self, model, batch, **keywords):
+    def call_and_stop(self, model, batch, **keywords):
         calls.append(model.training)
         if len(calls) == 6:  # five batches of training, then the first of validation
             os.kill(os.getpid(), signal.SIGTERM)
         return call(self, model, batch, **keywords)
 
-    monkeypatch.setattr(Objective, "__call__", counted)
+    monkeypatch.setattr(Objective, "__call__", call_and_stop)
     words = command(prepared, tmp_path, num_epochs=1)
     assert (main(words), calls) == (143, [True] * 5 + [False])
     calls[:] = [None] * 20
@@ -170,7 +170,7 @@ def test_stopped_during_validation_the_epoch_is_not_trained_again(prepared, tmp_
     assert calls[20:] == [False] * 2
 
 
-def test_a_finished_trial_writes_its_results_again_and_ends(
+def test_a_finished_trial_only_writes_its_results_again(
     trained_trial, prepared, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(fit.Fit, "__init__", lambda *a, **k: pytest.fail("trained again"))
@@ -181,12 +181,12 @@ def test_a_finished_trial_writes_its_results_again_and_ends(
     assert "is finished" in capsys.readouterr().err
 
 
-def test_the_same_folder_refuses_other_settings(trained_trial, prepared, capsys):
+def test_a_trial_folder_refuses_other_settings(trained_trial, prepared, capsys):
     assert main(command(prepared, trained_trial, start_lr=2e-3)) == 2
     assert "start_lr 0.001, now 0.002" in capsys.readouterr().err
 
 
-def test_a_loss_that_is_not_finite_fails_for_good(prepared, tmp_path, capsys):
+def test_a_loss_that_is_not_finite_fails_the_trial_permanently(prepared, tmp_path, capsys):
     words = command(prepared, tmp_path, start_lr=1e30, lr_scheduler="none", optimizer="rmsprop")
     assert main(words) == 1
     messages = capsys.readouterr().err
@@ -205,7 +205,7 @@ def test_a_loss_that_is_not_finite_fails_for_good(prepared, tmp_path, capsys):
         ({}, {"optimizer_option": "beta:3"}, "unknown option 'beta'"),
     ],
 )
-def test_an_option_that_is_refused_marks_the_trial(
+def test_an_invalid_option_marks_the_trial_as_failed(
     prepared, tmp_path, capsys, options, flags, message
 ):
     assert main(command(prepared, tmp_path, options=options, **flags)) == 2
@@ -229,7 +229,7 @@ def test_bf16_trains_to_about_the_same_loss(trained_trial, prepared, tmp_path):
 
 
 def test_clipped_gradients_move_the_weights_less(prepared, tmp_path):
-    moved = {}
+    distances = {}
     for name, norm in (("free", 1e9), ("clipped", 1e-2)):
         flags = {
             "optimizer": "rmsprop",
@@ -240,14 +240,14 @@ def test_clipped_gradients_move_the_weights_less(prepared, tmp_path):
         torch.manual_seed(1)  # as training does for its default seed
         network = load_network(f"{ROOT}/networks/pfn_regressor_open.py")
         start = network.build(DataConfig.load(str(prepared.data_config)), SMALL)[0].state_dict()
-        moved[name] = max(
+        distances[name] = max(
             (weights(tmp_path / name)[key] - value).abs().max().item()
             for key, value in start.items()
         )
-    assert 0 < moved["clipped"] < 0.1 * moved["free"]
+    assert 0 < distances["clipped"] < 0.1 * distances["free"]
 
 
-def test_tensorboard_holds_losses_rate_and_settings(prepared, tmp_path):
+def test_tensorboard_has_losses_learning_rate_and_settings(prepared, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     assert main(command(prepared, tmp_path, num_epochs=2, tensorboard_log_dir="auto")) == 0
@@ -272,17 +272,17 @@ def test_tensorboard_holds_losses_rate_and_settings(prepared, tmp_path):
     assert any("hparams" in tag for tag in events.PluginTagToContent("hparams"))
 
 
-def stopped_at(monkeypatch, *numbers: int) -> None:
-    """From here on, training is told to stop in these of its steps, counted over all runs."""
+def stop_in_steps(monkeypatch, *numbers: int) -> None:
+    """Send SIGTERM in these steps of training, counted over all runs from now on."""
     step, steps = fit.Fit._step, []
 
-    def interrupted(self, *batch):
+    def step_or_stop(self, *batch):
         steps.append(1)
         if len(steps) in numbers:
             os.kill(os.getpid(), signal.SIGTERM)
         return step(self, *batch)
 
-    monkeypatch.setattr(fit.Fit, "_step", interrupted)
+    monkeypatch.setattr(fit.Fit, "_step", step_or_stop)
 
 
 @pytest.mark.parametrize(
@@ -298,16 +298,14 @@ def stopped_at(monkeypatch, *numbers: int) -> None:
         ),
     ],
 )
-def test_with_whatever_is_switched_on_a_stopped_run_ends_alike(
-    prepared, tmp_path, monkeypatch, words
-):
-    both = [
+def test_a_stopped_run_ends_alike_with_each_option(prepared, tmp_path, monkeypatch, words):
+    commands = [
         [*command(prepared, tmp_path / name, num_epochs=2, options={"dropout": 0.1}), *words]
         for name in ("whole", "stopped")
     ]
-    assert main(both[0]) == 0
-    stopped_at(monkeypatch, 3, 9)
-    assert [main(both[1]) for _ in range(3)] == [143, 143, 0]
+    assert main(commands[0]) == 0
+    stop_in_steps(monkeypatch, 3, 9)
+    assert [main(commands[1]) for _ in range(3)] == [143, 143, 0]
     torch.use_deterministic_algorithms(False)
     states = [
         torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)
@@ -319,7 +317,7 @@ def test_with_whatever_is_switched_on_a_stopped_run_ends_alike(
     assert same(weights(tmp_path / "whole", "best.pt"), weights(tmp_path / "stopped", "best.pt"))
 
 
-def test_the_checkpoint_holds_everything(trained_trial):
+def test_the_checkpoint_has_all_parts_to_resume(trained_trial):
     state = torch.load(trained_trial / "checkpoint.pt", weights_only=True)
     parts = {
         "model",
@@ -338,13 +336,16 @@ def test_the_checkpoint_holds_everything(trained_trial):
     assert {"epoch", "batch", "best_epoch", "best_metric", "history"} <= state["progressed"].keys()
 
 
-def test_passes_over_the_data_run_on_where_epochs_have_fewer_steps(prepared, tmp_path, monkeypatch):
-    seen: list = []
+def test_shorter_epochs_continue_the_same_pass_over_the_data(prepared, tmp_path, monkeypatch):
+    places_and_sizes: list = []
     step = fit.Fit._step
     monkeypatch.setattr(
         fit.Fit,
         "_step",
-        lambda self, batch, place: (seen.append((place, len(batch))), step(self, batch, place))[1],
+        lambda self, batch, place: (
+            places_and_sizes.append((place, len(batch))),
+            step(self, batch, place),
+        )[1],
     )
     assert (
         main(
@@ -357,18 +358,18 @@ def test_passes_over_the_data_run_on_where_epochs_have_fewer_steps(prepared, tmp
         == 0
     )
     # of 539 jets in a pass the last 39, which fill no batch, are left out
-    assert seen == [(place, 100) for place in (0, 1, 2, 3, 4, 0, 1, 2, 3)]
+    assert places_and_sizes == [(place, 100) for place in (0, 1, 2, 3, 4, 0, 1, 2, 3)]
     assert [record["epoch"] for record in history(tmp_path)] == [0, 1, 2]
 
 
-def test_averaged_weights_are_validated_and_kept_as_the_best(prepared, tmp_path):
+def test_averaged_weights_are_validated_and_stored_as_the_best(prepared, tmp_path):
     assert main([*command(prepared, tmp_path, num_epochs=1, start_lr=1e-2), "--ema-decay=0.9"]) == 0
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert same(weights(tmp_path, "best.pt"), state["average"])
     assert not same(state["average"], state["model"])
 
 
-def test_average_is_the_sum_that_its_text_tells():
+def test_average_equals_its_formula():
     network = torch.nn.BatchNorm1d(1)
     average, expected = Average(network, decay=0.5), 1.0
     for step in range(4):
@@ -381,7 +382,7 @@ def test_average_is_the_sum_that_its_text_tells():
     assert average.network.num_batches_tracked == 4
 
 
-def test_with_a_risen_decay_the_average_is_torchs_to_the_bit():
+def test_the_average_equals_torch_s_to_the_bit_after_its_warm_up():
     torch.manual_seed(1)
     network = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.BatchNorm1d(7))
     average = Average(network, decay=0.9)
@@ -400,7 +401,7 @@ def test_with_a_risen_decay_the_average_is_torchs_to_the_bit():
             assert torch.equal(value, reference.module.state_dict()[name]), name
 
 
-def test_training_ends_when_patience_does_and_stays_ended(prepared, tmp_path, capsys):
+def test_training_ends_after_patience_epochs_and_is_then_finished(prepared, tmp_path, capsys):
     words = [
         *command(prepared, tmp_path, num_epochs=50, start_lr=1e-9, lr_scheduler="none"),
         "--patience=2",
@@ -421,7 +422,7 @@ def test_training_ends_when_patience_does_and_stays_ended(prepared, tmp_path, ca
     assert "is finished: best epoch 1" in capsys.readouterr().err
 
 
-def test_load_epoch_takes_an_epoch_whose_weights_are_kept(trained_trial, prepared, capsys):
+def test_load_epoch_accepts_an_epoch_with_stored_weights(trained_trial, prepared, capsys):
     words = command(prepared, trained_trial, options={"dropout": 0.1})
     assert main([*words, "--load-epoch=2"]) == 0
     assert main([*words, "--load-epoch=7"]) == 2
@@ -438,24 +439,24 @@ def test_load_epoch_takes_an_epoch_whose_weights_are_kept(trained_trial, prepare
         ("flags: avx2", "float32"),
     ],
 )
-def test_auto_takes_bf16_only_where_the_cpu_has_it(flags, precision, tmp_path, monkeypatch):
+def test_auto_chooses_bf16_only_where_the_cpu_supports_it(flags, precision, tmp_path, monkeypatch):
     (tmp_path / "cpuinfo").write_text(f"processor: 0\n{flags}\n")
-    read = weaver.network.precision.cpu_flags
+    cpu_flags = weaver.network.precision.cpu_flags
     monkeypatch.setattr(
-        weaver.network.precision, "cpu_flags", lambda: read(str(tmp_path / "cpuinfo"))
+        weaver.network.precision, "cpu_flags", lambda: cpu_flags(str(tmp_path / "cpuinfo"))
     )
-    chosen = weaver.network.precision.choose("auto", torch.device("cpu"))
-    assert chosen.name == precision
-    assert chosen.reason.startswith("auto: this CPU has ")
-    assert read(str(tmp_path / "none")) == set()
+    precision_object = weaver.network.precision.choose("auto", torch.device("cpu"))
+    assert precision_object.name == precision
+    assert precision_object.reason.startswith("auto: this CPU has ")
+    assert cpu_flags(str(tmp_path / "none")) == set()
 
 
-def test_auto_on_another_machine_goes_on_as_the_trial_began(
+def test_auto_on_another_machine_keeps_the_precision_of_the_checkpoint(
     prepared, tmp_path, monkeypatch, capsys
 ):
     words = [*command(prepared, tmp_path, num_epochs=2), "--precision=auto"]
     monkeypatch.setattr(weaver.network.precision, "cpu_flags", lambda: {"amx_bf16"})
-    stopped_at(monkeypatch, 2)
+    stop_in_steps(monkeypatch, 2)
     assert main(words) == 143
     monkeypatch.setattr(weaver.network.precision, "cpu_flags", set)
     assert main(words) == 0
@@ -465,7 +466,7 @@ def test_auto_on_another_machine_goes_on_as_the_trial_began(
 
 
 @pytest.mark.faults
-def test_compiled_code_goes_with_the_command(tmp_path, monkeypatch):
+def test_compiled_code_is_removed_when_the_command_ends(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/elsewhere")
@@ -480,7 +481,7 @@ def test_compiled_code_goes_with_the_command(tmp_path, monkeypatch):
     assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
 
 
-def test_compiled_it_trains_to_the_same_loss(trained_trial, prepared, tmp_path, capsys):
+def test_a_compiled_network_trains_to_the_same_loss(trained_trial, prepared, tmp_path, capsys):
     words = [
         *command(prepared, tmp_path, options={"dropout": 0.1}),
         "--compile",
@@ -517,7 +518,7 @@ def test_the_learning_rate_finder_proposes_a_rate_and_leaves_no_checkpoint(
     assert lr_finder.steepest_rate([1, 2, 3, 4], [1.0, 0.9, 0.3, 0.29]) == 3
 
 
-def test_the_progress_line_tells_speed_waiting_and_time_left(
+def test_the_progress_line_shows_speed_waiting_and_remaining_time(
     prepared, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr("common.progress.QUIET_SECONDS", 0.0)
@@ -553,72 +554,77 @@ def config(label_type: str = "custom", weight: str | None = None):
     "counts", [(torch.tensor(6.0), torch.tensor(1.5)), (5.0, 4.0)], ids=["weights", "jets"]
 )
 def test_the_mean_over_ranks_is_the_mean_over_jets(counts):
-    one = object.__new__(fit.Fit)
-    one.world = types.SimpleNamespace(size=2, sum_on_device=lambda _: counts[0] + counts[1])
-    one.train = types.SimpleNamespace(batch_size=5, num_jets=29)
+    fit_object = object.__new__(fit.Fit)
+    fit_object.world = types.SimpleNamespace(size=2, sum_on_device=lambda _: counts[0] + counts[1])
+    fit_object.train = types.SimpleNamespace(batch_size=5, num_jets=29)
     losses = [torch.tensor(0.25), torch.tensor(1.0)]
-    of_ranks = [
-        one._of_all_ranks(loss, count, place=2) for loss, count in zip(losses, counts, strict=True)
+    losses_of_ranks = [
+        fit_object._of_all_ranks(loss, count, place=2)
+        for loss, count in zip(losses, counts, strict=True)
     ]
     expected = sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
-    assert sum(of_ranks) / 2 == pytest.approx(float(expected))
+    assert sum(losses_of_ranks) / 2 == pytest.approx(float(expected))
 
 
-def test_variables_that_are_not_finite_are_named():
+def test_variables_that_are_not_finite_are_counted_by_name():
     inputs = {"pf": torch.zeros(3, 2, 4), "jet": torch.zeros(3, 1), "one": torch.zeros(3)}
     names = {"pf": ["PF_pT", "PF_dR"], "jet": ["jetPt"], "one": ["rho"]}
-    result = Batch(inputs=inputs, labels={"y": torch.zeros(3)}, observers={}, weights=torch.ones(3))
-    assert fit.not_finite(result, names) == {}
+    jets = Batch(inputs=inputs, labels={"y": torch.zeros(3)}, observers={}, weights=torch.ones(3))
+    assert fit.not_finite(jets, names) == {}
     inputs["pf"][:2, 1, 3] = torch.nan
     inputs["one"][0] = torch.inf
-    result.labels["y"][2] = -torch.inf
-    counts = fit.not_finite(result, names)
+    jets.labels["y"][2] = -torch.inf
+    counts = fit.not_finite(jets, names)
     assert counts == {"input 'PF_dR'": 2, "input 'rho'": 1, "label 'y'": 1}
     assert "input 'PF_dR' is NaN or infinite in 2 jets" in fit.describe_counts(counts)
     assert "label 'y' is NaN or infinite in 1 jet" in fit.describe_counts(counts)
 
 
-def judged(objective: Objective, model, *of_batch, **keywords) -> tuple[float, float, list[float]]:
+def loss_and_metrics(
+    objective: Objective, model, *of_batch, **keywords
+) -> tuple[float, float, list[float]]:
     """Loss, jets, and the sums of the other metrics."""
     loss, count, errors = objective(model, batch(*of_batch), **keywords)
     return loss.item(), float(count), objective.errors(*errors).tolist()
 
 
-def test_regression_reports_loss_squares_and_absolutes():
+def test_regression_reports_loss_squared_and_absolute_errors():
     objective = Objective(config(), torch.nn.L1Loss(), regression=True)
-    loss, count, errors = judged(objective, torch.nn.Identity(), [0.5, 1.0, 4.0])
+    loss, count, errors = loss_and_metrics(objective, torch.nn.Identity(), [0.5, 1.0, 4.0])
     assert (loss, count) == (pytest.approx(2.5 / 3), 3.0)
     assert errors == pytest.approx([0.25 + 4.0, 2.5])
 
 
-def test_jets_that_fill_up_a_batch_do_not_count():
+def test_padding_jets_of_a_batch_do_not_count():
     objective = Objective(config(), torch.nn.L1Loss(), regression=True)
-    assert judged(
+    assert loss_and_metrics(
         objective, torch.nn.Identity(), [0.5, 1.0, 99.0], [1, 1, 0], has_padding=True
     ) == (
         0.25,
         2.0,
         [0.25, 0.5],
     )
-    assert judged(objective, torch.nn.Identity(), [0.5], [0], has_padding=True) == (
+    assert loss_and_metrics(objective, torch.nn.Identity(), [0.5], [0], has_padding=True) == (
         0.0,
         0.0,
         [0.0, 0.0],
     )
 
 
-def test_weights_make_the_mean_a_weighted_one():
+def test_weights_give_a_weighted_mean():
     objective = Objective(config(weight="w"), torch.nn.L1Loss(), regression=True)
-    loss, total, errors = judged(objective, torch.nn.Identity(), [1.0, 1.0, 99.0], [3.0, 1.0, 0.0])
+    loss, total, errors = loss_and_metrics(
+        objective, torch.nn.Identity(), [1.0, 1.0, 99.0], [3.0, 1.0, 0.0]
+    )
     assert (loss, total, errors[1]) == (0.75, 4.0, 3.0)
 
 
-def test_a_loss_that_gives_a_mean_only_cannot_be_weighted_but_can_follow_sampling():
+def test_a_loss_without_reduction_works_with_sampling_but_not_with_loss_weights():
     with pytest.raises(InputError, match="the loss must have a `reduction`"):
         Objective(config(weight="w"), lambda p, t: (p - t).abs().mean(), regression=True)
     sampled = types.SimpleNamespace(**vars(config(weight="w")), weight_use="sampling")
     objective = Objective(sampled, lambda p, t: (p - t).abs().mean(), regression=True)
-    assert judged(objective, torch.nn.Identity(), [1.0, 4.0], [9.0, 1.0])[0] == 2.0
+    assert loss_and_metrics(objective, torch.nn.Identity(), [1.0, 4.0], [9.0, 1.0])[0] == 2.0
 
 
 def test_classification_reports_cross_entropy_and_accuracy():
@@ -629,12 +635,16 @@ def test_classification_reports_cross_entropy_and_accuracy():
         torch.tensor([[0.0, 0.0], [0.0, 1.0], [0.0, 2.0]]), torch.tensor([1, 1, 0])
     )
     # a tie counts as class 0
-    assert judged(objective, model, [1, 1, 0]) == (pytest.approx(expected.item()), 3.0, [1.0])
+    assert loss_and_metrics(objective, model, [1, 1, 0]) == (
+        pytest.approx(expected.item()),
+        3.0,
+        [1.0],
+    )
     assert objective.metrics == ("AvgLoss", "AvgAcc")
 
 
-def test_several_outputs_are_judged_by_the_first_one():
+def test_metrics_of_several_outputs_use_the_first_one():
     objective = Objective(config(), lambda p, t: (p - t[:, None]).abs().mean(), regression=True)
     model = torch.nn.Linear(1, 3, bias=False)
     model.weight.data = torch.tensor([[1.0], [0.0], [2.0]])
-    assert judged(objective, model, [0.0, 2.0])[2] == [1.0, 1.0]
+    assert loss_and_metrics(objective, model, [0.0, 2.0])[2] == [1.0, 1.0]

@@ -18,7 +18,7 @@ def record(**metrics: float) -> dict:
 
 
 def collector_metrics(text: str) -> list[tuple[str, float]]:
-    """What Katib takes from a file: per line a time, then every match of its filter."""
+    """The metrics that Katib reads from a file: per line a time, then every match of its filter."""
     result = []
     for line in text.splitlines():
         time, _, rest = line.partition(" ")
@@ -30,7 +30,7 @@ def collector_metrics(text: str) -> list[tuple[str, float]]:
 @pytest.mark.parametrize(
     "value", [0.08768123, 5e-5, 1.23456789e-9, 888.0, 123456789.0, -7.5e-5, 0.0, 1e22, 0.1 + 0.2]
 )
-def test_katib_reads_every_number_back(value):
+def test_katib_s_filter_reads_every_number(value):
     text = lines([record(AvgLoss=value)])
     assert "e" not in text.partition("=")[2]
     assert collector_metrics(text) == [("AvgLoss", pytest.approx(value, rel=1e-7))]
@@ -45,7 +45,7 @@ def test_numbers_are_plain_decimals():
     ]
 
 
-def test_what_is_not_finite_is_left_out():
+def test_values_that_are_not_finite_are_left_out():
     text = lines([record(AvgLoss=0.1, AvgMSE=float("nan"), AvgMAE=float("inf"))])
     assert collector_metrics(text) == [("AvgLoss", 0.1)]
 
@@ -54,7 +54,7 @@ def test_time_is_utc_with_a_z():
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", now())
 
 
-def test_the_file_grows_by_what_is_new_and_never_holds_a_line_twice(tmp_path):
+def test_new_lines_are_appended_and_none_is_repeated(tmp_path):
     path, history = tmp_path / "katib" / "metrics.log", [record(AvgLoss=0.3, learning_rate=1e-3)]
     write(path, history)
     inode, first = path.stat().st_ino, path.read_text()
@@ -63,14 +63,14 @@ def test_the_file_grows_by_what_is_new_and_never_holds_a_line_twice(tmp_path):
         write(path, history)
     assert path.read_text() == lines(history)
     assert path.read_text().startswith(first)
-    assert path.stat().st_ino == inode  # a collector that follows the file still does
+    assert path.stat().st_ino == inode  # a collector that follows the file still reads it
     assert [value for name, value in collector_metrics(path.read_text()) if name == "AvgLoss"] == [
         0.3,
         0.2,
     ]
 
 
-def test_a_file_with_other_lines_starts_over(tmp_path):
+def test_a_file_with_other_lines_is_rewritten(tmp_path):
     path = tmp_path / "metrics.log"
     path.write_text("2020-01-01T00:00:00Z AvgLoss=0.001\n")
     history = [record(AvgLoss=0.3)]

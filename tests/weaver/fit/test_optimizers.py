@@ -1,4 +1,4 @@
-"""Optimizers do what their papers say and keep their state; schedules are Weaver's curves."""
+"""Optimizers follow their papers and restore their state; schedules equal weaver-core's."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_weavers_optimizers_descend(name):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_state_restores_the_same_steps(name):
+def test_a_restored_optimizer_makes_the_same_steps(name):
     model = network()
     optimizer = make_optimizer(name, model, 0.05, {})
     descend(model, optimizer, 8)
@@ -56,7 +56,7 @@ def test_state_restores_the_same_steps(name):
     assert torch.equal(model.bias, other.bias)
 
 
-def test_lookahead_goes_back_part_of_the_way_every_k_steps():
+def test_lookahead_interpolates_the_weights_every_k_steps():
     parameter = torch.nn.Parameter(torch.tensor([10.0]))
     optimizer = Lookahead(torch.optim.SGD([parameter], lr=1.0), alpha=0.25, k=2)
     path = []
@@ -81,8 +81,10 @@ def test_lookahead_goes_back_part_of_the_way_every_k_steps():
     ],
     ids=["plain", "decayed", "with multiplied rates"],
 )
-def test_ranger_goes_to_the_weights_of_weaver_core(options, expected):
-    """Those of 15 steps of weaver-core 0.5.3 (its init_opt) on the same network and jets."""
+def test_ranger_reaches_the_weights_of_weaver_core(options, expected):
+    """The weights after 15 steps of weaver-core 0.5.3 (its init_opt) on the same network and
+    jets.
+    """
     model = torch.nn.Sequential(torch.nn.Linear(2, 1))
     model.scale = torch.nn.Parameter(torch.tensor(1.0))  # decays, although it has no axis
     with torch.no_grad():
@@ -110,7 +112,7 @@ def test_ranger_is_lookahead_over_radam():
     )
 
 
-def test_weight_decay_leaves_biases_alone():
+def test_weight_decay_does_not_apply_to_biases():
     model = network()
     groups = make_optimizer("adamW", model, 1e-3, {"weight_decay": 0.1}).param_groups
     assert [(group["weight_decay"], [p.ndim for p in group["params"]]) for group in groups] == [
@@ -135,7 +137,7 @@ def test_unknown_names_and_options_are_refused(name, options, message):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_flag_has_its_optimizer(name):
+def test_every_name_builds_its_torch_optimizer(name):
     optimizer = make_optimizer(name, network(), 0.1, {})
     inner = optimizer.inner if name == "ranger" else optimizer
     assert type(inner) is getattr(torch.optim, OPTIMIZERS[name])
@@ -167,7 +169,7 @@ def weavers_curve(name: str) -> list[float]:
 
 @pytest.mark.filterwarnings("ignore:Detected call of")
 @pytest.mark.parametrize("name", ["none", "steps", "flat+decay"])
-def test_schedules_by_epoch_are_weavers(name):
+def test_schedules_by_epoch_equal_weaver_core_s(name):
     schedule = Schedule(name=name, num_epochs=EPOCHS, steps_per_epoch=STEPS)
     assert [schedule.factor(step) for step in range(EPOCHS * STEPS)] == pytest.approx(
         weavers_curve(name)
@@ -175,7 +177,7 @@ def test_schedules_by_epoch_are_weavers(name):
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of")
-def test_one_cycle_is_pytorchs_in_rate_and_momentum():
+def test_one_cycle_equals_pytorch_s_rate_and_momentum():
     schedule = Schedule(name="one-cycle", num_epochs=EPOCHS, steps_per_epoch=STEPS)
     optimizer = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     reference = torch.optim.lr_scheduler.OneCycleLR(

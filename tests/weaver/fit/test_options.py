@@ -38,7 +38,7 @@ prefetch-factor print profile regression-mode run-mode samples-per-epoch samples
 start-lr steps-per-epoch steps-per-epoch-val tensorboard tensorboard-custom-fn train-val-split
 use-amp warmup-steps
 """
-NEEDED = [
+REQUIRED = [
     "--data-train=a",
     "--data-val=b",
     "--data-config=c",
@@ -47,9 +47,9 @@ NEEDED = [
 ]
 
 
-def test_both_forms_of_network_options_are_read():
+def test_both_forms_of_network_options_are_parsed():
     words = [
-        *NEEDED,
+        *REQUIRED,
         "--network-option",
         "num-fc-layers",
         "3",
@@ -84,12 +84,12 @@ def test_values_are_literals_or_text(text, value):
     assert type(literal(text)) is type(value)
 
 
-def test_names_of_optimizers_are_taken_in_any_case():
-    assert parse([*NEEDED, "--optimizer=ADAMW"]).optimizer == "adamW"
+def test_names_of_optimizers_are_case_insensitive():
+    assert parse([*REQUIRED, "--optimizer=ADAMW"]).optimizer == "adamW"
 
 
 def test_whole_numbers_may_come_as_floats_from_a_search():
-    assert parse([*NEEDED, "--batch-size=500.0"]).batch_size == 500
+    assert parse([*REQUIRED, "--batch-size=500.0"]).batch_size == 500
 
 
 @pytest.mark.parametrize(
@@ -130,14 +130,14 @@ def test_whole_numbers_may_come_as_floats_from_a_search():
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
-def test_what_makes_no_sense_is_refused_with_exit_code_2(words, message, capsys):
+def test_invalid_flags_are_refused_with_exit_code_2(words, message, capsys):
     with pytest.raises(SystemExit) as exit_error:
-        parse([*NEEDED, *words])
+        parse([*REQUIRED, *words])
     assert exit_error.value.code == 2
     assert message in capsys.readouterr().err
 
 
-def test_missing_flags_are_named_together(capsys):
+def test_missing_flags_are_listed_together(capsys):
     with pytest.raises(SystemExit):
         parse(["--data-train=a"])
     assert "missing --data-config, --network-config, --model-prefix\n" in capsys.readouterr().err
@@ -147,7 +147,7 @@ def test_flags_of_a_search_space_exist():
     assert set(TrainOptions.names()) >= TRAIN_FLAGS
 
 
-def test_help_comes_before_torch():
+def test_help_does_not_import_torch():
     code = """
 import sys, weaver.train
 try:
@@ -162,16 +162,16 @@ except SystemExit:
     assert "--network-option" in process.stdout
 
 
-def test_every_flag_of_weaver_core_is_taken_or_explained():
+def test_every_flag_of_weaver_core_is_accepted_or_explained():
     theirs = {flag.rpartition(":")[2] for flag in WEAVER_CORE.split()}
     assert theirs - set(TrainOptions.names()) == set(WEAVER_ONLY_FLAGS)
-    known = parser()._option_string_actions
+    actions = parser()._option_string_actions
     for letter, _, flag in (flag.rpartition(":") for flag in WEAVER_CORE.split()):
-        assert f"--{flag}" in known
-        assert not letter or known[f"-{letter}"] is known[f"--{flag}"]
+        assert f"--{flag}" in actions
+        assert not letter or actions[f"-{letter}"] is actions[f"--{flag}"]
 
 
-def test_flags_that_need_nothing_say_why_and_change_nothing(capsys):
+def test_flags_without_effect_print_a_note_and_change_nothing(capsys):
     words = [
         "--fetch-step=0.5",
         "--num-workers",
@@ -179,26 +179,28 @@ def test_flags_that_need_nothing_say_why_and_change_nothing(capsys):
         "--no-remake-weights",
         "--no-compile-optimizer",
     ]
-    assert parse([*NEEDED, "--regression-mode", *words]) == parse([*NEEDED, "--regression-mode"])
+    assert parse([*REQUIRED, "--regression-mode", *words]) == parse(
+        [*REQUIRED, "--regression-mode"]
+    )
     messages = capsys.readouterr().err
     assert "note: --num-workers has no effect: a thread prepares batches in advance" in messages
     assert messages.count("note: ") == 3
 
 
-def test_precision_is_what_amp_means_unless_told(capsys):
-    asked = [
-        parse([*NEEDED, *words]).requested_precision
+def test_precision_follows_use_amp_unless_it_is_set(capsys):
+    precisions = [
+        parse([*REQUIRED, *words]).requested_precision
         for words in ([], ["--use-amp"], ["--use-amp", "--amp-dtype=fp16"], ["--precision=auto"])
     ]
-    assert asked == ["float32", "bf16", "fp16", "auto"]
+    assert precisions == ["float32", "bf16", "fp16", "auto"]
 
 
 def test_steps_and_samples_set_the_length_of_an_epoch():
-    assert parse(NEEDED).steps(7) == 7
-    assert parse([*NEEDED, "--steps-per-epoch=3"]).steps(7) == 3
+    assert parse(REQUIRED).steps(7) == 7
+    assert parse([*REQUIRED, "--steps-per-epoch=3"]).steps(7) == 3
     options = parse(
         [
-            *NEEDED,
+            *REQUIRED,
             "--samples-per-epoch=1000",
             "--batch-size=100",
             "--steps-per-epoch-val=2",
@@ -219,20 +221,20 @@ def test_steps_and_samples_set_the_length_of_an_epoch():
         (["--data-fraction=0.25", "--steps-per-epoch-val=2", "--batch-size=10"], 0.2),
     ],
 )
-def test_validation_takes_the_share_of_the_training_unless_it_has_its_own(words, share):
+def test_validation_takes_the_data_fraction_of_training_by_default(words, share):
     """As weaver-core 0.5.3: data_fraction where data_fraction_val is None."""
-    options = parse([*NEEDED, *words])
+    options = parse([*REQUIRED, *words])
     assert options.fraction_val(100) == share
     assert options.settings()["data_fraction_val"] == options.share_val
 
 
-def test_precisions_are_those_of_the_pipeline_and_each_has_its_type():
+def test_precisions_equal_those_of_the_pipeline_and_have_a_type():
     from weaver.network.precision import TYPES
 
     assert {"auto", *TYPES} == set(PRECISIONS)
-    assert parse([*NEEDED, "--precision", "BF16"]).precision == "bf16"
+    assert parse([*REQUIRED, "--precision", "BF16"]).precision == "bf16"
     with pytest.raises(SystemExit):
-        parse([*NEEDED, "--amp-dtype", "float32"])
+        parse([*REQUIRED, "--amp-dtype", "float32"])
 
 
 # ------------------------------------------------------------- published commands of weaver-core
@@ -242,7 +244,7 @@ def test_all_refused_and_unknown_flags_are_listed_at_once(capsys):
     words = ["--compile-optimizer", "--file-fraction", "0.5", "--custom-functions=f.py"]
     words += ["--num-epcohs=3"]
     with pytest.raises(SystemExit) as exit_error:
-        parse([*NEEDED, *words])
+        parse([*REQUIRED, *words])
     assert exit_error.value.code == 2
     messages = capsys.readouterr().err
     for part in ("--compile-optimizer of weaver-core", "--file-fraction", "'--num-epcohs'"):
@@ -260,17 +262,17 @@ def test_all_refused_and_unknown_flags_are_listed_at_once(capsys):
         ("--opt=adamW", None, None),
     ],
 )
-def test_abbreviations_are_those_of_weaver_core(short, name, value):
-    """Its argparse takes what only one of its flags begins with; the last two are ambiguous."""
+def test_abbreviations_of_flags_work_as_in_weaver_core(short, name, value):
+    """Its argparse accepts a prefix of exactly one flag; the last two are ambiguous."""
     if name is None:
         with pytest.raises(SystemExit):
-            parse([*NEEDED, short])
+            parse([*REQUIRED, short])
     else:
-        assert getattr(parse([*NEEDED, short]), name) == value
+        assert getattr(parse([*REQUIRED, short]), name) == value
 
 
-def test_auto_becomes_the_name_that_weaver_core_makes(monkeypatch):
-    words = [*NEEDED, "-m", "models/{auto}/net", "--log-file", "{auto}.log", "-o", "fc_dim", "7"]
+def test_auto_becomes_the_name_of_weaver_core(monkeypatch):
+    words = [*REQUIRED, "-m", "models/{auto}/net", "--log-file", "{auto}.log", "-o", "fc_dim", "7"]
     options = parse([*words, "--start-lr=0.01", "--batch-size=64", "--optimizer=adamW"])
     name = options.model_prefix.split("/")[1]
     assert re.fullmatch(r"\d{8}-\d{6}_n_[0-9a-f]{32}_adamW_lr0\.01_batch64", name)
@@ -283,27 +285,27 @@ def test_auto_becomes_the_name_that_weaver_core_makes(monkeypatch):
 
 
 def test_tensorboard_writes_where_weaver_core_does():
-    folder = parse([*NEEDED, "--tensorboard=_mine"]).tensorboard_log_dir
+    folder = parse([*REQUIRED, "--tensorboard=_mine"]).tensorboard_log_dir
     assert re.fullmatch(r"runs/\w{3}\d\d_\d\d-\d\d-\d\d_.+_mine", folder)
-    both = parse([*NEEDED, "--tensorboard=_mine", "--tensorboard-log-dir=here"])
+    both = parse([*REQUIRED, "--tensorboard=_mine", "--tensorboard-log-dir=here"])
     assert both.tensorboard_log_dir == "here"
 
 
 @pytest.mark.parametrize("word", ["auto", "none"])
-def test_words_for_tensorboard_are_no_folder_of_the_working_directory(word, monkeypatch):
+def test_auto_and_none_of_tensorboard_need_no_writable_folder(word, monkeypatch):
     """Pods of images whose code is read-only start there; nobody may write to /proc."""
     monkeypatch.chdir("/proc")
-    words = [one.replace("-prefix=m", "-prefix=/tmp/m") for one in NEEDED]
+    words = [word_of_command.replace("-prefix=m", "-prefix=/tmp/m") for word_of_command in REQUIRED]
     assert parse([*words, f"--tensorboard-log-dir={word}"]).tensorboard_log_dir == word
     with pytest.raises(SystemExit):
         parse([*words, "--tensorboard-log-dir=here"])
 
 
 def test_without_validation_data_each_file_is_split():
-    words = [word for word in NEEDED if not word.startswith("--data-val")]
+    words = [word for word in REQUIRED if not word.startswith("--data-val")]
     assert parse(words).parts == ((0.0, 0.8), (0.8, 1.0))
     assert parse([*words, "--train-val-split=0.75"]).parts == ((0.0, 0.75), (0.75, 1.0))
-    assert parse([*NEEDED, "--train-val-split=0.75"]).parts == ((0.0, 1.0), (0.0, 1.0))
+    assert parse([*REQUIRED, "--train-val-split=0.75"]).parts == ((0.0, 1.0), (0.0, 1.0))
 
 
 @pytest.mark.parametrize(
@@ -316,9 +318,9 @@ def test_without_validation_data_each_file_is_split():
         ("test", False, True),
     ],
 )
-def test_run_modes(mode, trains, predicts):
-    more = ["--data-test=t", "--predict-output=p.root"]
-    options = parse([*NEEDED, *more, f"--run-mode={mode}"])
+def test_run_mode_selects_training_and_prediction(mode, trains, predicts):
+    test_data = ["--data-test=t", "--predict-output=p.root"]
+    options = parse([*REQUIRED, *test_data, f"--run-mode={mode}"])
     assert (options.trains, options.predict, options.runs("test")) == (
         trains,
         predicts,
@@ -326,8 +328,8 @@ def test_run_modes(mode, trains, predicts):
     )
 
 
-def test_what_means_something_else_is_said_at_the_start(capsys, monkeypatch):
-    parse([*NEEDED, "--regression-mode"])
+def test_flags_with_another_meaning_than_in_weaver_core_print_a_note(capsys, monkeypatch):
+    parse([*REQUIRED, "--regression-mode"])
     assert "note" not in capsys.readouterr().err
     for words, part in (
         (["--steps-per-epoch=3"], "--steps-per-epoch-val limits it"),
@@ -335,27 +337,27 @@ def test_what_means_something_else_is_said_at_the_start(capsys, monkeypatch):
         (["--train-val-split=0.5"], "--train-val-split has no effect"),
         (["--run-mode=train"], "validates too"),
     ):
-        parse([*NEEDED, *words])
+        parse([*REQUIRED, *words])
         assert part in capsys.readouterr().err
     monkeypatch.setenv("WORLD_SIZE", "2")
-    parse(NEEDED)
+    parse(REQUIRED)
     assert "--batch-size 128 is the total of all 2 processes" in capsys.readouterr().err
 
 
-def test_use_amp_is_for_gpus():
-    """weaver-core 0.5.3 asks for autocast of CUDA only, which a CPU does without."""
-    options = parse([*NEEDED, "--use-amp"])
+def test_use_amp_has_an_effect_on_gpus_only():
+    """weaver-core 0.5.3 switches autocast on for CUDA only, so that it has no effect on a CPU."""
+    options = parse([*REQUIRED, "--use-amp"])
     assert [options.precision_on(device) for device in ("cpu", "cuda")] == ["float32", "bf16"]
-    options = parse([*NEEDED, "--precision=bf16"])
+    options = parse([*REQUIRED, "--precision=bf16"])
     assert options.precision_on("cpu") == "bf16"
 
 
-def test_the_page_for_weavers_users_has_every_flag():
+def test_the_page_for_users_of_weaver_core_lists_every_flag():
     page = (ROOT / "docs" / "coming-from-weaver.md").read_text()
     table = page[page.index("| Flag | Here |") :]
     rows = dict(re.findall(r"^\| (.+?) \| (.+?) \|$", table, re.MULTILINE))
-    listed = {flag for names in rows for flag in re.findall(r"`--([\w-]+)`", names)}
-    assert listed == {flag.rpartition(":")[2] for flag in WEAVER_CORE.split()}
+    flags_of_page = {flag for names in rows for flag in re.findall(r"`--([\w-]+)`", names)}
+    assert flags_of_page == {flag.rpartition(":")[2] for flag in WEAVER_CORE.split()}
     for names, words in rows.items():
         for flag in re.findall(r"`--([\w-]+)`", names):
             if flag in WEAVER_ONLY_FLAGS:

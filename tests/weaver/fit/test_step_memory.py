@@ -1,4 +1,4 @@
-"""The memory of a training step, foretold from a few jets."""
+"""The memory of a training step, estimated from a few jets."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def jets(prepared) -> Dataset:
     return Dataset.open(str(prepared.train), DataConfig.load(str(prepared.data_config)))
 
 
-def test_what_is_kept_grows_with_the_jets():
+def test_memory_for_the_backward_pass_grows_with_the_jets():
     model = Wide()
     two, twenty = (
         step_memory.autograd_bytes(model, (None, None, torch.rand(count, 8)), FLOAT32)
@@ -40,7 +40,7 @@ def test_what_is_kept_grows_with_the_jets():
     assert twenty - two == pytest.approx(18 * 4000, rel=0.1)
 
 
-def test_measuring_leaves_the_model_and_the_random_numbers_alone(jets):
+def test_measuring_changes_neither_the_model_nor_the_random_state(jets):
     model = Wide()
     before, random = (
         {name: value.clone() for name, value in model.state_dict().items()},
@@ -52,7 +52,7 @@ def test_measuring_leaves_the_model_and_the_random_numbers_alone(jets):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_a_step_that_will_not_fit_is_told_with_a_batch_that_would(jets, monkeypatch):
+def test_a_step_that_does_not_fit_is_reported_with_a_batch_size_that_fits(jets, monkeypatch):
     monkeypatch.setattr(step_memory, "free_bytes", lambda device: 2**20)
     line = step_memory.warning(Wide(), jets, 500, FLOAT32, torch.device("cpu"))
     fits = int(line.partition("about ")[2].partition("; about ")[2].split()[0])

@@ -1,4 +1,4 @@
-"""Network files: what they take is known without importing them, and their faults are told with
+"""Network files: their options are known without importing them, and their errors are reported with
 file and line.
 """
 
@@ -46,13 +46,13 @@ def test_a_published_network_file_is_built_with_any_options(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["pfn", "particle_net"])
-def test_our_networks_tell_their_options(name):
+def test_our_networks_declare_their_options(name):
     names = load_network(f"{ROOT}/networks/{name}_regressor_open.py").option_names()
     assert {"num_conv_layers", "conv_dim", "num_fc_layers", "fc_dim", "dropout"} <= names
     assert ("use_counts" in names) == (name == "particle_net")
 
 
-def test_options_of_model_and_loss_go_where_they_belong(tmp_path):
+def test_model_and_loss_get_their_own_options(tmp_path):
     text = (
         "def get_model(d, *, width=1):\n    return width, {}\ndef get_loss(d, *, delta=0.1,"
         " **rest):\n    return (delta, rest)\n"
@@ -65,7 +65,7 @@ def test_options_of_model_and_loss_go_where_they_belong(tmp_path):
     assert network.loss(None, options) == (0.5, {"width": 3})
 
 
-def test_an_unknown_option_is_refused_with_the_nearest():
+def test_an_unknown_option_is_refused_with_the_nearest_name():
     network = load_network(f"{ROOT}/networks/pfn_regressor_open.py")
     with pytest.raises(
         InputError, match="unknown network option 'num_fc_layer'; did you mean 'num_fc_layers'"
@@ -85,17 +85,17 @@ def test_an_unknown_option_is_refused_with_the_nearest():
         ("def get_model(\0", "network.py, line"),
     ],
 )
-def test_a_file_in_another_form_is_refused_before_it_is_imported(tmp_path, text, message):
+def test_an_invalid_network_file_is_refused_before_it_is_imported(tmp_path, text, message):
     with pytest.raises(InputError, match=message):
         load_network(write(tmp_path, text))
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_a_missing_file_is_refused_by_name(tmp_path):
     with pytest.raises(InputError, match=r"there is no file .*nothing.py"):
         load_network(str(tmp_path / "nothing.py"))
 
 
-def test_a_failing_import_is_told_with_its_line(tmp_path):
+def test_a_failing_import_is_reported_with_its_line(tmp_path):
     text = SIMPLE + "import no_such_module\n"
     network, line = load_network(write(tmp_path, text)), len(text.splitlines())
     with pytest.raises(
@@ -105,7 +105,7 @@ def test_a_failing_import_is_told_with_its_line(tmp_path):
         network.build(None, {})
 
 
-def test_a_failing_function_is_told_with_its_line(tmp_path):
+def test_a_failing_function_is_reported_with_its_line(tmp_path):
     network = load_network(
         write(
             tmp_path,
@@ -132,7 +132,7 @@ def test_options_are_read_without_torch():
     assert "use_bn" in process.stdout
 
 
-def test_names_defined_in_a_try_block_count():
+def test_functions_imported_in_a_try_block_count():
     text = (
         "try:\n    from a import get_model\nexcept ImportError:\n    from b import get_model\nfrom"
         " c import get_loss\n"
@@ -140,7 +140,7 @@ def test_names_defined_in_a_try_block_count():
     assert option_names(text, "x.py") is None
 
 
-def test_without_get_loss_a_classification_takes_the_cross_entropy_and_a_regression_is_refused(
+def test_the_default_loss_is_cross_entropy_for_classification_and_missing_for_regression(
     tmp_path,
 ):
     network = load_network(write(tmp_path, "def get_model(d, **k): return k, {}\n"))
@@ -152,19 +152,19 @@ def test_without_get_loss_a_classification_takes_the_cross_entropy_and_a_regress
         network.loss(types.SimpleNamespace(label_type="custom"), {})
 
 
-def test_only_a_network_that_knows_them_gets_the_options_that_weaver_adds(tmp_path):
+def test_weaver_s_options_go_only_to_networks_that_declare_them(tmp_path):
     network = load_network(
         write(
             tmp_path,
             "def get_model(d, width=1, for_inference=False): return (width, for_inference), {}\n",
         )
     )
-    asked = {"for_inference": True, "use_amp": True}
-    assert network.build(None, {"width": 2}, asked)[0] == (2, True)
+    weaver_options = {"for_inference": True, "use_amp": True}
+    assert network.build(None, {"width": 2}, weaver_options)[0] == (2, True)
     assert network.build(None, {"width": 2})[0] == (2, False)
 
 
-def test_a_network_that_takes_anything_gets_only_what_is_asked_for(tmp_path):
+def test_a_network_with_kwargs_gets_only_the_options_that_are_set(tmp_path):
     """weaver-core 0.5.3 adds use_amp, compile_model and for_inference only where they are set."""
     network = load_network(
         write(
@@ -176,8 +176,10 @@ def test_a_network_that_takes_anything_gets_only_what_is_asked_for(tmp_path):
     assert network.build(None, {"a": 1}, mixed_precision=True)[0] == {"a": 1}
     assert network.build(None, {"a": 1}, {"use_amp": True})[0] == {"a": 1, "use_amp": True}
     assert network.loss(None, {"a": 1}, {"compile_model": True}) == {"a": 1, "compile_model": True}
-    named = load_network(write(tmp_path, "def get_model(d, use_amp=False): return use_amp, {}\n"))
-    assert named.build(None, {}, mixed_precision=True)[0] is True
+    with_use_amp = load_network(
+        write(tmp_path, "def get_model(d, use_amp=False): return use_amp, {}\n")
+    )
+    assert with_use_amp.build(None, {}, mixed_precision=True)[0] is True
     flags = ["-c", "c.yaml", "-n", "n.py", "-m", "m", "--data-train", "a", "--data-val", "b"]
     assert parse(flags).weaver_options == {}
     assert parse([*flags, "--use-amp"]).weaver_options == {"use_amp": True}
@@ -196,5 +198,5 @@ def test_a_network_that_takes_anything_gets_only_what_is_asked_for(tmp_path):
     ],
     ids=["literal", "annotated", "made by a program", "only declared", "none"],
 )
-def test_rules_of_options_are_read_from_the_text(text, rules):
+def test_rules_of_options_are_parsed_from_the_text(text, rules):
     assert option_rules(text) == rules

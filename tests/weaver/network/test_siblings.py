@@ -1,4 +1,4 @@
-"""The files beside a network file that it needs are found in its text and travel with it."""
+"""The files that a network file imports from its own folder are detected and stored with it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def with_module(argument: str, value: str = "layers.WIDTH") -> str:
     }.values(),
     ids=lambda value: None if isinstance(value, set) else "",
 )
-def test_siblings_are_found_in_the_text(tmp_path, text, expected):
+def test_siblings_are_read_from_the_imports_and_paths_of_the_text(tmp_path, text, expected):
     (tmp_path / "other.py").write_text("")
     path = network(
         tmp_path / "a",
@@ -71,7 +71,7 @@ def test_siblings_are_found_in_the_text(tmp_path, text, expected):
     assert set(read_siblings(path, text)) == expected
 
 
-def test_a_copy_with_its_siblings_is_the_same_network(tmp_path):
+def test_a_copy_with_its_siblings_builds_the_same_network(tmp_path):
     text = with_module(BESIDE.format("'layers.py'"))
     path = network(
         tmp_path / "a",
@@ -89,14 +89,14 @@ def test_a_copy_with_its_siblings_is_the_same_network(tmp_path):
     again = load_network(str(copy / "network.py"))
     assert again.build(None, {})[0] == 3
     assert again.digest() == first.digest()
-    # another sibling is another network, and the one that was imported before is not taken for it
+    # a changed sibling makes another network, and the module imported before is not used for it
     (copy / "deeper.py").write_text("WIDTH = 7\n")
-    changed = load_network(str(copy / "network.py"))
-    assert changed.digest() != first.digest()
-    assert changed.build(None, {})[0] == 7
+    other_network = load_network(str(copy / "network.py"))
+    assert other_network.digest() != first.digest()
+    assert other_network.build(None, {})[0] == 7
 
 
-def test_two_networks_may_have_siblings_of_one_name(tmp_path):
+def test_two_networks_may_have_siblings_of_the_same_name(tmp_path):
     text = f"import layers_of_two\n{MODEL.format('layers_of_two.WIDTH')}"
     for name, width in (("a", 3), ("b", 4)):
         path = network(tmp_path / name, text, layers_of_two_py=f"WIDTH = {width}\n")
@@ -104,15 +104,17 @@ def test_two_networks_may_have_siblings_of_one_name(tmp_path):
     assert not any(str(tmp_path) in path for path in sys.path)
 
 
-def test_from_a_storage_the_set_is_copied_to_this_machine(tmp_path, monkeypatch):
-    """As on s3://, of which nothing can be imported."""
+def test_siblings_in_a_storage_are_copied_to_this_machine(tmp_path, monkeypatch):
+    """As on s3://, from where nothing can be imported."""
     monkeypatch.setenv("JEC_CACHE", str(tmp_path / "node"))
     text = with_module(BESIDE.format("'layers.py'"))
     path = network(tmp_path / "a", text, layers_py="WIDTH = 3\n")
-    far = NetworkFile(uri="s3://b/net.py", source=text, siblings=read_siblings(path, text))
-    assert far.build(None, {})[0] == 3
-    (copied,) = (tmp_path / "node/networks").iterdir()
-    assert sorted(os.listdir(copied)) == ["layers.py", "net.py"]
+    remote_network = NetworkFile(
+        uri="s3://b/net.py", source=text, siblings=read_siblings(path, text)
+    )
+    assert remote_network.build(None, {})[0] == 3
+    (local_folder,) = (tmp_path / "node/networks").iterdir()
+    assert sorted(os.listdir(local_folder)) == ["layers.py", "net.py"]
 
 
 def test_a_network_without_siblings_keeps_its_digest(tmp_path):

@@ -1,4 +1,4 @@
-"""Networks under weaver-core's import paths: the same weights give the same answers and gradients,
+"""Networks under weaver-core's import paths: the same weights give the same outputs and gradients,
 and published files work.
 """
 
@@ -34,7 +34,7 @@ def peer_arrays() -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_weights_of_weaver_core_give_its_answers_and_gradients(name, peer_arrays):
+def test_weights_of_weaver_core_give_its_outputs_and_gradients(name, peer_arrays):
     def of(what: str) -> dict[str, torch.Tensor]:
         return {
             key.removeprefix(f"{name}/{what}/"): value
@@ -57,7 +57,7 @@ def test_weights_of_weaver_core_give_its_answers_and_gradients(name, peer_arrays
     )
 
 
-def test_trimming_changes_no_answer_outside_training_and_no_particle_in_it():
+def test_trimming_changes_no_output_and_keeps_all_particles():
     torch.manual_seed(0)
     mask = (torch.arange(20) < torch.tensor([3, 9, 0])[:, None])[:, None]
     points, features = torch.randn(3, 2, 20) * mask, torch.arange(1.0, 21.0).expand(3, 1, 20) * mask
@@ -66,14 +66,14 @@ def test_trimming_changes_no_answer_outside_training_and_no_particle_in_it():
     before = model(points, features, mask)
     model.trims = False
     torch.testing.assert_close(model(points, features, mask), before)
-    _, kept, where = trim_padding(points, features, mask, training=True)
-    assert kept.shape == where.shape
-    assert set(kept[0][where[0]].tolist()) == {1.0, 2.0, 3.0}
-    assert not kept[2].any()
+    _, trimmed_features, where = trim_padding(points, features, mask, training=True)
+    assert trimmed_features.shape == where.shape
+    assert set(trimmed_features[0][where[0]].tolist()) == {1.0, 2.0, 3.0}
+    assert not trimmed_features[2].any()
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_an_exported_network_answers_the_same_at_any_number_of_jets_and_particles(name):
+def test_an_exported_network_gives_the_same_output_for_any_number_of_jets_and_particles(name):
     """With the particles' axis free, as published network files declare it."""
     torch.manual_seed(0)
     model, file = settle(MODELS[name]()), io.BytesIO()
@@ -114,7 +114,7 @@ def test_an_exported_network_answers_the_same_at_any_number_of_jets_and_particle
 
 @pytest.mark.parametrize("junk", [float("nan"), float("inf"), 1e30])
 @pytest.mark.parametrize("use_counts", [True, False])
-def test_what_lies_in_the_points_of_padding_reaches_no_answer(junk, use_counts):
+def test_values_in_padded_points_change_no_output(junk, use_counts):
     torch.manual_seed(0)
     model = settle(ParticleNet(5, 3, use_counts=use_counts, **NET))
     mask = (torch.arange(20) < torch.tensor([3, 9, 20, 1])[:, None])[:, None]
@@ -129,7 +129,7 @@ def test_a_jet_may_have_fewer_particles_than_neighbours():
     assert model(torch.randn(2, 2, 3), torch.randn(2, 1, 3), torch.ones(2, 1, 3)).isfinite().all()
 
 
-def test_what_is_not_here_is_refused_with_what_to_do(tmp_path):
+def test_unsupported_networks_of_weaver_core_are_refused_with_a_remedy(tmp_path):
     for number, (line, message) in enumerate(
         (
             (

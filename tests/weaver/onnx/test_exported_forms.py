@@ -1,6 +1,4 @@
-"""The forms that layers take in the file, since ONNX Runtime is quickest on them; the answers are
-the same.
-"""
+"""Layers are exported in the forms that ONNX Runtime computes fastest; the outputs are the same."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ PARTICLE_NET = ("pf_points", *PFN)
 
 @pytest.mark.parametrize("num_conv_layers", [1, 3])
 @pytest.mark.parametrize("norm", ["batch", "none", "layer"])
-def test_nothing_is_added_on_the_particles_of_the_particle_flow_network(
+def test_the_graph_of_a_particle_flow_network_adds_nothing_per_particle(
     tmp_path, norm, num_conv_layers
 ):
     options = {"num_conv_layers": num_conv_layers, "conv_dim": 12, "fc_dim": 16, "norm": norm}
@@ -35,9 +33,7 @@ def test_nothing_is_added_on_the_particles_of_the_particle_flow_network(
 
 @pytest.mark.parametrize("num_conv_layers", [1, 3])
 @pytest.mark.parametrize("norm", ["batch", "none", "layer"])
-def test_edges_add_only_their_two_ends_and_only_the_number_of_jets_is_a_shape(
-    tmp_path, norm, num_conv_layers
-):
+def test_the_graph_of_edges_has_one_addition_and_one_shape(tmp_path, norm, num_conv_layers):
     options = {
         "num_edge_conv_blocks": 1,
         "k": 4,
@@ -55,12 +51,12 @@ def test_edges_add_only_their_two_ends_and_only_the_number_of_jets_is_a_shape(
 
 def exported_alike(folder, network, groups, options):
     """The operations and the graph of a network's file, which gives PyTorch's answers."""
-    result, feed = (
+    data_config, feed = (
         config(*groups),
         {name: x.numpy() for name, x in jets([30, 4, 1, 0]).items() if name in groups},
     )
-    model, info = network.get_model(result, **options)
-    path = export_onnx(settle(model), info, result, folder / "model.onnx")
+    model, info = network.get_model(data_config, **options)
+    path = export_onnx(settle(model), info, data_config, folder / "model.onnx")
     with torch.no_grad():
         expected = model(*(torch.from_numpy(feed[name]) for name in groups)).numpy()
     np.testing.assert_allclose(session(path).run(None, feed)[0], expected, atol=2e-6)
@@ -76,7 +72,7 @@ def on_axes(graph, number: int) -> list[str]:
 
 @pytest.mark.parametrize("junk", [np.nan, np.inf, 1e30])
 @pytest.mark.parametrize("level", [0, 2], ids=["optimised", "as exported"])
-def test_what_lies_in_padding_reaches_no_answer(exported_model, junk, level):
+def test_values_in_padding_change_no_output(exported_model, junk, level):
     groups, path = exported_model
     batch = {name: x.numpy() for name, x in jets([30, 4, 1, 0]).items() if name in groups}
     places = {name: x for name, x in batch.items() if name in ("pf_points", "pf_features")}
@@ -102,8 +98,8 @@ def exported_model(request, tmp_path_factory):
             "k": 4,
             "use_counts": not request.param.endswith("published"),
         }
-    result = config(*groups)
-    model, info = network.get_model(result, conv_dim=12, fc_dim=16, **options)
+    data_config = config(*groups)
+    model, info = network.get_model(data_config, conv_dim=12, fc_dim=16, **options)
     return groups, export_onnx(
-        settle(model), info, result, tmp_path_factory.mktemp("exported") / "model.onnx"
+        settle(model), info, data_config, tmp_path_factory.mktemp("exported") / "model.onnx"
     )

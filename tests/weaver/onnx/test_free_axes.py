@@ -1,4 +1,6 @@
-"""Exported networks whose number of particles is free: right at every length, or refused."""
+"""Exported networks with a free number of particles: equal to PyTorch at every length, or
+refused.
+"""
 
 from __future__ import annotations
 
@@ -115,7 +117,7 @@ def particle_net(**options) -> torch.nn.Module:
     ids=str,
 )
 @pytest.mark.parametrize("length", [LENGTH, 5], ids=["longer than k", "shorter than k"])
-def test_particle_net_answers_right_at_every_length(tmp_path, options, length):
+def test_particle_net_gives_the_same_output_at_every_length(tmp_path, options, length):
     model, config = particle_net(**options), data_config(length)
     path = export_onnx(model, info(), config, tmp_path / "model.onnx")
     assert check_lengths(model, info(), config, path) < 1e-4
@@ -136,7 +138,7 @@ def test_the_graph_is_traced_at_the_length_of_the_data_config():
     }
 
 
-def test_all_multiplicities_about_k_are_compared():
+def test_all_multiplicities_near_k_are_compared():
     shapes = {name: (size, 40) for name, size in GROUPS.items()}
     mask = random_jets(data_config(40), shapes, own=True)["pf_mask"]
     assert {1, 15, 16, 17, 40} <= set(mask.sum((1, 2)).astype(int).tolist())
@@ -144,7 +146,7 @@ def test_all_multiplicities_about_k_are_compared():
 
 
 @pytest.mark.parametrize("network", [Nearest, Embedded, OfParticles])
-def test_a_graph_may_refuse_the_lengths_that_the_network_refuses(tmp_path, network):
+def test_a_graph_may_fail_at_lengths_where_the_network_fails(tmp_path, network):
     model = network().eval()
     path = export_onnx(model, info(), data_config(), tmp_path / "model.onnx")
     assert check_lengths(model, info(), data_config(), path) < 1e-5
@@ -158,7 +160,7 @@ def test_a_graph_may_refuse_the_lengths_that_the_network_refuses(tmp_path, netwo
         (Asserts, "if features.shape[2] < K:"),
     ],
 )
-def test_a_graph_that_departs_is_refused_with_the_operation(tmp_path, network, line):
+def test_a_graph_that_differs_is_refused_with_the_line_that_fixes_it(tmp_path, network, line):
     model = network().eval()
     path = export_onnx(model, info(), data_config(), tmp_path / "model.onnx")
     with pytest.raises(GateError) as error:
@@ -179,22 +181,22 @@ def test_a_free_axis_of_variables_keeps_its_size(tmp_path):
             x = (self.conv(features) * mask).sum(2)
             return self.last(torch.cat((x, jet), dim=1))
 
-    described = info()
-    described["input_names"] = [*GROUPS, "jet_features"]
-    described["input_shapes"]["jet_features"] = (1, 5)
-    described["dynamic_axes"]["jet_features"] = {0: "N", 1: "n_jet"}
+    model_info = info()
+    model_info["input_names"] = [*GROUPS, "jet_features"]
+    model_info["input_shapes"]["jet_features"] = (1, 5)
+    model_info["dynamic_axes"]["jet_features"] = {0: "N", 1: "n_jet"}
     model = WithJet().eval()
-    path = export_onnx(model, described, data_config(), tmp_path / "model.onnx")
-    assert input_shapes(described, data_config())["jet_features"] == (5,)
-    assert check_lengths(model, described, data_config(), path) < 1e-5
+    path = export_onnx(model, model_info, data_config(), tmp_path / "model.onnx")
+    assert input_shapes(model_info, data_config())["jet_features"] == (5,)
+    assert check_lengths(model, model_info, data_config(), path) < 1e-5
 
 
-def test_free_axes_may_be_a_list_as_torch_takes_them(tmp_path):
-    names = info({**{group: [0, 2] for group in GROUPS}, "softmax": [0]})
-    assert free_axes(names)["pf_mask"].keys() == {2}
+def test_free_axes_may_be_a_list(tmp_path):
+    model_info = info({**{group: [0, 2] for group in GROUPS}, "softmax": [0]})
+    assert free_axes(model_info)["pf_mask"].keys() == {2}
     model = OfParticles().eval()
-    path = export_onnx(model, names, data_config(), tmp_path / "model.onnx")
-    assert check_lengths(model, names, data_config(), path) < 1e-5
+    path = export_onnx(model, model_info, data_config(), tmp_path / "model.onnx")
+    assert check_lengths(model, model_info, data_config(), path) < 1e-5
     runtime = onnxruntime.InferenceSession(path)
     assert all(isinstance(entry.shape[2], str) for entry in runtime.get_inputs())
 
@@ -221,7 +223,7 @@ def test_a_network_may_take_the_logarithm_of_a_variable(tmp_path):
     assert check_lengths(model, info(), data_config(), path) < 1e-5
 
 
-def test_a_network_without_finite_answers_is_refused(tmp_path):
+def test_a_network_without_finite_outputs_is_refused(tmp_path):
     class Divides(OfParticles):
         def forward(self, points, features, mask):
             return super().forward(points, features, mask) / (mask - mask).sum(2)
@@ -257,7 +259,7 @@ def test_trimming_of_a_copied_class_is_off_in_the_graph(tmp_path):
     assert model.trimmer.enabled
 
 
-def test_an_angle_of_a_padded_place_is_zero_as_in_pytorch(tmp_path):
+def test_arctan2_at_the_origin_is_zero_as_in_pytorch(tmp_path):
     """torch's exporter divides, which gives NaN at the origin, and -pi for pi."""
 
     class Angle(torch.nn.Module):
@@ -266,11 +268,11 @@ def test_an_angle_of_a_padded_place_is_zero_as_in_pytorch(tmp_path):
 
     values = torch.tensor([-2.0, 0.0, 3.0])
     points = torch.cartesian_prod(values, values).T[None].repeat(3, 1, 1)  # (3, 2, 9)
-    described = {
+    model_info = {
         "input_names": ["x"],
         "input_shapes": {"x": (1, 2, 9)},
         "output_names": ["angle"],
     }
-    path = export_onnx(Angle(), described, None, tmp_path / "model.onnx")
+    path = export_onnx(Angle(), model_info, None, tmp_path / "model.onnx")
     answers = onnxruntime.InferenceSession(path).run(None, {"x": points.numpy()})[0]
     np.testing.assert_allclose(answers, Angle()(points), atol=1e-6)

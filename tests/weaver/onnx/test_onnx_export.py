@@ -1,5 +1,5 @@
-"""The exported file: alone, readable by Triton 23.05, dynamic in the batch axis only, with its
-provenance inside.
+"""The exported file: a single file, readable by Triton 23.05, dynamic in the batch axis only, with
+its provenance inside.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def exported_model(tmp_path_factory):
     )
 
 
-def test_is_one_file_that_onnx_runtime_1_15_reads(exported_model):
+def test_the_model_is_one_file_that_onnx_runtime_1_15_reads(exported_model):
     model = onnx.load(exported_model, load_external_data=False)
     assert [path.name for path in exported_model.parent.iterdir()] == ["model.onnx"]
     assert model.ir_version == 8
@@ -44,7 +44,7 @@ def test_only_the_batch_axis_is_dynamic(exported_model):
     assert [dim.dim_value for dim in graph.input[0].type.tensor_type.shape.dim[1:]] == [4, 20]
 
 
-def test_metadata_can_be_read_back(exported_model):
+def test_metadata_is_stored_in_the_file(exported_model):
     properties = onnx.load(exported_model).metadata_props
     assert {entry.key: entry.value for entry in properties} == {
         "run_id": "small-1",
@@ -52,7 +52,7 @@ def test_metadata_can_be_read_back(exported_model):
     }
 
 
-def test_a_network_in_training_is_exported_as_it_evaluates_and_stays_in_training(tmp_path):
+def test_a_network_in_training_mode_is_exported_in_evaluation_mode_and_stays_in_training(tmp_path):
     model = Network().train()
     path = export_onnx(model, INFO, None, tmp_path / "model.onnx")
     assert model.training
@@ -60,7 +60,7 @@ def test_a_network_in_training_is_exported_as_it_evaluates_and_stays_in_training
     assert "Dropout" not in {node.op_type for node in onnx.load(path).graph.node}
 
 
-def test_shapes_come_from_the_data_config_where_it_knows_them():
+def test_shapes_come_from_the_data_config_where_it_has_them():
     config = types.SimpleNamespace(
         input_shapes={"pf_features": (-1, 4, 50), "pf_mask": (-1, 1, 50)}
     )
@@ -79,7 +79,7 @@ def test_an_input_without_fixed_size_is_refused_by_name(tmp_path, shape):
     assert not list(tmp_path.iterdir())
 
 
-def test_opset_can_be_newer(tmp_path):
+def test_a_newer_opset_can_be_exported(tmp_path):
     path = export_onnx(
         torch.nn.Linear(3, 1),
         {**INFO, "input_names": ["jet_features"]},

@@ -1,5 +1,5 @@
-"""The gate passes what agrees, and refuses each way in which a file can compute something else than
-the network.
+"""The parity check accepts equal models, and refuses each way in which a file can compute something
+else than the network.
 """
 
 from __future__ import annotations
@@ -69,13 +69,13 @@ def test_equal_models_pass_at_every_level_and_batch_size(exported_model, golden)
     assert sum(counts) == parity.num_answers == num_answers(golden) == 4 * (21 + 22 + 34 + 1000)
 
 
-def test_one_jet_of_a_thousand_may_be_off_a_little(exported_model, golden):
+def test_one_jet_of_a_thousand_may_differ_slightly(exported_model, golden):
     parity = check_parity(Shifted(1e-4, (ODD,)), exported_model, golden, NAMES)
     assert parity.share_close == 0.999
     assert parity.max_difference == pytest.approx(1e-4, rel=0.01)
 
 
-def test_but_not_two(exported_model, golden):
+def test_two_jets_of_a_thousand_that_differ_slightly_are_refused(exported_model, golden):
     inputs, multiplicity = (
         {name: values.copy() for name, values in golden.inputs.items()},
         golden.multiplicity.copy(),
@@ -93,7 +93,7 @@ def test_but_not_two(exported_model, golden):
         )
 
 
-def test_one_jet_far_off_is_refused_with_its_name(exported_model, golden):
+def test_one_jet_with_a_large_difference_is_refused_by_number(exported_model, golden):
     with pytest.raises(
         GateError,
         match=(
@@ -105,12 +105,14 @@ def test_one_jet_far_off_is_refused_with_its_name(exported_model, golden):
 
 
 @pytest.mark.parametrize("multiplicity", [0, LENGTH], ids=["no particle", "all places taken"])
-def test_the_ends_of_the_multiplicity_are_seen(exported_model, golden, multiplicity):
+def test_golden_jets_include_the_lowest_and_highest_multiplicity(
+    exported_model, golden, multiplicity
+):
     with pytest.raises(GateError, match=rf"\({multiplicity} particles\)"):
         check_parity(Shifted(2e-3, (multiplicity,)), exported_model, golden, NAMES)
 
 
-def test_other_weights_are_refused_from_the_first_layer_on(exported_model, golden):
+def test_other_weights_are_refused_with_the_first_layer_that_differs(exported_model, golden):
     with pytest.raises(
         GateError,
         match=r"does not answer as PyTorch.*the first layer that differs is 'particles.0', off by",
@@ -118,7 +120,7 @@ def test_other_weights_are_refused_from_the_first_layer_on(exported_model, golde
         check_parity(network(seed=1), exported_model, golden, NAMES)
 
 
-def test_the_layer_that_differs_is_named(tmp_path, golden):
+def test_a_layer_that_differs_when_traced_is_named(tmp_path, golden):
     class TracedElse(torch.nn.Linear):
         def forward(self, x):
             return super().forward(x) + (0.1 if torch.jit.is_tracing() else 0.0)
@@ -133,7 +135,7 @@ def test_the_layer_that_differs_is_named(tmp_path, golden):
 
 
 @pytest.mark.parametrize("name", ["pfn", "particle_net"])
-def test_the_layers_of_the_published_networks_are_found_in_their_files(tmp_path, name):
+def test_the_layers_of_our_networks_are_identified_in_their_files(tmp_path, name):
     groups = ("pf_points",) * (name == "particle_net") + ("pf_features", "pf_mask", "jet_features")
     data_config = config(*groups)
     options = {"num_edge_conv_blocks": 2, "k": 4} if name == "particle_net" else {}
@@ -152,7 +154,7 @@ def test_the_layers_of_the_published_networks_are_found_in_their_files(tmp_path,
     assert np.max(list(result.values())) < 1e-5
 
 
-def test_an_answer_that_is_no_number_is_refused(exported_model, golden):
+def test_an_output_that_is_nan_is_refused(exported_model, golden):
     class NoCare(torch.nn.Module):
         def forward(self, features, mask, jet):
             return (features * mask).sum((1, 2))[:, None] / mask.sum((1, 2))[:, None]
@@ -186,7 +188,7 @@ def test_a_batch_size_that_became_a_constant_is_refused(tmp_path, golden):
         check_parity(model, path, golden, NAMES)
 
 
-def test_a_mixing_of_jets_is_refused_at_the_batch_size_where_it_shows(tmp_path, golden):
+def test_a_network_that_mixes_jets_of_a_batch_is_refused(tmp_path, golden):
     class Mixing(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -203,19 +205,19 @@ def test_a_mixing_of_jets_is_refused_at_the_batch_size_where_it_shows(tmp_path, 
 # ------------------------------------------------------------------------------------ golden jets
 
 
-def test_golden_jets_hold_each_multiplicity_first(golden):
+def test_golden_jets_begin_with_each_multiplicity(golden):
     assert sorted(golden.multiplicity[: LENGTH + 1]) == list(range(LENGTH + 1))
     assert len(golden) == 1000
     np.testing.assert_array_equal(golden.inputs["pf_mask"].sum((1, 2)), golden.multiplicity)
 
 
-def test_a_jet_filled_up_holds_no_particle_twice(golden):
+def test_a_jet_with_added_particles_has_no_particle_twice(golden):
     jet = int(np.flatnonzero(golden.multiplicity == LENGTH)[0])
     particles = golden.inputs["pf_features"][jet].T  # (P, 4)
     assert len(np.unique(particles, axis=0)) == LENGTH
 
 
-def test_places_without_particle_hold_the_padding():
+def test_places_without_a_particle_have_the_padding_values():
     inputs, multiplicity = jets(50)
     padding = {"pf_features": np.array([-1.0, 0.0, 2.0, 3.0])}
     result = golden_jets(inputs, multiplicity, count=30, padding=padding)
@@ -226,7 +228,7 @@ def test_places_without_particle_hold_the_padding():
     np.testing.assert_array_equal(result.inputs["pf_mask"][jet][0], [1.0] * 4 + [0.0] * 16)
 
 
-def test_few_real_jets_still_make_a_thousand_and_the_same_ones_again():
+def test_few_real_jets_give_a_thousand_reproducible_golden_jets():
     inputs, multiplicity = jets(5)
     first, again = (golden_jets(copy.deepcopy(inputs), multiplicity) for _ in range(2))
     assert len(first) == 1000

@@ -1,5 +1,5 @@
-"""The exported preprocessing, run in ONNX Runtime, gives what prepare makes of the same jets, and
-asks no more of the graph than the data config does.
+"""The exported preprocessing, run in ONNX Runtime, equals what prepare computes for the same jets,
+and the graph has no operation that the data config does not need.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def export_model(data_config: DataConfig, folder: Path) -> tuple[Path, raw.RawPr
 )
 @pytest.mark.parametrize("mode", ["constant", "wrap"])
 @pytest.mark.parametrize("places", [40, 2], ids=["more than the length", "fewer"])
-def test_the_graph_sorts_as_the_preparation(order, mode, places, tmp_path):
+def test_the_graph_sorts_like_the_preparation(order, mode, places, tmp_path):
     counts = [places, 0, places - 1, 1, *range(1, min(places, 25))]
     data_config = config(order, mode=mode)
     path, program = export_model(data_config, tmp_path)
@@ -104,7 +104,7 @@ def test_the_graph_sorts_as_the_preparation(order, mode, places, tmp_path):
     np.testing.assert_array_equal(actual, expected)
 
 
-def test_the_graph_sorts_by_nothing_that_stands_in_padded_places(tmp_path):
+def test_values_in_padded_places_do_not_change_the_order(tmp_path):
     data_config = config("-own; -pt")
     path, program = export_model(data_config, tmp_path)
     columns = jets([9, 3, 0, 12], seed=1)
@@ -114,10 +114,10 @@ def test_the_graph_sorts_by_nothing_that_stands_in_padded_places(tmp_path):
     arrays_with_padding["pt"] = np.where(behind, np.float32("inf"), arrays["pt"])
     arrays_with_padding["own"] = np.where(behind, np.int32(2**30), arrays["own"])
     runtime = session(path)
-    one, other = (
+    without_padding, with_padding = (
         runtime.run(["group"], feed_of(runtime, feed))[0] for feed in (arrays, arrays_with_padding)
     )
-    np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(without_padding, with_padding)
 
 
 def operations(data_config: DataConfig, columns: dict[str, raw.Column], folder: Path) -> Counter:
@@ -160,7 +160,7 @@ def shipped_config(name: str) -> tuple[DataConfig, dict[str, raw.Column]]:
     return data_config, columns
 
 
-def test_the_graph_sorts_only_where_the_data_config_orders(tmp_path):
+def test_the_graph_sorts_only_where_the_data_config_has_order_by(tmp_path):
     assert operations(*shipped_config("jec_pfn_open.yaml"), tmp_path)["TopK"] == 0
     # two keys, and two groups of the same order
     assert operations(*shipped_config("jec_pfn_full.yaml"), tmp_path)["TopK"] == 1
@@ -168,17 +168,17 @@ def test_the_graph_sorts_only_where_the_data_config_orders(tmp_path):
 
 @pytest.mark.parametrize("name", ["jec_pfn_open.yaml", "jec_pfn_full.yaml"])
 def test_the_graph_has_few_operations(name, tmp_path):
-    """Of one jet each costs a microsecond, whatever it computes: there were 350."""
-    counted = operations(*shipped_config(name), tmp_path)
-    assert sum(counted.values()) <= 83
-    assert counted["Gather"] == 1, (
+    """For one jet each operation takes a microsecond, whatever it computes; there were 350."""
+    operation_counts = operations(*shipped_config(name), tmp_path)
+    assert sum(operation_counts.values()) <= 83
+    assert operation_counts["Gather"] == 1, (
         "of a shape: of particles GatherElements takes a tenth of its time"
     )
-    assert counted["Where"] <= 6
-    assert counted["ConstantOfShape"] == 0
+    assert operation_counts["Where"] <= 6
+    assert operation_counts["ConstantOfShape"] == 0
 
 
-def test_choices_between_small_whole_numbers_are_held_in_float32():
+def test_choices_between_small_integers_are_float32():
     program = raw.raw_program(config("", variables="pt"), COLUMNS)
     assert program.groups["group"][0].dtype == np.float32
     options = {
@@ -199,7 +199,9 @@ def test_choices_between_small_whole_numbers_are_held_in_float32():
 
 
 class AnyOrder(torch.nn.Module):
-    """The answer is the particles as they come, with their mask; `any_order` as a network says."""
+    """Returns the particles in their order, with their mask; `any_order` as a network declares
+    it.
+    """
 
     def __init__(self, any_order: bool) -> None:
         super().__init__()
@@ -212,7 +214,7 @@ class AnyOrder(torch.nn.Module):
 
 @pytest.mark.parametrize("any_order", [True, False])
 @pytest.mark.parametrize("places", [12, 3], ids=["more than the length", "fewer"])
-def test_a_network_of_any_order_gets_the_same_particles_unsorted(any_order, places, tmp_path):
+def test_a_network_that_ignores_order_gets_the_same_particles_unsorted(any_order, places, tmp_path):
     order = ["-own", "-pt"]
     options = {
         "new_variables": {"is_real": "ak.ones_like(pt)"},
@@ -267,7 +269,7 @@ STEPS = {
 }
 
 
-def test_functions_of_the_same_whole_numbers_are_looked_up(tmp_path):
+def test_functions_of_the_same_integers_become_a_lookup_table(tmp_path):
     options = {
         "new_variables": STEPS,
         "inputs": {"group": {"length": LENGTH, "vars": [*STEPS, "pt"], "order_by": ["-number"]}},
@@ -275,9 +277,9 @@ def test_functions_of_the_same_whole_numbers_are_looked_up(tmp_path):
     }
     data_config = DataConfig.from_options(options, "jec.yaml")
     path, program = export_model(data_config, tmp_path)
-    counted = Counter(node.op_type for node in onnx.load(path).graph.node)
-    assert counted["Sign"] == counted["Or"] == 0
-    assert counted["Abs"] == 1, "is_muon is a comparison of the absolute value"
+    operation_counts = Counter(node.op_type for node in onnx.load(path).graph.node)
+    assert operation_counts["Sign"] == operation_counts["Or"] == 0
+    assert operation_counts["Abs"] == 1, "is_muon is a comparison of the absolute value"
     columns = jets([30, 0, 3, 12], seed=4)
     numbers = [0, 1, -1, 2, 13, -13, 14, 200, 201, 202, 211, -211, 212]
     numbers += [2**31 - 1, -(2**31) + 1, -(2**31)]
@@ -299,7 +301,7 @@ def test_functions_of_the_same_whole_numbers_are_looked_up(tmp_path):
         ("particle_net_regressor_open.py", "batch"),
     ],
 )
-def test_valid_jets_get_the_networks_answer_whatever_the_others_hold(network, norm, tmp_path):
+def test_padding_and_invalid_jets_do_not_change_the_answers_of_valid_jets(network, norm, tmp_path):
     """Junk behind the counter, and jets that are not valid beside it, change no answer."""
     from networks.options import ModelInfo
     from weaver.network.network_file import load_network
@@ -322,8 +324,8 @@ def test_valid_jets_get_the_networks_answer_whatever_the_others_hold(network, no
     path = export_onnx(model, raw_info, None, tmp_path / "raw.onnx")
     if norm == "none":
         # The mask of the particles is the one that multiplies the bias.
-        counted = Counter(node.op_type for node in onnx.load(path).graph.node)
-        assert counted["ConstantOfShape"] == 0
+        operation_counts = Counter(node.op_type for node in onnx.load(path).graph.node)
+        assert operation_counts["ConstantOfShape"] == 0
 
     rng = np.random.default_rng(5)
     counts = np.array([1, 2, 63, 64, 65, 90, 90, 40, 0, 91, -1, 30, 30, 30, 30, 30], np.int32)

@@ -1,5 +1,5 @@
-"""Each expression gives in the graph what awkward and numpy make of it, or is refused by name
-before anything is trained.
+"""Each expression gives the same in the graph as in awkward and numpy, or is refused by name before
+anything is trained.
 """
 
 from __future__ import annotations
@@ -104,27 +104,27 @@ SINGLE = [
 
 
 @pytest.mark.parametrize("text", PARTICLES)
-def test_particles_become_what_awkward_makes_of_them(text):
+def test_expressions_of_particles_equal_awkward_s(text):
     actual, expected = both(config(text))
     assert actual.shape == expected.shape == (4, 1, 4)
     np.testing.assert_allclose(actual, expected, rtol=2e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("text", SINGLE)
-def test_single_values_become_what_awkward_makes_of_them(text):
+def test_expressions_with_one_value_a_jet_equal_awkward_s(text):
     actual, expected = both(config(text, length=None))
     np.testing.assert_allclose(actual, expected, rtol=2e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("order", ["pt", "-pt", "np.abs(id); -pt", "-(id > 0); pt"])
-def test_order_by_is_the_order_of_the_preparation(order):
+def test_order_by_equals_the_order_of_the_preparation(order):
     actual, expected = both(config("id + 0", length=3, more=order))
     np.testing.assert_array_equal(actual, expected)
 
 
 @pytest.mark.parametrize("parameters", [[5, 0.5, -1, 1, -9], [None, 1, -5, 5, -9], ["1", 2]])
 @pytest.mark.parametrize("mode", ["constant", "wrap"])
-def test_standardising_clipping_and_padding_are_those_of_the_preparation(parameters, mode):
+def test_standardising_clipping_and_padding_equal_the_preparation_s(parameters, mode):
     group = {"length": 4, "pad_mode": mode, "vars": [["pt", *parameters]]}
     options = {
         "inputs": {"group": group},
@@ -147,20 +147,20 @@ def test_standardising_clipping_and_padding_are_those_of_the_preparation(paramet
     ],
     ids=["function", "bits by name", "axis", "bits", "shift", "slice", "constant"],
 )
-def test_what_has_no_form_in_a_graph_is_refused_by_name(text, words):
+def test_expressions_without_a_form_in_a_graph_are_refused_by_name(text, words):
     with pytest.raises(InputError, match=rf"jec\.yaml:.*{words}"):
         raw.check_raw(config(text), COLUMNS)
 
 
 @pytest.mark.parametrize("label", ["genPt / jetPt", "np.log(genPt)", "np.log2(genPt / jetPt)"])
-def test_a_label_whose_correction_is_not_known_is_refused(label):
+def test_a_label_that_is_not_the_logarithm_of_a_pt_ratio_is_refused(label):
     with pytest.raises(
         InputError, match=r"the label must be one np.log\(<true pT> / <reconstructed pT>\)"
     ):
         raw.check_raw(config("pt", label=label), COLUMNS)
 
 
-def test_what_stands_in_padded_places_does_not_matter():
+def test_values_in_padded_places_change_no_input():
     data_config = config("pt / ak.sum(pt, axis=1)", more="-pt")
     program = raw.raw_program(data_config, COLUMNS)
     jets = pad_columns({branch: JETS[branch] for branch in program.inputs}, program)
@@ -169,14 +169,14 @@ def test_what_stands_in_padded_places_does_not_matter():
         "pt": np.where(np.arange(5) < jets["nPF"], jets["pt"], np.float32("nan")),
     }
     preprocessing = Preprocessing(program, data_config, ["group"])
-    one, other = (
-        preprocessing(*(torch.from_numpy(given[name]) for name in raw_inputs(program)))[0].numpy()
-        for given in (jets, jets_with_padding)
+    without_padding, with_padding = (
+        preprocessing(*(torch.from_numpy(arrays[name]) for name in raw_inputs(program)))[0].numpy()
+        for arrays in (jets, jets_with_padding)
     )
-    np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(without_padding, with_padding)
 
 
-def test_the_counter_and_the_label_decide_the_inputs():
+def test_the_inputs_include_the_counter_and_the_reference_of_the_label():
     program = raw.raw_program(config("pt / jetPt"), COLUMNS)
     assert raw_inputs(program) == ["pt", "jetPt", "nPF"]
     assert program.reference_text == "jetPt"
@@ -185,7 +185,7 @@ def test_the_counter_and_the_label_decide_the_inputs():
     )
 
 
-def test_each_operation_has_both_forms():
+def test_each_operation_exists_in_the_graph_and_in_numpy_or_awkward():
     """Every name that is accepted leads to an operation of the graph, and numpy, awkward or a
     helper has it.
     """

@@ -1,4 +1,4 @@
-"""config.pbtxt says what the ONNX file has, and what differs from it is found by name."""
+"""config.pbtxt describes the ONNX file, and a difference between them is reported by name."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def identity_model(path, element: int, shape: list):
     return path
 
 
-def test_says_what_the_graph_has(onnx_path):
+def test_the_config_lists_the_inputs_and_outputs_of_the_graph(onnx_path):
     config = parse_config(triton_config(onnx_path, "small"))
     kind = messages().DataType.Name
     assert (config.name, config.backend, config.max_batch_size) == ("small", "onnxruntime", 1024)
@@ -53,7 +53,7 @@ def test_says_what_the_graph_has(onnx_path):
     ]
 
 
-def test_batches_dynamically_warms_up_and_leaves_the_device_to_the_server(onnx_path):
+def test_the_config_has_dynamic_batching_warmup_and_an_automatic_device(onnx_path):
     config = parse_config(triton_config(onnx_path, "small"))
     assert config.HasField("dynamic_batching")
     assert not config.dynamic_batching.preferred_batch_size
@@ -84,7 +84,7 @@ def test_options_reach_the_config(onnx_path):
     assert config.parameters["intra_op_thread_count"].string_value == "2"
 
 
-def test_without_batching_the_dims_hold_the_batch_axis(onnx_path):
+def test_without_batching_the_dims_include_the_batch_axis(onnx_path):
     config = parse_config(triton_config(onnx_path, "small", max_batch_size=0))
     assert list(config.input[0].dims) == [-1, 4, 20]
     assert not config.HasField("dynamic_batching")
@@ -133,7 +133,7 @@ def test_a_config_that_differs_from_the_graph_is_refused(onnx_path, old, new, wo
         check_config(text.replace(old, new), onnx_path)
 
 
-def test_the_messages_do_not_get_in_the_way_of_kserve():
+def test_the_protobuf_messages_do_not_conflict_with_kserve():
     code = (
         "from weaver.onnx.triton_config import messages; messages(); import kserve, sys; assert"
         " 'tritonclient.grpc' not in sys.modules"

@@ -1,8 +1,8 @@
-"""Commands that weaver-core 0.5.3 and weaver.train both run, and what each makes of them.
+"""Commands that weaver-core 0.5.3 and weaver.train both run, and the facts of each run.
 
-Both programs run the same words on the same small files. The network file notes the jets that it
-sees, so that the facts of a run come from the same place for both. weaver-core's are stored in
-commands.json, written by `make parity WRITE=1`; tests/weaver/test_flags.py compares ours.
+Both programs run the same words on the same small files. The network file records the jets that
+it is given, so that the facts of both programs' runs come from the same place. weaver-core's are
+stored in commands.json, written by `make parity WRITE=1`; tests/weaver/test_flags.py compares ours.
 
 Choices that make the trained weights comparable: the network starts from fixed numbers, and a batch
 holds all jets where weights are compared, because the programs shuffle differently.
@@ -117,7 +117,7 @@ class Command:
 
     words: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
-    """Of the usual flags."""
+    """Usual flags to leave out."""
     before: tuple[tuple[str, ...], ...] = ()
     """Words of commands that run first, in the same folder."""
 
@@ -163,7 +163,7 @@ def write_files(folder: Path) -> None:
 
 
 def facts(folder: Path) -> dict[str, Any]:
-    """What a run did and left in a folder, as plain JSON values.
+    """Facts of a run, from the files in its folder, as plain JSON values.
 
     train, eval: sizes of the batches that the network saw in training and otherwise (validation and
     prediction), and "... jets" the numbers of these jets. weights: file -> name -> numbers.
@@ -204,7 +204,7 @@ def _columns(path: Path) -> dict[str, Any]:
 
 
 def differences(
-    made: Mapping[str, Any], peer: Mapping[str, Any], leave_out: Sequence[str] = ()
+    ours: Mapping[str, Any], peer: Mapping[str, Any], leave_out: Sequence[str] = ()
 ) -> list[str]:
     """Facts that differ; of numbers by more than rounding. Files of one side alone are `files`."""
     names = []
@@ -212,24 +212,24 @@ def differences(
         if name in leave_out:
             continue
         if name in ("weights", "columns"):
-            for file in made[name].keys() & peer[name].keys():
-                if not _close(made[name][file], peer[name][file]):
+            for file in ours[name].keys() & peer[name].keys():
+                if not _close(ours[name][file], peer[name][file]):
                     names.append(f"{name} of {file}")
-        elif made[name] != peer[name]:
-            names.append(f"{name}: {made[name]}, in weaver-core {peer[name]}")
+        elif ours[name] != peer[name]:
+            names.append(f"{name}: {ours[name]}, in weaver-core {peer[name]}")
     return names
 
 
-def _close(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    return list(one) == list(other) and all(
-        np.allclose(one[name], other[name], rtol=1e-4, atol=1e-6) for name in one
+def _close(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    return list(first) == list(second) and all(
+        np.allclose(first[name], second[name], rtol=1e-4, atol=1e-6) for name in first
     )
 
 
-def store(made: Mapping[str, Any]) -> None:
+def store(facts_of_commands: Mapping[str, Any]) -> None:
     """Write commands.json, a line for each fact."""
     rounded = {}
-    for name, values in made.items():
+    for name, values in facts_of_commands.items():
         rounded[name] = {key: _rounded(value) for key, value in values.items()}
     lines = []
     for name, values in rounded.items():

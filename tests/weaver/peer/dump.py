@@ -1,8 +1,8 @@
-"""Runs in weaver-core's own environment: what it makes of data configs and files, as arrays.
+"""Runs in weaver-core's own environment: store its arrays for data configs and files.
 
 Reads a JSON list of jobs on standard input, each {"config", "output", "roles":
 {"train"|"val"|"test": [files]}}, and writes one .npz a job. The roles come in this order, as in a
-training: what it derives from the training files it leaves beside the config.
+training: weaver-core writes what it derives from the training files beside the config.
 """
 
 import json

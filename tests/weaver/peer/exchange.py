@@ -28,9 +28,11 @@ STANDS_STILL = ("--start-lr", "1e-30")
 
 
 def exchange(folder: Path, python: str) -> dict[str, float]:
-    """Largest differences of weights and predictions that should be equal, by what was done.
+    """Largest differences of weights and predictions that should be equal: operation -> difference.
 
-    python: of an environment with weaver-core. Raises RuntimeError where a command fails.
+    python: the interpreter of an environment with weaver-core.
+
+    Raises: RuntimeError where a command fails.
     """
     roles = samples.write(folder, SCHEMA, JETS)
     usual = ["-c", str(ROOT / "data" / "jec_pfn_open.yaml"), "--regression-mode"]
@@ -104,18 +106,18 @@ def _peer(python: str, folder: Path, *commands: list[str]) -> None:
         raise RuntimeError(f"weaver-core in {python} failed:\n{process.stderr[-3000:]}")
 
 
-def _predictions(one: str, other: str) -> float:
-    with uproot.open(one) as file, uproot.open(other) as other_file:
+def _predictions(path: str, other_path: str) -> float:
+    with uproot.open(path) as file, uproot.open(other_path) as other_file:
         first, second = file["Events/output"].array(), other_file["Events/output"].array()
     return float(np.max(np.abs(np.asarray(first) - np.asarray(second))))
 
 
-def _weights(one: str, other: str) -> float:
-    """Of what training adjusts; batch normalisation goes on to count jets."""
-    first: Mapping[str, torch.Tensor] = torch.load(one, weights_only=True)
-    second: Mapping[str, torch.Tensor] = torch.load(other, weights_only=True)
+def _weights(path: str, other_path: str) -> float:
+    """Largest difference of the trained weights; batch normalisation's statistics are left out."""
+    first: Mapping[str, torch.Tensor] = torch.load(path, weights_only=True)
+    second: Mapping[str, torch.Tensor] = torch.load(other_path, weights_only=True)
     if first.keys() != second.keys():
         return float("inf")
-    counted = ("running_mean", "running_var", "num_batches_tracked")
-    names = [name for name in first if not name.endswith(counted)]
+    not_trained = ("running_mean", "running_var", "num_batches_tracked")
+    names = [name for name in first if not name.endswith(not_trained)]
     return max(float((first[name] - second[name]).abs().max()) for name in names)

@@ -1,4 +1,4 @@
-"""A case for every flag of weaver.train and of weaver-core: what it changes in a small run."""
+"""A case for every flag of weaver.train and of weaver-core: a small run that the flag changes."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ CLASSES = ("-c", "classes.yaml", "-o", "outputs", "3")
 
 @dataclasses.dataclass
 class Run:
-    """What one of our runs made."""
+    """The result of one of our runs."""
 
     folder: Path
     code: int
     facts: dict[str, Any]
     messages: str
     """What it wrote to stderr."""
-    printed: str
+    stdout: str
     calls: dict[str, Any]
-    """What the run asked of functions that the test watches: name -> arguments."""
+    """Calls of the functions that the test watches: name -> arguments."""
     options: TrainOptions | None
 
 
@@ -43,7 +43,7 @@ class Case:
     words: tuple[str, ...]
     """The flag, with what it takes and what it needs."""
     more: str = ""
-    """Tells this case from others of the flag."""
+    """Distinguishes this case from others of the flag."""
     base: tuple[str, ...] = ()
     """Words that both runs have besides."""
     without: tuple[str, ...] = ()
@@ -92,13 +92,13 @@ def output_contains(text: str) -> Look:
     return lambda run: text in run.messages
 
 
-def called(name: str) -> Look:
-    """What a run asked of a function that the test watches."""
+def arguments_of(name: str) -> Look:
+    """The arguments with which a run called a watched function."""
     return lambda run: run.calls.get(name)
 
 
 def opset(run: Run) -> int:
-    """Of the exported graph."""
+    """The opset of the exported graph."""
     import onnx
 
     return onnx.load(run.folder / "models" / "m.onnx").opset_import[0].version
@@ -136,11 +136,11 @@ OF_WEAVER_CORE = (
         base=(*TEST, "--num-epochs", "3"),
         before=((),),
     ),
-    Case(flag="print", words=("--print",), look=lambda run: "parameters" in run.printed),
+    Case(flag="print", words=("--print",), look=lambda run: "parameters" in run.stdout),
     Case(
         flag="profile",
         words=("--profile",),
-        look=lambda run: ("addmm" in run.printed, (run.folder / "trace.json").exists()),
+        look=lambda run: ("addmm" in run.stdout, (run.folder / "trace.json").exists()),
     ),
     Case(
         flag="io-test",
@@ -230,14 +230,14 @@ OF_WEAVER_CORE = (
     no_effect("num-workers", "2"),
     no_effect("prefetch-factor", "4"),
     no_effect("no-remake-weights"),
-    Case(flag="in-memory", words=("--in-memory",), look=called("Resident")),
+    Case(flag="in-memory", words=("--in-memory",), look=arguments_of("Resident")),
     Case(
         flag="in-memory-val",
         words=("--no-in-memory-val",),
         base=("--in-memory",),
-        look=called("Resident"),
+        look=arguments_of("Resident"),
     ),
-    Case(flag="copy-inputs", words=("--copy-inputs",), look=called("local_copy")),
+    Case(flag="copy-inputs", words=("--copy-inputs",), look=arguments_of("local_copy")),
     # ---------------------------------------------------------------------------------- network
     Case(flag="network-config", words=("--network-config", "other.py")),
     Case(flag="network-option", words=("--network-option", "start", "0.7")),
@@ -348,12 +348,12 @@ OF_WEAVER_CORE = (
         base=("--use-amp",),
         look=lambda run: run.options and run.options.precision_on("cuda"),
     ),
-    Case(flag="compile", words=("--compile",), look=called("compile")),
+    Case(flag="compile", words=("--compile",), look=arguments_of("compile")),
     Case(
         flag="compiler-option",
         words=("--compiler-option", "dynamic", "False"),
         base=("--compile",),
-        look=called("compile"),
+        look=arguments_of("compile"),
     ),
     Case(flag="gpus", words=("--gpus", "0"), look=output_contains("--gpus 0")),
     Case(
@@ -386,7 +386,7 @@ OWN = (
     ),
     Case(flag="ema-decay", words=("--ema-decay", "0.5"), look=metrics),
     Case(flag="precision", words=("--precision", "bf16"), look=metrics),
-    Case(flag="deterministic", words=("--deterministic",), look=called("deterministic")),
+    Case(flag="deterministic", words=("--deterministic",), look=arguments_of("deterministic")),
     Case(flag="seed", words=("--seed", "2"), base=HALVES, look=metrics),
     Case(
         flag="tensorboard-log-dir",
@@ -407,7 +407,7 @@ OWN = (
         before=((),),
         look=exists("repository/jets/1/model.onnx"),
     ),
-    Case(flag="local-rank", words=("--local-rank", "0"), look=called("LOCAL_RANK")),
+    Case(flag="local-rank", words=("--local-rank", "0"), look=arguments_of("LOCAL_RANK")),
     Case(flag="cache", words=("--no-cache",), look=exists("cache/*")),
 )
 """The flags that only weaver.train has."""

@@ -1,5 +1,5 @@
-"""What distinguishes two machines' numerics: numpy's log, exp and the like differ in the last bit
-from one kind of CPU to another.
+"""A fingerprint of a machine's numerics: numpy's log, exp and the like differ in the last bit
+between kinds of CPU.
 """
 
 import numpy as np

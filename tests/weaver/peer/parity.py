@@ -6,8 +6,8 @@ compared bit by bit.
     python -m tests.weaver.peer.parity --peer-python .venv-peer/bin/python --write     the same, and
         weaver-core's arrays are stored
 
-The stored arrays (arrays/*.npz) are what tests/weaver/test_peer.py holds this project against
-without weaver-core at hand.
+The stored arrays (arrays/*.npz) are the reference of tests/weaver/test_peer.py, which runs without
+weaver-core.
 """
 
 from __future__ import annotations
@@ -109,8 +109,8 @@ def _arrays(dataset: Dataset, role: str) -> Iterator[tuple[str, np.ndarray]]:
     yield from ((f"input {name}", tensor.numpy()) for name, tensor in batch.inputs.items())
     yield from ((f"label {name}", tensor.numpy()) for name, tensor in batch.labels.items())
     # weaver-core leaves observers out in training; here they are kept where the files have them.
-    kept = batch.observers if role == "test" or config.monitor_variables else {}
-    yield from ((f"observer {name}", values) for name, values in kept.items())
+    observers = batch.observers if role == "test" or config.monitor_variables else {}
+    yield from ((f"observer {name}", values) for name, values in observers.items())
     for name, params in config.preprocess_params.items():
         values = [params[key] for key in ("center", "scale", "min", "max", "pad_value")]
         yield (
@@ -153,27 +153,27 @@ def peers(cases: tuple[Case, ...], folder: Path, python: str) -> dict[str, dict[
     return {case.name: dict(np.load(job["output"])) for case, job in zip(cases, jobs, strict=True)}
 
 
-def difference(one: np.ndarray, other: np.ndarray) -> float:
+def difference(ours: np.ndarray, peer: np.ndarray) -> float:
     """0 where all values are equal (NaN to NaN), else the largest difference; infinite for another
     shape.
     """
-    if one.shape != other.shape or "O" in (one.dtype.kind, other.dtype.kind):
+    if ours.shape != peer.shape or "O" in (ours.dtype.kind, peer.dtype.kind):
         return float("inf")
-    floats = one.dtype.kind == "f" and other.dtype.kind == "f"
-    if np.array_equal(one, other, equal_nan=floats):
+    floats = ours.dtype.kind == "f" and peer.dtype.kind == "f"
+    if np.array_equal(ours, peer, equal_nan=floats):
         return 0.0
     with np.errstate(invalid="ignore"):
-        gaps = np.abs(one.astype("f8") - other.astype("f8"))[one != other]
+        gaps = np.abs(ours.astype("f8") - peer.astype("f8"))[ours != peer]
     return float(np.max(np.nan_to_num(gaps, nan=np.inf)))
 
 
-def compare(made: dict[str, np.ndarray], peer: dict[str, np.ndarray]) -> list[tuple[str, float]]:
+def compare(ours: dict[str, np.ndarray], peer: dict[str, np.ndarray]) -> list[tuple[str, float]]:
     """(array, largest difference) for the arrays of both; one that only one side has differs
     infinitely.
     """
     return [
-        (name, difference(*(_comparable(name, side) for side in (made, peer))))
-        for name in {**peer, **made}
+        (name, difference(*(_comparable(name, side) for side in (ours, peer))))
+        for name in {**peer, **ours}
         if name != "math_bits"
     ]
 
@@ -208,16 +208,16 @@ def main(argv: list[str] | None = None) -> int:
     if not python.exists():
         print(f"error: there is no {python}; type: make peer", file=sys.stderr)
         return 2
-    chosen = tuple(case for case in CASES if not arguments.case or case.name in arguments.case)
+    cases = tuple(case for case in CASES if not arguments.case or case.name in arguments.case)
     with tempfile.TemporaryDirectory(prefix="jec-parity-") as folder:
-        result = peers(chosen, Path(folder), str(python))
-        different = sum(report(case, result[case.name], Path(folder)) for case in chosen)
+        result = peers(cases, Path(folder), str(python))
+        different = sum(report(case, result[case.name], Path(folder)) for case in cases)
         if not arguments.case:
             different += report_commands(Path(folder), str(python), write=arguments.write)
             different += report_exchange(Path(folder), str(python))
     if arguments.write:
         ARRAYS.mkdir(exist_ok=True)
-        for case in chosen:
+        for case in cases:
             np.savez_compressed(case.array_file, **result[case.name])
         print(
             f"stored: {sum(path.stat().st_size for path in ARRAYS.glob('*.npz')) / 1e3:.0f} kB in"
@@ -239,17 +239,17 @@ def report_commands(folder: Path, python: str, *, write: bool) -> int:
     if write:
         commands.store(result)
         return 0
-    array_file = json.loads(commands.STORED.read_text())
+    expected = json.loads(commands.STORED.read_text())
     different = 0
     for case in cases:
-        rows = commands.differences(result[case.name], array_file[case.name], case.leave_out)
+        rows = commands.differences(result[case.name], expected[case.name], case.leave_out)
         different += len(rows)
         print(f"--{case.name:<43} {'; '.join(rows) or 'equal'}")
     return different
 
 
 def report_exchange(folder: Path, python: str) -> int:
-    """Let both programs take the weights of the other; returns how many numbers differ."""
+    """Let each program load the weights of the other; returns how many numbers differ."""
     place = folder / "exchange"
     place.mkdir()
     differences = exchange(place, python)

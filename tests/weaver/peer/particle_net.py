@@ -30,7 +30,7 @@ def kind(
 
 
 def answers(
-    name: str, model: torch.nn.Module, inputs: list[torch.Tensor], found: dict[str, np.ndarray]
+    name: str, model: torch.nn.Module, inputs: list[torch.Tensor], arrays: dict[str, np.ndarray]
 ) -> None:
     for bn in (
         module
@@ -39,21 +39,21 @@ def answers(
     ):
         torch.nn.init.uniform_(bn.weight, 0.5, 1.5)
         torch.nn.init.uniform_(bn.bias, -0.5, 0.5)
-    found.update(
+    arrays.update(
         {
             f"{name}/weight/{key}": value.clone().numpy()
             for key, value in model.state_dict().items()
             if "_counter" not in key
         }
     )
-    found.update({f"{name}/input/{number}": value.numpy() for number, value in enumerate(inputs)})
+    arrays.update({f"{name}/input/{number}": value.numpy() for number, value in enumerate(inputs)})
     output = model.train()(*inputs)
     output.square().sum().backward()
-    found[f"{name}/train"] = output.detach().numpy()
-    found.update(
+    arrays[f"{name}/train"] = output.detach().numpy()
+    arrays.update(
         {f"{name}/gradient/{key}": value.grad.numpy() for key, value in model.named_parameters()}
     )
-    found[f"{name}/eval"] = model.eval()(*inputs).detach().numpy()
+    arrays[f"{name}/eval"] = model.eval()(*inputs).detach().numpy()
 
 
 def main() -> None:

@@ -54,9 +54,9 @@ class Draw:
 
     def multiplicity(self, most: int, long: int) -> np.ndarray:
         """Particles of each jet: up to `most`, one jet with none and two with `long`."""
-        found = self.whole(1, most + 1, "i8")
-        found[3], found[5], found[-1] = 0, long, long
-        return found
+        counts = self.whole(1, most + 1, "i8")
+        counts[3], counts[5], counts[-1] = 0, long, long
+        return counts
 
     def particles(self, counts: np.ndarray, low: float, high: float, dtype: str = "f4") -> ak.Array:
         values = low + (high - low) * self.rng.random(int(counts.sum()))
@@ -208,7 +208,7 @@ def cms(count: int, seed: int) -> Columns:
 
 
 def mixed(count: int, seed: int) -> Columns:
-    """Everything that is awkward: all types, NaN and infinity, constant and empty variables,
+    """Every difficult kind of column: all types, NaN and infinity, constant and empty variables,
     weights.
     """
     draw = Draw(count, seed)
@@ -391,7 +391,7 @@ def write_root(path: Path, columns: Columns, tree: str) -> None:
     # names can be changed in a file that is not compressed
     compression = None if TWICE[1] in columns else uproot.ZLIB(1)
     with uproot.recreate(path, compression=compression) as file:
-        written = file.mktree(
+        ttree = file.mktree(
             tree,
             {
                 k: np.dtype((v.dtype, v.shape[1:])) if isinstance(v, np.ndarray) else v.type.content
@@ -399,4 +399,4 @@ def write_root(path: Path, columns: Columns, tree: str) -> None:
             },
         )
         for start in range(0, len(next(iter(columns.values()))), 50):
-            written.extend({name: values[start : start + 50] for name, values in columns.items()})
+            ttree.extend({name: values[start : start + 50] for name, values in columns.items()})

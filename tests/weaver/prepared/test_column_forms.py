@@ -76,7 +76,7 @@ def root(path, **columns):
     }.values(),
     ids=lambda values: str(values.type) if isinstance(values, pa.Array) else "",
 )
-def test_lists_of_parquet(tmp_path, values, rows):
+def test_lists_of_parquet_become_padded_inputs(tmp_path, values, rows):
     path = parquet(tmp_path / "a.parquet", rows, x=values)
     batch = all_jets(path, config({"g": (3, ["x"])}))
     expected = np.array([[1.1, 2.2, 0], [0, 0, 0], [3.3, 0, 0]] * 4, "f4")
@@ -84,7 +84,7 @@ def test_lists_of_parquet(tmp_path, values, rows):
     np.testing.assert_array_equal(batch.labels["t"], np.arange(12))
 
 
-def test_lists_of_one_size_records_and_dictionaries_of_parquet(tmp_path):
+def test_fixed_size_lists_records_and_dictionaries_of_parquet_are_read(tmp_path):
     path = parquet(
         tmp_path / "a.parquet",
         fixed=pa.array([[1.5, 2.5]] * 12, pa.list_(pa.float32(), 2)),
@@ -109,19 +109,19 @@ def test_lists_of_one_size_records_and_dictionaries_of_parquet(tmp_path):
 
 
 def test_numbers_of_an_option_type_are_standardised_in_their_own_type(tmp_path):
-    """weaver-core's kernel (float32) does not take them; the last bit shows it."""
+    """weaver-core does not use its float32 kernel for them, which the last bit shows."""
     values = np.random.default_rng(3).uniform(0, 4, 2000)
     lists = pa.array(values.reshape(1000, 2).tolist(), pa.list_(pa.float64()))
     path = parquet(tmp_path / "a.parquet", 300, x=lists, y=pa.array(np.zeros(1000)))
     ours = config({"g": (2, [["x", 0.3, 1.7, -5, 5]])})
-    given = all_jets(path, ours, step_bytes=2000).inputs["g"][:, 0].numpy()
+    result = all_jets(path, ours, step_bytes=2000).inputs["g"][:, 0].numpy()
     in_double = ((values - 0.3) * 1.7).clip(-5, 5).astype("f4")
     in_float32 = (values.astype("f4") - np.float32(0.3)) * np.float32(1.7)
-    np.testing.assert_array_equal(given.ravel(), in_double)
+    np.testing.assert_array_equal(result.ravel(), in_double)
     assert (in_double != in_float32).any()
 
 
-def test_missing_values_of_parquet_have_to_be_filled(tmp_path):
+def test_missing_values_of_parquet_must_be_filled(tmp_path):
     path = parquet(
         tmp_path / "a.parquet",
         x=pa.array([1.0, None, 3.0] * 4),
@@ -139,7 +139,7 @@ def test_missing_values_of_parquet_have_to_be_filled(tmp_path):
     np.testing.assert_array_equal(batch.inputs["p"][:3, 0], [[1, 9], [0, 0], [2, 0]])
 
 
-def test_what_parquet_holds_but_a_network_cannot_take_is_named(tmp_path):
+def test_types_of_parquet_that_a_network_cannot_take_are_refused_by_name(tmp_path):
     path = parquet(
         tmp_path / "a.parquet",
         when=pa.array([0] * 12, pa.timestamp("s")),
@@ -151,7 +151,7 @@ def test_what_parquet_holds_but_a_network_cannot_take_is_named(tmp_path):
         all_jets(path, config({"g": (None, ["name"])}))
 
 
-def test_option_types_without_a_missing_value(tmp_path):
+def test_option_types_without_a_missing_value_are_accepted(tmp_path):
     path = root(
         tmp_path / "a.root",
         x=ak.values_astype(ak.Array([[1, 3], [2], [5, 4]] * 4), "float32"),
@@ -173,7 +173,7 @@ def test_option_types_without_a_missing_value(tmp_path):
     np.testing.assert_array_equal(batch.observers["most"][:3], [3, 2, 5])
 
 
-def test_several_numbers_for_each_jet(tmp_path):
+def test_a_branch_with_several_numbers_a_jet_is_accepted(tmp_path):
     """A branch x[3] is a flat input, an observer, a label (N, 3), or three particles."""
     three = np.arange(36, dtype="f4").reshape(12, 3) / 8
     vector = ak.Array(ak.from_regular(ak.Array(three[:, :2])))  # a vector that always has 2 entries
@@ -192,7 +192,7 @@ def test_several_numbers_for_each_jet(tmp_path):
         all_jets(path, config({"g": (None, ["x", "v"])}))
 
 
-def test_lists_as_observers_and_monitor_variables(tmp_path):
+def test_lists_may_be_observers_and_monitor_variables(tmp_path):
     lists = ak.values_astype(ak.Array([[1, 3], [], [2.5]] * 4), "float32")
     path = root(tmp_path / "a.root", x=np.arange(12.0), lists=lists)
     for section in ("observers", "monitor_variables"):
@@ -203,30 +203,30 @@ def test_lists_as_observers_and_monitor_variables(tmp_path):
     # several types of observers in one data set, and in any order
     ref = prepare(str(path), ours, str(tmp_path), for_training=False, report=lambda line: None)
     dataset = Dataset.open(ref.uri, ref.data_config, for_training=False)
-    chosen = dataset.batch(np.array([4, 0, 0])).observers["lists"]
-    assert chosen.to_list() == [lists.to_list()[5], lists.to_list()[1], lists.to_list()[1]]
+    observer = dataset.batch(np.array([4, 0, 0])).observers["lists"]
+    assert observer.to_list() == [lists.to_list()[5], lists.to_list()[1], lists.to_list()[1]]
 
 
-def test_predictions_hold_lists_in_a_tree(tmp_path):
+def test_predictions_with_lists_are_written_to_a_tree(tmp_path):
     from weaver.predict import write_columns
 
     lists = ak.values_astype(ak.Array([[1, 3], [], [2.5]]), "float32")
-    named = {
+    columns = {
         "output": np.arange(6, dtype="f4").reshape(3, 2),
         "isQ": np.array([True, False, True]),
         "lists": lists,
     }
-    write_columns(str(tmp_path / "p.root"), named)
+    write_columns(str(tmp_path / "p.root"), columns)
     with uproot.open(tmp_path / "p.root") as file:
         assert file.classnames()["Events;1"] == "TTree"
         arrays = file["Events"].arrays()
-    assert [name for name in arrays.fields if not name.startswith("n")] == list(named)
+    assert [name for name in arrays.fields if not name.startswith("n")] == list(columns)
     assert arrays["lists"].to_list() == lists.to_list()
-    np.testing.assert_array_equal(arrays["output"], named["output"])
-    write_columns(str(tmp_path / "p.parquet"), named)
+    np.testing.assert_array_equal(arrays["output"], columns["output"])
+    write_columns(str(tmp_path / "p.parquet"), columns)
     assert ak.from_parquet(tmp_path / "p.parquet")["lists"].to_list() == lists.to_list()
     with pytest.raises(InputError, match=r"'lists' is a list for each jet, which \.npz"):
-        write_columns(str(tmp_path / "p.npz"), named)
+        write_columns(str(tmp_path / "p.npz"), columns)
     # the project's own reader takes the file
     ours = config({"g": (2, ["lists"])}, labels={"type": "custom", "value": {"t": "isQ"}})
     batch = all_jets(tmp_path / "p.root", ours)

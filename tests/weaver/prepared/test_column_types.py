@@ -1,4 +1,4 @@
-"""A column has the common type of all files, in any order of them: numbers neither wrap nor round.
+"""A column has the common type of all files, in any order: numbers neither wrap nor round.
 
 The expected values are those of weaver-core 0.5.3, which joins the files before it computes; where
 it rounds (64-bit numbers beside others), ours are exact or refused.
@@ -143,7 +143,7 @@ def test_root_and_parquet_files_together_have_the_common_type(tmp_path, order):
 
 
 @ORDERS
-def test_the_standardisation_is_of_all_numbers(tmp_path, order):
+def test_the_standardisation_uses_the_values_of_all_files(tmp_path, order):
     for name, values in zip(order, (np.arange(JETS, dtype="i4"), LARGE), strict=True):
         write(tmp_path / name, z=values)
     dataset = open_prepared(
@@ -176,7 +176,7 @@ def test_file_magic_has_the_common_type(tmp_path):
     ],
     ids=["float64 would round", "int64 would wrap"],
 )
-def test_what_the_common_type_cannot_hold_is_refused(tmp_path, values, other, number):
+def test_values_that_the_common_type_cannot_represent_are_refused(tmp_path, values, other, number):
     size = len(values)
     for name, event in (("a", values), ("b", np.resize(other, size))):
         columns = {"x": np.zeros(size, "f4"), "y": np.zeros(size, "f4"), "event": event}
@@ -194,8 +194,8 @@ def test_a_label_beyond_signed_64_bits_is_refused(tmp_path):
         dataset.batch(np.arange(JETS))
 
 
-def test_a_written_column_is_widened_wherever_a_wider_type_comes(tmp_path, monkeypatch):
-    """Expressions may give other types for some jets, which no file states."""
+def test_a_column_is_widened_at_any_position_of_a_wider_type(tmp_path, monkeypatch):
+    """Expressions may give other types for some jets than the files have."""
     monkeypatch.setattr(columns_module, "BLOCK", 3)
     chunks = [
         np.array([True, False]),
@@ -209,8 +209,8 @@ def test_a_written_column_is_widened_wherever_a_wider_type_comes(tmp_path, monke
         for chunk in order:
             writer.append(chunk)
         entry = writer.close()
-        stored = np.load(tmp_path / entry["file"])
-        assert (stored.dtype, entry["shape"]) == (np.float64, [16])
-        np.testing.assert_array_equal(stored, np.concatenate([chunk + 0 for chunk in order]))
+        array = np.load(tmp_path / entry["file"])
+        assert (array.dtype, entry["shape"]) == (np.float64, [16])
+        np.testing.assert_array_equal(array, np.concatenate([chunk + 0 for chunk in order]))
         assert (tmp_path / entry["file"]).stat().st_size == HEADER + 16 * 8
     assert not list(tmp_path.glob("*.narrow"))

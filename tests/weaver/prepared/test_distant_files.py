@@ -1,4 +1,6 @@
-"""The same jets from a disk, S3, XRootD and a web server; and servers that die meanwhile."""
+"""The same jets from a disk, S3, XRootD and a web server; and servers that die during the
+reading.
+"""
 
 from __future__ import annotations
 
@@ -73,26 +75,26 @@ def from_disk(sources, tmp_path_factory):
 
 
 @pytest.mark.parametrize("source", ["file", "s3", "root", "http"])
-def test_the_columns_are_those_from_the_disk(sources, from_disk, tmp_path, source):
+def test_columns_from_each_source_equal_those_from_the_disk(sources, from_disk, tmp_path, source):
     assert digest(f"{sources[source]}/*.root", tmp_path) == from_disk
 
 
-def test_a_server_without_ranges(sources, tmp_path):
-    """It lists no folder, and gives whole files."""
+def test_files_are_read_from_a_server_without_ranges(sources, tmp_path):
+    """The server lists no folder, and sends whole files."""
     place = sources["http without ranges"]
     several = [f"{place}/a.root", f"{place}/it%27s%20b.root"]
     local = [f"{sources['disk']}/a.root", f"{sources['disk']}/it's b.root"]
     assert digest(several, tmp_path / "distant") == digest(local, tmp_path / "disk")
 
 
-def test_the_sources_mix_in_one_list(sources, from_disk, tmp_path):
+def test_one_list_may_name_several_sources(sources, from_disk, tmp_path):
     # jets come in the order of the addresses: http before root
-    mixed = f"{sources['http']}/a.root, {sources['root']}/it?s*.root"
-    assert digest(mixed, tmp_path) == from_disk
+    patterns = f"{sources['http']}/a.root, {sources['root']}/it?s*.root"
+    assert digest(patterns, tmp_path) == from_disk
 
 
 @pytest.mark.parametrize("source", ["disk", "root"])
-def test_the_tree_behind_the_file_is_read(sources, tmp_path, source):
+def test_a_tree_after_the_file_name_is_read(sources, tmp_path, source):
     whole = digest(f"{sources[source]}/a.root", tmp_path / "1")
     assert digest(f"{sources[source]}/a.root:AK4jets/jetTree", tmp_path / "2") == whole
     with pytest.raises(InputError, match="unknown tree 'AK4jets/jetTrees'"):
@@ -148,7 +150,7 @@ def start_http(folder, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("start", [start_s3, start_root, start_http], ids=["s3", "root", "http"])
-def test_a_server_that_dies_leaves_one_line_and_no_data(folder, tmp_path, monkeypatch, start):
+def test_a_dead_server_gives_one_error_line_and_no_data(folder, tmp_path, monkeypatch, start):
     pattern, stop = start(folder, tmp_path, monkeypatch)
     place = tmp_path / "place"
     options = ["--data-config", str(CONFIG), "--data", pattern, "--output", str(place)]
@@ -161,12 +163,12 @@ def test_a_server_that_dies_leaves_one_line_and_no_data(folder, tmp_path, monkey
         text=True,
     ) as process:
         try:
-            started = process.stdout.readline()
+            first_line = process.stdout.readline()
         finally:
             stop()
             storage.forget_client()
         _, messages = process.communicate("\n", timeout=100)
-    assert started == "checked\n", messages
+    assert first_line == "checked\n", messages
     assert process.returncode == 1, messages
     (line,) = [line for line in messages.splitlines() if not line.startswith("preparing")]
     assert line.startswith("error: ")
@@ -178,7 +180,7 @@ def test_a_server_that_dies_leaves_one_line_and_no_data(folder, tmp_path, monkey
 def replaceable(request, tmp_path):
     """The address of a file of 40 jets, and a function that replaces it an hour later.
 
-    The new file has as many bytes, and other content.
+    The new file has the same size and other content.
     """
     old, new = tmp_path / "old.root", tmp_path / "new.root"
     write_jets(old, synthetic_jets(40, seed=1), basket=7)
@@ -187,7 +189,7 @@ def replaceable(request, tmp_path):
     new.write_bytes(content[:middle] + bytes(200) + content[middle + 200 :])
     later = time.time()
 
-    def put(source, date):
+    def write_file(source, date):
         if request.param == "s3":
             storage.upload(source, uri)
             return
@@ -206,20 +208,20 @@ def replaceable(request, tmp_path):
         place = server.data / f"replaced-{tmp_path.name}"
         place.mkdir()
         uri = f"{server.uri}/{place.name}/a.root"
-    put(old, later - 3600)
-    return uri, lambda: put(new, later)
+    write_file(old, later - 3600)
+    return uri, lambda: write_file(new, later)
 
 
 @pytest.mark.parametrize("moment", ["listed", "checked", "decoded"])
 @pytest.mark.parametrize("skip_bad_files", [False, True], ids=["", "skipping"])
-def test_a_file_that_is_replaced_is_noticed(
+def test_a_file_that_changes_while_it_is_read_is_refused(
     replaceable, tmp_path, monkeypatch, no_pauses, moment, skip_bad_files
 ):
     uri, replace = replaceable
     entries = files.find(uri)
     after_reading = moment == "decoded" and not uri.startswith(("/", "root"))
 
-    def then_replaced(function):
+    def replacing_afterwards(function):
         def call(*arguments, **options):
             result = function(*arguments, **options)
             replace()
@@ -230,11 +232,11 @@ def test_a_file_that_is_replaced_is_noticed(
     if moment == "listed":
         replace()
     elif moment == "checked":
-        monkeypatch.setattr(files, "check", then_replaced(files.check))
+        monkeypatch.setattr(files, "check", replacing_afterwards(files.check))
     else:
-        monkeypatch.setattr(Decoding, "run", then_replaced(Decoding.run))
+        monkeypatch.setattr(Decoding, "run", replacing_afterwards(Decoding.run))
 
-    def prepared():
+    def prepare_folder():
         return prepare(
             entries,
             DataConfig.load(str(CONFIG)),
@@ -244,9 +246,9 @@ def test_a_file_that_is_replaced_is_noticed(
             report=lambda line: None,
         )
 
-    if after_reading:  # S3 and web servers gave the version that was listed, which is whole
-        assert prepared().num_read == 40
+    if after_reading:  # S3 and web servers sent the version that was listed, completely
+        assert prepare_folder().num_read == 40
         return
     with pytest.raises((InputError, StorageError), match=r"a\.root.* changed while it was read"):
-        prepared()
+        prepare_folder()
     assert list((tmp_path / "place").glob("cache/*")) == []

@@ -1,4 +1,4 @@
-"""The cache of a machine, and the caches of single commands, which go with them."""
+"""The cache of a machine, and the temporary caches of single commands."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def temporary(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("before", [None, "/somewhere"])
-def test_a_commands_own_cache_goes_with_it(temporary, monkeypatch, before):
+def test_the_temporary_cache_of_a_command_is_removed_with_it(temporary, monkeypatch, before):
     if before:
         monkeypatch.setenv(CACHE_VARIABLE, before)
     with temporary_cache():
@@ -36,7 +36,7 @@ def test_a_commands_own_cache_goes_with_it(temporary, monkeypatch, before):
 
 
 @pytest.mark.parametrize(("flags", "own"), [((), False), (("--no-cache",), True)])
-def test_the_flag_of_a_training(temporary, monkeypatch, flags, own):
+def test_no_cache_gives_a_training_a_temporary_cache(temporary, monkeypatch, flags, own):
     caches = []
 
     def start(options, argv):

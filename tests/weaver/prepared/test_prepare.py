@@ -1,5 +1,5 @@
-"""Preparing: the stored columns are what the config says of the files; decoded once; and bad files
-are refused before any work.
+"""Preparing: the columns follow the data config, files are decoded once, and bad files are refused
+before any work.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def quiet(line: str) -> None:
 
 
 def prepared_folders(folder) -> list[str]:
-    """What lies in the cache of a storage folder."""
+    """The names of the prepared data in a storage folder."""
     return sorted(path.name for path in folder.glob("cache/*"))
 
 
@@ -54,7 +54,7 @@ def one_file(tmp_path_factory):
 
 @pytest.fixture
 def s3(monkeypatch, tmp_path):
-    """A bucket on an S3 server of our own."""
+    """A bucket on an S3 server of this test."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -82,18 +82,20 @@ def s3(monkeypatch, tmp_path):
 # ---------------------------------------------------------------------------------------- content
 
 
-def test_the_columns_are_those_of_the_config_jet_by_jet(one_file, tmp_path):
+def test_columns_equal_the_expressions_of_the_config_jet_by_jet(one_file, tmp_path):
     path, columns = one_file
     ref = prepare(str(path), config(), str(tmp_path), for_training=True, report=quiet)
-    chosen = np.flatnonzero((columns["genJetPt"] > 20) & (np.abs(columns["genJetEta"]) < 2.5))
-    assert (ref.num_jets, ref.num_read) == (len(chosen), 60)
+    selected_jets = np.flatnonzero(
+        (columns["genJetPt"] > 20) & (np.abs(columns["genJetEta"]) < 2.5)
+    )
+    assert (ref.num_jets, ref.num_read) == (len(selected_jets), 60)
     folder = tmp_path / "cache" / ref.key
     offsets, values = (
         np.load(folder / "pf_features.offsets.npy"),
         np.load(folder / "pf_features.npy"),
     )
     flat, target = np.load(folder / "jet_features.npy"), np.load(folder / "label.target.npy")
-    for row, jet in enumerate(chosen):
+    for row, jet in enumerate(selected_jets):
         pf = {name: np.asarray(columns["PF"][name][jet])[:100] for name in columns["PF"].fields}
         with np.errstate(divide="ignore"):
             first, second = np.log(pf["pT"]), np.log(pf["pT"] / columns["jetPt"][jet])
@@ -106,24 +108,25 @@ def test_the_columns_are_those_of_the_config_jet_by_jet(one_file, tmp_path):
         ]
         assert target[row] == np.log(columns["genJetPt"][jet] / columns["jetPt"][jet])
     assert np.array_equal(
-        np.load(folder / "observer.hadronFlav.npy"), columns["hadronFlav"][chosen]
+        np.load(folder / "observer.hadronFlav.npy"), columns["hadronFlav"][selected_jets]
     )
 
 
-def test_particles_are_sorted_before_they_are_cut(one_file, tmp_path):
-    """First the third nearest to the axis, then by falling pT: as sorting each jet's candidates by
-    itself does.
+def test_particles_are_sorted_before_they_are_truncated(one_file, tmp_path):
+    """First the candidates nearest to the axis, then by falling pT, as if each jet were sorted
+    alone.
     """
     path, columns = one_file
     group = {"length": 8, "order_by": ["-near", "-PF_pT"], "vars": ["PF_pT", "near"]}
-    changed = config(
+    ordered_config = config(
         new_variables={"near": "PF_dR < 0.2"},
         inputs={"pf": group, "plain": {"length": 8, "vars": [["PF_dR", 0, 1, None, None]]}},
         selection=None,
         labels={"type": "custom", "value": {"target": "genJetPt"}},
     )
     batch = Dataset.open(
-        prepare(str(path), changed, str(tmp_path), for_training=True, report=quiet).uri, changed
+        prepare(str(path), ordered_config, str(tmp_path), for_training=True, report=quiet).uri,
+        ordered_config,
     ).batch(np.arange(60))
     for jet in range(60):
         d_r, pt = np.asarray(columns["PF"]["dR"][jet]), np.asarray(columns["PF"]["pT"][jet])
@@ -145,7 +148,7 @@ def test_falling_order_keeps_ties_and_puts_nan_last(dtype):
     assert sorting.sort_within([sorting.falling(keys)], counts).tolist() == expected
 
 
-def test_two_ways_of_sorting_agree(monkeypatch):
+def test_both_ways_of_sorting_give_the_same_order(monkeypatch):
     rng = np.random.default_rng(4)
     counts = rng.integers(0, 30, 50)
     keys = [
@@ -159,7 +162,7 @@ def test_two_ways_of_sorting_agree(monkeypatch):
     assert np.array_equal(rows, sorting.sort_within(keys, counts))
 
 
-def test_steps_of_decoding_do_not_show(jet_files, tmp_path):
+def test_columns_do_not_depend_on_the_size_of_decoding_steps(jet_files, tmp_path):
     """Ten jets at a time or all at once: the same bytes."""
     refs = [
         prepare(
@@ -200,42 +203,42 @@ def test_memory_is_bounded_by_the_step(jet_files, tmp_path, monkeypatch):
     assert max(sizes) < 30
 
 
-def test_what_is_made_of_a_large_basket_is_written_step_by_step(tmp_path, monkeypatch):
-    """Of one basket of 600 jets, no more are in memory than the steps that are worked on."""
+def test_the_jets_of_a_large_basket_are_written_step_by_step(tmp_path, monkeypatch):
+    """Only the jets of the steps in work are in memory, of one basket of 600 jets."""
     write_jets(tmp_path / "a.root", synthetic_jets(600, seed=12), basket=600)
     lock = threading.Lock()
-    held = most = 0
+    num_in_memory = largest_num = 0
 
-    def hold(jets: int) -> None:
-        nonlocal held, most
+    def count_jets(jets: int) -> None:
+        nonlocal num_in_memory, largest_num
         with lock:
-            held += jets
-            most = max(most, held)
+            num_in_memory += jets
+            largest_num = max(largest_num, num_in_memory)
 
     original_rows, append = transform.make_rows, DatasetWriter.append
 
-    def making(columns, count, *rest):
-        hold(count)
+    def make_and_count(columns, count, *rest):
+        count_jets(count)
         return original_rows(columns, count, *rest)
 
-    def writing(self, ready):
+    def write_and_count(self, ready):
         append(self, ready)
-        hold(-ready.num_jets)
+        count_jets(-ready.num_jets)
 
-    monkeypatch.setattr(transform, "make_rows", making)
-    monkeypatch.setattr(DatasetWriter, "append", writing)
-    more = {"for_training": True, "report": quiet}
-    ref = prepare(str(tmp_path / "a.root"), config(), str(tmp_path), step_bytes=20_000, **more)
+    monkeypatch.setattr(transform, "make_rows", make_and_count)
+    monkeypatch.setattr(DatasetWriter, "append", write_and_count)
+    options = {"for_training": True, "report": quiet}
+    ref = prepare(str(tmp_path / "a.root"), config(), str(tmp_path), step_bytes=20_000, **options)
     assert ref.num_jets > 400
-    steps = machine.cores() + 2  # at work, one that waits, one that is written
-    assert 0 < most <= steps * 600 * 20_000 / bytes_read(tmp_path / "a.root")
+    steps = machine.cores() + 2  # in work, one waiting, one being written
+    assert 0 < largest_num <= steps * 600 * 20_000 / size_of_read_branches(tmp_path / "a.root")
     monkeypatch.undo()
-    whole = prepare(str(tmp_path / "a.root"), config(), str(tmp_path / "whole"), **more)
+    whole = prepare(str(tmp_path / "a.root"), config(), str(tmp_path / "whole"), **options)
     for path in (tmp_path / "cache" / ref.key).iterdir():
         assert path.read_bytes() == (tmp_path / "whole/cache" / whole.key / path.name).read_bytes()
 
 
-def bytes_read(path) -> float:
+def size_of_read_branches(path) -> float:
     """Uncompressed bytes of the branches of a file that the config reads."""
     (entry,) = files.find(str(path))
     file = files.inspect(entry, config(), config().plan(True))
@@ -243,8 +246,8 @@ def bytes_read(path) -> float:
 
 
 @pytest.mark.parametrize("damaged", ["basket", "none"])
-def test_a_damaged_basket_of_many_steps_is_skipped_with_the_rest(tmp_path, damaged):
-    """The steps before it are kept, also those that come after its decoding has begun."""
+def test_a_damaged_basket_loses_the_rest_of_the_file_only(tmp_path, damaged):
+    """The steps before it are written, also those that end after its decoding has begun."""
     path = write_jets(tmp_path / "a.root", synthetic_jets(600, seed=12), basket=200)
     if damaged == "basket":
         content = bytearray(path.read_bytes())
@@ -253,10 +256,10 @@ def test_a_damaged_basket_of_many_steps_is_skipped_with_the_rest(tmp_path, damag
             start, size = branch.member("fBasketSeek")[1], branch.member("fBasketBytes")[1]
         content[start + size // 2 : start + size] = bytes(size - size // 2)
         path.write_bytes(content)
-    more = {"for_training": True, "step_bytes": 9000, "skip_bad_files": True, "report": quiet}
-    ref = prepare(str(path), config(), str(tmp_path), **more)
-    skipped = storage.read_json(f"{ref.uri}/{DESCRIPTION}")["skipped"]
-    assert [one["jets"] for one in skipped] == ([400] if damaged == "basket" else [])
+    options = {"for_training": True, "step_bytes": 9000, "skip_bad_files": True, "report": quiet}
+    ref = prepare(str(path), config(), str(tmp_path), **options)
+    skipped_files = storage.read_json(f"{ref.uri}/{DESCRIPTION}")["skipped"]
+    assert [entry["jets"] for entry in skipped_files] == ([400] if damaged == "basket" else [])
 
 
 @pytest.mark.parametrize(
@@ -279,7 +282,7 @@ def test_steps_and_threads_follow_the_memory(room, threads, share):
 
 
 @pytest.mark.parametrize("limit", [None, 2**20])
-def test_preparing_looks_at_the_limit(jet_files, tmp_path, monkeypatch, limit):
+def test_steps_are_small_below_a_memory_limit(jet_files, tmp_path, monkeypatch, limit):
     """Below a limit of a MiB steps are small, but not those that draw random numbers."""
     sizes = []
     select = transform.select
@@ -303,7 +306,7 @@ def test_preparing_looks_at_the_limit(jet_files, tmp_path, monkeypatch, limit):
     assert max(sizes) == 300
 
 
-def test_a_mask_takes_no_file_and_equal_offsets_one(prepared_particle_net):
+def test_a_constant_mask_has_no_file_and_equal_offsets_share_one(prepared_particle_net):
     folder = json.loads(prepared_particle_net.train.read_text())["dataset"]
     description = storage.read_json(f"{folder}/{DESCRIPTION}")
     assert description["sequences"]["pf_mask"]["constant"] == [1.0]
@@ -337,7 +340,7 @@ def test_the_newest_cycle_of_a_tree_is_read(tmp_path):
     )
 
 
-def test_training_does_without_observers_and_testing_does_not(one_file, tmp_path):
+def test_missing_observers_are_refused_in_the_test_set_only(one_file, tmp_path):
     path, _ = one_file
     more = config(observers=[*PFN["observers"], "pthat"])
     training = prepare(str(path), more, str(tmp_path), for_training=True, report=quiet)
@@ -357,14 +360,14 @@ def test_the_training_flag_is_true_for_the_training_set_only(one_file, tmp_path)
         "val": {"for_training": True, "validation": True},
         "test": {"for_training": False},
     }
-    seen = {}
-    for role, given in roles.items():
-        ref = prepare(str(path), flagged, str(tmp_path), report=quiet, **given)
-        seen[role] = set(Dataset.open(ref.uri, flagged).observers()["flag"].tolist())
-    assert seen == {"train": {1}, "val": {0}, "test": {0}}
+    flag_values = {}
+    for role, options in roles.items():
+        ref = prepare(str(path), flagged, str(tmp_path), report=quiet, **options)
+        flag_values[role] = set(Dataset.open(ref.uri, flagged).observers()["flag"].tolist())
+    assert flag_values == {"train": {1}, "val": {0}, "test": {0}}
 
 
-def test_file_magic_gives_a_variable_by_the_file(jet_files, tmp_path):
+def test_file_magic_sets_a_variable_by_the_file_name(jet_files, tmp_path):
     magic = config(file_magic={"which": {r"/a\.root$": 7, r"/b": 9}}, observers=["which"])
     ref = prepare(
         f"{jet_files}/train/*.root", magic, str(tmp_path), for_training=False, report=quiet
@@ -423,8 +426,8 @@ def dirty_file(folder):
     }.values(),
     ids=lambda v: str(v) if isinstance(v, str) else "",
 )
-def test_policies_for_nan_and_infinity(tmp_path, policy, mass, d_r, jets):
-    chosen = config(
+def test_each_policy_for_nan_and_infinity_is_applied(tmp_path, policy, mass, d_r, jets):
+    config_of_policy = config(
         selection=None,
         preprocess={"non_finite": policy},
         inputs={
@@ -434,9 +437,13 @@ def test_policies_for_nan_and_infinity(tmp_path, policy, mass, d_r, jets):
     )
     lines: list[str] = []
     ref = prepare(
-        str(dirty_file(tmp_path)), chosen, str(tmp_path), for_training=True, report=lines.append
+        str(dirty_file(tmp_path)),
+        config_of_policy,
+        str(tmp_path),
+        for_training=True,
+        report=lines.append,
     )
-    dataset = Dataset.open(ref.uri, chosen)
+    dataset = Dataset.open(ref.uri, config_of_policy)
     batch = dataset.batch(np.arange(len(dataset)))
     assert (len(dataset), dataset.description["dropped_jets"], ref.data_config.non_finite) == (
         jets,
@@ -452,11 +459,14 @@ def test_policies_for_nan_and_infinity(tmp_path, policy, mass, d_r, jets):
     assert "'target' has 0 NaN and 1 infinite values" in messages
     assert ("3 jets with NaN or infinite values are left out" in messages) == (policy == "drop")
     assert prepare(
-        str(tmp_path / "in"), chosen.with_non_finite("zero"), str(tmp_path), for_training=True
+        str(tmp_path / "in"),
+        config_of_policy.with_non_finite("zero"),
+        str(tmp_path),
+        for_training=True,
     ).reused == (policy == "zero")
 
 
-def test_nan_can_be_refused_and_all_jets_lost(tmp_path):
+def test_nan_may_be_refused_and_a_set_without_jets_is_refused(tmp_path):
     path = str(dirty_file(tmp_path))
     strict = config(
         selection=None,
@@ -469,17 +479,21 @@ def test_nan_can_be_refused_and_all_jets_lost(tmp_path):
     ):
         prepare(path, strict, str(tmp_path), for_training=True, report=quiet)
     assert prepared_folders(tmp_path) == []
-    hopeless = config(
+    config_without_values = config(
         new_variables={"none": "jetMass * np.nan"},
         inputs={"jet": {"length": None, "vars": ["none"]}},
         selection=None,
     )
     with pytest.raises(InputError, match="all 40 selected jets have NaN or infinite values"):
         prepare(
-            path, hopeless.with_non_finite("drop"), str(tmp_path), for_training=True, report=quiet
+            path,
+            config_without_values.with_non_finite("drop"),
+            str(tmp_path),
+            for_training=True,
+            report=quiet,
         )
     with pytest.raises(InputError, match="unknown non_finite 'dorp'; did you mean 'drop'"):
-        hopeless.with_non_finite("dorp")
+        config_without_values.with_non_finite("dorp")
 
 
 REWEIGHTING = {
@@ -491,7 +505,7 @@ REWEIGHTING = {
 CLASSES = {**PFN["new_variables"], "wide": "jetMass > 0.2", "narrow": "jetMass <= 0.2"}
 
 
-def test_weights_come_from_the_training_set_and_travel(jet_files, tmp_path):
+def test_weights_come_from_the_training_set_and_apply_to_the_others(jet_files, tmp_path):
     """(Their values: tests/weaver/test_peer.py.)"""
     ours, lines = config(weights=REWEIGHTING, new_variables=CLASSES), []
     train = prepare(
@@ -542,7 +556,7 @@ def test_weights_come_from_the_training_set_and_travel(jet_files, tmp_path):
     assert not [path for path in storage.entries(train.uri) if "reweight" in path.uri]
 
 
-def test_weights_that_sampling_would_cut_are_told_of(jet_files, tmp_path):
+def test_weights_above_1_are_reported_where_they_are_sampled(jet_files, tmp_path):
     lines: list[str] = []
     for use in ("sampling", "loss"):
         weights = {"use_precomputed_weights": True, "weight_branches": ["jetPt"], "use_as": use}
@@ -558,14 +572,14 @@ def test_weights_that_sampling_would_cut_are_told_of(jet_files, tmp_path):
     assert any("weights multiply the loss of the jets; their mean is" in line for line in lines)
 
 
-def test_parquet_files(jet_files, tmp_path):
+def test_a_parquet_file_gives_the_same_columns_as_a_root_file(jet_files, tmp_path):
     """The same jets from a parquet file give the same columns, in several steps."""
     columns = synthetic_jets(300, seed=1)
     flat = {name: ak.Array(values) for name, values in columns.items() if name != "PF"}
     flat |= {f"PF_{name}": columns["PF"][name] for name in columns["PF"].fields}
     (tmp_path / "in").mkdir()
     ak.to_parquet(ak.Array(flat), str(tmp_path / "in" / "a.parquet"), row_group_size=70)
-    made_of = {
+    uris = {
         name: (
             prepare(
                 source, config(), str(tmp_path), for_training=True, step_bytes=30_000, report=quiet
@@ -576,11 +590,11 @@ def test_parquet_files(jet_files, tmp_path):
             ("parquet", str(tmp_path / "in")),
         )
     }
-    names = {storage.name(entry.uri) for entry in storage.entries(made_of["root"])} - {DESCRIPTION}
+    names = {storage.name(entry.uri) for entry in storage.entries(uris["root"])} - {DESCRIPTION}
     assert len(names) > 8
     assert all(
-        (storage.read_bytes(f"{made_of['root']}/{name}"))
-        == storage.read_bytes(f"{made_of['parquet']}/{name}")
+        (storage.read_bytes(f"{uris['root']}/{name}"))
+        == storage.read_bytes(f"{uris['parquet']}/{name}")
         for name in names
     )
     ak.to_parquet(ak.Array(flat | {"jetMass": ["text"] * 300}), str(tmp_path / "in" / "b.parquet"))
@@ -595,9 +609,7 @@ def test_parquet_files(jet_files, tmp_path):
         prepare(str(tmp_path / "in"), config(), str(tmp_path), for_training=True, report=quiet)
 
 
-def test_auto_takes_median_and_quantiles_from_the_first_part_of_the_training_files(
-    jet_files, tmp_path
-):
+def test_auto_standardises_by_the_first_part_of_the_training_files(jet_files, tmp_path):
     auto = config(
         preprocess={"method": "auto", "data_fraction": 0.5},
         inputs={
@@ -615,8 +627,8 @@ def test_auto_takes_median_and_quantiles_from_the_first_part_of_the_training_fil
         step_bytes=20_000,
         report=lines.append,
     )
-    seeds = [synthetic_jets(300, seed=seed) for seed in (1, 2)]
-    first = [{name: values[:150] for name, values in columns.items()} for columns in seeds]
+    samples = [synthetic_jets(300, seed=seed) for seed in (1, 2)]
+    first = [{name: values[:150] for name, values in columns.items()} for columns in samples]
     values = np.concatenate(
         [
             ak.flatten(c["PF"]["dR"][(c["genJetPt"] > 20) & (abs(c["genJetEta"]) < 2.5)])
@@ -687,7 +699,7 @@ def test_the_same_data_is_not_decoded_again(one_file, tmp_path, monkeypatch):
     )
 
 
-def test_changed_data_config_or_role_is_prepared_anew(one_file, tmp_path):
+def test_another_file_data_config_or_role_is_prepared_again(one_file, tmp_path):
     path, columns = one_file
     copy = tmp_path / "a.root"
     shutil.copy(path, copy)
@@ -708,7 +720,7 @@ def test_changed_data_config_or_role_is_prepared_anew(one_file, tmp_path):
     assert prepared_folders(tmp_path) == sorted(keys)
 
 
-def test_an_interrupted_preparation_leaves_nothing(jet_files, tmp_path, monkeypatch):
+def test_an_interrupted_preparation_leaves_no_data(jet_files, tmp_path, monkeypatch):
     calls = []
     original = transform.make_rows
 
@@ -822,7 +834,7 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("damage", BAD_FILES, ids=lambda function: function.__name__)
-def test_bad_files_are_refused_and_nothing_is_left(one_file, tmp_path, damage):
+def test_bad_files_are_refused_and_leave_no_data(one_file, tmp_path, damage):
     path = tmp_path / "in" / "a.root"
     path.parent.mkdir()
     shutil.copy(one_file[0], path)
@@ -832,7 +844,7 @@ def test_bad_files_are_refused_and_nothing_is_left(one_file, tmp_path, damage):
     assert prepared_folders(tmp_path / "out") == []
 
 
-def test_damage_inside_a_file_is_found_in_decoding_and_names_the_file(one_file, tmp_path):
+def test_damage_inside_a_file_is_reported_with_the_file(one_file, tmp_path):
     content = bytearray(one_file[0].read_bytes())
     with uproot.open(one_file[0]) as file:
         branch = file["AK4jets/jetTree"]["PF_dPhi"]
@@ -845,33 +857,35 @@ def test_damage_inside_a_file_is_found_in_decoding_and_names_the_file(one_file, 
     assert prepared_folders(tmp_path) == []
     write_jets(tmp_path / "b.root", one_file[1], basket=7)
     lines: list[str] = []
-    more = {
+    options = {
         "for_training": True,
         "step_bytes": 9000,
         "skip_bad_files": True,
         "report": lines.append,
     }
-    ref = prepare(f"{tmp_path}/*.root", config(), str(tmp_path), **more)
-    skipped = storage.read_json(f"{ref.uri}/{DESCRIPTION}")["skipped"]
-    assert [(storage.name(one["uri"]), one["exact"]) for one in skipped] == [("a.root", True)]
-    assert 0 < skipped[0]["jets"] <= 60
+    ref = prepare(f"{tmp_path}/*.root", config(), str(tmp_path), **options)
+    skipped_files = storage.read_json(f"{ref.uri}/{DESCRIPTION}")["skipped"]
+    assert [(storage.name(entry["uri"]), entry["exact"]) for entry in skipped_files] == [
+        ("a.root", True)
+    ]
+    assert 0 < skipped_files[0]["jets"] <= 60
     assert (
-        f"warning: {skipped[0]['jets']} jets are lost: cannot read {path} as a ROOT file"
+        f"warning: {skipped_files[0]['jets']} jets are lost: cannot read {path} as a ROOT file"
         in "\n".join(lines)
     )
     assert ref.num_jets > 60 * 0.8
 
 
-def test_a_truncated_file_is_skipped_only_when_asked(one_file, tmp_path):
+def test_a_truncated_file_is_skipped_only_with_skip_bad_files(one_file, tmp_path):
     (tmp_path / "in").mkdir()
     content = one_file[0].read_bytes()
-    for name, kept in (
+    for name, content_of_file in (
         ("a", content),
         ("b", content[: len(content) // 2]),
         ("c", content),
         ("d", b"no jets"),
     ):
-        (tmp_path / "in" / f"{name}.root").write_bytes(kept)
+        (tmp_path / "in" / f"{name}.root").write_bytes(content_of_file)
     everything = (f"{tmp_path}/in/*.root", config(), str(tmp_path))
     with pytest.raises(
         InputError,
@@ -885,7 +899,7 @@ def test_a_truncated_file_is_skipped_only_when_asked(one_file, tmp_path):
         "warning: a file is left out, about 60 jets are lost: "
     )
     assert any("d.root is not a ROOT file" in line for line in lines)
-    # what was prepared without the file is not taken for the whole
+    # the data prepared without the file are not reused for the complete data
     with pytest.raises(InputError, match="is truncated"):
         prepare(*everything, for_training=True, report=quiet)
     with pytest.raises(InputError, match="is not a ROOT file"):
@@ -900,23 +914,23 @@ def test_a_truncated_file_is_skipped_only_when_asked(one_file, tmp_path):
 
 
 @pytest.mark.parametrize("reads", [0, 2, 4])
-def test_keys_that_expire_while_data_are_read_are_no_damage(one_file, s3, monkeypatch, reads):
-    """With --skip-bad-files too: the run ends, and a later one decodes all."""
+def test_expired_keys_are_not_reported_as_damage(one_file, s3, monkeypatch, reads):
+    """Also with --skip-bad-files the run ends, and a later one decodes all files."""
     for name in ("a", "b", "c"):
         storage.upload(one_file[0], f"{s3}/in/{name}.root")
     get, range_of = storage.s3._get, storage.s3.http.range_of
-    process: list[str] = []
+    addresses: list[str] = []
 
-    def answered(address, *request):
-        process.append(address)
-        return range_of(address, *request) if len(process) <= reads else None
+    def answer_first_reads(address, *request):
+        addresses.append(address)
+        return range_of(address, *request) if len(addresses) <= reads else None
 
     def expiring(uri, **options):
-        if len(process) > reads:
+        if len(addresses) > reads:
             raise AccessError(f"refused access to {uri} (ExpiredToken)")
         return get(uri, **options)
 
-    def prepared():
+    def prepare_all():
         return prepare(
             f"{s3}/in/*.root",
             config(),
@@ -928,25 +942,25 @@ def test_keys_that_expire_while_data_are_read_are_no_damage(one_file, s3, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(storage.s3, "_get", expiring)
-        patch.setattr(storage.s3.http, "range_of", answered)
+        patch.setattr(storage.s3.http, "range_of", answer_first_reads)
         with pytest.raises(AccessError, match="ExpiredToken") as error:
-            prepared()
+            prepare_all()
         assert error.value.retryable
-    assert len(process) > reads
+    assert len(addresses) > reads
     assert not storage.entries(f"{s3}/out")
-    whole = prepared()
+    whole = prepare_all()
     assert (whole.reused, whole.num_read) == (False, 180)
 
 
 @pytest.mark.parametrize("damage", ["opening", "decoding"])
-def test_an_incomplete_set_is_never_taken_for_the_whole(one_file, tmp_path, monkeypatch, damage):
-    """The same files, once read in part and once as a whole: each has a key of its own."""
+def test_incomplete_data_are_not_reused_for_complete_data(one_file, tmp_path, monkeypatch, damage):
+    """The same files, read partly and then completely: the two results have different keys."""
     (tmp_path / "in").mkdir()
     for name in ("a", "b"):
         shutil.copy(one_file[0], tmp_path / "in" / f"{name}.root")
     lines: list[str] = []
 
-    def prepared():
+    def prepare_all():
         lines.clear()
         return prepare(
             f"{tmp_path}/in/*.root",
@@ -977,14 +991,14 @@ def test_an_incomplete_set_is_never_taken_for_the_whole(one_file, tmp_path, monk
                     file, *rest, **more
                 ),
             )
-        partial = prepared()
+        partial = prepare_all()
         assert not partial.reused
-        again = prepared()
+        again = prepare_all()
         assert again.uri == partial.uri
         assert again.reused == (damage == "opening")
         assert len(prepared_folders(tmp_path)) == 1
         assert any("60 jets are lost: b.root is not whole" in line for line in lines)
-    whole = prepared()
+    whole = prepare_all()
     assert not whole.reused
     assert whole.num_jets == 2 * partial.num_jets
     assert not any("lost" in line for line in lines)
@@ -1034,7 +1048,7 @@ def test_an_incomplete_set_is_never_taken_for_the_whole(one_file, tmp_path, monk
     }.values(),
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_bad_configs_are_refused_and_nothing_is_left(one_file, tmp_path, changes, reason):
+def test_bad_configs_are_refused_and_leave_no_data(one_file, tmp_path, changes, reason):
     with pytest.raises(InputError, match=reason):
         prepare(str(one_file[0]), config(**changes), str(tmp_path), for_training=True, report=quiet)
     assert prepared_folders(tmp_path) == []
@@ -1043,39 +1057,39 @@ def test_bad_configs_are_refused_and_nothing_is_left(one_file, tmp_path, changes
 # --------------------------------------------------------------------- patterns, S3, command line
 
 
-def test_patterns(jet_files, tmp_path, monkeypatch):
+def test_patterns_name_each_file_once(jet_files, tmp_path, monkeypatch):
     a, b, v = (str(jet_files / name) for name in ("train/a.root", "train/b.root", "val/a.root"))
 
-    def found(patterns):
+    def uris_of(patterns):
         return [entry.uri for entry in files.find(patterns)]
 
     assert (
-        found(f"{jet_files}/train/*.root {v}")
-        == found(f"x:{jet_files}/train/*.root,y:{v}")
+        uris_of(f"{jet_files}/train/*.root {v}")
+        == uris_of(f"x:{jet_files}/train/*.root,y:{v}")
         == [a, b, v]
     )
-    assert found([f"{jet_files}/train/?.root", a]) == [a, b], "each file once"
-    assert found(f"{jet_files}/train") == [a, b]
+    assert uris_of([f"{jet_files}/train/?.root", a]) == [a, b], "each file once"
+    assert uris_of(f"{jet_files}/train") == [a, b]
     monkeypatch.chdir(jet_files)
-    assert found("val/*.root") == [v]
+    assert uris_of("val/*.root") == [v]
     odd = write_jets(tmp_path / "with blank, comma: and.data", synthetic_jets(5, seed=1))
-    assert found(str(odd)) == [str(odd)]
+    assert uris_of(str(odd)) == [str(odd)]
     with pytest.raises(InputError, match="no data files"):
-        found("")
+        uris_of("")
 
 
-def test_on_s3_from_files_to_batches(s3, jet_files, tmp_path, monkeypatch):
+def test_data_on_s3_are_prepared_and_opened(s3, jet_files, tmp_path, monkeypatch):
     storage.upload(jet_files / "train", f"{s3}/in/train")
-    uploaded: list[str] = []
+    uploaded_names: list[str] = []
     original = storage.upload
     monkeypatch.setattr(
         storage,
         "upload",
-        lambda path, uri: uploaded.append(storage.name(uri)) or original(path, uri),
+        lambda path, uri: uploaded_names.append(storage.name(uri)) or original(path, uri),
     )
     ref = prepare(f"{s3}/in/train/*.root", config(), f"{s3}/runs", for_training=True, report=quiet)
     assert ref.uri == f"{s3}/runs/cache/{ref.key}"
-    assert uploaded[-1] == DESCRIPTION
+    assert uploaded_names[-1] == DESCRIPTION
     shutil.rmtree(tmp_path / "node")  # another node
     jets = Dataset.open(ref.uri, config())
     here = Dataset.open(f"{jet_files}/train/*.root", config(), cache_dir=str(tmp_path / "here"))
@@ -1091,7 +1105,7 @@ def test_on_s3_from_files_to_batches(s3, jet_files, tmp_path, monkeypatch):
     ).reused
 
 
-def test_on_s3_bad_files_are_refused(s3, one_file):
+def test_bad_files_on_s3_are_refused(s3, one_file):
     storage.write_bytes(f"{s3}/in/cut.root", one_file[0].read_bytes()[:-2000])
     storage.write_bytes(f"{s3}/in/text.root", b"not a tree in sight")
     for name, reason in (
@@ -1104,7 +1118,7 @@ def test_on_s3_bad_files_are_refused(s3, one_file):
     assert storage.entries(f"{s3}/runs") == []
 
 
-def test_the_command_line(jet_files, tmp_path, capsys):
+def test_the_command_prints_the_folder_of_the_prepared_data(jet_files, tmp_path, capsys):
     common = ["--data-config", str(DATA / "jec_pfn_open.yaml"), "--output", str(tmp_path)]
     assert main([*common, "--data", f"{jet_files}/train/a.root", f"{jet_files}/train/b.root"]) == 0
     train = capsys.readouterr().out.strip()
@@ -1121,7 +1135,7 @@ def test_the_command_line(jet_files, tmp_path, capsys):
     )
 
 
-def test_a_storage_that_cannot_be_written_is_one_line_too(jet_files, tmp_path, capsys):
+def test_a_folder_that_cannot_be_written_gives_one_error_line(jet_files, tmp_path, capsys):
     (tmp_path / "cache").write_text("a file where a folder is due")
     files_and_config = [
         "--data",
@@ -1135,7 +1149,7 @@ def test_a_storage_that_cannot_be_written_is_one_line_too(jet_files, tmp_path, c
     )
 
 
-def test_the_command_line_ends_in_one_line_and_exit_code_2(tmp_path):
+def test_the_command_ends_with_one_error_line_and_exit_code_2(tmp_path):
     config_path = str(DATA / "jec_pfn_open.yaml")
     command = [
         sys.executable,
@@ -1157,7 +1171,7 @@ def test_the_command_line_ends_in_one_line_and_exit_code_2(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["jets.awkd"])
-def test_kinds_of_files_that_are_not_read_say_so(tmp_path, name):
+def test_unsupported_kinds_of_files_are_refused(tmp_path, name):
     (tmp_path / name).write_bytes(b"anything")
     with pytest.raises(
         InputError,

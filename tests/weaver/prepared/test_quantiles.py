@@ -1,4 +1,4 @@
-"""Quantiles that are counted out piece by piece are numpy's, to the bit."""
+"""Quantiles computed piece by piece equal numpy's to the bit."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def values_of(dtype: str, count: int, seed: int) -> np.ndarray:
 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("count", [1, 2, 3, 10, 1001, 4000])
-def test_they_are_those_of_numpy(dtype, count):
+def test_percentiles_equal_those_of_numpy(dtype, count):
     values = values_of(dtype, count, seed=count)
     parts = np.array_split(values, 3)
-    counted = percentiles(lambda: parts, values.dtype, count, SHARES)
-    assert counted == [float(value) for value in np.percentile(values, SHARES)]
+    quantiles = percentiles(lambda: parts, values.dtype, count, SHARES)
+    assert quantiles == [float(value) for value in np.percentile(values, SHARES)]
 
 
-def test_order_statistics_with_infinity():
+def test_order_statistics_include_infinity():
     values = np.array([np.inf, -np.inf, 0, 5, -3, np.inf], "f4")
     places = order_statistics(lambda: [values], values.dtype, range(6))
     assert places.tolist() == np.sort(values).tolist()

@@ -1,6 +1,4 @@
-"""Jets that are in two sets are found whatever their file is called, before anything is trained on
-them.
-"""
+"""Jets that are in two sets are detected before the training, whatever their files are called."""
 
 from __future__ import annotations
 
@@ -42,16 +40,16 @@ def prepared_set(folder, name: str, columns, *, for_training: bool, text: str = 
     ).uri
 
 
-def join_sets(one, other):
+def join_sets(first, second):
     import awkward as ak
 
     return {
         name: (
-            ak.concatenate([one[name], other[name]])
+            ak.concatenate([first[name], second[name]])
             if name == "PF"
-            else np.r_[one[name], other[name]]
+            else np.r_[first[name], second[name]]
         )
-        for name in one
+        for name in first
     }
 
 
@@ -76,7 +74,7 @@ def test_a_part_of_the_training_jets_in_another_order_is_refused(tmp_path):
         check_shared(sets)
 
 
-def test_sets_of_their_own_are_let_through(tmp_path, prepared):
+def test_sets_without_common_jets_pass(tmp_path, prepared):
     sets = {
         name: json.loads(storage.read_text(str(getattr(prepared, name))))["dataset"]
         for name in ("train", "val", "test")
@@ -84,14 +82,14 @@ def test_sets_of_their_own_are_let_through(tmp_path, prepared):
     assert check_shared(sets) == {"train and val": 0, "train and test": 0, "val and test": 0}
 
 
-def test_without_these_observers_nothing_is_said(tmp_path):
+def test_without_the_observers_of_a_jet_s_identity_nothing_is_compared(tmp_path):
     text = CONFIG.replace("observers: [jetPt, genJetPt, genJetEta]", "")
     jets = synthetic_jets(50, 3)
     uri = prepared_set(tmp_path, "plain", jets, for_training=True, text=text)
     assert check_shared({"train": uri, "test": uri}) == {}
 
 
-def test_all_three_numbers_must_agree():
+def test_a_shared_jet_agrees_in_all_three_observers():
     jets = np.random.default_rng(1).random((100, 3), dtype=np.float32)
     others = jets[::-1].copy()
     others[:10, 2] += np.float32(0.5)  # the last ten jets of `jets`, elsewhere in eta

@@ -1,5 +1,5 @@
-"""Files of every form that weaver-core 0.5.3 reads give the numbers that are in them; files that
-cannot be used are left out where that is asked for, and are otherwise named all at once.
+"""Files of every form that weaver-core 0.5.3 reads are read correctly; unusable files are left out
+with --skip-bad-files, and are otherwise all listed in one error.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def tree(path: Path, name: str = "jets", **columns) -> Path:
 
 
 def never_closed(path: Path) -> Path:
-    """A file whose directory lists nothing yet, as after the job that wrote it was killed."""
+    """A file whose directory is still empty, as after a kill of the job that wrote it."""
     content = bytearray(tree(path).read_bytes())
     begin, name_length = (
         struct.unpack_from(">i", content, 8)[0],
@@ -82,7 +82,7 @@ def is_right(batch: Batch) -> None:
 
 
 @pytest.mark.parametrize("treename", ["jets", None])
-def test_rntuple(tmp_path, treename):
+def test_an_rntuple_is_read_like_a_tree(tmp_path, treename):
     path = tmp_path / "a.root"
     record = ak.zip({"pt": LISTS, "q": ak.values_astype(LISTS, "int32")})
     with uproot.recreate(path) as file:
@@ -105,7 +105,7 @@ def test_rntuple(tmp_path, treename):
         )
 
 
-def test_a_tree_goes_before_an_rntuple_where_none_is_named(tmp_path):
+def test_without_a_treename_a_tree_is_preferred_to_an_rntuple(tmp_path):
     path = tmp_path / "a.root"
     with uproot.recreate(path) as file:
         file.mkrntuple("other", {"x": -X})
@@ -160,7 +160,7 @@ def test_hdf5_on_s3_is_read_as_from_a_disk(tmp_path, s3_bucket):
     }.values(),
     ids=["never closed", "without a tree", "another tree"],
 )
-def test_files_without_the_tree_are_left_out_where_asked(tmp_path, make, reason):
+def test_skip_bad_files_leaves_out_files_without_the_tree(tmp_path, make, reason):
     good = tree(tmp_path / "good.root")
     make(tmp_path / "bad.root")
     files = f"{tmp_path}/*.root"
@@ -191,7 +191,7 @@ def test_all_files_that_cannot_be_used_are_listed_at_once(tmp_path):
     assert "'lists'" in text
 
 
-def test_what_a_reader_cannot_decode_is_not_called_damaged(tmp_path):
+def test_an_unsupported_type_is_not_reported_as_damage(tmp_path):
     error = unreadable("a.root", NotImplementedError("RNTuple column type 99"))
     assert not isinstance(error, DamagedFile)
     assert "a.root is not readable: RNTuple column type 99" in str(error)
@@ -200,12 +200,12 @@ def test_what_a_reader_cannot_decode_is_not_called_damaged(tmp_path):
     path = tmp_path / "a.parquet"
     when = pa.array([0] * 12, pa.timestamp("s"))
     pyarrow.parquet.write_table(pa.table({"x": when, "lists": LISTS.to_list()}), path)
-    with pytest.raises(InputError, match="column 'x' is not readable: timestamp") as refused:
+    with pytest.raises(InputError, match="column 'x' is not readable: timestamp") as error_info:
         all_jets(str(path), tmp_path, skip_bad_files=True)
-    assert not isinstance(refused.value, DamagedFile)
+    assert not isinstance(error_info.value, DamagedFile)
 
 
-def test_the_lists_of_an_rntuple_have_counters_of_their_own(tmp_path):
+def test_each_list_of_an_rntuple_has_its_own_counter(tmp_path):
     """It stores no branch that counts, as a vector of a TTree."""
     path = tmp_path / "a.root"
     with uproot.recreate(path) as file:

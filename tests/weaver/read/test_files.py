@@ -1,4 +1,4 @@
-"""Which tree, which branch and which path of a file count, with both readers.
+"""Which tree, branch and path of a file are used, with both readers.
 
 The first of two branches of one name, and paths as they were written, are what weaver-core 0.5.3
 takes.
@@ -82,7 +82,7 @@ def rename(path, old: bytes, new: bytes) -> None:
 
 
 @pytest.mark.parametrize("kind", ["i4", "f8", "u8"], ids=["same type", "wider", "unsigned"])
-def test_the_first_of_two_branches_of_one_name_counts(tmp_path, reader, kind):
+def test_of_two_branches_with_one_name_the_first_is_read(tmp_path, reader, kind):
     path = tmp_path / "a.root"
     write_tree(path, x_first=np.full(6, 1, "i4"), x_other=np.full(6, 2, kind))
     rename(path, b"x_other", b"x_first")
@@ -90,7 +90,7 @@ def test_the_first_of_two_branches_of_one_name_counts(tmp_path, reader, kind):
     assert (x.tolist(), x.dtype) == ([1] * 6, np.int32)
 
 
-def test_the_first_of_two_lists_of_one_name_counts(tmp_path, reader):
+def test_of_two_lists_with_one_name_the_first_is_read(tmp_path, reader):
     path = tmp_path / "a.root"
     lists = ak.Array([[1, 2], [], [3]])
     write_tree(path, x_first=lists, x_other=10 * lists)
@@ -109,8 +109,8 @@ def set_cycle(path, number: int, cycle: int) -> None:
     while at >= 0:
         for address in (4, 8):  # bytes of the two addresses in front of the class
             start = at - 2 * address - 18
-            version, _, _, _, stored = struct.unpack_from(">hiIhh", content, start + 4)
-            if (version > 1000) == (address == 8) and stored == number:
+            version, _, _, _, old_cycle = struct.unpack_from(">hiIhh", content, start + 4)
+            if (version > 1000) == (address == 8) and old_cycle == number:
                 struct.pack_into(">H", content, start + 16, cycle)
         at = content.find(word, at + 1)
     path.write_bytes(content)
@@ -129,7 +129,7 @@ def set_cycle(path, number: int, cycle: int) -> None:
     ],
     ids=str,
 )
-def test_the_newest_cycle_counts_also_beyond_32767(tmp_path, reader, cycles, newest):
+def test_the_newest_cycle_is_read_also_beyond_32767(tmp_path, reader, cycles, newest):
     path = tmp_path / "a.root"
     write_tree(path, x=np.full(3, 1, "i4"))
     if len(cycles) > 1:
@@ -141,7 +141,7 @@ def test_the_newest_cycle_counts_also_beyond_32767(tmp_path, reader, cycles, new
     assert observer_values(str(path), tmp_path).tolist() == [newest] * {1: 3, 2: 4}[newest]
 
 
-def test_a_cycle_may_be_named_as_root_counts_it_or_as_it_is_stored():
+def test_a_cycle_may_be_given_unsigned_or_as_stored():
     keys = ["jets;32767", "jets;-32768", "dir/jets;1"]
     assert choose_tree("a.root", keys, "jets") == "jets;-32768"
     assert choose_tree("a.root", keys, "jets;32768") == "jets;-32768"
@@ -168,7 +168,7 @@ MAGIC = {"proc": {"QCD": 1, "TT": 2}}
         (".", [1, 2]),
     ],
 )
-def test_file_magic_sees_the_path_as_it_was_written(tmp_path, monkeypatch, pattern, expected):
+def test_file_magic_matches_the_path_as_the_user_wrote_it(tmp_path, monkeypatch, pattern, expected):
     here = tmp_path / "QCD_study"
     here.mkdir()
     for name in ("QCD_1.root", "TT_1.root"):
@@ -180,7 +180,7 @@ def test_file_magic_sees_the_path_as_it_was_written(tmp_path, monkeypatch, patte
     assert values.tolist() == np.repeat(expected, 3).tolist()
 
 
-def test_data_are_prepared_anew_where_file_magic_sees_another_path(tmp_path, monkeypatch):
+def test_data_are_prepared_again_if_file_magic_matches_another_path(tmp_path, monkeypatch):
     here = tmp_path / "QCD_study"
     here.mkdir()
     write_tree(here / "TT_1.root", x=np.zeros(3, "i4"))
@@ -205,23 +205,25 @@ def test_data_are_prepared_anew_where_file_magic_sees_another_path(tmp_path, mon
         (errno.EMFILE, StorageError),
     ],
 )
-def test_a_disk_that_refuses_is_never_taken_for_a_damaged_file(suffix, number, kind):
-    refused = OSError(number, os.strerror(number))
+def test_an_error_of_the_disk_is_not_reported_as_a_damaged_file(suffix, number, kind):
+    os_error = OSError(number, os.strerror(number))
     wrapped = ValueError("cannot read")
-    wrapped.__cause__ = refused
-    lost = ValueError("cannot read")
-    lost.__cause__ = StorageError("the server is gone")
-    for error in (refused, wrapped):
+    wrapped.__cause__ = os_error
+    connection_error = ValueError("cannot read")
+    connection_error.__cause__ = StorageError("the server is gone")
+    for error in (os_error, wrapped):
         result = unreadable(f"/data/a{suffix}", error)
         assert type(result) is kind
         assert f"/data/a{suffix}" in str(result)
-    assert unreadable(f"/data/a{suffix}", lost) is lost.__cause__
+    assert unreadable(f"/data/a{suffix}", connection_error) is connection_error.__cause__
     # pyarrow's error for what it cannot decode
     assert type(unreadable("/data/a.parquet", OSError("no thrift"))) is DamagedFile
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
-def test_a_disk_that_fails_ends_a_run_that_skips_bad_files(tmp_path, monkeypatch, reader, number):
+def test_skip_bad_files_does_not_skip_files_on_a_failing_disk(
+    tmp_path, monkeypatch, reader, number
+):
     write_tree(tmp_path / "a.root", x=np.array([1.0, 2.0]))
     write_tree(tmp_path / "b.root", x=np.array([3.0]))
     config = DataConfig.from_options(
@@ -256,7 +258,7 @@ def test_a_disk_that_fails_ends_a_run_that_skips_bad_files(tmp_path, monkeypatch
     assert not (tmp_path / "out").exists()
 
 
-def test_files_that_are_named_twice_are_counted(tmp_path):
+def test_files_that_match_twice_and_links_are_counted(tmp_path):
     for name in ("a", "b", "c"):
         (tmp_path / f"{name}.root").write_bytes(b"root")
     (tmp_path / "d.root").symlink_to("a.root")

@@ -1,4 +1,5 @@
-"""Distant files: what is asked for together and ahead, and how much travels from real servers."""
+"""Distant files: which ranges are requested together and in advance, and how many bytes real
+servers send."""
 
 from __future__ import annotations
 
@@ -39,14 +40,14 @@ RANGES = st.lists(
 
 
 class Bytes(Source):
-    """A source in memory, which notes what it is asked for."""
+    """A source in memory that records the ranges it reads."""
 
     def __init__(self, content: bytes) -> None:
         self.uri, self.size, self._content = "memory", len(content), content
-        self.asked: list[tuple[int, int]] = []
+        self.ranges: list[tuple[int, int]] = []
 
     def read(self, start: int, stop: int) -> bytes:
-        self.asked.append((start, stop))
+        self.ranges.append((start, stop))
         return self.check(self._content[start:stop], start, stop)
 
 
@@ -55,19 +56,19 @@ CONTENT = np.random.default_rng(1).bytes(5000)
 
 @settings(deadline=None)
 @given(RANGES, st.floats(0, 0.5), st.sampled_from([300, 10_000]))
-def test_what_is_joined_holds_each_range_in_one_piece(ranges, share, largest):
+def test_joined_requests_contain_each_range_in_one_piece(ranges, share, largest):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(remote, "REQUEST_BYTES", largest)
-        joined = remote.join(ranges, share)
-    parts = remote.Parts(joined, [CONTENT[start:stop] for start, stop in joined])
+        requests = remote.join(ranges, share)
+    parts = remote.Parts(requests, [CONTENT[start:stop] for start, stop in requests])
     for start, stop in ranges:
         assert parts(start, stop - start) == CONTENT[start:stop]
-    needed = len({byte for start, stop in ranges for byte in range(start, stop)})
-    assert sum(stop - start for start, stop in joined) <= (1 + share) * needed
-    assert all(before[1] <= after[0] for before, after in itertools.pairwise(joined))
+    num_bytes = len({byte for start, stop in ranges for byte in range(start, stop)})
+    assert sum(stop - start for start, stop in requests) <= (1 + share) * num_bytes
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(requests))
 
 
-def test_small_gaps_are_bridged_before_large_ones_and_large_requests_are_cut(monkeypatch):
+def test_requests_join_over_small_gaps_first_and_are_limited_in_size(monkeypatch):
     ranges = [(0, 100), (108, 200), (204, 300), (350, 400), (400, 450)]
     assert remote.join(ranges, 0.0) == [(0, 100), (108, 200), (204, 300), (350, 450)]
     assert remote.join(ranges, 0.02) == [(0, 100), (108, 300), (350, 450)]
@@ -76,30 +77,30 @@ def test_small_gaps_are_bridged_before_large_ones_and_large_requests_are_cut(mon
     assert remote.join(ranges, 0.04) == [(0, 200), (204, 300), (350, 450)]
 
 
-def test_parts_refuse_what_they_do_not_hold():
+def test_parts_raise_key_error_outside_their_ranges():
     parts = remote.Parts([(10, 20), (30, 40)], [bytes(10), bytes(10)])
     for start, size in ((0, 5), (15, 6), (20, 1), (35, 10)):
         with pytest.raises(KeyError):
             parts(start, size)
 
 
-def test_the_ends_of_a_file_come_in_one_read():
+def test_both_ends_of_a_file_are_read_once():
     source = Bytes(bytes(range(256)) * 4000)
     ends = remote.Ends(source)
-    assert len(source.asked) == 2
-    before = list(source.asked)
+    assert len(source.ranges) == 2
+    before = list(source.ranges)
     assert ends(10, 100) == source._content[10:110]
     assert ends(source.size - 50, 100) == source._content[-50:]
     assert ends(source.size, 10) == b""
-    assert source.asked == before
+    assert source.ranges == before
     for _ in range(2):  # read once, then kept
         assert ends(500_000, 10) == source._content[500_000:500_010]
-    assert source.asked == [*before, (500_000, 500_010)]
+    assert source.ranges == [*before, (500_000, 500_010)]
 
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 4000), st.integers(0, 900)), max_size=20))
-def test_ranges_are_put_together_from_the_pieces_of_their_requests(places):
+def test_ranges_are_assembled_from_the_pieces_of_their_requests(places):
     ranges = [(start, start + size) for start, size in places]
     source = Bytes(CONTENT)
     with pytest.MonkeyPatch.context() as patch:
@@ -107,63 +108,63 @@ def test_ranges_are_put_together_from_the_pieces_of_their_requests(places):
         patch.setattr(vectors, "VECTOR_BYTES", 250)
         patch.setattr(vectors, "VECTOR_ITEMS", 4)
 
-        def read(pieces):
+        def read_pieces(pieces):
             is_plain = len(pieces) == 1
             assert is_plain or all(stop - start <= 100 for start, stop in pieces)
             assert is_plain or sum(stop - start for start, stop in pieces) <= 250
             assert len(pieces) <= 4
             return [source.read(*piece) for piece in pieces]
 
-        contents = vectors.read_in_pieces(ranges, vectors.in_vectors, read)
+        contents = vectors.read_in_pieces(ranges, vectors.in_vectors, read_pieces)
     assert contents == [CONTENT[start:stop] for start, stop in ranges]
     assert source.read_ranges(ranges) == contents
     assert vectors.split_ranges([(0, 250), (300, 300)], 100) == [(0, 100), (100, 200), (200, 250)]
 
 
-def test_the_threads_of_requests_are_kept():
+def test_the_threads_of_requests_are_reused():
     ranges = [(0, 10), (20, 30), (40, 50)]
     source = Bytes(CONTENT)
-    used = set()
+    threads = set()
 
-    def read(pieces):
-        used.add(threading.current_thread())
+    def read_pieces(pieces):
+        threads.add(threading.current_thread())
         return [source.read(*piece) for piece in pieces]
 
     for _ in range(20):
-        contents = vectors.read_in_pieces(ranges, vectors.one_each, read)
+        contents = vectors.read_in_pieces(ranges, vectors.one_each, read_pieces)
         assert contents == [CONTENT[start:stop] for start, stop in ranges]
-    assert len(used) <= vectors.REQUESTS + 1  # and the caller's
+    assert len(threads) <= vectors.REQUESTS + 1  # and the caller's
 
 
-def test_a_failed_read_ends_once_no_request_of_it_is_under_way():
+def test_a_failed_read_raises_after_its_other_requests_end():
     under_way = threading.Event()
-    ended = []
+    completed_requests = []
 
-    def read(pieces):
+    def read_pieces(pieces):
         if pieces[0][0] == 0:
             assert under_way.wait(10)
             raise StorageError("lost")
         under_way.set()
         time.sleep(0.05)
-        ended.append(pieces)
+        completed_requests.append(pieces)
         return [b"x" * 10]
 
     with pytest.raises(StorageError, match="lost"):
-        vectors.read_in_pieces([(0, 10), (20, 30)], vectors.one_each, read)
-    assert ended == [[(20, 30)]]
+        vectors.read_in_pieces([(0, 10), (20, 30)], vectors.one_each, read_pieces)
+    assert completed_requests == [[(20, 30)]]
 
 
-def test_looking_ahead_ends_at_a_weight_and_at_what_was_not_begun():
-    taken = []
+def test_lookahead_reads_items_up_to_a_total_weight():
+    consumed_items = []
 
     def items():
         for item in (1, 1, 1, 0, 1, 1, 1, 1):
-            taken.append(item)
+            consumed_items.append(item)
             yield item
 
     counts = []
     for _ in lookahead(items(), lambda item: item, 2):
-        counts.append(len(taken))
+        counts.append(len(consumed_items))
     assert counts == [3, 4, 4, 4, 7, 8, 8, 8]
 
 
@@ -172,7 +173,9 @@ def test_looking_ahead_ends_at_a_weight_and_at_what_was_not_begun():
 
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory):
-    """A folder of files with columns that nobody needs between the others; their needed bytes."""
+    """A folder of files with unused columns between the others, and the bytes of the used
+    branches.
+    """
     folder = tmp_path_factory.mktemp("sample")
     for number in range(FILES):
         columns = synthetic_jets(5000, seed=number)
@@ -184,15 +187,15 @@ def sample(tmp_path_factory):
         }
         write_jets(folder / f"jets_{number}.root", {**extra, **columns}, basket=2500)
     branches = set(PFN.plan(for_training=True).branches.values())
-    needed = 0
+    branch_bytes = 0
     size = 0
     for path in folder.iterdir():
         size += path.stat().st_size
         with uproot.open(path) as file:
             tree = file["AK4jets/jetTree"]
-            needed += sum(tree[name].compressed_bytes for name in branches)
-    assert size > 1.3 * needed
-    return folder, needed
+            branch_bytes += sum(tree[name].compressed_bytes for name in branches)
+    assert size > 1.3 * branch_bytes
+    return folder, branch_bytes
 
 
 @pytest.fixture(params=["s3", "xrootd", "http"])
@@ -231,13 +234,13 @@ def digests(uri: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("decoder", ["ours", "uproot"])
-def test_equal_columns_and_few_bytes_from_each_source(
+def test_each_source_gives_equal_columns_with_few_bytes(
     distant, sample, tmp_path, monkeypatch, decoder
 ):
     if decoder == "uproot":
         monkeypatch.setattr(files, "_simple_tree", lambda *_: None)
     pattern, proxy = distant
-    folder, needed = sample
+    folder, branch_bytes = sample
     options = {"for_training": True, "report": lambda line: None, "step_bytes": 2**20}
     disk = prepare(f"{folder}/*.root", PFN, str(tmp_path / "disk"), **options)
     entries = files.find(pattern)
@@ -248,19 +251,23 @@ def test_equal_columns_and_few_bytes_from_each_source(
     assert digests(reference.uri) == digests(disk.uri)
     assert len(digests(disk.uri)) > 5
     counts = proxy.counts
-    assert counts.received <= 1.15 * needed, counts
+    assert counts.received <= 1.15 * branch_bytes, counts
     # Ours: the ends of a file, two steps; with XRootD to open it twice. XRootD's login is apart.
     assert counts.requests <= {"ours": 5, "uproot": 12}[decoder] * FILES + 4, counts
 
 
-def test_vectors_that_an_xrootd_server_refuses_are_read_in_pieces(xrootd_server, monkeypatch):
+def test_ranges_beyond_the_limits_of_an_xrootd_server_are_read_one_by_one(
+    xrootd_server, monkeypatch
+):
     content = np.random.default_rng(2).bytes(7_000_000)
     (xrootd_server.data / "large.bin").write_bytes(content)
     ranges = [(5, 10), (50, 90), (100, 3_000_000), (3_500_000, 6_900_000)]
     with storage.open_source(f"{xrootd_server.uri}/large.bin") as source:
         pieces = []
-        read = source.read
-        monkeypatch.setattr(source, "read", lambda *piece: pieces.append(piece) or read(*piece))
+        read_range = source.read
+        monkeypatch.setattr(
+            source, "read", lambda *piece: pieces.append(piece) or read_range(*piece)
+        )
         for largest in (vectors.VECTOR_ITEM, 4_000_000):  # what the server takes, and more
             monkeypatch.setattr(vectors, "VECTOR_ITEM", largest)
             monkeypatch.setattr(vectors, "VECTOR_BYTES", 2 * largest)
@@ -270,36 +277,36 @@ def test_vectors_that_an_xrootd_server_refuses_are_read_in_pieces(xrootd_server,
     assert sorted(pieces) == sorted([*ranges[2:], *ranges])
 
 
-def test_a_tree_among_others_is_read_from_the_ends_of_a_file(sample):
+def test_a_tree_is_read_from_the_ends_of_a_file(sample):
     """Opening takes one read more than that of the ends, at most."""
     folder, _ = sample
     source = Bytes((folder / "jets_0.root").read_bytes())
     ends = remote.Ends(source)
     tree = root_tree.read_tree(ends, lambda paths: paths[0], {"jetPt"})
     assert tree.num_entries == 5000
-    assert len(source.asked) <= 3
+    assert len(source.ranges) <= 3
 
 
-def test_a_server_that_goes_away_ends_the_preparation_and_leaves_nothing(
+def test_a_lost_server_ends_the_preparation_and_leaves_no_data(
     distant, tmp_path, monkeypatch, no_pauses
 ):
-    """Also the reads that wait for a file that cannot be opened end at once."""
+    """Reads that wait for a file that cannot be opened also end at once."""
     pattern, proxy = distant
     entries = files.find(pattern)
     reads = []
-    read = remote.RemoteFile._read
+    read_ranges = remote.RemoteFile._read
 
-    def second_read_is_cut(self, ranges):
+    def read_or_disconnect(self, ranges):
         reads.append(ranges)
         if len(reads) == 2:
             proxy.close()
-        return read(self, ranges)
+        return read_ranges(self, ranges)
 
-    opened = []
+    addresses = []
     open_source = storage.open_source
-    monkeypatch.setattr(remote.RemoteFile, "_read", second_read_is_cut)
+    monkeypatch.setattr(remote.RemoteFile, "_read", read_or_disconnect)
     monkeypatch.setattr(
-        storage, "open_source", lambda *which: opened.append(which) or open_source(*which)
+        storage, "open_source", lambda *which: addresses.append(which) or open_source(*which)
     )
     with pytest.raises(StorageError, match=r"localhost|127\.0\.0\.1"):
         prepare(
@@ -311,5 +318,5 @@ def test_a_server_that_goes_away_ends_the_preparation_and_leaves_nothing(
             step_bytes=2**20,
         )
     assert not list((tmp_path / "cache").glob("*/dataset.json"))
-    # each file to look into it, and once to decode it
-    assert len(opened) <= 2 * FILES
+    # each file is opened once to inspect it, and once to decode it
+    assert len(addresses) <= 2 * FILES

@@ -63,7 +63,7 @@ COMPRESSIONS = [None, uproot.ZLIB(1), uproot.LZ4(1), uproot.LZMA(1), uproot.ZSTD
 
 
 @pytest.mark.parametrize("compression", COMPRESSIONS, ids=lambda kind: type(kind).__name__)
-def test_columns_are_those_that_uproot_reads(tmp_path, compression):
+def test_columns_equal_those_of_uproot(tmp_path, compression):
     path = write(tmp_path / "a.root", compression, parts=3)
     names = set(jets(0))
     tree = read_tree(str(path), lambda keys: keys[0], names)
@@ -85,7 +85,7 @@ def test_columns_are_those_that_uproot_reads(tmp_path, compression):
             assert result["f"].lists is result["u"].lists
 
 
-def test_ranges_cut_no_basket_and_end_where_asked(tmp_path):
+def test_ranges_split_no_basket_and_end_at_the_last_entry(tmp_path):
     tree = read_tree(
         str(write(tmp_path / "a.root", None, parts=4)), lambda keys: keys[0], {"f", "x_f4"}
     )
@@ -98,7 +98,7 @@ def test_ranges_cut_no_basket_and_end_where_asked(tmp_path):
     ]
 
 
-def test_what_is_not_simple_is_left_to_uproot(tmp_path):
+def test_branches_that_are_not_simple_are_left_to_uproot(tmp_path):
     path = tmp_path / "a.root"
     with uproot.recreate(path) as file:
         file.mktree("t", {"pair": np.dtype(("f4", (2,))), "x": "f4"}).extend(
@@ -111,7 +111,7 @@ def test_what_is_not_simple_is_left_to_uproot(tmp_path):
 
 
 @pytest.mark.parametrize("compression", COMPRESSIONS[1:], ids=lambda kind: type(kind).__name__)
-def test_damaged_blocks_are_noticed(tmp_path, compression):
+def test_damaged_blocks_raise_an_error(tmp_path, compression):
     path = write(tmp_path / "a.root", compression)
     tree = read_tree(str(path), lambda keys: keys[0], {"f"})
     branch, content = tree.branches["f"], bytearray(path.read_bytes())
@@ -122,7 +122,7 @@ def test_damaged_blocks_are_noticed(tmp_path, compression):
         baskets.columns(fetch, tree.branches, 0, ENTRIES)
 
 
-def test_the_libraries_for_zlib_agree(monkeypatch):
+def test_the_zlib_libraries_give_the_same_bytes(monkeypatch):
     import zlib
 
     data = np.random.default_rng(1).integers(0, 40, 5000).astype("u1").tobytes()
@@ -148,7 +148,7 @@ f ** 2; i % 3; ak.num(f); ak.sum(f, axis=1) * x_f4; np.arctan2(f, x_f4); x_f4 * 
 @pytest.mark.parametrize(
     "text", [text.strip() for text in EXPRESSIONS.replace("\n", ";").split(";") if text.strip()]
 )
-def test_expressions_give_what_awkward_gives(text):
+def test_expressions_equal_awkward_s(text):
     columns = {name: values for name, values in jets(3).items() if name != "x_?"}
     expression = Expression(text)
     result = evaluate(
@@ -159,9 +159,9 @@ def test_expressions_give_what_awkward_gives(text):
     assert isinstance(result, JaggedColumn | np.ndarray) == (expression.is_elementwise)
 
 
-def test_selecting_and_cutting_lists_is_selecting_and_cutting_jets():
+def test_selecting_and_truncating_lists_equals_awkward_s():
     values = jets(5)["f"]
-    chosen = np.asarray(ak.num(values) % 2 == 0)
-    result = plain(values)[chosen].head(3)
-    assert ak.array_equal(result.to_awkward(), values[chosen][:, :3])
+    is_even = np.asarray(ak.num(values) % 2 == 0)
+    result = plain(values)[is_even].head(3)
+    assert ak.array_equal(result.to_awkward(), values[is_even][:, :3])
     assert ak.array_equal(plain(values)[4:9].to_awkward(), values[4:9])

@@ -23,14 +23,14 @@ def test_a_file_is_imported_as_a_module_of_its_own(tmp_path):
 
 def test_each_import_gives_a_fresh_module(tmp_path):
     path = tmp_path / "state.py"
-    path.write_text("seen = []\n")
-    one, other = import_module(str(path)), import_module(str(path))
-    one.seen.append(1)
-    assert other.seen == []
-    assert one.__name__ == "_mod"  # weaver-core's default
+    path.write_text("items = []\n")
+    first, second = import_module(str(path)), import_module(str(path))
+    first.items.append(1)
+    assert second.items == []
+    assert first.__name__ == "_mod"  # weaver-core's default
 
 
-def test_a_network_file_takes_its_layers_from_the_file_beside_it(tmp_path):
+def test_a_network_file_imports_layers_from_a_file_beside_it(tmp_path):
     (tmp_path / "layers.py").write_text("def width():\n    return 7\n")
     network = tmp_path / "network.py"
     network.write_text(
@@ -48,12 +48,12 @@ def test_a_network_file_takes_its_layers_from_the_file_beside_it(tmp_path):
 @pytest.mark.parametrize(
     ("name", "error"), [("missing.py", FileNotFoundError), ("weights.pt", ImportError)]
 )
-def test_what_is_no_python_file_is_refused(name, error, tmp_path):
+def test_a_path_without_a_python_file_is_refused(name, error, tmp_path):
     if not name.endswith(".py"):
         (tmp_path / name).write_text("")
-    with pytest.raises(error) as raised:
+    with pytest.raises(error) as error_info:
         import_module(str(tmp_path / name))
-    assert name in str(raised.value)
+    assert name in str(error_info.value)
 
 
 @pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])

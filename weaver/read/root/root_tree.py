@@ -116,7 +116,11 @@ class _Key:
     key_length: int
 
     def content(self, fetch: Fetch) -> tuple[bytes, int]:
-        """The object's bytes, and the offset that ROOT's references within it include."""
+        """The object's bytes, and the offset that ROOT's references within it include.
+
+        Raises:
+            UnsupportedFile: the record ends after the end of the file.
+        """
         record = fetch(self.seek, self.num_bytes)
         if len(record) < self.num_bytes:
             raise UnsupportedFile("a record ends behind the file")
@@ -186,7 +190,11 @@ class Cursor:
         return numbers
 
     def begin(self) -> tuple[int, int]:
-        """Read the start of an object; returns its version, and the position of its end."""
+        """Read the start of an object; returns its version, and the position of its end.
+
+        Raises:
+            UnsupportedFile: the object has no length.
+        """
         length, version = self.take(">IH")
         if not length & LENGTH_FLAG:
             raise UnsupportedFile("an object without its length")
@@ -197,7 +205,11 @@ class Cursor:
         self.at = self.begin()[1]
 
     def plain_object(self) -> None:
-        """Skip the part that all objects of ROOT have (TObject)."""
+        """Skip the part that all objects of ROOT have (TObject).
+
+        Raises:
+            UnsupportedFile: this part has a length of its own.
+        """
         version, _, bits = self.take(">HII")
         if version & (LENGTH_FLAG >> 16):
             raise UnsupportedFile("an object with a length of its own")
@@ -222,7 +234,11 @@ class Cursor:
         return title
 
     def objects(self) -> Iterator[tuple[str, Cursor]]:
-        """Read an array of objects; yields (class, cursor at the object's start) of each."""
+        """Read an array of objects; yields (class, cursor at the object's start) of each.
+
+        Raises:
+            UnsupportedFile: the array refers to an object elsewhere, or an object is not readable.
+        """
         end = self.begin()[1]
         self.plain_object()
         self.text()
@@ -240,7 +256,11 @@ class Cursor:
         self.at = end
 
     def class_name(self) -> str:
-        """Read the class of an object: its name, or a reference to an earlier one."""
+        """Read the class of an object: its name, or a reference to an earlier one.
+
+        Raises:
+            UnsupportedFile: there is no class, or a reference to none.
+        """
         (tag,) = self.take(">I")
         if tag == NEW_CLASS:
             end = self.data.index(0, self.at)
