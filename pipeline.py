@@ -1,18 +1,16 @@
 #!/usr/bin/env python
 """Calibrate jet energies with a network: prepare -> search -> export -> evaluate -> gate -> deploy.
 
-make run                                             a small search on generated jets, in minutes
-python pipeline.py --rerun latest --data-train 'train/*.root' --data-val 'val/*.root'
-    --data-test 'test/*.root'                        the same search on your jets
-python pipeline.py ...                               the defaults: 30 trials of 50 epochs, for GPUs
-python pipeline.py --host https://KUBEFLOW/pipeline --s3-bucket s3://bucket/jec --num-gpus 1
-    --data-train ... --follow
-python pipeline.py --check ...                       check everything, create nothing
-python pipeline.py --status RUN_ID                   and --logs RUN_ID [STEP], --down RUN_ID,
-    --rerun RUN_ID
-python pipeline.py --list                            and --prune --older-than 30d,
-    --prune-cache --older-than 30d
-python pipeline.py --schedule '0 3 * * 1' ...        a recurring run on Kubeflow; --schedules
+make run                            a small search on generated jets, in minutes
+python pipeline.py --rerun latest --data-train ... --data-val ... --data-test ...
+                                    the same search on your jets
+python pipeline.py ...              the defaults: 30 trials of 50 epochs, for GPUs
+python pipeline.py --check ...      check everything that this run needs, create nothing
+python pipeline.py --host https://KUBEFLOW/pipeline --s3-bucket s3://bucket/jec --follow ...
+                                    run on Kubeflow
+python pipeline.py --schedule '0 3 * * 1' --host ...
+                                    run on Kubeflow every Monday
+python pipeline.py --list           list runs; then --status, --logs, --resume, --rerun, --down
 """
 
 from __future__ import annotations
@@ -87,7 +85,9 @@ class ShowVersion(argparse.Action):
 
 def build_parser() -> Parser:
     """Return the parser of all flags: how to run, the commands, and the fields of RunConfig."""
-    parser = Parser(prog="python pipeline.py", description=__doc__)
+    # argparse's own usage would be a screen of flags.
+    usage = "python pipeline.py [FLAGS]"
+    parser = Parser(prog="python pipeline.py", usage=usage, description=__doc__)
     parser.add_argument(
         "--quiet",
         action="store_true",

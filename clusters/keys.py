@@ -19,7 +19,7 @@ HTTPS = "serving.kserve.io/s3-usehttps"
 OLD_GROUP = "serving.kubeflow.org/"
 
 
-class Finding(NamedTuple):
+class KeyCheck(NamedTuple):
     """A result of a check; `state` is 'ok', 'error' or 'not seen', as in the table of --check."""
 
     state: str
@@ -28,7 +28,7 @@ class Finding(NamedTuple):
     cure: str = ""
 
 
-def findings(survey: Survey, *, secret: str, account: str, endpoint: str) -> Iterator[Finding]:
+def findings(survey: Survey, *, secret: str, account: str, endpoint: str) -> Iterator[KeyCheck]:
     """Check the Secret and the ServiceAccount.
 
     Args:
@@ -41,7 +41,7 @@ def findings(survey: Survey, *, secret: str, account: str, endpoint: str) -> Ite
     yield _account(survey, account, secret)
 
 
-def _secret(survey: Survey, name: str, endpoint: str) -> Iterator[Finding]:
+def _secret(survey: Survey, name: str, endpoint: str) -> Iterator[KeyCheck]:
     what = f"Secret {name}"
     secret = survey.secret(name)
     make = (
@@ -51,54 +51,54 @@ def _secret(survey: Survey, name: str, endpoint: str) -> Iterator[Finding]:
     if secret is None:
         why = survey.unseen.get(what)
         if why:
-            yield Finding("not seen", what, why)
+            yield KeyCheck("not seen", what, why)
         else:
-            yield Finding("error", what, f"there is none in namespace {survey.namespace}", make)
+            yield KeyCheck("error", what, f"there is none in namespace {survey.namespace}", make)
         return
     existing = ", ".join(sorted(secret.values)) or "nothing"
     missing = [key for key in CREDENTIALS if not secret.values.get(key)]
     for key in missing:
-        yield Finding("error", what, f"has no {key}; it has {existing}", make)
+        yield KeyCheck("error", what, f"has no {key}; it has {existing}", make)
     if not missing:
         yield _endpoint(what, secret.annotations, endpoint)
 
 
-def _endpoint(what: str, annotations: dict[str, str], endpoint: str) -> Finding:
+def _endpoint(what: str, annotations: dict[str, str], endpoint: str) -> KeyCheck:
     """Check the annotations from which KServe takes host, port and scheme of the endpoint."""
     host = urlsplit(endpoint).netloc
     https = str(int(endpoint.startswith("https")))
     old = [key for key in annotations if key.startswith(OLD_GROUP)]
     if old:
-        return Finding(
+        return KeyCheck(
             "error",
             what,
             f"annotation {old[0]} is in a group that KServe no longer reads",
             f"name it {ENDPOINT}",
         )
     if host and ENDPOINT not in annotations:
-        return Finding(
+        return KeyCheck(
             "error",
             what,
             f"no annotation {ENDPOINT}: KServe would fetch the model from Amazon",
             f"{ENDPOINT}: {host}",
         )
     if host and annotations[ENDPOINT] != host:
-        return Finding(
+        return KeyCheck(
             "error",
             what,
             f"annotation {ENDPOINT} is {annotations[ENDPOINT]}, --s3-endpoint is {host}",
             "make them agree",
         )
     if host and annotations.get(HTTPS) != https:
-        return Finding(
+        return KeyCheck(
             "error", what, f"annotation {HTTPS} does not fit {endpoint}", f'write "{https}"'
         )
-    return Finding(
+    return KeyCheck(
         "ok", what, f"has its keys; KServe's endpoint {annotations.get(ENDPOINT, 'Amazon')}"
     )
 
 
-def _account(survey: Survey, name: str, secret: str) -> Finding:
+def _account(survey: Survey, name: str, secret: str) -> KeyCheck:
     """Check that the ServiceAccount of the predictor names the Secret.
 
     KServe passes the keys of the Secrets that the account names to the storage initializer.
@@ -108,8 +108,8 @@ def _account(survey: Survey, name: str, secret: str) -> Finding:
     if secrets is None:
         why = survey.unseen.get(what)
         if why:
-            return Finding("not seen", what, why)
-        return Finding(
+            return KeyCheck("not seen", what, why)
+        return KeyCheck(
             "error",
             what,
             f"there is none in namespace {survey.namespace}",
@@ -120,7 +120,7 @@ def _account(survey: Survey, name: str, secret: str) -> Finding:
             f"kubectl -n {survey.namespace} patch serviceaccount {name} -p"
             f' \'{{"secrets":[{{"name":"{secret}"}}]}}\''
         )
-        return Finding(
+        return KeyCheck(
             "error", what, f"does not name Secret {secret}: KServe would have no keys", patch
         )
-    return Finding("ok", what, f"names Secret {secret}")
+    return KeyCheck("ok", what, f"names Secret {secret}")

@@ -46,7 +46,7 @@ LOG_CONTAINERS = ("pytorch", "kserve-container", "main", "storage-initializer")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Finding:
+class RunObject:
     """One object of a run, with its state in one line."""
 
     kind: str
@@ -97,7 +97,7 @@ class Operator:
             return None
         return str((service["metadata"].get("labels") or {}).get(RUN_LABEL, ""))
 
-    def describe(self, run_id: str, kfp_run: str = "") -> list[Finding]:
+    def describe(self, run_id: str, kfp_run: str = "") -> list[RunObject]:
         """Return the experiment, jobs and service of a run, and the pods with problems."""
         wait = self._look(run_id)
         selector = f"{RUN_LABEL}={run_id}"
@@ -210,11 +210,11 @@ class Operator:
         return Wait(f"a look at run {run_id}", SECONDS, ignore)
 
 
-def _finding(kind: str, thing: Manifest, state: str) -> Finding:
+def _finding(kind: str, thing: Manifest, state: str) -> RunObject:
     labels = thing["metadata"].get("labels") or {}
     # the pod of a step itself has no run id, because it belongs to a KFP run
     step = labels.get(STEP_LABEL, "") if RUN_LABEL in labels else ""
-    return Finding(kind=kind, name=name_of(thing), state=state, step=step)
+    return RunObject(kind=kind, name=name_of(thing), state=state, step=step)
 
 
 def _containers(pod: Manifest) -> list[str]:

@@ -179,7 +179,10 @@ def main(argv: list[str] | None = None) -> int:
         help="the gate's verdict, an output of evaluate; with 'false' nothing is deployed",
     )
     parser.add_argument(
-        "--url-output", default="", help=f"file that gets the service's URL, or '{NOT_DEPLOYED}'"
+        "--url-output",
+        default="",
+        metavar="FILE",
+        help=f"file to write the service's URL to, or '{NOT_DEPLOYED}'",
     )
     args = parser.parse_args(argv)
 

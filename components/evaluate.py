@@ -43,8 +43,10 @@ def run_evaluate_job(run: Run, trial: str, job_id: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the step; return the exit code."""
     parser = step.parser("evaluate", __doc__)
-    parser.add_argument("--trial", required=True, help="name of the trial that was exported")
-    parser.add_argument("--passed-output", default="", help="file that gets 'true' or 'false'")
+    parser.add_argument("--trial", required=True, metavar="NAME", help="trial that was exported")
+    parser.add_argument(
+        "--passed-output", default="", metavar="FILE", help="file to write 'true' or 'false' to"
+    )
     args = parser.parse_args(argv)
 
     def body(run: Run) -> None:

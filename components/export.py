@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the step; return the exit code."""
     parser = step.parser("export", __doc__)
     parser.add_argument(
-        "--trial", required=True, help="name of the trial whose best checkpoint is exported"
+        "--trial", required=True, metavar="NAME", help="trial whose best checkpoint is exported"
     )
     args = parser.parse_args(argv)
     artifacts = step.Artifacts(args.executor_input)

@@ -361,19 +361,28 @@ def _post_summary(url: str, summary: SummaryRecord) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the step; return the exit code."""
     parser = Parser(prog="python -m components.finish", description=__doc__)
-    for name in ("s3-bucket", "run-id", "network-config"):
-        parser.add_argument(f"--{name}", required=True, help="the run's parameter")
+    for name, metavar in (("s3-bucket", "URI"), ("run-id", "ID"), ("network-config", "FILE")):
+        parser.add_argument(
+            f"--{name}", required=True, metavar=metavar, help="the run's parameter of this name"
+        )
     parser.add_argument(
         "--job-id",
         default="",
+        metavar="ID",
         help="KFP job id, from which prepare derives an 'auto' run id, and which marks the steps of"
         " this job",
     )
     parser.add_argument(
-        "--s3-endpoint", default=AUTO, help="S3 endpoint URL, or 'auto' for AWS_ENDPOINT_URL"
+        "--s3-endpoint",
+        default=AUTO,
+        metavar="URL",
+        help="S3 endpoint; 'auto' takes AWS_ENDPOINT_URL (default: auto)",
     )
     parser.add_argument(
-        "--executor-input", default="", help="KFP's executor input (JSON); by hand: leave it out"
+        "--executor-input",
+        default="",
+        metavar="JSON",
+        help="KFP's executor input; leave it out by hand",
     )
     args = parser.parse_args(argv)
 

@@ -270,7 +270,7 @@ def check_sets_apart(inputs: Inputs) -> Result:
     ]
     if unread:
         return Result(
-            text=f"not compared: the {' and '.join(unread)} files could not be read",
+            text=f"not compared: the files of {' and '.join(unread)} could not be read",
             is_checked=False,
             cure=f"correct --data-{unread[0]}",
         )

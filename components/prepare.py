@@ -617,10 +617,17 @@ def main(argv: list[str] | None = None) -> int:
         metavar="JSON",
         help="the parameter `settings` of Kubeflow's form: the defaults of the other flags",
     )
-    parser.add_argument("--job-id", default="", help="KFP job id, from which the run id is derived")
-    parser.add_argument("--run-output", default="", help="file that gets the run's URI")
     parser.add_argument(
-        "--executor-input", default="", help="KFP's executor input (JSON); by hand: leave it out"
+        "--job-id", default="", metavar="ID", help="KFP job id, from which the run id is derived"
+    )
+    parser.add_argument(
+        "--run-output", default="", metavar="FILE", help="file to write the run's URI to"
+    )
+    parser.add_argument(
+        "--executor-input",
+        default="",
+        metavar="JSON",
+        help="KFP's executor input; leave it out by hand",
     )
     args = parser.parse_args(argv)
 

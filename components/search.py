@@ -262,7 +262,10 @@ def main(argv: list[str] | None = None) -> int:
     """Run the step; return the exit code."""
     parser = step.parser("search", __doc__)
     parser.add_argument(
-        "--best-trial-output", default="", help="file that gets the best trial's name"
+        "--best-trial-output",
+        default="",
+        metavar="FILE",
+        help="file to write the best trial's name to",
     )
     args = parser.parse_args(argv)
 

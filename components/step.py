@@ -51,18 +51,25 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
     """Return a parser with the arguments that every step after prepare takes."""
     result = Parser(prog=f"python -m components.{name}", description=description)
     result.add_argument(
-        "--run", required=True, help="URI of the run's folder, as prepare printed it"
+        "--run", required=True, metavar="URI", help="the run's folder, as prepare printed it"
     )
     result.add_argument(
-        "--s3-endpoint", default=AUTO, help="S3 endpoint URL, or 'auto' for AWS_ENDPOINT_URL"
+        "--s3-endpoint",
+        default=AUTO,
+        metavar="URL",
+        help="S3 endpoint; 'auto' takes AWS_ENDPOINT_URL (default: auto)",
     )
     result.add_argument(
         "--job-id",
         default="",
-        help="KFP job id, by which a repeated attempt is recognised; by hand: leave it out",
+        metavar="ID",
+        help="KFP job id, by which a repeated attempt is recognised; leave it out by hand",
     )
     result.add_argument(
-        "--executor-input", default="", help="KFP's executor input (JSON); by hand: leave it out"
+        "--executor-input",
+        default="",
+        metavar="JSON",
+        help="KFP's executor input; leave it out by hand",
     )
     return result
 

@@ -677,7 +677,10 @@ def main(argv: list[str] | None = None) -> int:
     """The command `python -m data.from_nanoaod`."""
     parser = Parser(prog="python -m data.from_nanoaod", description=__doc__)
     parser.add_argument(
-        "files", nargs="+", help="NanoAOD or PFNano files: paths or addresses, globs too"
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="NanoAOD or PFNano files: paths, addresses or patterns",
     )
     parser.add_argument(
         "--output",
@@ -689,14 +692,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--all-events",
         action="store_true",
-        help="jets of every event, not only where the two leading jets pass",
+        help="write the jets of all events, not only of those whose two leading jets pass",
     )
     parser.add_argument(
         "--events-per-file",
         type=int,
         default=EVENTS_PER_FILE,
         metavar="N",
-        help="default %(default)s",
+        help="events for each output file (default: %(default)s)",
     )
     options = parser.parse_args(argv)
     return run_main(lambda: _convert_all(options))

@@ -122,14 +122,16 @@ def main(argv: list[str] | None = None) -> int:
         "files",
         nargs="+",
         metavar="FILE",
-        help=f"paths or addresses, globs too (tree {TREE_NAME}); name:pattern names a set",
+        help=f"files of jets (tree {TREE_NAME}): paths, addresses or patterns; NAME:PATTERN names a"
+        " set",
     )
     parser.add_argument(
         "--page",
         type=output_address,
         default=PAGE,
-        metavar="PATH",
-        help="where the page of plots goes, or none (default %(default)s)",
+        metavar="FILE",
+        help="HTML file for the plots, as path or address; 'none' writes none (default:"
+        " %(default)s)",
     )
     options = parser.parse_args(argv)
     return run_main(lambda: _run(options))

@@ -1,7 +1,7 @@
 """Measure an exported model on the test jets, decide the gate, and write the report.
 
-    python -m physics.evaluate --run runs/<run id> --name <model name> [--trial NAME]
-        [--baseline runs/<earlier run id>] [--gate strict] [--min-improvement 0]
+    python -m evaluating.evaluate --run runs/RUN_ID --name MODEL [--trial NAME]
+        [--baseline runs/EARLIER_RUN_ID] [--gate strict] [--min-improvement 0]
 
 It writes metrics.json, report.html and the figures into the run's folder. It measures the file that
 is deployed, <run>/model/<name>/1/model.onnx, with ONNX Runtime. A model that does not pass the gate
@@ -111,24 +111,27 @@ def evaluate(
 
 def parser() -> Parser:
     """Return the parser of the command line."""
-    command = Parser(prog="python -m physics.evaluate", description=__doc__)
+    command = Parser(prog="python -m evaluating.evaluate", description=__doc__)
     command.add_argument(
         "--run",
         required=True,
         metavar="URI",
         help="run folder: a directory or s3://bucket/prefix/run-id",
     )
-    command.add_argument("--name", required=True, help="model name, as under <run>/model/")
+    command.add_argument(
+        "--name", required=True, metavar="NAME", help="name of the model: a folder of <run>/model/"
+    )
     command.add_argument(
         "--trial",
         default=AUTO,
+        metavar="NAME",
         help="trial that was exported, for the report (default: the search's best)",
     )
     command.add_argument(
         "--baseline",
         default=NONE,
         metavar="URI",
-        help="folder of an earlier run, to be compared on the same jets",
+        help="folder of an earlier run, to be compared on the same jets (default: none)",
     )
     gates = command.add_argument_group("gate")
     fields = {field.name: field for field in dataclasses.fields(RunConfig)}
@@ -149,16 +152,25 @@ def parser() -> Parser:
             help=f"{text} (default: %(default)s)",
         )
     command.add_argument(
-        "--seed", type=int, default=0, help="seed of the bootstrap (default %(default)s)"
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="seed of the bootstrap (default: %(default)s)",
     )
     command.add_argument(
-        "--replicates", type=int, default=REPLICATES, help="bootstrap draws (default %(default)s)"
+        "--replicates",
+        type=int,
+        default=REPLICATES,
+        metavar="N",
+        help="bootstrap draws (default: %(default)s)",
     )
     command.add_argument(
         "--batch-size",
         type=int,
         default=BATCH_SIZE,
-        help="jets per call of the model (default %(default)s)",
+        metavar="N",
+        help="jets per call of the model (default: %(default)s)",
     )
     return command
 

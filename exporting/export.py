@@ -266,25 +266,35 @@ def publish(request: Export, folder: Path) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Export as the command line says and return the exit code."""
     parser = Parser(prog="python -m exporting.export", description=__doc__)
-    parser.add_argument("--run", required=True, help="the run's folder: a path, s3:// or root://")
-    parser.add_argument("--trial", required=True, help="trial whose best checkpoint is exported")
-    parser.add_argument("--name", required=True, help="name of the model and of its service")
+    parser.add_argument(
+        "--run", required=True, metavar="URI", help="the run's folder: a path, s3:// or root://"
+    )
+    parser.add_argument(
+        "--trial", required=True, metavar="NAME", help="trial whose best checkpoint is exported"
+    )
+    parser.add_argument(
+        "--name", required=True, metavar="NAME", help="name of the model and of its service"
+    )
     parser.add_argument(
         "--opset",
         type=int,
         default=17,
+        metavar="N",
         help="ONNX opset; 17 loads in Triton 23.05 and later (default: %(default)s)",
     )
     parser.add_argument(
         "--max-batch-size",
         type=int,
         default=AUTO_SIZE,
-        help="largest number of jets in one execution; 0 measures memory (default)",
+        metavar="N",
+        help="largest number of jets in one execution; 0 takes what the measured memory allows"
+        " (default: %(default)s)",
     )
     parser.add_argument(
         "--memory-budget",
         default=BUDGET,
-        help="memory of a model for one execution, like 1Gi (default: %(default)s)",
+        metavar="SIZE",
+        help="memory of a model for one execution, such as 1Gi (default: %(default)s)",
     )
     parser.add_argument(
         "--raw-model",

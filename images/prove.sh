@@ -77,6 +77,6 @@ inside "$weaver" python -m weaver.train --data-train $run/data/train.json --data
     --network-config $run/config/network.py --model-prefix $run/trials/one/ --metrics-log /var/log/katib/metrics.log \
     --num-epochs 1 --batch-size 500 --regression-mode --gpus auto
 inside "$weaver" python -m exporting.export --run $run --trial one --name proof
-inside "$weaver" python -m physics.evaluate --run $run --trial one --name proof
+inside "$weaver" python -m evaluating.evaluate --run $run --trial one --name proof
 ls -l "$work/data/runs/proof-00000001/model/proof/1/model.onnx" "$work/data/runs/proof-00000001/report.html"
 step "done"

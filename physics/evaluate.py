@@ -1,4 +1,4 @@
-"""The command `python -m physics.evaluate`, whose program is evaluating/evaluate.py."""
+"""`python -m physics.evaluate`: another name of `python -m evaluating.evaluate`."""
 
 from evaluating.evaluate import main
 

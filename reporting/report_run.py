@@ -170,7 +170,7 @@ def evaluate_command(metrics: MetricsRecord) -> str:
         "seed": config.seed,
         "replicates": metrics.replicates,
     }
-    words = ["python", "-m", "physics.evaluate"]
+    words = ["python", "-m", "evaluating.evaluate"]
     for name, value in values.items():
         # Without --trial the command takes the best trial; without --baseline it compares with
         # none.

@@ -391,20 +391,28 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "files",
         nargs="+",
-        metavar="FILES",
-        help="paths or addresses (s3://, root://, https://), patterns, FILE.root:TREE",
+        metavar="FILE",
+        help="files of jets: paths, addresses (s3://, root://, https://), patterns, or"
+        " FILE.root:TREE",
     )
     parser.add_argument(
         "--model",
-        help="a run's folder, or the model.onnx of a model NAME-raw: paths or addresses; with --url"
+        metavar="MODEL",
+        help="a run's folder, or the model.onnx of a model NAME-raw, as path or address; with --url"
         " the model's name on the server (default: its only NAME-raw)",
     )
-    parser.add_argument("--url", help="a model server, http://host:port, in place of a file")
     parser.add_argument(
-        "--token", metavar="FILE", help="with --url: file, or '$NAME' of a variable, with a token"
+        "--url", metavar="URL", help="use the model server http://HOST:PORT instead of a file"
     )
     parser.add_argument(
-        "--cookies", metavar="FILE", help="with --url: file, or '$NAME' of a variable, with cookies"
+        "--token",
+        metavar="FILE",
+        help="with --url: file with a token, or '$NAME' of an environment variable",
+    )
+    parser.add_argument(
+        "--cookies",
+        metavar="FILE",
+        help="with --url: file with cookies, or '$NAME' of an environment variable",
     )
     parser.add_argument(
         "--output", required=True, metavar="DIR", help="folder for the outputs: path or address"
@@ -424,6 +432,7 @@ def main(argv: list[str] | None = None) -> int:
         "--threads",
         type=int,
         default=cores(),
+        metavar="N",
         help="threads that run the model (default: one per core, %(default)s)",
     )
     options = parser.parse_args(argv)

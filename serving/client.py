@@ -167,17 +167,22 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m serving.client",
         description="Send one request to a served model and print the answer.",
     )
-    parser.add_argument("--url", required=True, help="the server, http://host:port")
-    parser.add_argument("--model", type=word, required=True, help="the model's name on the server")
+    parser.add_argument("--url", required=True, metavar="URL", help="the server, http://HOST:PORT")
+    parser.add_argument(
+        "--model", type=word, required=True, metavar="NAME", help="the model's name on the server"
+    )
     parser.add_argument(
         "--request",
         required=True,
-        help="JSON file (path or address) with the request's body, as golden/NAME/request.json",
+        metavar="FILE",
+        help="JSON file (path or address) with the request's body, such as"
+        " golden/NAME/request.json of a run",
     )
     parser.add_argument(
         "--timeout",
         type=seconds,
         default=60.0,
+        metavar="SECONDS",
         help="seconds to wait for the answer (default: %(default)g)",
     )
     options = parser.parse_args(argv)

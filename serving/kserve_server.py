@@ -19,16 +19,29 @@ def main(argv: list[str] | None = None) -> int:
     """Serve as the command line says and return the exit code."""
     summary = (__doc__ or "").splitlines()[0]
     parser = Parser(prog="python -m serving.kserve_server", description=summary)
-    parser.add_argument("--repository", required=True, help="Triton model repository, a directory")
     parser.add_argument(
-        "--name", required=True, help="model in it that must be there; the others are served too"
+        "--repository", required=True, metavar="DIR", help="folder of a Triton model repository"
     )
     parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen at (default: %(default)s)"
+        "--name",
+        required=True,
+        metavar="NAME",
+        help="a model that the repository must have; its other models are served too",
     )
-    parser.add_argument("--http-port", type=int, required=True)
     parser.add_argument(
-        "--id", default="kserve", help="name of the server at /v2 (default: %(default)s)"
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="address to listen at (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--http-port", type=int, required=True, metavar="PORT", help="port to listen at"
+    )
+    parser.add_argument(
+        "--id",
+        default="kserve",
+        metavar="NAME",
+        help="name of the server at /v2 (default: %(default)s)",
     )
     options = parser.parse_args(argv)
     sys.argv = sys.argv[:1]  # kserve parses it while it is imported

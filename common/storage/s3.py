@@ -230,8 +230,15 @@ def _verify() -> str | bool:
     return os.environ.get("AWS_CA_BUNDLE") or True
 
 
-def _client(**settings: str) -> Any:
+@functools.cache
+def _session() -> Any:
+    """Return the session, which keeps the keys; boto3's default one could not be forgotten."""
     import boto3
+
+    return boto3.Session()
+
+
+def _client(**settings: str) -> Any:
     from botocore.config import Config
 
     check_endpoints()
@@ -249,7 +256,7 @@ def _client(**settings: str) -> Any:
     )
     region = os.environ.get("AWS_DEFAULT_REGION") or os.environ.get("AWS_REGION") or "us-east-1"
     try:
-        return boto3.client("s3", config=config, region_name=region)
+        return _session().client("s3", config=config, region_name=region)
     except ValueError as error:  # of the address of the server
         raise InputError(f"AWS_ENDPOINT_URL: {error}; write https://server") from None
 
@@ -258,6 +265,7 @@ def forget_client() -> None:
     """Have the next request read the AWS variables again."""
     client.cache_clear()
     signer.cache_clear()
+    _session.cache_clear()
 
 
 def _transfer() -> TransferConfig:

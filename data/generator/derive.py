@@ -241,23 +241,25 @@ def main(argv: list[str] | None = None) -> int:
         type=int,
         default=60_000,
         metavar="N",
-        help="hard collisions (default: %(default)s)",
+        help="number of hard collisions (default: %(default)s)",
     )
     parser.add_argument(
         "--output",
         type=output_folder,
         default=Path(__file__).parent,
         metavar="DIR",
-        help="folder (default: this package)",
+        help="folder for both files (default: this package)",
     )
     parser.add_argument(
         "--seed",
         type=int,
         default=271_828,
-        metavar="S",
-        help="not that of a sample (default: %(default)s)",
+        metavar="N",
+        help="whole number from 0, other than the seed of a sample (default: %(default)s)",
     )
-    parser.add_argument("--workers", type=int, metavar="W", help="processes (default: one a core)")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes (default: one for each core)"
+    )
     options = parser.parse_args(argv)
     return run_main(lambda: _derive_and_write(options))
 

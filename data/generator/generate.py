@@ -218,7 +218,9 @@ def terminated_as_interrupt() -> Iterator[None]:
 
 def _parser() -> Parser:
     parser = Parser(prog="python -m data.generate", description=__doc__)
-    parser.add_argument("--jets", type=int, required=True, metavar="N", help="jets to write")
+    parser.add_argument(
+        "--jets", type=int, required=True, metavar="N", help="number of jets to write"
+    )
     parser.add_argument(
         "--output",
         required=True,
@@ -230,18 +232,22 @@ def _parser() -> Parser:
         "--seed",
         type=int,
         default=1,
-        metavar="S",
-        help="0 or larger; each seed gives other jets (default: %(default)s)",
+        metavar="N",
+        help="whole number from 0; each seed gives other jets (default: %(default)s)",
     )
-    parser.add_argument("--workers", type=int, metavar="W", help="processes (default: one a core)")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes (default: one for each core)"
+    )
     parser.add_argument(
         "--pileup",
         type=float,
         default=MEAN_COLLISIONS,
-        metavar="MU",
-        help="mean pile-up (default: %(default)g)",
+        metavar="X",
+        help="mean number of pile-up collisions (default: %(default)g)",
     )
-    block_help = "events generated at once; the jets depend on it (default: %(default)s)"
+    block_help = (
+        "events that are generated at once; other numbers give other jets (default: %(default)s)"
+    )
     parser.add_argument(
         "--events-per-block", type=int, default=EVENTS_PER_BLOCK, metavar="N", help=block_help
     )
@@ -250,7 +256,7 @@ def _parser() -> Parser:
         type=int,
         default=JETS_PER_FILE,
         metavar="N",
-        help="(default: %(default)s)",
+        help="jets for each file (default: %(default)s)",
     )
     return parser
 

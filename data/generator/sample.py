@@ -190,12 +190,18 @@ def main(argv: list[str] | None = None) -> int:
         nargs=3,
         default=JETS,
         metavar=("TRAIN", "VAL", "TEST"),
-        help="(default: 20000 5000 5000)",
+        help="jets of each set (default: 20000 5000 5000)",
     )
     parser.add_argument(
-        "--seed", type=int, default=1, metavar="S", help="0 or larger (default: %(default)s)"
+        "--seed",
+        type=int,
+        default=1,
+        metavar="N",
+        help="whole number from 0 (default: %(default)s)",
     )
-    parser.add_argument("--workers", type=int, metavar="W", help="processes (default: one a core)")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes (default: one for each core)"
+    )
     options = parser.parse_args(argv)
 
     def body() -> None:

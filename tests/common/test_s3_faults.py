@@ -13,6 +13,7 @@ import pytest
 
 from common import storage
 from common.errors import AccessError, InputError, StorageError
+from common.storage import s3
 
 
 class Faulty(BaseHTTPRequestHandler):
@@ -211,3 +212,16 @@ def test_boto3_reads_where_a_signed_address_fails(server, monkeypatch, fault):
         assert source.read(0, 4) == b"0123"
         assert source.read(4, 8) == b"4567"
     assert [signed for signed, _ in server.gets] == [True, False, False]
+
+
+def test_other_keys_are_used_once_the_client_is_forgotten(monkeypatch):
+    """`--check` reads with our own keys, then with those of the run's Secret."""
+    keys = []
+    for key in ("our-own", "of-the-secret"):
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", key)
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
+        storage.forget_client()
+        address = s3.signer().generate_presigned_url("get_object", {"Bucket": "b", "Key": "k"})
+        keys.append(re.search(r"X-Amz-Credential=([\w-]+)", address)[1])
+    storage.forget_client()
+    assert keys == ["our-own", "of-the-secret"]

@@ -66,6 +66,13 @@ def test_a_broken_link_fails_the_build():
     assert "--strict" in (ROOT / "Makefile").read_text()
 
 
+def test_the_search_works_from_a_disk_and_loads_nothing_from_the_web():
+    assert "offline" in SITE["plugins"]
+    (script,) = SITE["extra"]["polyfills"]
+    assert "iframe-worker" in script, "the plugin would load it from the web"
+    assert (DOCS / script).exists()
+
+
 def test_a_link_to_a_file_of_the_project_becomes_its_path(caplog):
     hooks = load(DOCS / "hooks.py")
     page = types.SimpleNamespace(file=types.SimpleNamespace(src_uri="page.md"))
@@ -156,3 +163,10 @@ def test_lines_of_code_fit_the_page(name):
     blocks = re.findall(r"^ *```\w*\n(.*?)^ *```", page(name), re.MULTILINE | re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines()]
     assert [line for line in lines if len(line) > 102] == []
+
+
+@pytest.mark.parametrize("name", [path.name for path in sorted(DOCS.glob("*.md"))])
+def test_a_block_within_a_list_is_indented_so_that_the_list_goes_on(name):
+    """Python-Markdown ends a list at a block of fewer than four blanks."""
+    fences = re.findall(r"^( *)```", page(name), re.MULTILINE)
+    assert [len(blanks) for blanks in fences if len(blanks) % 4] == []

@@ -81,8 +81,8 @@ def test_the_page_shows_verdict_search_and_commands(page):
         "loss is not finite in <epoch 2>",
         "3.2e-07",
         (
-            "python -m physics.evaluate --run runs/pfn-0a1b2c3d --name pfn --trial pfn-0a1b2c3d-b"
-            " --min-improvement 0 --max-closure 0.01"
+            "python -m evaluating.evaluate --run runs/pfn-0a1b2c3d --name pfn"
+            " --trial pfn-0a1b2c3d-b --min-improvement 0 --max-closure 0.01"
         ),
         "python pipeline.py --num-epochs 3",
         "not recorded",

@@ -670,6 +670,64 @@ class _WeaverOnlyAction(argparse.Action):
         namespace.ignored = (*namespace.ignored, name)
 
 
+GROUPS = {
+    "run_mode": "what to do, and the data",
+    "network_config": "the network and the trial's folder",
+    "num_epochs": "length of the training, and jets",
+    "start_lr": "optimisation and precision",
+    "gpus": "devices and processes",
+    "seed": "seed, messages and logs",
+    "predict": "results",
+    "io_test": "tests, in place of a training",
+}
+"""First option of each group in --help -> the group's title."""
+METAVARS = {
+    "run_mode": "STEPS",
+    "data_train": "PATTERN",
+    "data_val": "PATTERN",
+    "data_test": "PATTERN",
+    "data_config": "FILE",
+    "data_config_val": "FILE",
+    "data_config_test": "FILE",
+    "extra_selection_train": "EXPRESSION",
+    "extra_selection_val": "EXPRESSION",
+    "extra_selection_test": "EXPRESSION",
+    "cross_validation": "VARIABLE%K",
+    "network_config": "FILE",
+    "network_option": "OPTION",
+    "optimizer_option": "OPTION",
+    "compiler_option": "OPTION",
+    "model_prefix": "DIR",
+    "load_model_weights": "FILE",
+    "exclude_model_weights": "REGEX",
+    "freeze_model_weights": "REGEX",
+    "metrics_log": "FILE",
+    "optimizer": "NAME",
+    "lr_scheduler": "NAME",
+    "precision": "NAME",
+    "amp_dtype": "NAME",
+    "backend": "NAME",
+    "lr_finder": "START,END,STEPS",
+    "gpus": "NUMBERS",
+    "predict_gpus": "NUMBER",
+    "log_file": "FILE",
+    "tensorboard": "COMMENT",
+    "tensorboard_log_dir": "DIR",
+    "predict_output": "FILE",
+    "export_onnx": "FILE",
+    "triton_config": "FILE",
+    "s3_model": "URI",
+}
+"""Option of text -> what --help shows for its value; numbers are N (whole) or X."""
+
+
+def _metavar(field: dataclasses.Field[Any]) -> str:
+    """Return what --help shows for the value of an option."""
+    if field.name in METAVARS:
+        return METAVARS[field.name]
+    return "N" if "int" in str(field.type) else "X"
+
+
 class _Parser(argparse.ArgumentParser):
     """An ArgumentParser that reports all rejected and unknown flags at once, with nearest names."""
 
@@ -699,9 +757,16 @@ class _Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     """Make the argparse parser of TrainOptions and WEAVER_ONLY_FLAGS."""
-    command_line = _Parser(prog="python -m weaver.train", description="Train a network on jets.")
+    command_line = _Parser(
+        prog="python -m weaver.train",
+        usage="python -m weaver.train -i PATTERN ... -c FILE -n FILE -m DIR [flags]",
+        description="Train a network on jets.",
+    )
     command_line.set_defaults(ignored=(), errors=())
+    group: argparse._ArgumentGroup | argparse.ArgumentParser = command_line
     for field in dataclasses.fields(TrainOptions):
+        if field.name in GROUPS:
+            group = command_line.add_argument_group(GROUPS[field.name])
         default = {} if field.default is dataclasses.MISSING else field.default
         text = field.metadata["help"]
         # the help texts of these sizes say what 0 means
@@ -709,8 +774,8 @@ def parser() -> argparse.ArgumentParser:
             text += f" (default: {default})"
         more = dict(field.metadata["argparse"])
         if more.get("action") is not argparse.BooleanOptionalAction:
-            more.setdefault("metavar", field.name.rsplit("_", 1)[-1].upper())
-        command_line.add_argument(
+            more.setdefault("metavar", _metavar(field))
+        group.add_argument(
             *field.metadata["names"],
             "--" + field.name.replace("_", "-"),
             default=default,

@@ -306,18 +306,21 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--data-config",
         required=True,
+        metavar="FILE",
         help="data config in Weaver's YAML: a path or an address",
     )
     parser.add_argument(
         "--data",
         required=True,
         nargs="+",
+        metavar="PATTERN",
         help="data files: paths, s3://, root:// or https:// addresses, with *, ? or [...]",
     )
     parser.add_argument(
         "--output",
         required=True,
-        help="storage: a folder, s3:// or root:// address; the data are written to its cache/",
+        metavar="URI",
+        help="folder, s3:// or root:// address; the data are written to cache/ below it",
     )
     role = parser.add_mutually_exclusive_group()
     role.add_argument(
@@ -328,6 +331,7 @@ def argument_parser() -> argparse.ArgumentParser:
     role.add_argument("--test", action="store_true", help="this is the test set")
     parser.add_argument(
         "--derived-from",
+        metavar="URI",
         help=(
             "prepared training data from which to take the standardisation (preprocess: auto) and"
             " histograms"

@@ -103,18 +103,24 @@ class Model:
 
 
 class Client:
-    """One model of one server.
-
-    url: http://host:port or https://host; with the extra `grpc` also grpc:// or grpcs://.
-    model: the model's name on the server.
-    timeout: seconds for one request.
-    headers: headers of every request, such as the Host of an ingress.
-    token, cookies: credentials for a gateway, given as the path of a file that contains them, or as
-    '$NAME' for an environment variable.
-    verify: False accepts any certificate; a path names a file or folder of certificate authorities.
+    """Send jets to one model of one server.
 
     Several threads may share a client. A pickled client contains no secrets: another process reads
-    them again from the file or variable. Raises InputError for an invalid argument.
+    them again from the file or variable.
+
+    Args:
+        url: http://host:port or https://host; with the extra `grpc` also grpc:// or grpcs://.
+        model: The model's name on the server.
+        timeout: Seconds for one request.
+        headers: Headers of every request, such as the Host of an ingress.
+        token: Credentials for a gateway: the path of a file with a token, or '$NAME' for an
+            environment variable.
+        cookies: The same for cookies.
+        verify: False accepts any certificate; a path names a file or folder of certificate
+            authorities.
+
+    Raises:
+        InputError: If an argument is invalid.
     """
 
     unreachable: ClassVar[type[ServerError]] = Unreachable
@@ -211,22 +217,28 @@ class Client:
     # ------------------------------------------------------------ columns of jets
 
     def calibrate(self, jets: Any, *, deadline: float | None = None) -> ak.Array:
-        """Return the model's outputs: a record array with one entry for each jet, in their order.
-
-        jets: columns with the names of the model's inputs, of any numeric type: a record array of
-        awkward or NumPy, a dict of columns (awkward, NumPy, lists), or a frame of pandas, polars or
-        pyarrow. Columns of particles are lists of any length; their counter may be left out. If
-        the entries are events with lists of jets, the outputs are lists too. With the extra
-        `files`, `jets` may be the path of a ROOT or parquet file, and name the tree:
-        jets.root:AK4jets/jetTree.
+        """Calibrate jets.
 
         The jets are sent in several requests, each as large as the server allows. A request that
-        fails for a temporary reason is repeated. deadline: seconds for all requests together.
+        fails for a temporary reason is repeated.
 
-        `attrs["invalid"]` of the result is a dict: reason -> number of jets that are not valid.
+        Args:
+            jets: Columns with the names of the model's inputs, of any numeric type: a record array
+                of awkward or NumPy, a dict of columns (awkward, NumPy, lists), or a frame of
+                pandas, polars or pyarrow. Columns of particles are lists of any length; their
+                counter may be left out. With the extra `files`, `jets` may be the path of a ROOT or
+                parquet file, and name the tree: jets.root:AK4jets/jetTree.
+            deadline: Seconds for all requests together; None for no limit.
 
-        Raises InputError, before anything is sent, for missing or unknown columns and for values
-        that the types of the model cannot represent. Otherwise raises as `infer`.
+        Returns:
+            The model's outputs: a record array with one entry for each jet, in the same order. If
+            the entries are events with lists of jets, the outputs are lists too. Its
+            `attrs["invalid"]` is a dict: reason -> number of jets that are not valid.
+
+        Raises:
+            InputError: Before anything is sent, for missing or unknown columns and for values that
+                the types of the model cannot represent.
+            JecError: As `infer`.
         """
         import awkward as ak
 
