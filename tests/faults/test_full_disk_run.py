@@ -234,7 +234,6 @@ def test_a_step_on_a_full_disk(name, left, disk, undisturbed):
     assert f" in {disk}" in entry["reason"]
     assert len(entry["reason"].splitlines()) == 1
     assert text.splitlines()[-1] == f"error: {entry['reason']}"
-    assert servers_of(run) == []
 
     balloon.unlink()
     code, text = step(name, run)
@@ -242,6 +241,7 @@ def test_a_step_on_a_full_disk(name, left, disk, undisturbed):
     for server in servers:
         triton.stop(server.pid)
     assert code == 0, text
+    # also if the first attempt failed after its server had started
     assert len(servers) == (name == "deploy")
     assert differences(results(run), results(undisturbed)) == []
     if name == "deploy":  # it compared the answers
