@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import shutil
 import tempfile
 import time
@@ -18,8 +19,10 @@ from pathlib import Path
 from common.storage import space
 
 LOCK = ".lock"
+NEW_LOCK = ".new-lock"
+"""Name of a lock file that its process does not hold yet."""
 YOUNG_SECONDS = 60.0
-"""Age from which a folder without a lock is removed; a younger one may get it still."""
+"""Age from which a folder without a lock file is removed; a younger one may get it still."""
 
 
 @contextlib.contextmanager
@@ -37,9 +40,11 @@ def folder(prefix: str) -> Iterator[Path]:
         tempfile.TemporaryDirectory(prefix=prefix, dir=parent, ignore_cleanup_errors=True) as path,
         # handles errors before the folder is removed, which frees its space
         space.catch_full_disk(parent),
-        open(Path(path) / LOCK, "wb") as lock,
+        open(Path(path) / NEW_LOCK, "wb") as lock,
     ):
         fcntl.flock(lock, fcntl.LOCK_EX)
+        # with this name it is always held, as long as the process lives
+        os.rename(Path(path) / NEW_LOCK, Path(path) / LOCK)
         space.add_private_folder(path)
         yield Path(path)
 
@@ -47,11 +52,21 @@ def folder(prefix: str) -> Iterator[Path]:
 def remove_abandoned(prefix: str) -> None:
     """Remove folders with this prefix whose process has ended."""
     for path in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
-        with contextlib.suppress(
-            OSError
-        ):  # of another user, removed meanwhile, or locked by a running command
-            if path.is_symlink() or time.time() - path.stat().st_mtime <= YOUNG_SECONDS:
-                continue
-            with open(path / LOCK, "rb") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # of another user, removed meanwhile, or locked by a running command
+        with contextlib.suppress(OSError):
+            if not path.is_symlink() and not _in_use(path):
                 shutil.rmtree(path)
+
+
+def _in_use(path: Path) -> bool:
+    """Return whether the process of a folder lives. Raises OSError where that is not known."""
+    try:
+        lock = open(path / LOCK, "rb")  # noqa: SIM115  # closed below
+    except FileNotFoundError:  # a new folder, or a removal that was interrupted
+        return time.time() - path.stat().st_mtime <= YOUNG_SECONDS
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

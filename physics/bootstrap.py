@@ -64,36 +64,39 @@ def bootstrap_quantiles(
         weights: (N,), positive: how many times each jet counts. The draws ignore them, so that
             heavy jets widen the interval.
         at: shares at which quantiles are computed, those of physics.response by default.
-        advance: called after each draw.
+        advance: called as often as there are rows, evenly spread.
 
     Returns:
         Calibration -> group -> (replicates + 1, len(at)): row 0 is the sample itself, the other
         rows are draws; the columns are the quantiles at the shares `at`.
     """
-    names = list(groups)
-    sorted_families = {}
-    rows: dict[str, NDArray[np.float64]] = {}
     families = disjoint_families(groups)
+    quantiles = {}
+    steps = 0
+    # One calibration after the other, so that only its sorted jets are in memory.
     for name, responses in values.items():
-        sorted_families[name] = [sorted_family(responses, groups, family) for family in families]
-        rows[name] = np.empty((len(names), replicates + 1, len(at)))
+        sorted_families = [sorted_family(responses, groups, family) for family in families]
+        rows = np.empty((len(groups), replicates + 1, len(at)))
+        rng = np.random.default_rng(seed)
+        for row in range(replicates + 1):
+            # Row 0 is the sample: every jet once.
+            num_jets = len(responses)
+            counts = np.ones(num_jets, dtype=np.int32) if row == 0 else draw(rng, num_jets)
+            for family in sorted_families:
+                rows[family.numbers, row] = _family_quantiles(family, counts, weights, at)
+            steps += 1
+            if advance and steps % len(values) == 0:
+                advance()
+        quantiles[name] = dict(zip(groups, rows, strict=True))
+        del sorted_families
+    return quantiles
 
-    num_jets = len(next(iter(values.values())))
-    rng = np.random.default_rng(seed)
-    for row in range(replicates + 1):
-        # Row 0 is the sample: every jet once.
-        counts = np.ones(num_jets, dtype=np.int32) if row == 0 else draw(rng, num_jets)
-        for name in values:
-            for family in sorted_families[name]:
-                family_counts = counts[family.jets]
-                if weights is None:
-                    quantiles = counted_quantiles(family, family_counts, at)
-                else:
-                    quantiles = weighted_quantiles(family, family_counts * weights[family.jets], at)
-                rows[name][family.numbers, row] = quantiles
-        if advance:
-            advance()
-    return {name: dict(zip(names, rows[name], strict=True)) for name in values}
+
+def _family_quantiles(family: Family, counts: Counts, weights: Floats | None, at: Floats) -> Floats:
+    """Compute the quantiles of each group of a family in one draw; counts, weights: (N,)."""
+    if weights is None:
+        return counted_quantiles(family, counts[family.jets], at)
+    return weighted_quantiles(family, counts[family.jets] * weights[family.jets], at)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,10 +105,10 @@ class Family:
 
     numbers: NDArray[np.int64]
     """Which groups: (G,)."""
-    jets: NDArray[np.int64]
-    """Numbers of the jets of all groups, (M,), one group after another."""
+    jets: NDArray[np.int32]
+    """Numbers of the jets of all groups, (M,): one group after another, each by rising response."""
     responses: Floats
-    """Responses of these jets: (M,), rising within each group."""
+    """Responses of the whole sample: (N,)."""
     ends: NDArray[np.int64]
     """Where each group ends among the M jets: (G,)."""
 
@@ -138,13 +141,13 @@ def sorted_family(responses: Floats, groups: Mapping[str, Mask], numbers: list[i
     jets = []
     for number in numbers:
         members = np.flatnonzero(masks[number])
-        jets.append(members[np.argsort(responses[members])])
+        in_order = members[np.argsort(responses[members])]
+        jets.append(in_order.astype(np.int32))  # half the memory, of which large samples need much
     sizes = [len(members) for members in jets]
-    in_order = np.concatenate(jets)
     return Family(
         numbers=np.array(numbers),
-        jets=in_order,
-        responses=responses[in_order],
+        jets=np.concatenate(jets),
+        responses=responses,
         ends=np.cumsum(sizes),
     )
 
@@ -159,7 +162,7 @@ def one_group(responses: Floats) -> Family:
     number = len(responses)
     return Family(
         numbers=np.array([0]),
-        jets=np.arange(number),
+        jets=np.arange(number, dtype=np.int32),
         responses=responses,
         ends=np.array([number]),
     )
@@ -182,7 +185,8 @@ def counted_quantiles(family: Family, counts: Counts, at: Floats = QUANTILES) ->
     # One search for both; cumulative[i] is the number of entries up to and including jet i.
     places = np.stack([below, above]) + starts[:, None]
     index = np.searchsorted(cumulative, places, side="right")
-    low, high = family.responses[np.minimum(index, len(cumulative) - 1)]
+    jets = family.jets[np.minimum(index, len(cumulative) - 1)]
+    low, high = family.responses[jets]
     quantiles: Floats = low + (position - below) * (high - low)
     quantiles[last < 0] = np.nan
     return quantiles
@@ -204,7 +208,7 @@ def weighted_quantiles(family: Family, weights: Floats, at: Floats = QUANTILES) 
             index = np.searchsorted(cumulative, at * cumulative[-1], side="left")
             # Rounding of the cumulative sum can put the last share behind the end.
             index = np.minimum(index, len(cumulative) - 1)
-            quantiles[number] = family.responses[start:end][index]
+            quantiles[number] = family.responses[family.jets[start:end][index]]
         start = end
     return quantiles
 

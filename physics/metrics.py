@@ -146,8 +146,10 @@ def sample_of(
         unmeasured.append(unmeasured_record("uncorrected response", "all jets", len(raw), reason))
 
     measurable, left_out, num_without_answer = _measurable(columns, responses)
-    columns = {name: np.asarray(values)[measurable] for name, values in columns.items()}
-    responses = {name: values[measurable] for name, values in responses.items()}
+    columns = {name: np.asarray(values) for name, values in columns.items()}
+    if not measurable.all():  # otherwise copies would take memory for nothing
+        columns = {name: values[measurable] for name, values in columns.items()}
+        responses = {name: values[measurable] for name, values in responses.items()}
 
     masks = groups.masks(columns)
     sizes = {name: int(np.count_nonzero(mask)) for name, mask in masks.items()}

@@ -29,13 +29,13 @@ def make_old(path):
 
 @pytest.mark.faults
 def test_folders_of_killed_commands_are_removed(temporary):
-    """Folders of running commands, fresh ones, and targets of links stay."""
-    for name in ("abandoned", "fresh"):
+    """Folders of running commands, those without a lock yet, and targets of links stay."""
+    for name in ("abandoned", "fresh", "half-removed"):
         folder = temporary / f"{PREFIX}{name}"
         folder.mkdir()
-        (folder / scratch.LOCK).touch()
         (folder / "0.root").touch()
-    make_old(temporary / f"{PREFIX}abandoned")
+    (temporary / f"{PREFIX}abandoned" / scratch.LOCK).touch()
+    make_old(temporary / f"{PREFIX}half-removed")
     elsewhere = temporary / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / scratch.LOCK).touch()
@@ -60,7 +60,6 @@ def test_the_folder_of_a_killed_process_is_removed_by_the_next(temporary):
     command = [sys.executable, "-c", code]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         (path,) = [os.path.realpath(process.stdout.readline().strip())]
-        make_old(path)
         scratch.remove_abandoned(PREFIX)
         assert os.path.exists(path)
         process.send_signal(signal.SIGKILL)

@@ -238,7 +238,6 @@ def test_a_step_on_a_full_disk_fails_and_may_be_repeated(
     assert f" in {disk}" in entry["reason"]
     assert len(entry["reason"].splitlines()) == 1
     assert text.splitlines()[-1] == f"error: {entry['reason']}"
-    assert servers_of(run) == []
 
     balloon.unlink()
     code, text = step(name, run)
@@ -246,6 +245,7 @@ def test_a_step_on_a_full_disk_fails_and_may_be_repeated(
     for server in servers:
         triton.stop(server.pid)
     assert code == 0, text
+    # also if the first attempt failed after its server had started
     assert len(servers) == (name == "deploy")
     assert differences(results(run), results(undisturbed_run)) == []
     if name == "deploy":  # it compared the answers

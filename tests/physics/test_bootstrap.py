@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -107,3 +109,18 @@ def test_overlapping_groups_give_the_quantiles_of_single_groups():
     # A jet that a draw leaves out has no quantile there.
     assert np.isnan(together["one"]).any()
     assert together["one"][0] == pytest.approx(values["model"][7])
+
+
+def test_only_the_sorted_jets_of_one_calibration_are_in_memory():
+    number = 100_000
+    rng = np.random.default_rng(0)
+    values = {name: rng.normal(1, 0.1, number) for name in ("standard", "model", "trees", "old")}
+    # five families: each mask overlaps with the others
+    groups = {f"group {place}": rng.random(number) < 0.9 for place in range(5)}
+    calls = []
+    tracemalloc.start()
+    bootstrap_quantiles(values, groups, replicates=3, advance=lambda: calls.append(1))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak / number < 80  # bytes a jet; all families of all calibrations would take 80 alone
+    assert len(calls) == 4

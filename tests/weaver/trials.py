@@ -49,8 +49,8 @@ def command(
     ]
 
 
-def start(words: list[str], **environment: str) -> subprocess.Popen:
-    """Start `python -m weaver.train` with one thread."""
+def start(words: list[str], *, session: bool = False, **environment: str) -> subprocess.Popen:
+    """Start `python -m weaver.train` with one thread, as the leader of a session if asked."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.Popen(
         [sys.executable, "-m", "weaver.train", *words],
@@ -58,6 +58,7 @@ def start(words: list[str], **environment: str) -> subprocess.Popen:
         env=env,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=session,
     )
 
 

@@ -23,9 +23,10 @@ import torch
 from common import storage
 from common.errors import InputError, InterruptedRun, TrainingError
 from common.progress import Progress
+from common.storage import space
 from weaver.feed.dataset import Batch
 from weaver.feed.loader import Loader
-from weaver.fit import ending, metrics_log, randomness
+from weaver.fit import compiler_cache, ending, metrics_log, randomness
 from weaver.fit.average import Average
 from weaver.fit.checkpoint import (
     State,
@@ -42,7 +43,7 @@ from weaver.fit.mlflow_trial import MlflowTrial, parameters_of
 from weaver.fit.optimizers import make_optimizer, set_rate
 from weaver.fit.options import OptionValues, TrainOptions
 from weaver.fit.schedulers import Schedule
-from weaver.fit.stop import StopSignal
+from weaver.fit.stop import StopCompiling, StopSignal
 from weaver.fit.tensorboard import TensorBoard
 from weaver.network.objective import Count, Objective
 from weaver.network.precision import Precision
@@ -105,7 +106,7 @@ class Fit:
         self.trial = TrialProgress()
         self.stop = StopSignal()
         if options.compile:
-            with _compiling(True):
+            with self.compiling():
                 for module in {self.network, self.eval_network}:
                     module.compile(**options.compiler_option)
 
@@ -124,7 +125,7 @@ class Fit:
             tensorboard = self.folder.path("tensorboard")
         with (
             self.stop,
-            _compiling(self.options.compile),
+            self.compiling(),
             TensorBoard(tensorboard, self.trial.epoch) as board,
             MlflowTrial(
                 self.folder.uri, parameters_of(self.options), is_active=self.world.is_main
@@ -518,6 +519,38 @@ class Fit:
         error.exit_code = self.stop.exit_code
         raise error
 
+    # -------------------------------------------------------------------------------- compilation
+
+    @contextlib.contextmanager
+    def compiling(self) -> Iterator[None]:
+        """Turn an error of torch.compile in the block into one sentence, if it is used.
+
+        Raises InputError for a network that cannot be compiled, FullDiskError where the compilers
+        have no room, and InterruptedRun where a signal ended them: Ctrl-C is sent to them, too.
+        """
+        if not self.options.compile:
+            yield
+            return
+        folders = compiler_cache.folders()
+        try:
+            with compiler_cache.of_compilers(), space.catch_full_disk(*folders):
+                yield
+        except StopCompiling:
+            raise self.stop.while_compiling() from None
+        except RuntimeError as error:
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            if self.stop.signal_number:
+                raise self.stop.while_compiling() from error
+            # compilers speak the user's language
+            for folder in folders:
+                if space.is_full(folder):
+                    raise space.error_of_folder(folder) from error
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(
+                f"the network cannot be compiled ({reason}); leave out --compile"
+            ) from error
+
     # ----------------------------------------------------------------------------------- messages
 
     def _where(self) -> str:
@@ -614,22 +647,6 @@ def describe_counts(counts: Mapping[str, int]) -> str:
 def has_ended(options: TrainOptions, trial: TrialProgress) -> bool:
     """Whether a trial has had its last epoch, or --patience epochs without improvement."""
     return ending.has_ended(options.num_epochs, options.patience, trial.epoch, trial.best_epoch)
-
-
-@contextlib.contextmanager
-def _compiling(is_active: bool) -> Iterator[None]:
-    """Turn an error of torch.compile in the block into an InputError of one sentence."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_active or not type(error).__module__.startswith(
-            ("torch._dynamo", "torch._inductor")
-        ):
-            raise
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"the network cannot be compiled ({reason}); leave out --compile"
-        ) from error
 
 
 def optimizer_options(options: TrainOptions) -> OptionValues:

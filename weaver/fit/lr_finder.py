@@ -42,6 +42,7 @@ def run_lr_finder(fit: Fit, words: str) -> LrFinderResult:
     fit.model.train()
     fit.steps = steps
     with (
+        fit.compiling(),
         Progress("learning rates", total=steps, unit="steps") as progress,
         contextlib.closing(fit.batches()) as batches,
     ):

@@ -1,13 +1,26 @@
-"""Note a signal, so that the training can stop after its current step, with a checkpoint."""
+"""Note a signal, so that the training can stop after its current step, with a checkpoint.
+
+A step that compiles the network is not finished.
+"""
 
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from types import FrameType
 from typing import Any
 
+from common.errors import InterruptedRun
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopCompiling(KeyboardInterrupt):
+    """A signal arrived while torch.compile compiles.
+
+    Parts of it continue after any Exception, such as a check of what the CPU can do.
+    """
 
 
 class StopSignal:
@@ -45,6 +58,21 @@ class StopSignal:
         self._previous_handlers = {}
 
     def receive(self, number: int, _frame: FrameType | None) -> None:
-        """Note the signal, and restore the previous handlers for the next one."""
+        """Note the signal, and restore the previous handlers for the next one.
+
+        Raises StopCompiling while torch.compile compiles, which may take minutes.
+        """
         self.signal_number = number
         self.__exit__()
+        guards = sys.modules.get("torch._guards")  # this module is imported without torch, too
+        if guards is not None and guards.CompileContext.try_get() is not None:
+            raise StopCompiling
+
+    def while_compiling(self) -> InterruptedRun:
+        """Return the error for a signal that has stopped torch.compile."""
+        error = InterruptedRun(
+            "stopped by a signal while the network was compiled; the same command resumes after"
+            " the last checkpoint"
+        )
+        error.exit_code = self.exit_code
+        return error
