@@ -40,7 +40,7 @@ def folder(prefix: str) -> Iterator[Path]:
         open(Path(path) / LOCK, "wb") as lock,
     ):
         fcntl.flock(lock, fcntl.LOCK_EX)
-        space.add_private_folder(path)
+        space.add_removed_folder(path)
         yield Path(path)
 
 
