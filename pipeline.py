@@ -478,9 +478,9 @@ def act(flags: config_file.Flags, args: argparse.Namespace) -> int:
         and not (more_trials or args.start_at)
         and args.runner != "kubeflow"
     ):
-        from operations.previous_run import has_ended
+        from operations.previous_run import completed_folder
 
-        folder = has_ended(config)
+        folder = completed_folder(config)
         if folder:
             from serving.serve import Ports, serve
 

@@ -220,10 +220,11 @@ class Replicas:
         )
 
     def full_disk(self, code: int) -> FullDiskError | None:
-        """The error for a full disk, where the replica that failed first ended because of one.
+        """Return an error if a full disk ended the replica that failed first, else None.
 
-        code: its exit code. The sentence is that of its log. Where the log could not be written, or
-        the process was killed because shared memory took no more, the disks are looked at.
+        code: the replica's exit code. The message is the replica's own, from its log. There is none
+        if the log's disk was full too, or if SIGBUS killed the replica, as when shared memory is
+        full. Then the message names the disk that is full now.
         """
         if code not in (FULL_DISK, -signal.SIGBUS, 128 + signal.SIGBUS):
             return None
@@ -234,7 +235,7 @@ class Replicas:
         folder = space.full_folder(self.folder)
         if folder:
             return space.error_of_folder(folder)
-        if code == FULL_DISK:  # it was full then
+        if code == FULL_DISK:  # the disk has free space again
             return FullDiskError(f"a disk was full: {self.reason()}")
         return None
 

@@ -181,9 +181,9 @@ LONGEST_SECONDS = 86_400.0  # the longest wait that a flag may ask for: a day
 
 
 def truth(text: str) -> bool:
-    """The words for yes and no that people and Kubeflow write.
+    """Return the value of true, yes, 1, false, no or 0, in upper or lower case.
 
-    Raises ValueError for anything else, as argparse wants it.
+    Raises ValueError for another text.
     """
     words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
     if str(text).lower() not in words:

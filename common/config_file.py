@@ -1,8 +1,8 @@
 """Flags from files: --config FILE, and JEC_CONFIG for the defaults of a site.
 
-A file is a YAML mapping of flags by the names that run.json has (`num_gpus`), or a run.json itself,
-of which the parameters are taken. Flags that were typed win over --config, that over the parameters
-of an earlier run, and those over the site's.
+A file is a YAML mapping from flags, named as in run.json (`num_gpus`), to values; or it is a
+run.json, whose parameters are read. If a flag has several values, the first of these applies: the
+command line, --config, the earlier run of --resume or --rerun, JEC_CONFIG.
 """
 
 from __future__ import annotations
@@ -97,11 +97,11 @@ class Flags:
             error.args = (f"{error} ({places})",)
 
     def as_yaml(self, args: argparse.Namespace, without: Mapping[str, Any]) -> str:
-        """Return the values of all keys as a file for --config, in the groups of --help.
+        """Return the text of a file for --config with the values of all keys, grouped as in --help.
 
         Args:
             args: All flags.
-            without: Key -> value with which the key is left out.
+            without: Key -> value. A key that has this value is left out.
         """
         import yaml
 
@@ -143,13 +143,17 @@ class Flags:
 
 
 def keys(how_to_run: Iterable[str]) -> list[str]:
-    """The flags that a file may have: those of how to run, and every field of RunConfig."""
+    """Return the flags that a file may set: those in `how_to_run`, and the fields of RunConfig.
+
+    `how_to_run`: flags of pipeline.py itself, which say where and how a run is started. The run id
+    is not among the fields, because it belongs to one run.
+    """
     fields = [field.name for field in dataclasses.fields(RunConfig) if field.name != "run_id"]
     return [*how_to_run, *fields]
 
 
 def site(flags: Flags) -> list[Source]:
-    """The defaults of the site; none where JEC_CONFIG is not set."""
+    """Return the site's defaults, read from the file that JEC_CONFIG names; empty if not set."""
     path = os.environ.get(VARIABLE, "")
     return [flags.read(path, VARIABLE)] if path else []
 

@@ -34,9 +34,10 @@ REASONS = {
 
 
 def session() -> requests.Session:
-    """Open a session that honours the environment's proxies, keeps cookies and retries once.
+    """Open a session that uses the environment's proxies, keeps cookies and retries once.
 
-    A request that may have had an effect (POST) is sent again only where no connection was made.
+    A POST is sent again only if no connection could be made, because otherwise the server may have
+    carried it out already.
     """
     # Its import takes twice as long as all of `pipeline.py --help`.
     import requests
@@ -45,8 +46,8 @@ def session() -> requests.Session:
 
     retry = Retry(
         connect=RETRIES,
-        # A server that took the request and stays silent would cost SECONDS again. With 0 in place
-        # of False requests would not call that a Timeout.
+        # Do not wait SECONDS a second time for a server that does not answer. With 0 instead of
+        # False, requests would raise ConnectionError and not Timeout.
         read=False,
         other=0,
         status=RETRIES,

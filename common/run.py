@@ -55,7 +55,10 @@ class Run:
 
     @property
     def namespace(self) -> dict[str, str]:
-        """The entry of an object's metadata; empty for the backend's default namespace."""
+        """{"namespace": ...}, to be added to the metadata of a Kubernetes object.
+
+        Empty if --namespace is 'auto': the backend then adds its own namespace.
+        """
         return {} if self.config.namespace == AUTO else {"namespace": self.config.namespace}
 
     @property

@@ -45,7 +45,7 @@ def folder(prefix: str) -> Iterator[Path]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         # with this name it is always held, as long as the process lives
         os.rename(Path(path) / NEW_LOCK, Path(path) / LOCK)
-        space.add_private_folder(path)
+        space.add_removed_folder(path)
         yield Path(path)
 
 

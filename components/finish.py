@@ -399,7 +399,7 @@ def main(argv: list[str] | None = None) -> int:
             return
         uri = storage.join(storage.absolute(args.s3_bucket), run_id)
         if storage.is_local(uri):
-            step.give_back(local_path(uri))  # no step follows
+            step.free_reserve(local_path(uri))  # no step follows
         if step.LOCAL_DIR in os.environ and not status_of(uri, args.job_id).steps:
             return  # prepare refused its parameters and has printed why
         summary = finish(uri, step.Artifacts(args.executor_input), args.job_id)

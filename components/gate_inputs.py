@@ -36,11 +36,12 @@ def settings_of(config: RunConfig) -> GateSettings:
     return GateSettings(**values, seed=config.seed_number)
 
 
-def missing_of_config(data_config: DataConfig, gate: str) -> list[str]:
-    """Return why the gate will refuse any model of a data config, and why it has no correction.
+def warnings_about_config(data_config: DataConfig, gate: str) -> list[str]:
+    """Return warnings about a data config, each a clause with its reason; empty if it is suitable.
 
-    `gate` is 'default' or 'strict'. Raises InputError if an observer is missing that the evaluation
-    needs.
+    They say that the gate will refuse every model trained with it, or that the models will have no
+    residual correction. `gate` is 'default' or 'strict'. Raises InputError if an observer is
+    missing that the evaluation needs.
     """
     observers = data_config.observer_names
     check_observers(observers, data_config.source)
@@ -73,8 +74,8 @@ def labels_of(data_config: DataConfig) -> dict[str, str]:
 def random_columns(data_config: DataConfig) -> dict[str, NDArray[np.float64]]:
     """Return jetPt, genJetPt and the labels of 50 jets with random branches: name -> (50,).
 
-    If two expressions agree on these jets, they are taken as the same. Columns that need other
-    branches than numbers, such as lists of particles, are missing.
+    Two expressions count as the same if their values for these jets agree. Columns that cannot be
+    computed from one number per branch and jet, such as those of lists of particles, are left out.
     """
     rng = np.random.default_rng(1)
     names = (*MOMENTA, *data_config.label_names)
@@ -89,8 +90,12 @@ def random_columns(data_config: DataConfig) -> dict[str, NDArray[np.float64]]:
     return {name: columns[name] for name in names if name in columns}
 
 
-def missing_of_jets(test_set: str, config: RunConfig) -> list[str]:
-    """Return why the gate will refuse every model on the decoded test jets in `test_set`."""
+def refusals_on_test_set(test_set: str, config: RunConfig) -> list[str]:
+    """Return the reasons for which the gate will refuse every model, whatever its answers.
+
+    They follow from the decoded jets in the folder `test_set`, such as a region of eta without
+    jets. Empty if there are none, or if the folder lacks the columns to decide it.
+    """
     columns = stored_columns(test_set, (*REQUIRED_COLUMNS, *FLAVOURS))
     if not set(REQUIRED_COLUMNS) <= set(columns):
         return []

@@ -142,11 +142,11 @@ def check_gate(inputs: Inputs) -> Result:
     Raises InputError if an observer is missing that the evaluation needs.
     """
     # Imported here, because submit and --help do not need the physics.
-    from components.gate_inputs import missing_of_config
+    from components.gate_inputs import warnings_about_config
 
-    missing = missing_of_config(inputs.known_data_config, inputs.config.gate)
-    if missing:
-        return Result(text="the gate judges the exported model", warning="; ".join(missing))
+    warnings = warnings_about_config(inputs.known_data_config, inputs.config.gate)
+    if warnings:
+        return Result(text="the gate judges the exported model", warning="; ".join(warnings))
     return Result(text="the label and the observers are suitable for the gate")
 
 

@@ -365,7 +365,7 @@ def fill_run_folder(run: Run, inputs: Inputs, job_id: str = "") -> None:
     run.json is written last, so that a run that has it is completely prepared. Raises
     InputError if sets share too many jets.
     """
-    from components.gate_inputs import missing_of_jets
+    from components.gate_inputs import refusals_on_test_set
     from weaver.network.siblings import write_siblings
 
     # computed before `add_sample` replaces 'sample' by file names
@@ -376,7 +376,7 @@ def fill_run_folder(run: Run, inputs: Inputs, job_id: str = "") -> None:
     jet_columns, no_jet_columns = decode_jet_columns(run, inputs)
     # Files with different names may hold the same jets; only the decoded momenta show that.
     shared = check_shared({split: data.dataset for split, data in sets.items()})
-    for reason in missing_of_jets(sets["test"].dataset, run.config):
+    for reason in refusals_on_test_set(sets["test"].dataset, run.config):
         step.say(f"warning: the gate will refuse the model: {reason}")
 
     storage.write_bytes(run.path("config", "data.yaml"), inputs.data_config_text)
@@ -400,14 +400,18 @@ def fill_run_folder(run: Run, inputs: Inputs, job_id: str = "") -> None:
     Run(config=run.config, record=record).save()
 
 
-MODELS = 8  # times the weights: both forms of the model, as ONNX, beside the trial's own files
-PAGES = 30 * 10**6  # bytes of reports, figures, golden requests and records
+MODELS = 8
+"""Disk space assumed for the exported models (the network's and the raw one), beside the files of
+the trial, as a multiple of the size of the network's float32 weights."""
+PAGES = 30 * 10**6
+"""Bytes of reports, figures, golden requests and records."""
 
 
 def say_disk_need(run: Run, inputs: Inputs) -> None:
     """Print how much a run may write to a local disk; warn if less is free.
 
-    It is no error: the selection may drop most jets, and the data may be decoded already.
+    Too little free space is no error, because the number is an upper limit: the selection may drop
+    most jets, and the data may be decoded already.
     """
     if not storage.is_local(run.uri) or inputs.parameters is None:
         return
@@ -447,7 +451,8 @@ def decode_sets(run: Run, inputs: Inputs) -> dict[str, DataSet]:
             skip_bad_files=config.skip_bad_files,
             report=step.say,
         )
-        # has the standardisation that was derived from the training set, which comes first
+        # SPLITS begins with the training set, from which `decode` derives the standardisation.
+        # Validation and test set must be decoded with the same numbers.
         data_config = ref.data_config
         reference = run.folder.data(split)
         storage.write_json(reference, reference_to(ref.uri, reference))
@@ -468,10 +473,11 @@ def decode_sets(run: Run, inputs: Inputs) -> dict[str, DataSet]:
 def decode_jet_columns(run: Run, inputs: Inputs) -> tuple[dict[str, str], str]:
     """Decode the jet-level columns that evaluate needs into separate prepared data.
 
+    The network does not use them, so that a run without them continues, with a shorter report.
+
     Returns:
-        Split -> URI of the prepared folder, and an empty string. Or no folders and the reason: the
-        report then lacks them, because a run must not fail for columns that its network does not
-        use.
+        (folders, reason): split -> URI of the prepared folder, and why there are none. One of the
+        two is empty.
     """
     from evaluating import jet_columns
     from weaver.config.data_config import DataConfig
@@ -498,7 +504,7 @@ def decode_jet_columns(run: Run, inputs: Inputs) -> tuple[dict[str, str], str]:
                 skip_bad_files=run.config.skip_bad_files,
                 report=lambda line: None,  # problems of the files were printed before
             )
-            # has the histograms of a reweighting, derived from the training set
+            # As in `decode_sets`: with the histograms that were derived from the training set.
             config = ref.data_config
             sets[split] = ref.uri
     except InputError as error:

@@ -190,7 +190,7 @@ def with_status(name: str, run: Run, body: Callable[[], None], *, job_id: str = 
     """
     folder = local_path(run.uri) if storage.is_local(run.uri) else None
     try:
-        with reserved(folder), space.catch_full_disk(*([folder] if folder else [])):
+        with disk_reserve(folder), space.catch_full_disk(*([folder] if folder else [])):
             write_status(run, name, "running", job_id=job_id)
             body()
             write_status(run, name, "done", job_id=job_id)
@@ -206,29 +206,31 @@ def with_status(name: str, run: Run, body: Callable[[], None], *, job_id: str = 
 
 
 @contextlib.contextmanager
-def reserved(folder: str | None) -> Iterator[None]:
-    """Keep room on a run's disk for the status of a step that ends because the disk is full.
+def disk_reserve(folder: str | None) -> Iterator[None]:
+    """Keep a file of RESERVED_BYTES in a run's folder, and remove it if the block fails.
 
-    A step that ends well leaves it to the next one, which may find the disk full when it begins;
-    `give_back` removes it in the end. Nothing is done for None, a storage elsewhere.
+    So a step that fails because the disk is full still has room to write status.json. If the block
+    succeeds, the file stays for the next step; after the last one, `free_reserve` removes it.
+    `folder`: the run's folder on this machine; None, for a remote storage, does nothing.
     """
     if folder is None:
         yield
         return
     path = Path(folder, RESERVE)
     if not path.exists():
-        with contextlib.suppress(OSError):  # what fits of it is kept
+        # On a disk that is nearly full, the file has only as many bytes as fit.
+        with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(bytes(RESERVED_BYTES))
     try:
         yield
     except BaseException:
-        give_back(folder)
+        free_reserve(folder)
         raise
 
 
-def give_back(folder: str) -> None:
-    """Free what `reserved` keeps on a run's disk."""
+def free_reserve(folder: str) -> None:
+    """Remove the file of `disk_reserve` from a run's folder, if it exists."""
     Path(folder, RESERVE).unlink(missing_ok=True)
 
 

@@ -22,7 +22,7 @@ from typing import Any
 from common import storage
 from common.cli import Parser, output_address, require, run_main
 from common.progress import Progress
-from common.storage.addresses import is_foreign_scheme
+from common.storage.addresses import is_storage_scheme
 from data import checks, summary
 from data.checks import ERROR, Finding
 from data.jetntuple import BY_NAME, TREE, TREE_NAME, Columns, concatenate
@@ -163,7 +163,7 @@ def named_sets(patterns: Iterable[str]) -> dict[str, list[str]]:
     sets: dict[str, list[str]] = {}
     for pattern in patterns:
         match = SET.fullmatch(pattern)
-        if match and match["pattern"].startswith("/") and is_foreign_scheme(match["name"]):
+        if match and match["pattern"].startswith("/") and is_storage_scheme(match["name"]):
             match = None  # s3:/x is a misspelt address, which is refused
         name = match["name"] if match else "jets"
         files = find_files(match["pattern"] if match else pattern, TREE)

@@ -88,10 +88,10 @@ def run_folder(run_id: str, args: argparse.Namespace) -> str:
     return ""
 
 
-def has_ended(config: RunConfig) -> str:
-    """Return the folder of this configuration's run, if it has ended with the same parameters.
+def completed_folder(config: RunConfig) -> str:
+    """Return the folder of the run of this configuration if nothing is left to run, else "".
 
-    Empty if it has not ended, or if a parameter differs, so that steps have to run again.
+    The run must have ended well, deployed or refused by the gate, with exactly these parameters.
     """
     folder = Run(config=config).folder
     summary = SummaryRecord.find_readable(folder.summary)

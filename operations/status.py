@@ -200,7 +200,10 @@ class Results:
 
 
 def with_reason(line: str, reason: str) -> str:
-    """Return a line with a reason: its first line appended, up to REASON_LINES - 1 more below."""
+    """Return `line` with the first line of `reason` appended, and the next ones below, indented.
+
+    At most REASON_LINES lines of the reason are shown; a note says how many are left out.
+    """
     lines = reason.splitlines()
     first, rest = "".join(lines[:1]), lines[1:REASON_LINES]
     if len(lines) > REASON_LINES:

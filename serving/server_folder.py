@@ -106,7 +106,7 @@ def create() -> ServerFolder:
     remove_abandoned()
     with space.catch_full_disk(space.temporary_folder()):
         path = Path(tempfile.mkdtemp(prefix=_prefix(), dir=_parent()))
-        space.add_private_folder(path)
+        space.add_removed_folder(path)
         lock = os.open(path / "new-lock", os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # it appears as `lock` once it is held, so that nobody takes the folder for an abandoned one

@@ -15,7 +15,11 @@ from common.storage import space
 
 @contextlib.contextmanager
 def small_disk(folder: Path, options: str) -> Iterator[Path]:
-    """Mount an empty disk in memory at a new folder, such as one of size=1m; skip without root."""
+    """Mount an empty file system in memory at a new folder, for the block.
+
+    options: those of `mount` for a tmpfs, such as size=1m. Only root may mount one: the test is
+    skipped for other users.
+    """
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
     if os.getuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
@@ -27,7 +31,7 @@ def small_disk(folder: Path, options: str) -> Iterator[Path]:
 
 
 def fill(disk: Path, leave: int = 0) -> Path:
-    """Fill a disk but for some bytes; returns the file that does."""
+    """Write a file that leaves only `leave` bytes free on a disk; returns its path."""
     path = disk / "other"
     path.write_bytes(b"\0" * (space.free_bytes(disk) - leave))
     return path

@@ -116,7 +116,7 @@ def train(options: TrainOptions) -> None:
 
     from weaver.feed.dataset import Dataset
     from weaver.fit.allocator import hint
-    from weaver.fit.data_configs import training_configs, with_numbers_of
+    from weaver.fit.data_configs import training_configs, validation_with_derived_numbers
     from weaver.fit.distributed import ranks, select_device
     from weaver.network.network_file import load_network
 
@@ -151,8 +151,7 @@ def train(options: TrainOptions) -> None:
     )
     val_set = Dataset.open(
         " ".join(options.data_val or options.data_train),
-        # with the numbers that were derived from the training set
-        with_numbers_of(train_set.data_config, val_config),
+        validation_with_derived_numbers(train_set.data_config, val_config),
         validation=True,
         copy=copy_inputs,
         part=val_part,

@@ -32,10 +32,10 @@ FOREIGN = (
     *("abfs", "az", "dav", "davs", "ftp", "gcs", "gs", "gsiftp", "hdfs", "minio", "s3a", "s3n"),
     *("sftp", "srm", "webdav", "xroot", "xroots"),
 )
-"""Schemes of other systems: `gs:/x` names one of them rather than a sample 'gs'."""
+"""Schemes of storage systems that are not supported."""
 
 SCHEME = re.compile(r"^\s*(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*):(?P<slashes>/+)")
-# `s3:bucket/x` and `s3//bucket/x`, which would become folders of those names
+# misspelt addresses such as `s3:bucket/x` and `s3//bucket/x`, which look like local paths
 MISSPELT = re.compile(r"^\s*(?P<scheme>[A-Za-z][A-Za-z0-9]*)(?::|//)")
 # up to a blank, or to the next address
 ADDRESS = re.compile(r"\b(?P<scheme>\w+)://(?:(?!\b\w+://)\S)+")
@@ -63,7 +63,7 @@ def scheme_of(uri: str) -> str:
     match = SCHEME.match(uri)
     if match is None:
         misspelt = MISSPELT.match(uri)
-        if misspelt is not None and is_foreign_scheme(misspelt["scheme"]):
+        if misspelt is not None and is_storage_scheme(misspelt["scheme"]):
             raise unknown_scheme(uri, misspelt["scheme"])
         return LOCAL
     scheme = match["scheme"]
@@ -190,8 +190,11 @@ def check_tracking_address(text: str) -> None:
         check_url(text)
 
 
-def is_foreign_scheme(name: str) -> bool:
-    """Whether `name:/path` names a storage system, ours or another, and no sample."""
+def is_storage_scheme(name: str) -> bool:
+    """Whether `name` in `name:/path` is the scheme of a storage system, supported here or not.
+
+    Otherwise it is the name of a sample or a set of files.
+    """
     return name.lower() in FOREIGN or name.lower() in SCHEMES
 
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable
 from glob import iglob
 
-from common.storage.addresses import is_foreign_scheme, refuse_secrets, scheme_of, wildcard_at
+from common.storage.addresses import is_storage_scheme, refuse_secrets, scheme_of, wildcard_at
 
 SAMPLE = re.compile(r"^(?P<sample>[\w.+%-]+):(?!//)")
 # not the port of root://my.root:1094//path
@@ -77,7 +77,7 @@ def parse_one(text: str) -> Pattern:
 def _is_scheme_or_file(name: str, text: str) -> bool:
     """Whether `name:` is no sample: `s3:/x` is a misspelt address, `a.root:tree` a file."""
     is_path = text[len(name) + 1 :].startswith("/")
-    return name.endswith(".root") or (is_path and is_foreign_scheme(name))
+    return name.endswith(".root") or (is_path and is_storage_scheme(name))
 
 
 def has_wildcard(text: str) -> bool:

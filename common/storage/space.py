@@ -33,13 +33,16 @@ write a readonly database"."""
 SHARED_MEMORY = "/dev/shm"  # noqa: S108  # named in errors; nothing is written there
 UNITS = ("bytes", "kB", "MB", "GB", "TB")
 
-_private_folders: set[str] = set()
-"""Folders that this process made among the temporary files, and that go with it."""
+_removed_folders: set[str] = set()
+"""Temporary folders that this process removes at its end."""
 
 
-def add_private_folder(path: str | os.PathLike[str]) -> None:
-    """Let errors name the folder above this one, a temporary one that is removed afterwards."""
-    _private_folders.add(os.path.abspath(path))
+def add_removed_folder(path: str | os.PathLike[str]) -> None:
+    """Register a temporary folder that this process removes at its end.
+
+    An error about a full disk then names its parent, because the user could not find the folder.
+    """
+    _removed_folders.add(os.path.abspath(path))
 
 
 def free_bytes(path: str | os.PathLike[str]) -> int:
@@ -80,7 +83,7 @@ def require(path: str | os.PathLike[str], num_bytes: int, what: str) -> None:
 
 def sentence(error: OSError, path: str | os.PathLike[str], num_bytes: int | None = None) -> str:
     """The text of a full disk's error: the folder, its free space, and the needed space."""
-    folder = _lasting_folder(path)
+    folder = _remaining_folder(path)
     cause, free = "the disk is full", f"{size_text(free_bytes(folder))} free"
     if error.errno == errno.EDQUOT:
         cause, free = "your quota is used up", f"{free} for others"
@@ -109,10 +112,10 @@ def error_of_folder(folder: str | os.PathLike[str], num_bytes: int | None = None
 
 
 def error_of_program(text: str, *folders: str | os.PathLike[str]) -> FullDiskError | None:
-    """Return the error for a full disk that a program's output reports; None where it does not.
+    """Return the error for a full disk if a program's output `text` reports one, else None.
 
-    folders: where it writes, the likeliest first; it may also mean temporary files and shared
-    memory.
+    folders: where the program writes, the likeliest first. The disk of its temporary files or its
+    shared memory may be the full one as well.
     """
     if not any(words in text for words in FULL_TEXTS):
         return None
@@ -171,9 +174,9 @@ def _says_full(error: BaseException, folders: Sequence[str | os.PathLike[str]]) 
 
 
 def _file_of(error: OSError) -> str:
-    """The file that an error is about; empty where it does not say so.
+    """Return the file that could not be written, from an error of the system; empty if not named.
 
-    Of a copy the second name is the one that is written.
+    The error of a copy names two files, of which the second is written.
     """
     name = error.filename2 if error.filename2 is not None else error.filename
     return os.fsdecode(name) if isinstance(name, str | bytes) else ""
@@ -228,12 +231,12 @@ def size_text(size: int) -> str:
     return f"{number:.0f} {UNITS[unit]}" if unit == 0 else f"{number:.1f} {UNITS[unit]}"
 
 
-def _lasting_folder(path: str | os.PathLike[str]) -> str:
-    """The nearest folder above a path that exists, and that is no private one of this process."""
+def _remaining_folder(path: str | os.PathLike[str]) -> str:
+    """The nearest existing folder above a path that this process will not remove at its end."""
     folder = _folder_of(path)
-    for private in _private_folders:
-        if f"{folder}{os.sep}".startswith(f"{private}{os.sep}"):
-            return os.path.dirname(private)
+    for removed in _removed_folders:
+        if f"{folder}{os.sep}".startswith(f"{removed}{os.sep}"):
+            return os.path.dirname(removed)
     return folder
 
 

@@ -1,7 +1,8 @@
-"""Read many ranges of one file with several requests in flight.
+"""Read many byte ranges of one file with several requests at a time.
 
-XRootD takes many small ranges in one request. Large ranges are cut, because a
-single connection over a long distance does not use the whole bandwidth.
+A range is cut into pieces of at most PIECE bytes, which are requested in parallel, because one
+request over a long distance does not use the whole bandwidth. `one_each` makes a request for each
+piece; `in_vectors` combines small pieces in one request, which XRootD allows.
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 
 Range = tuple[int, int]
-"""First byte, and the one behind the last."""
+"""Place of the first byte, and the place after the last one."""
 
-REQUESTS = 16  # in flight at a time, beside one for each caller
-PIECE = 16 * 2**20  # bytes of one request
-# of XRootD: what a server takes in one request, unless it was configured otherwise
-VECTOR_ITEM = 2 * 2**20 - 16
-VECTOR_BYTES = 4 * 2**20  # of one request, so that there are several
-VECTOR_ITEMS = 1024
+REQUESTS = 16  # at a time in the threads; each caller makes one more request itself
+PIECE = 16 * 2**20  # largest number of bytes in a piece
+# Vectored reads of XRootD. Both limits of an item are the defaults of its servers.
+VECTOR_ITEM = 2 * 2**20 - 16  # largest number of bytes in an item
+VECTOR_ITEMS = 1024  # largest number of items in a request
+VECTOR_BYTES = 4 * 2**20  # largest number of bytes in a request, so that several run in parallel
 
 
 def split_ranges(ranges: Iterable[Range], most: int = PIECE) -> list[Range]:
@@ -36,13 +37,14 @@ def read_in_pieces(
     group: Callable[[list[Range]], list[list[Range]]],
     read: Callable[[list[Range]], list[bytes]],
 ) -> list[bytes]:
-    """The bytes of each range, in their order.
+    """Return the bytes of each range, in the order of `ranges`.
 
-    group: cuts ranges into groups of pieces, one for each request. read: one such request.
+    group: `one_each` or `in_vectors`: cuts the ranges into pieces, and returns the pieces of each
+    request. read: makes one request, and returns the bytes of each of its pieces.
     """
     groups = group(list(ranges))
     if not groups:
-        return _together(ranges, [])
+        return _join(ranges, [])
     others = [_threads(os.getpid()).submit(read, pieces) for pieces in groups[1:]]
     try:
         pieces = list(read(groups[0]))
@@ -52,7 +54,7 @@ def read_in_pieces(
         for other in others:
             other.cancel()
         wait(others)  # once this function has ended, the caller may close the file
-    return _together(ranges, pieces)
+    return _join(ranges, pieces)
 
 
 @functools.lru_cache(maxsize=1)
@@ -65,14 +67,17 @@ def _threads(process: int) -> ThreadPoolExecutor:
 
 
 def one_each(ranges: list[Range]) -> list[list[Range]]:
-    """A request for each piece."""
+    """Cut the ranges into pieces; return the pieces of each request, here one."""
     return [[piece] for piece in split_ranges(ranges)]
 
 
 def in_vectors(ranges: list[Range]) -> list[list[Range]]:
-    """A request for each large piece, and one for many small ones that follow each other."""
+    """Cut the ranges into pieces; return the pieces of each request.
+
+    A piece larger than VECTOR_ITEM is a request by itself. Smaller ones share requests.
+    """
     groups: list[list[Range]] = []
-    room = 0  # bytes that the last group still takes
+    room = 0  # bytes that the last request can still take
     for start, stop in split_ranges(ranges):
         size = stop - start
         if size > VECTOR_ITEM:
@@ -86,8 +91,8 @@ def in_vectors(ranges: list[Range]) -> list[list[Range]]:
     return groups
 
 
-def _together(ranges: Iterable[Range], pieces: Iterable[bytes]) -> list[bytes]:
-    """The pieces, in order, as the contents of the ranges."""
+def _join(ranges: Iterable[Range], pieces: Iterable[bytes]) -> list[bytes]:
+    """Join the bytes of consecutive pieces to those of the ranges that were cut into them."""
     rest = iter(pieces)
     contents = []
     for start, stop in ranges:

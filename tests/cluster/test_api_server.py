@@ -92,7 +92,7 @@ def test_every_manifest_passes_a_strict_dry_run(admin, clients, values):
 
 
 def lost_fields_of(ours, theirs, where: str = "spec") -> list[str]:
-    """The places of our fields that the server's object does not have, or has otherwise."""
+    """Return the paths of the fields of `ours` that are missing or different in `theirs`."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
         places = []
         for key, value in ours.items():
@@ -332,7 +332,10 @@ def test_an_owner_that_blocks_its_own_deletion_needs_another_right(admin, client
 
 
 def test_an_experiment_is_deleted_in_the_background(editor, clients):
-    """In the foreground it would stay until a collector, which is not here, had gone through."""
+    """After a deletion in the foreground, it stays until the garbage collector removes it.
+
+    No garbage collector runs beside this API server.
+    """
     manifest = manifests()["experiment.yaml"]
     name = manifest["metadata"]["name"]
     admin = clients("admin")

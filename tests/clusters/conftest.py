@@ -34,8 +34,8 @@ class Backend:
     folder: Path
     """Where the step would keep its files."""
     lines: list[str] = dataclasses.field(default_factory=list)
-    leaves_pods: str = ""
-    """Why pods of the run go on when the test ends. A wait that is cut short fills it."""
+    why_pods_remain: str = ""
+    """Why pods of the run may still run at the end of the test; empty if they may not."""
 
     def run_experiment(self, manifest: dict, deadline: float = 30):
         with self._wait():
@@ -72,11 +72,14 @@ class Backend:
 
     @contextlib.contextmanager
     def _wait(self) -> Iterator[None]:
-        """A wait that was cut short removes nothing: that is for the step that waited."""
+        """Let pods run on if the block's wait is interrupted or reaches its deadline.
+
+        The backend then leaves its objects, because removing them is up to the step that called it.
+        """
         try:
             yield
         except (DeadlineError, UnreachableError, KeyboardInterrupt) as error:
-            self.leaves_pods = type(error).__name__
+            self.why_pods_remain = type(error).__name__
             raise
 
     @property
@@ -86,7 +89,7 @@ class Backend:
 
 @dataclasses.dataclass
 class Fake(Backend):
-    """The Kubernetes backend before a fake API server, whose parts a test may script."""
+    """The Kubernetes backend, connected to a fake API server with scripted controllers."""
 
     api: FakeApi | None = None
     node: Node | None = None
@@ -97,11 +100,11 @@ class Fake(Backend):
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Fake]]:
-    """`fake(node, ...)` starts a server and gives the backend before it.
+    """A function: `fake(node, ...)` starts a fake API server and returns a backend connected to it.
 
-    At the end no controller may have raised an error, no request may have asked for more than the
-    Role of deploy/ allows, but for what the test granted or forbade, and no pod of a search or of a
-    job may run, unless the test says in `leaves_pods` why one does.
+    At its end the test fails if a controller raised an error, if a request needed a right that
+    neither the Role of deploy/ nor the test granted, or if a pod of a search or a job still runs.
+    A test that leaves pods on purpose says why in `why_pods_remain`.
     """
     backends: list[Fake] = []
 
@@ -132,10 +135,10 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
         return backend
 
     yield start
-    running = [[] if backend.leaves_pods else left_running(backend.api) for backend in backends]
+    running = [[] if backend.why_pods_remain else left_running(backend.api) for backend in backends]
     for backend in backends:
         backend.api.__exit__()
-    assert not any(running), f"pods run on: {running}"
+    assert not any(running), f"pods still run: {running}"
     for backend in backends:
         api = backend.api
         assert not api.controller_errors, api.controller_errors
@@ -143,9 +146,9 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
 
 
 def left_running(api: FakeApi) -> list[str]:
-    """Names of pods of searches and jobs that run, although the controllers had time to end them.
+    """Names of the pods of searches and jobs that still run after PODS_END_SECONDS.
 
-    A service outlives its run.
+    Pods of services are left out, because a service outlives its run.
     """
     end = time.monotonic() + PODS_END_SECONDS
     while True:

@@ -332,7 +332,7 @@ def test_an_exception_of_on_end_is_passed_on(backend):
         backend.cluster.run_jobs(
             jobs, parallel=2, on_end=raise_at_end, deadline=30, report=backend.lines.append
         )
-    backend.leaves_pods = "the step removes the other job"
+    backend.why_pods_remain = "the step removes the other job"
 
 
 def test_delete_removes_a_runs_objects_and_may_be_repeated(backend):

@@ -388,7 +388,7 @@ def test_a_removal_waits_for_all_pods_except_an_algorithms_that_is_ending(
     """The pod of a suggestion ignores SIGTERM, so that it takes its 30 s (seen, Katib 0.19.0)."""
     backend = fake(node_of(loss(0.1)))
     backend.run_experiment(experiment(["0.1"]))
-    backend.leaves_pods = "a finalizer that nobody takes off keeps the pod"
+    backend.why_pods_remain = "a finalizer that nobody takes off keeps the pod"
     monkeypatch.setattr(kubernetes_objects, "REMOVAL_SECONDS", 2.0)
     monkeypatch.setattr(kubernetes_objects, "QUIET_SECONDS", 0.0)
     # Katib gives the pod of an algorithm the label of the trials, too (seen).

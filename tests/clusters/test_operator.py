@@ -31,7 +31,7 @@ def test_a_job_whose_pod_may_not_be_created_says_why(fake):
 def test_the_status_lists_a_workflows_job_and_no_trials_job(fake):
     backend = fake(node_of(loss(0.1)))
     act_for(backend, make_workflow(backend))
-    backend.leaves_pods = "the job does not end"
+    backend.why_pods_remain = "the job does not end"
     backend.run_experiment(experiment(["0.1"]))
     backend.node.play = lambda pod: Play(seconds=math.inf)
     with pytest.raises(DeadlineError):

@@ -53,7 +53,7 @@ def test_a_stopped_step_removes_its_job(fake, run, reason):
     with pytest.raises(DeadlineError):
         backend.run_job(manifest, deadline=0.5)
     name = manifest["metadata"]["name"]
-    assert backend.api.find("pytorchjobs", name), "a backend by itself removes nothing"
+    assert backend.api.find("pytorchjobs", name), "the backend removes no job itself"
     cluster = backend.cluster
     with pytest.raises(reason), step.remove_if_stopped(cluster, cluster.delete_job, name):
         raise reason("enough")
@@ -62,10 +62,13 @@ def test_a_stopped_step_removes_its_job(fake, run, reason):
 
 
 @pytest.mark.parametrize(("reason", "stays"), [(InterruptedRun, True), (DeadlineError, False)])
-def test_a_terminated_step_in_a_kubeflow_pod_leaves_its_job_to_finish(
+def test_in_a_kubeflow_pod_a_terminated_step_leaves_the_removal_of_its_job_to_finish(
     fake, run, monkeypatch, reason, stays
 ):
-    """It has half a second, and another attempt may follow; at a deadline it removes the job."""
+    """Its pod is killed half a second later, and another attempt may continue with the job.
+
+    A step that reaches its own deadline has time to remove the job.
+    """
     monkeypatch.setenv(KFP_POD, "jec-pipeline-x-export")
     backend = fake(node_of(Play(seconds=60)))
     manifest = export_job(run, "trial")

@@ -49,9 +49,10 @@ class Checks:
 
 
 def after_first_deploy(fake, *plays: Play, kserve: KServe | None = None):
-    """A backend before a cluster that serves a first model well; (backend, its object, its pods).
+    """Deploy a first model on a fake cluster, with success.
 
-    The further pods follow the plays.
+    Returns the backend, the InferenceService, and the uids of its pods. plays: what the pods of
+    later deployments do, in order.
     """
     backend = fake(node_of(UP, *plays), kserve=kserve)
     backend.deploy(service())

@@ -1,6 +1,6 @@
-"""Every wait of the Kubernetes backend ends in time and with a reason.
+"""Every wait of the Kubernetes backend ends in time, and its error has a reason.
 
-Whatever a server or its controllers do wrong.
+This holds for any fault of the API server, the controllers or the pods.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from tests.clusters.contract import RUN_ID, experiment, job, service
 from tests.clusters.controllers import Play
 from tests.clusters.scripts import EXPORT, UP, loss, node_of
 
-DEADLINE = 0.2  # of the wait under test
-# seconds within which it has to be over, whatever happened: its deadline, and a slow machine
-LIMIT = 10.0
+DEADLINE = 0.2  # of the wait under test (s)
+LIMIT = 10.0  # seconds until a test fails: far above DEADLINE, because the machine may be slow
 
 GOOD = {"experiment": loss(0.1), "job": Play(), "service": UP}
 TROUBLE: dict[str, Play] = {
@@ -47,7 +46,7 @@ FAULTS: dict[str, dict] = {
 
 
 def end_of(wait: Callable[[], object]) -> str:
-    """The error's text, or 'done'; fails if the wait is not over in time."""
+    """Wait; return the text of the error, or 'done' without one. Fails if it took too long."""
     start, message = time.monotonic(), "done"
     try:
         wait()
@@ -83,7 +82,8 @@ def waits_of(backend) -> dict[str, Callable[[], object]]:
     ],
 )
 def test_a_wait_ends_for_every_behaviour_of_its_pods(fake, what, trouble):
-    # ready twice is believed
+    # A service is deployed once its pod was ready in two looks. These are far enough apart for a
+    # pod to crash in between.
     backend = fake(node_of(TROUBLE[trouble]), poll=0.1 if what == "service" else 0.02)
     message = end_of(waits_of(backend)[what])
     fine = (what, trouble) == ("service", "runs for ever")
@@ -103,7 +103,7 @@ def test_a_full_namespace_ends_a_wait_with_the_quotas_name(fake, what):
     [*(("job", fault) for fault in FAULTS), ("experiment", "500"), ("service", "cut")],
 )
 def test_a_wait_ends_although_the_server_always_fails(fake, what, fault):
-    """From its second request on: the first contact is another test's."""
+    """The server answers one request before it fails, because the first contact has other rules."""
     backend = fake(node_of(GOOD[what]))
     backend.cluster.find(RUN_ID)
     backend.api.fail("*", ".", times=math.inf, **FAULTS[fault])

@@ -1,7 +1,7 @@
-"""Argo and KFP's launcher as a run of the chain meets them, before the fake API server.
+"""A fake of Argo and KFP's launcher, which runs the steps of a run on the fake API server.
 
-Each step is a process in a pod. Rules carry their source: a project with its version, file and
-line, or "seen" with KFP 2.15.0 and Argo 3.7.3, which KFP 2.15.0 pins.
+Each step is a real process that stands for its pod. Each rule names its source: a project with its
+version, file and line, or "seen": observed with KFP 2.15.0 and Argo 3.7.3, the version it needs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CHAIN = ("prepare", "search", "export", "evaluate", "deploy")
 
 
 class Retries:
-    """Decide whether Argo makes another attempt of a step, and when. Times are in seconds."""
+    """The rules by which Argo decides whether and when to retry a step. Times are in seconds."""
 
     def __init__(self, policy: dict) -> None:
         """`policy`: a task's retryPolicy in the IR."""

@@ -312,7 +312,7 @@ def _running(api, name: str) -> bool:
 def test_the_command_that_removes_leftover_objects_is_printed(fake, run, monkeypatch, capsys):
     monkeypatch.setattr(finish, "REMOVAL_SECONDS", 0.3)
     backend = fake(node_of(FOREVER))
-    backend.leaves_pods = "a finalizer that nobody takes off keeps the job"
+    backend.why_pods_remain = "a finalizer that nobody takes off keeps the job"
     with backend.api.lock:
         job = export_job(run, "trial")
         job["metadata"]["finalizers"] = ["example.org/never"]
@@ -354,7 +354,7 @@ def test_running_trials_of_an_ended_experiment_are_deleted_and_it_stays(fake, ru
 def test_the_objects_of_a_job_that_began_later_are_kept(fake, run):
     """The user resumed the run before the exit handler of the stopped job was there."""
     backend = fake(node_of(FOREVER))
-    backend.leaves_pods = "they are the other job's, which goes on"
+    backend.why_pods_remain = "they are the other job's, which goes on"
     with backend.api.lock:
         backend.api.create("experiments", experiment(run))
     step.write_status(run, "search", "running", job_id=JOB)

@@ -100,9 +100,9 @@ def test_the_jets_are_those_of_the_prepared_test_set(tmp_path):
     jets_without_endcap = without_endcap(jets)
     for column, values in jets.items():
         np.save(tmp_path / f"observer.{column}.npy", values[jets_without_endcap].astype(np.float32))
-    (reason,) = gate_inputs.missing_of_jets(str(tmp_path), RunConfig())
+    (reason,) = gate_inputs.refusals_on_test_set(str(tmp_path), RunConfig())
     assert "endcap" in reason
-    assert gate_inputs.missing_of_jets(str(tmp_path), RunConfig(gate_regions="barrel")) == []
+    assert gate_inputs.refusals_on_test_set(str(tmp_path), RunConfig(gate_regions="barrel")) == []
     # without momenta there is nothing to say
     (tmp_path / "observer.jetPt.npy").unlink()
-    assert gate_inputs.missing_of_jets(str(tmp_path), RunConfig()) == []
+    assert gate_inputs.refusals_on_test_set(str(tmp_path), RunConfig()) == []

@@ -23,7 +23,8 @@ class Session:
         return SimpleNamespace(custom_metadata_map={})
 
     def run(self, _, arrays):
-        # A particle whose mask is another jet's would not be whole.
+        # All values of a particle must come from the same jet: here the second feature and the
+        # mask both are the index of the jet.
         assert np.array_equal(arrays["pf_features"][:, 1, 0], arrays["pf_mask"][:, 0, 0])
         return [0.7 * arrays["pf_features"][:, 0, :1] + 0.2 * arrays["jet_features"][:, :1]]
 

@@ -342,7 +342,7 @@ def test_a_step_that_begins_on_a_full_disk_still_writes_its_status(disk):
     other.unlink()
     step.with_status("search", run, lambda: None)
     assert step.read_status(run.uri).steps["search"].state == "done"
-    step.give_back(str(disk / "run"))
+    step.free_reserve(str(disk / "run"))
     assert [path.name for path in (disk / "run").iterdir()] == ["status.json"]
 
 

@@ -69,8 +69,9 @@ def quick(monkeypatch):
 
 
 def kfp_run(kfp, *states: str | None, bucket: str = "s3://none/jec", **values) -> tuple[str, str]:
-    """A run that the server knows, whose state is the next of these at each look; its id there and
-    ours.
+    """Add a run to the fake server; returns Kubeflow's id of the run, and ours.
+
+    Each request for the run returns the next of `states`.
     """
     config = RunConfig(s3_bucket=bucket, namespace="physics", **values)
     number = "00000000-0000-4000-8000-00000000000" + str(len(kfp.runs))
@@ -236,7 +237,10 @@ def test_an_unknown_run_is_an_error(tmp_path, capsys):
 
 
 def ended_run(kfp, tmp_path: Path, states: dict[str, str | None]) -> Run:
-    """A run that ended as FAILED on Kubeflow, whose steps ended so there; its folder is local."""
+    """A run with a local folder that ended as FAILED on Kubeflow.
+
+    states: step -> its final state on Kubeflow, None for an omitted one.
+    """
     number, run_id = kfp_run(kfp, "FAILED", bucket=str(tmp_path / "runs"))
     kfp.runs[-1]["run_details"] = {"task_details": task_details(states)}
     run = Run(config=RunConfig(s3_bucket=str(tmp_path / "runs"), run_id=run_id))
@@ -246,7 +250,7 @@ def ended_run(kfp, tmp_path: Path, states: dict[str, str | None]) -> Run:
 
 
 def step_states(text: str) -> dict[str, str]:
-    """Step -> the state that --status shows in its section of steps."""
+    """Parse the section on steps in the output of --status: step -> the state shown."""
     section = text.split("\nsteps\n")[1].split("\n\n", maxsplit=1)[0]
     lines = [line for line in section.splitlines() if line.startswith("  ")]
     return {line.split()[0]: line.split()[1] for line in lines}
@@ -258,7 +262,7 @@ STATES = {"prepare": "SUCCEEDED", "search": "FAILED", "export": None, "finish": 
 @pytest.mark.parametrize(
     ("state", "reason", "word", "step_state"),
     [
-        # finish was lost: the end of the step is not recorded
+        # `finish` did not run, so that status.json still says "running"
         ("running", "", "failed", "failed"),
         ("interrupted", TERMINATED, "terminated", "interrupted"),
         ("interrupted", "the step's pod was evicted", "failed", "interrupted"),
@@ -337,10 +341,10 @@ def test_a_deployment_that_the_gate_refused_is_shown_as_omitted(kfp, tmp_path, c
     assert ("[deploy] succeeded" in text) == deployed
 
 
-def test_after_a_retry_the_steps_are_new_and_finish_is_that_of_the_first_end(
+def test_after_a_retry_the_steps_are_updated_and_finish_is_from_the_first_attempt(
     kfp, tmp_path, capsys, monkeypatch
 ):
-    """Seen with KFP 2.15.0: Retry keeps the run's id, and Argo keeps the exit handler's end."""
+    """Retry in the UI keeps the run id, and does not run `finish` again (seen with KFP 2.15.0)."""
     monkeypatch.delenv(step.LOCAL_DIR, raising=False)
     run = ended_run(kfp, tmp_path, {"prepare": "FAILED", "search": None, "finish": "SUCCEEDED"})
     number = kfp.runs[-1]["run_id"]
@@ -350,7 +354,11 @@ def test_after_a_retry_the_steps_are_new_and_finish_is_that_of_the_first_end(
     assert "did not clean up" not in capsys.readouterr().out
 
     def status_after_retry(state: str, tasks: dict[str, str | None], name: str, own: str) -> str:
-        """--status after a step of the retried run has come to a state, a while later."""
+        """The output of --status a while after the retry.
+
+        state, tasks: of the run and its steps on Kubeflow. name, own: a step, and the state that it
+        writes into status.json.
+        """
         kfp.runs[-1]["state"], kfp.states[number] = state, [state]
         details = task_details({**tasks, "finish": "SUCCEEDED"})
         kfp.runs[-1]["run_details"] = {"task_details": details}
@@ -370,7 +378,7 @@ def test_after_a_retry_the_steps_are_new_and_finish_is_that_of_the_first_end(
     text = status_after_retry("FAILED", states, "search", "failed")
     assert step_states(text) == {"prepare": "done", "search": "failed", "finish": "done"}
     assert "no file a.root" not in text
-    # finish has not cleaned up after this end
+    # `finish` did not run after the second failure, so the user must clean up
     (line,) = [line for line in text.splitlines() if "did not clean up" in line]
     assert f"--down {run.id}" in line
     text = status_after_retry("SUCCEEDED", dict.fromkeys(NAMES, "SUCCEEDED"), "deploy", "done")
@@ -702,18 +710,21 @@ def test_a_run_is_not_reported_as_removed_if_no_place_could_be_asked(
 
 
 @pytest.fixture
-def own_client():
-    """Leave no S3 client of this test's AWS variables to the next test."""
+def no_shared_s3_client():
+    """Forget the S3 client after the test, because it was made with this test's AWS variables."""
     yield
     storage.forget_client()
 
 
-@pytest.mark.usefixtures("own_client")
+@pytest.mark.usefixtures("no_shared_s3_client")
 @pytest.mark.parametrize("storage_too", [False, True])
-def test_down_of_a_running_run_waits_for_its_end_only_where_its_folder_goes(
+def test_down_waits_for_the_end_of_a_run_only_if_it_removes_the_folder(
     fake, kfp, tmp_path, capsys, monkeypatch, s3_bucket, s3_server, storage_too
 ):
-    """The end comes a minute later (seen with KFP 2.15.0); a step may make an object meanwhile."""
+    """A terminated run ends a minute later (seen with KFP 2.15.0).
+
+    Until then a step may create objects, which --down must remove too.
+    """
     bucket = f"{s3_bucket}/jec"
     number, run_id = kfp_run(kfp, "RUNNING", bucket=bucket, s3_endpoint=s3_server)
     Run(config=RunConfig(s3_bucket=bucket, s3_endpoint=s3_server, run_id=run_id)).save()
@@ -737,7 +748,7 @@ def test_down_of_a_running_run_waits_for_its_end_only_where_its_folder_goes(
     assert ("finish" in capsys.readouterr().out.splitlines()[-1]) != storage_too
 
 
-@pytest.mark.usefixtures("own_client")
+@pytest.mark.usefixtures("no_shared_s3_client")
 @pytest.mark.parametrize("set_here", [None, "http://127.0.0.1:9"])
 def test_commands_use_the_endpoint_of_the_run(
     kfp, tmp_path, capsys, monkeypatch, s3_bucket, s3_server, set_here

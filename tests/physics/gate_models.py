@@ -115,18 +115,18 @@ def of_flavour(model: Model, *codes: int) -> np.ndarray:
     return np.isin(np.abs(model.jets["partonFlav"]), codes)
 
 
-def far_off(model: Model, share: float, which: np.ndarray) -> Model:
-    """A share of the jets `which` is off by a factor 2, up or down."""
+def with_outliers(model: Model, share: float, which: np.ndarray) -> Model:
+    """A random share of the jets `which` gets a pT that is wrong by a factor of 2, up or down."""
     rng = np.random.default_rng(5)
     hit = which & (rng.random(len(which)) < share)
     factor = np.where(rng.random(len(which)) < 0.5, np.log(2), -np.log(2))
     return dataclasses.replace(model, answers=model.answers + np.where(hit, factor, 0)[:, None])
 
 
-def nothing(model: Model) -> Model:
-    """The standard JEC itself, with intervals about it that cover."""
+def standard_jec(model: Model) -> Model:
+    """A model that leaves the standard JEC unchanged: the median is 0, with a correct interval."""
     half = (model.answers[:, 2] - model.answers[:, 1]) / 2
-    half = half * 1.14
+    half = half * 1.14  # the standard JEC has a worse resolution than the good model
     zero = np.zeros(len(half))
     return dataclasses.replace(model, answers=np.stack([zero, -half, half], axis=1))
 
@@ -160,7 +160,7 @@ def regions_swapped(model: Model) -> Model:
 
 
 def widened(model: Model, factor: float, which: np.ndarray) -> Model:
-    """The logarithm of the response of the jets `which`, and their intervals, wider by a factor."""
+    """The error of log(pT) of the jets `which`, and their intervals, multiplied by a factor."""
     true = np.log(model.jets["genJetPt"] / model.jets["jetPt"])
     median = true + factor * (model.answers[:, 0] - true)
     width = factor * (model.answers - model.answers[:, :1])
@@ -169,14 +169,14 @@ def widened(model: Model, factor: float, which: np.ndarray) -> Model:
 
 
 def interval_times(model: Model, factor: float, which: np.ndarray) -> Model:
-    """The interval of each of the jets `which` as many times as wide."""
+    """The widths of the intervals of the jets `which`, multiplied by a factor."""
     median = model.answers[:, :1]
     wider = median + factor * (model.answers - median)
     return dataclasses.replace(model, answers=np.where(which[:, None], wider, model.answers))
 
 
-def of_one_width(model: Model) -> Model:
-    """Intervals of one width for all jets, which cover 68 % of them."""
+def with_equal_intervals(model: Model) -> Model:
+    """Every jet gets an interval of the same width; together they cover 68 % of the jets."""
     true = np.log(model.jets["genJetPt"] / model.jets["jetPt"])
     median = model.answers[:, 0]
     half = np.full(len(true), np.quantile(np.abs(true - median), 0.68))
@@ -185,19 +185,20 @@ def of_one_width(model: Model) -> Model:
 
 
 def offset(model: Model, gev: float) -> Model:
-    """So many GeV added to the calibrated pT."""
+    """A calibrated pT that is `gev` (GeV) larger for every jet."""
     calibrated = model.jets["jetPt"] * np.exp(model.answers[:, 0])
     shift = np.log1p(gev / calibrated)
     return dataclasses.replace(model, answers=model.answers + shift[:, None])
 
 
-def everywhere(model: Model) -> np.ndarray:
+def all_jets(model: Model) -> np.ndarray:
+    """A mask (N,) that selects every jet."""
     return np.ones(len(model.answers), dtype=bool)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Harm:
-    """A way to harm a good model, and the quantities of which one must fail."""
+    """A way to harm a good model, and the quantities that the gate may name in its refusal."""
 
     apply: Callable[[Model], Model]
     reasons: tuple[str, ...]
@@ -213,10 +214,10 @@ HARMS = {
         apply=lambda m: m.scaled(1.08, between(m, "genJetPt", 0, 60)), reasons=CLOSURE
     ),
     "3 % of jets off by a factor 2": Harm(
-        apply=lambda m: far_off(m, 0.03, everywhere(m)), reasons=TAILS
+        apply=lambda m: with_outliers(m, 0.03, all_jets(m)), reasons=TAILS
     ),
-    "1.8 % up": Harm(apply=lambda m: m.scaled(1.018, everywhere(m)), reasons=CLOSURE),
-    "does nothing": Harm(apply=nothing, reasons=("gain",), gate="strict"),
+    "1.8 % up": Harm(apply=lambda m: m.scaled(1.018, all_jets(m)), reasons=CLOSURE),
+    "does nothing": Harm(apply=standard_jec, reasons=("gain",), gate="strict"),
     "noise": Harm(apply=pure_noise, reasons=GAIN),
     "shuffled": Harm(apply=shuffled, reasons=GAIN),
     "regions swapped": Harm(apply=regions_swapped, reasons=GAIN),
@@ -227,9 +228,9 @@ HARMS = {
     "light quarks 5 % up": Harm(
         apply=lambda m: m.scaled(1.05, of_flavour(m, 1, 2, 3)), reasons=FLAVOUR
     ),
-    "wider by 20 %": Harm(apply=lambda m: widened(m, 1.2, everywhere(m)), reasons=GAIN),
+    "wider by 20 %": Harm(apply=lambda m: widened(m, 1.2, all_jets(m)), reasons=GAIN),
     "intervals half as wide": Harm(
-        apply=lambda m: interval_times(m, 0.5, everywhere(m)), reasons=COVERAGE
+        apply=lambda m: interval_times(m, 0.5, all_jets(m)), reasons=COVERAGE
     ),
 }
 """Name -> a harmful model."""
@@ -244,7 +245,7 @@ MORE_HARMS = {
     "8 % down below 60 GeV": Harm(
         apply=lambda m: m.scaled(0.92, between(m, "genJetPt", 0, 60)), reasons=CLOSURE
     ),
-    "1.8 % down": Harm(apply=lambda m: m.scaled(0.982, everywhere(m)), reasons=CLOSURE),
+    "1.8 % down": Harm(apply=lambda m: m.scaled(0.982, all_jets(m)), reasons=CLOSURE),
     "3 GeV too much": Harm(apply=lambda m: offset(m, 3), reasons=CLOSURE),
     "3 GeV too little": Harm(apply=lambda m: offset(m, -3), reasons=CLOSURE),
     "8 % up in a narrow slice of eta": Harm(
@@ -272,15 +273,15 @@ MORE_HARMS = {
         apply=lambda m: widened(m, 1.4, between(m, "genJetPt", 300, 1e9)), reasons=("resolution",)
     ),
     "3 % of endcap jets off by a factor 2": Harm(
-        apply=lambda m: far_off(m, 0.03, region(m, "endcap")), reasons=TAILS
+        apply=lambda m: with_outliers(m, 0.03, region(m, "endcap")), reasons=TAILS
     ),
     "1 % of jets off by a factor 2": Harm(
-        apply=lambda m: far_off(m, 0.01, everywhere(m)), reasons=TAILS
+        apply=lambda m: with_outliers(m, 0.01, all_jets(m)), reasons=TAILS
     ),
     "intervals twice as wide": Harm(
-        apply=lambda m: interval_times(m, 2, everywhere(m)), reasons=COVERAGE
+        apply=lambda m: interval_times(m, 2, all_jets(m)), reasons=COVERAGE
     ),
-    "intervals all of one width": Harm(apply=of_one_width, reasons=COVERAGE),
+    "intervals all of one width": Harm(apply=with_equal_intervals, reasons=COVERAGE),
     "intervals half as wide above 300 GeV": Harm(
         apply=lambda m: interval_times(m, 0.5, between(m, "jetPt", 300, 1e9)), reasons=COVERAGE
     ),

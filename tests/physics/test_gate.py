@@ -16,7 +16,7 @@ from tests.physics.gate_models import (
     NAMES,
     Harm,
     Model,
-    everywhere,
+    all_jets,
     good_model,
     interval_times,
 )
@@ -97,9 +97,9 @@ def test_other_harmful_models_are_refused_in_bootstrap_copies(harm):
     assert all(is_refused_for_its_harm(copy_of_good(number), harm) for number in range(1, 5))
 
 
-def test_doing_nothing_passes_the_default_gate():
-    nothing = HARMS["does nothing"].apply(copy_of_good(0))
-    assert verdict(nothing)[1] == []
+def test_the_standard_jec_itself_passes_the_default_gate():
+    unchanged = HARMS["does nothing"].apply(copy_of_good(0))
+    assert verdict(unchanged)[1] == []
 
 
 @pytest.mark.parametrize("num_jets", [800, 2000, 5000])
@@ -136,10 +136,10 @@ def test_each_limit_can_be_set():
         ("max_flavour_ratio", 0.0, "flavour spread"),
         ("min_improvement", 50.0, "gain"),
     ):
-        gate, reasons = verdict(model.scaled(1.05, everywhere(model)), **{name: value})
+        gate, reasons = verdict(model.scaled(1.05, all_jets(model)), **{name: value})
         assert quantity in failed_quantities(gate), name
         assert any(quantity in reason for reason in reasons)
-    half = interval_times(model, 0.5, everywhere(model))
+    half = interval_times(model, 0.5, all_jets(model))
     assert "coverage" not in failed_quantities(verdict(half, max_coverage_points=40.0)[0])
 
 

@@ -58,7 +58,7 @@ def of_compilers() -> Iterator[None]:
     if not cache.parent.name.startswith(COMPILED):
         yield
         return
-    space.add_private_folder(cache.parent)  # it may be that of the process that started this one
+    space.add_removed_folder(cache.parent)  # it may be that of the process that started this one
     space.temporary_folder()  # Python chooses its folder at the first use, and keeps it
     before = os.environ.get("TMPDIR")
     folder = cache.parent / TEMPORARY

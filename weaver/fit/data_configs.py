@@ -37,10 +37,12 @@ def training_configs(options: TrainOptions) -> tuple[DataConfig, DataConfig]:
     return train, val
 
 
-def with_numbers_of(train: DataConfig, val: DataConfig) -> DataConfig:
-    """Return the validation's data config with the numbers derived from the training set.
+def validation_with_derived_numbers(train: DataConfig, val: DataConfig) -> DataConfig:
+    """Return the validation's data config with the numbers that it lacks.
 
-    Numbers in a separate data config of the validation (--data-config-val) stay.
+    They are the standardisation and the histograms of the reweighting, which were derived from the
+    training set. A separate data config of the validation (--data-config-val) keeps those that it
+    has itself.
     """
     if val.source == train.source:
         return val.with_derived_parameters(train.derived_parameters)

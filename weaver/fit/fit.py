@@ -238,7 +238,7 @@ class Fit:
             loss, count, _ = self.objective(
                 self.model, batch, has_padding=self._has_padding(self.train, place)
             )
-            self.scaler.scale(self._of_all_ranks(loss, count, place)).backward()
+            self.scaler.scale(self._weighted_for_ddp(loss, count, place)).backward()
 
         # Lookahead has the attributes of an optimizer that a scaler uses: param_groups and step
         optimizer = cast(torch.optim.Optimizer, self.optimizer)
@@ -252,13 +252,19 @@ class Fit:
         self.trial.batch += 1
         return loss.detach().double() * count, count
 
-    def _of_all_ranks(self, loss: torch.Tensor, count: Count, place: int) -> torch.Tensor:
-        """Scale a rank's loss so that DDP's mean over ranks gives the gradient of the mean loss."""
+    def _weighted_for_ddp(self, loss: torch.Tensor, count: Count, place: int) -> torch.Tensor:
+        """Return this rank's loss times (jets of this rank) * (ranks) / (jets of all ranks).
+
+        DDP averages the gradients over ranks, whatever number of jets each has. With this factor
+        the average is the gradient of the mean loss over all jets of the batch. loss: mean over
+        this rank's jets. count: their number, or a tensor with the sum of their weights.
+        place: the batch's number in its pass.
+        """
         if self.world.size == 1:
             return loss
         if not isinstance(count, torch.Tensor):
             return loss * (count * self.world.size / self._jets(self.train, place))
-        # a sum of weights, whose total needs a sum over ranks
+        # Each rank knows only the sum of its own weights.
         total = self.world.sum_on_device(count).clamp(min=torch.finfo(count.dtype).tiny)
         return loss * (count * self.world.size / total)
 

@@ -218,9 +218,11 @@ class ParticleGroup(torch.nn.Module):
         *,
         is_only: bool,
     ) -> None:
-        """Take the variables and the sort keys, each with whether it falls.
+        """Make the group.
 
-        is_only: there is no other list of particles, so that valid jets have at least one here.
+        variables: its input variables. order: (key, whether the order is falling) for each sort
+        key, the most important one first. is_only: the model takes no other list of particles, so
+        that every valid jet has at least one particle in this one.
         """
         super().__init__()
         self.variables = variables
@@ -238,8 +240,8 @@ class ParticleGroup(torch.nn.Module):
         )
 
     @property
-    def choice(self) -> tuple[Any, ...]:
-        """A key that is equal for groups with the same particles in the same order."""
+    def selection_key(self) -> tuple[Any, ...]:
+        """Identifies the particles and their order: equal keys mean that one selection will do."""
         order = tuple((id(value), falls) for value, falls in self.order)
         return id(self.variables[0].value.counts), order, self.length, self.wraps
 
@@ -336,27 +338,28 @@ class ParticleGroup(torch.nn.Module):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table of variables that are functions of one integer column, which a graph looks up.
+    """k variables of a group, all functions of one integer column x, which the graph looks up.
 
-    Beyond reach and below -reach each variable is constant.
+    Each is constant for x >= reach and for x <= -reach. The first ones are indicators: 1 where
+    |x| has a certain value (such as a particle's type), else 0. The others can be any functions.
     """
 
     column: Value
     reach: int
     members: list[int]
-    """Indices of the k variables in their group."""
-    numbers: list[int]
-    """a of the first variables, each of which is 1 where |x| = a, and else 0."""
+    """Indices of the variables in their group, the indicators first."""
+    magnitudes: list[int]
+    """For each indicator, the value of |x| at which it is 1."""
     rows: torch.Tensor
-    """Of the other ones: (k', 2 * reach + 1) float32, for 0, ..., reach, -reach, ..., -1, so that a
-    negative number counts from the end."""
+    """Values of the other k' variables, (k', 2 * reach + 1) float32, at x = 0, ..., reach, -reach,
+    ..., -1. In this order x itself is the index, because a negative one counts from the end."""
 
     def look_up(self, x: torch.Tensor, length: int) -> torch.Tensor:
         """The k variables, one after the other, (N, k * length), for integers x (N, length)."""
         columns = []
-        if self.numbers:
-            numbers = torch.tensor(self.numbers, dtype=x.dtype)[:, None]
-            equal = torch.abs(x).reshape(-1, 1, length) == numbers  # (N, number of numbers, length)
+        if self.magnitudes:
+            magnitudes = torch.tensor(self.magnitudes, dtype=x.dtype)[:, None]
+            equal = torch.abs(x).reshape(-1, 1, length) == magnitudes  # (N, k - k', length)
             columns.append(equal.float().flatten(1))
         if len(self.rows):
             # ONNX Runtime's GatherElements takes a tenth of the time of its Gather.
@@ -375,10 +378,10 @@ def _tables(values: Sequence[Value]) -> list[Table]:
     columns: dict[str, Value] = {}
     reaches: dict[str, int] = {}
     for i, value in enumerate(values):
-        steps = _steps(value)
-        if steps is None or not math.isfinite(_bound(value)):
+        column_and_reach = _column_and_reach(value)
+        if column_and_reach is None or not math.isfinite(_bound(value)):
             continue
-        column, reach = steps
+        column, reach = column_and_reach
         if column is None or reach > LARGEST_REACH:
             continue
         branch = column.args[0]
@@ -394,39 +397,39 @@ def _tables(values: Sequence[Value]) -> list[Table]:
         x = torch.cat((torch.arange(reach + 1), torch.arange(-reach, 0)))
         x = x.to(graph_type(column.dtype))
         run = _Run({branch: x[None]})
-        by_number: dict[int, int] = {}  # member -> a of |x| = a
+        magnitudes: dict[int, int] = {}  # member -> the |x| at which this indicator is 1
         rows: dict[int, torch.Tensor] = {}
         for i in indices:
             row = run(values[i]).float().reshape(-1)
-            number = _number_of(row, reach)
-            if number is None:
+            magnitude = _indicated_magnitude(row, reach)
+            if magnitude is None:
                 rows[i] = row
             else:
-                by_number[i] = number
+                magnitudes[i] = magnitude
         tables.append(
             Table(
                 column=column,
                 reach=reach,
-                members=[*by_number, *rows],
-                numbers=list(by_number.values()),
+                members=[*magnitudes, *rows],
+                magnitudes=list(magnitudes.values()),
                 rows=torch.stack(list(rows.values())) if rows else torch.empty(0, len(x)),
             )
         )
     return tables
 
 
-def _number_of(row: torch.Tensor, reach: int) -> int | None:
-    """The a of a function that is 1 where |x| = a, and else 0; None for any other function.
+def _indicated_magnitude(row: torch.Tensor, reach: int) -> int | None:
+    """Return the a for which a function is 1 where |x| = a and 0 elsewhere; None if there is none.
 
-    row: its values for 0, ..., reach, -reach, ..., -1.
+    row: values of the function at x = 0, ..., reach, -reach, ..., -1.
     """
     positive = row[: reach + 1].nonzero().flatten().tolist()
     if len(positive) != 1 or not 0 < positive[0] < reach:
         return None
-    number = int(positive[0])
+    magnitude = int(positive[0])
     expected = torch.zeros_like(row)
-    expected[[number, -number]] = 1
-    return number if torch.equal(row, expected) else None
+    expected[[magnitude, -magnitude]] = 1
+    return magnitude if torch.equal(row, expected) else None
 
 
 class _LookUp(torch.autograd.Function):
@@ -451,7 +454,7 @@ def _looked_up(row: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     return values
 
 
-STEPS = COMPARISONS | {
+SIGN_OPERATIONS = COMPARISONS | {
     "where",
     "sign",
     "abs",
@@ -462,25 +465,27 @@ STEPS = COMPARISONS | {
     "logical_xor",
     "logical_not",
 }
-"""Operations that depend on integers only through signs and comparisons."""
+"""Operations that use an integer only in signs and comparisons with numbers, or return it with
+another sign. A bounded function composed of them is constant for large integers."""
 
 
-def _steps(argument: Any) -> tuple[Value | None, int] | None:
-    """(column, reach) of an expression that consists of STEPS on one integer column.
+def _column_and_reach(argument: Any) -> tuple[Value | None, int] | None:
+    """Find the integer column x on which an expression depends, and from where it is constant.
 
-    It is constant beyond `reach` and below `-reach`. The column is None for a plain number.
-    Returns None for other expressions.
+    Returns (x, reach) if the expression uses only x, numbers and SIGN_OPERATIONS, else None. If it
+    is bounded as well, it is constant for x >= reach and for x <= -reach. x is None for a plain
+    number.
     """
     if not isinstance(argument, Value):
         return (None, math.ceil(abs(argument)) + 1) if math.isfinite(argument) else None
     if argument.op == "column":
         is_whole = argument.dtype.kind in "iu" and argument.counts is not None
         return (argument, 1) if is_whole else None
-    if argument.op not in STEPS:
+    if argument.op not in SIGN_OPERATIONS:
         return None
     column: Value | None = None
     reach = 1
-    for part in map(_steps, argument.args):
+    for part in map(_column_and_reach, argument.args):
         if part is None or (part[0] is not None and column not in (None, part[0])):
             return None
         column = column or part[0]
@@ -642,7 +647,7 @@ def _skip_unneeded_work(network: torch.nn.Module, preprocessing: Preprocessing) 
     """
     groups = preprocessing.groups.items()
     of_particles = {name: group for name, group in groups if isinstance(group, ParticleGroup)}
-    if len({group.choice for group in of_particles.values()}) != 1:
+    if len({group.selection_key for group in of_particles.values()}) != 1:
         return
     for module in network.modules():
         if not getattr(module, "any_order", False):

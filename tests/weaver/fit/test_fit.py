@@ -559,7 +559,7 @@ def test_the_mean_over_ranks_is_the_mean_over_jets(counts):
     fit_object.train = types.SimpleNamespace(batch_size=5, num_jets=29)
     losses = [torch.tensor(0.25), torch.tensor(1.0)]
     losses_of_ranks = [
-        fit_object._of_all_ranks(loss, count, place=2)
+        fit_object._weighted_for_ddp(loss, count, place=2)
         for loss, count in zip(losses, counts, strict=True)
     ]
     expected = sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)

@@ -154,8 +154,9 @@ def peers(cases: tuple[Case, ...], folder: Path, python: str) -> dict[str, dict[
 
 
 def difference(ours: np.ndarray, peer: np.ndarray) -> float:
-    """0 where all values are equal (NaN to NaN), else the largest difference; infinite for another
-    shape.
+    """Return the largest difference of two arrays, 0 if they are equal (NaN equals NaN).
+
+    Infinite if the shapes differ, or if either holds Python objects.
     """
     if ours.shape != peer.shape or "O" in (ours.dtype.kind, peer.dtype.kind):
         return float("inf")
@@ -168,9 +169,7 @@ def difference(ours: np.ndarray, peer: np.ndarray) -> float:
 
 
 def compare(ours: dict[str, np.ndarray], peer: dict[str, np.ndarray]) -> list[tuple[str, float]]:
-    """(array, largest difference) for the arrays of both; one that only one side has differs
-    infinitely.
-    """
+    """Return (name, largest difference) for each array; infinite if only one side has the array."""
     return [
         (name, difference(*(_comparable(name, side) for side in (ours, peer))))
         for name in {**peer, **ours}
@@ -179,8 +178,9 @@ def compare(ours: dict[str, np.ndarray], peer: dict[str, np.ndarray]) -> list[tu
 
 
 def _comparable(name: str, arrays: dict[str, np.ndarray]) -> np.ndarray:
-    """The array, or one that equals no other where there is none; precomputed weights, float64 in
-    weaver-core, are float32 here.
+    """Return the array of a name for `difference`, or one of objects if there is none.
+
+    Precomputed weights are converted to float32: weaver-core has them in float64.
     """
     values = arrays.get(name, np.full((1,), object()))
     return values.astype(np.float32) if name.endswith(" weight") and name in arrays else values
@@ -228,9 +228,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def report_commands(folder: Path, python: str, *, write: bool) -> int:
-    """Run the commands of the flags in weaver-core; returns how many no longer do as is stored.
+    """Run the command for each flag in weaver-core, and compare the results with the stored ones.
 
-    With `write` they are stored instead. tests/weaver/test_flags.py compares ours.
+    Returns the number of differences. With `write` the results are stored instead, and it returns
+    0. tests/weaver/test_flags.py compares this project's results with the stored ones.
     """
     place = folder / "commands"
     place.mkdir()
