@@ -66,13 +66,6 @@ def test_a_broken_link_fails_the_build():
     assert "--strict" in (ROOT / "Makefile").read_text()
 
 
-def test_the_search_works_from_a_disk_and_loads_nothing_from_the_web():
-    assert "offline" in SITE["plugins"]
-    (script,) = SITE["extra"]["polyfills"]
-    assert "iframe-worker" in script, "the plugin would load it from the web"
-    assert (DOCS / script).exists()
-
-
 def test_a_link_to_a_file_of_the_project_becomes_its_path(caplog):
     hooks = load(DOCS / "hooks.py")
     page = types.SimpleNamespace(file=types.SimpleNamespace(src_uri="page.md"))
