@@ -71,7 +71,7 @@ def bootstrap_quantiles(
         rows are draws; the columns are the quantiles at the shares `at`.
     """
     families = disjoint_families(groups)
-    quantiles = {}
+    quantiles: dict[str, dict[str, Floats]] = {}
     steps = 0
     # One calibration after the other, so that only its sorted jets are in memory.
     for name, responses in values.items():
