@@ -334,6 +334,9 @@ def test_running_trials_of_an_ended_experiment_are_deleted_and_it_stays(fake, ru
     backend = fake(node_of(loss(0.1), FOREVER))
     with pytest.raises(DeadlineError):
         backend.run_experiment(experiment(run), deadline=1)
+    backend.api.wait_for(
+        lambda: any(has_condition(trial, "Succeeded") for trial in backend.api.all("trials")), 30
+    )
     with backend.api.lock:
         searched = backend.api.find("experiments", run.id)
         set_condition(searched, kind, reason="ExperimentGoalReached")
