@@ -140,7 +140,7 @@ physics: setup
 # The site has an environment of its own, of the extra `docs`. It reads the code and never imports it.
 docs: $(DOCS)/.whole
 	@NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --quiet --strict
-	@echo "open site/index.html"
+	@echo "open site/index.html; for the search: $(PYTHON) -m http.server -d site -b 127.0.0.1 8080"
 
 $(DOCS)/.whole: pyproject.toml
 	@test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
