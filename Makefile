@@ -7,8 +7,8 @@ TORCH  := $(shell sed -n 's/^ *"\(torch==[^"]*\)",/\1/p' pyproject.toml)
 # uv, where it is on the PATH, installs in seconds what takes pip a minute or two; `make UV=` takes
 # pip. Neither compiles modules in advance: Python compiles the few that it imports.
 UV     := $(shell command -v uv 2>/dev/null)
-PIP    := $(if $(UV),$(UV) pip install --quiet --python $(BIN)/python,$(BIN)/pip install \
-	--disable-pip-version-check --no-compile -qq)
+PIP    := $(if $(UV),$(UV) pip install --quiet --python "$(CURDIR)/$(BIN)/python",\
+	"$(CURDIR)/$(BIN)/pip" install --disable-pip-version-check --no-compile -qq)
 
 # A further index to take torch from. PyPI's torch for Linux is the CUDA build; of an index that
 # also has a CPU build, pip takes that one, because 2.13.0+cpu counts as newer than 2.13.0.
@@ -58,11 +58,12 @@ $(VENV)/.whole: requirements.lock requirements-triton.lock pyproject.toml Makefi
 			"make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@echo "installing $(TORCH) and the locked packages into $(VENV): a few minutes," \
 		"6 GB with the CUDA build of torch, 2 GB with a CPU build ..."
-	@$(PIP) $(TORCH_FROM)
+	@cd / && $(PIP) $(TORCH_FROM)  # elsewhere, uv would read what pyproject.toml says for the lock
 	@$(PIP) --no-deps --require-hashes -r requirements.lock
 	@$(PIP) --no-deps --require-hashes -r requirements-triton.lock >/dev/null 2>&1 \
 		|| echo "note: no Triton server for this machine; kserve's model server answers instead"
 	@test -L $(VENV) || $(PIP) --no-deps --no-build-isolation --editable clients/python
+	@$(BIN)/python -c 'import torch'
 	@touch $@
 
 # ARGS are passed on, as in
