@@ -5,10 +5,12 @@ BIN    := $(VENV)/bin
 TORCH  := $(shell sed -n 's/^ *"\(torch==[^"]*\)",/\1/p' pyproject.toml)
 
 # uv, where it is on the PATH, installs in seconds what takes pip a minute or two; `make UV=` takes
-# pip. Neither compiles modules in advance: Python compiles the few that it imports.
+# pip. Both compile the modules, since many processes import them, and some users switch off that
+# Python writes what it has compiled.
 UV     := $(shell command -v uv 2>/dev/null)
-PIP    := $(if $(UV),$(UV) pip install --quiet --python "$(CURDIR)/$(BIN)/python",\
-	"$(CURDIR)/$(BIN)/pip" install --disable-pip-version-check --no-compile -qq)
+PIP    := $(if $(UV),$(UV) pip install --quiet --compile-bytecode \
+	--python "$(CURDIR)/$(BIN)/python",\
+	"$(CURDIR)/$(BIN)/pip" install --disable-pip-version-check -qq)
 
 # A further index to take torch from. PyPI's torch for Linux is the CUDA build; of an index that
 # also has a CPU build, pip takes that one, because 2.13.0+cpu counts as newer than 2.13.0.
