@@ -188,7 +188,7 @@ def test_a_killed_server_is_restarted_and_ends_with_its_killed_command(triton_ru
         kill_time = time.monotonic()
         os.kill(server.pid, signal.SIGKILL)
         assert f"pid {server.pid}" in process.stderr.readline()
-        assert time.monotonic() - kill_time < 2
+        assert time.monotonic() - kill_time < 5
         assert "runs again" in process.stdout.readline()
         again = server_at(url_of(text))
         assert again.pid != server.pid
