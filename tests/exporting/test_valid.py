@@ -118,6 +118,17 @@ def test_an_invalid_jet_gets_the_standard_correction(exported_run, session, jets
     assert counts == {reason: 1}
 
 
+def test_particles_whose_sum_overflows_are_invalid_for_a_reason(session, jets):
+    jets["PF_pT"][7, :3] = 2e38
+    jets["PF_pT"][8, 2] = 2e38  # its sum does not
+    jets["PF_pT"][9, 3:] = 2e38  # no particles
+    answers = ask(session, jets)
+    assert np.flatnonzero(~answers["valid"][:, 0]).tolist() == [7]
+    text = session.get_modelmeta().custom_metadata_map[validity.KEY]
+    counts = validity.count_invalid(jets, validity.model_range(text), valid=answers["valid"])
+    assert counts == {validity.NOT_FINITE: 1}
+
+
 def test_jets_at_the_edges_of_the_range_and_any_padding_are_valid(exported_run, session, jets):
     limits = ExportRecord.load(str(exported_run / "model" / "export.json")).valid_range
     before = ask(session, jets)
