@@ -14,7 +14,7 @@ import shlex
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -164,6 +164,38 @@ def served_already(models: Sequence[Model]) -> dict[str, server_folder.Running]:
     return servers_by_folder
 
 
+def _report_served(
+    models: Sequence[Model], servers_by_folder: Mapping[str, server_folder.Running]
+) -> None:
+    """Print where all these models are served already.
+
+    Raises:
+        InputError: If only some of them are.
+    """
+    names_by_pid: dict[int, list[str]] = {}
+    text_by_pid = {}
+    others = []
+    for model in models:
+        running = servers_by_folder.get(model.folder)
+        if running is None:
+            others.append(model.name)
+            continue
+        pid = running.pid_to_kill
+        names_by_pid.setdefault(pid, []).append(model.name)
+        text_by_pid[pid] = f"already served at {running.url} (pid {pid})"
+    if len(text_by_pid) == 1 and not others:
+        print(*text_by_pid.values())
+        return
+    lines = [f"{', '.join(names)}: {text_by_pid[pid]}" for pid, names in names_by_pid.items()]
+    if others:
+        pids = " ".join(map(str, names_by_pid))
+        raise InputError(
+            f"{'; '.join(lines)}; to serve {', '.join(others)} give its place alone, or first end"
+            f" what runs: kill {pids}"
+        )
+    print(*lines, sep="\n")
+
+
 def _real(folder: str) -> str:
     return os.path.realpath(folder) if storage.is_local(folder) else folder
 
@@ -193,16 +225,7 @@ def serve(places: Sequence[str], ports: Ports) -> None:
 
     servers_by_folder = served_already(models)
     if servers_by_folder:
-        others = [model.name for model in models if model.folder not in servers_by_folder]
-        running = next(iter(servers_by_folder.values()))
-        text = f"already served at {running.url} (pid {running.pid})"
-        if others:
-            names = ", ".join(model.name for model in models if model.folder in servers_by_folder)
-            raise InputError(
-                f"{names}: {text}; to serve {', '.join(others)} as well, leave it out or end that"
-                f" server: kill {running.pid}"
-            )
-        print(text)
+        _report_served(models, servers_by_folder)
         return
     for warning in dict.fromkeys(model.warning for model in models if model.warning):
         print(f"warning: {warning}", file=sys.stderr)

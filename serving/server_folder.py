@@ -96,6 +96,13 @@ class Running:
     url: str
     models: dict[str, str]
     """Name -> the folder or s3:// URI that it was loaded from."""
+    owner: int | None = None
+    """pid of the command that restarts the server and ends it; None for a server without one."""
+
+    @property
+    def pid_to_kill(self) -> int:
+        """The process whose end is the end of the server."""
+        return self.pid if self.owner is None else self.owner
 
 
 def create() -> ServerFolder:

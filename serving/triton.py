@@ -168,7 +168,7 @@ def start_models(
             pid, port = attempt.start_on_port(http_port)
             url = f"http://{attempt.client_host}:{port}"
             try:
-                folder.record(Running(pid=pid, url=url, models=dict(models)))
+                folder.record(Running(pid=pid, url=url, models=dict(models), owner=owner))
             except BaseException:
                 stop(pid, seconds=2)  # no command could name it
                 raise

@@ -111,7 +111,9 @@ def test_the_printed_lines_work_and_nothing_is_written_into_the_run(triton_runs,
         )
         (server,) = [running for running in server_folder.running() if running.url == url_of(text)]
         assert again.returncode == 0
-        assert again.stdout == f"already served at {server.url} (pid {server.pid})\n"
+        # a signal to the server itself would only restart it
+        assert again.stdout == f"already served at {server.url} (pid {process.pid})\n"
+        assert server.pid != process.pid
         assert golden_check(server.url, NAME, str(run / "golden" / NAME), 10).answer
     assert process.returncode == 0
     assert times(run) == before
@@ -188,7 +190,7 @@ def test_a_killed_server_is_restarted_and_ends_with_its_killed_command(triton_ru
         kill_time = time.monotonic()
         os.kill(server.pid, signal.SIGKILL)
         assert f"pid {server.pid}" in process.stderr.readline()
-        assert time.monotonic() - kill_time < 2
+        assert time.monotonic() - kill_time < 20  # on a loaded machine too
         assert "runs again" in process.stdout.readline()
         again = server_at(url_of(text))
         assert again.pid != server.pid
@@ -272,6 +274,31 @@ def test_a_refused_command_leaves_no_server(triton_runs, run, damage, words, cap
     servers = list(server_folder.running())
     assert words in refusal(capsys, run)
     assert list(server_folder.running()) == servers
+
+
+@pytest.mark.parametrize("owner", [None, 12])
+def test_models_that_are_served_already_are_told_with_the_process_to_end(
+    run, tmp_path, monkeypatch, capsys, owner
+):
+    write_repository(tmp_path / "other", "other")
+    of_run = {NAME: str(run / "model" / NAME)}
+    of_other = {"other": str(tmp_path / "other" / "model" / "other")}
+    servers = [
+        server_folder.Running(pid=11, url="http://127.0.0.1:1", models=of_run, owner=owner),
+        server_folder.Running(pid=21, url="http://127.0.0.1:2", models=of_other),
+    ]
+    monkeypatch.setattr(server_folder, "running", lambda: iter(servers))
+    assert main([str(run)]) == 0
+    assert capsys.readouterr().out == f"already served at http://127.0.0.1:1 (pid {owner or 11})\n"
+    assert main([str(run), str(tmp_path / "other" / "model")]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{NAME}: already served at http://127.0.0.1:1 (pid {owner or 11})",
+        "other: already served at http://127.0.0.1:2 (pid 21)",
+    ]
+    del servers[1]
+    error = refusal(capsys, run, tmp_path / "other" / "model")
+    assert "http://127.0.0.1:1" in error
+    assert error.endswith(f"kill {owner or 11}\n")
 
 
 def test_two_models_of_one_name_are_refused(run, tmp_path, capsys):
