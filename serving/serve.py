@@ -229,9 +229,7 @@ def serve(places: Sequence[str], ports: Ports) -> None:
         return
     for warning in dict.fromkeys(model.warning for model in models if model.warning):
         print(f"warning: {warning}", file=sys.stderr)
-    for port in (ports.http, ports.grpc, ports.metrics):
-        if port:
-            _check_port(ports.host, port)
+    _check_ports(ports)
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
@@ -273,7 +271,7 @@ def _start_server(models: Sequence[Model], ports: Ports, log: Path) -> triton.Se
             {model.name: model.folder for model in models},
             log=log,
             host=ports.host,
-            http_port=ports.http or _default_port(ports.host),
+            http_port=ports.http or _default_port(ports),
             options=ports.options(),
             report=lambda line: print(line, flush=True) if "instead of" in line else None,
             owner=os.getpid(),
@@ -340,8 +338,35 @@ def _local(request: str, copy: Path) -> str:
     return request if storage.is_local(request) else str(storage.download(request, copy))
 
 
+def _check_ports(ports: Ports) -> None:
+    """Check that the server can listen at all of these ports.
+
+    Raises:
+        InputError: If the host is not an IPv4 address of this machine, a port is in use, or two
+            ports are equal.
+    """
+    if ":" in ports.host:
+        raise InputError(
+            f"--host {ports.host} is an IPv6 address or has a port; give an IPv4 address, such as"
+            f" {triton.HOST}, and the port with --port"
+        )
+    _check_port(ports.host, 0)
+    flag_by_port: dict[int, str] = {}
+    for flag, port in (
+        ("--port", ports.http),
+        ("--grpc-port", ports.grpc),
+        ("--metrics-port", ports.metrics),
+    ):
+        if not port:
+            continue
+        other = flag_by_port.setdefault(port, flag)
+        if other != flag:
+            raise InputError(f"{other} and {flag} are both {port}; give two ports")
+        _check_port(ports.host, port)
+
+
 def _check_port(host: str, port: int) -> None:
-    """Check that the port is free.
+    """Check that the port is free; port 0 checks the host alone.
 
     Raises:
         InputError: If it is in use, or the host is not an address of this machine.
@@ -354,15 +379,20 @@ def _check_port(host: str, port: int) -> None:
         # UnicodeError: a part of the host's name is too long
         except (OSError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or str(error)
+            if not port:
+                raise InputError(
+                    f"--host {host} is not an address of this machine: {reason}; give"
+                    f" {triton.HOST}, or {triton.ANY_ADDRESS} for all its addresses"
+                ) from None
             raise InputError(
                 f"cannot listen at {host}:{port}: {reason}; give another one"
             ) from None
 
 
-def _default_port(host: str) -> int:
-    """Return Triton's usual port if it is free, else 0."""
+def _default_port(ports: Ports) -> int:
+    """Return Triton's usual port for HTTP if it is free, else 0."""
     try:
-        _check_port(host, DEFAULT_PORT)
+        _check_ports(dataclasses.replace(ports, http=DEFAULT_PORT))
     except InputError:
         return 0
     return DEFAULT_PORT

@@ -21,10 +21,10 @@ import pytest
 
 from common import storage
 from common.errors import InputError
-from serving import golden, server_folder, server_processes
+from serving import golden, serve, server_folder, server_processes
 from serving.client import Client, golden_check
 from serving.serve import main, models_at
-from serving.triton import Server, free_port
+from serving.triton import PortInUse, Server, free_port
 from tests.disks import fill, small_disk
 from tests.exporting.small import write_repository
 from tests.serving.conftest import NAME
@@ -316,7 +316,40 @@ def test_a_port_that_is_taken_is_refused(run, capsys):
         port = listener.getsockname()[1]
         for flag in ("--port", "--grpc-port", "--metrics-port"):
             assert f"127.0.0.1:{port}" in refusal(capsys, run, flag, port)
-    assert "192.0.2.1:9999" in refusal(capsys, run, "--host", "192.0.2.1", "--port", 9999)
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "a b", "a" * 64, "::1", "[::1]"])
+@pytest.mark.parametrize("port", [(), ("--port", 9999)])
+def test_an_address_of_another_machine_is_refused_before_the_start(
+    run, monkeypatch, capsys, host, port
+):
+    monkeypatch.setattr("serving.serve._start_server", None)
+    assert f"--host {host}" in refusal(capsys, run, "--host", host, *port)
+
+
+@pytest.mark.parametrize(
+    "flags", [("--port", "--grpc-port"), ("--grpc-port", "--metrics-port")], ids=" ".join
+)
+def test_two_equal_ports_are_refused_before_the_start(run, monkeypatch, capsys, flags):
+    monkeypatch.setattr("serving.serve._start_server", None)
+    port = free_port()
+    error = refusal(capsys, run, flags[0], port, flags[1], port)
+    assert f"{flags[0]} and {flags[1]} are both {port}" in error
+
+
+def test_the_usual_port_of_http_is_left_to_grpc_if_that_is_there(run, monkeypatch):
+    starts = []
+
+    def start_models(models, **options):
+        starts.append(options["http_port"])
+        raise PortInUse("the test ends here")
+
+    monkeypatch.setattr("serving.triton.start_models", start_models)
+    monkeypatch.setattr("serving.serve.DEFAULT_PORT", free_port())
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert main([str(run)]) == 2
+    assert main([str(run), "--grpc-port", str(serve.DEFAULT_PORT)]) == 2
+    assert starts == [serve.DEFAULT_PORT, 0]
 
 
 def test_s3_without_rights_or_bucket_is_refused(run, s3_bucket, monkeypatch, capsys, no_pauses):
