@@ -252,6 +252,8 @@ def serve(places: Sequence[str], ports: Ports) -> None:
         print(_usage(servers[0], models, ports, folder.path), flush=True)
         restarts.keep_running(servers[0].pid, restart, log=log, report=_warn)
     except (InterruptedRun, KeyboardInterrupt):
+        if not servers:  # it was never ready
+            raise
         print("the server has ended", flush=True)
     finally:
         if servers:
@@ -403,7 +405,7 @@ def _warn(line: str) -> None:
 
 
 def _interrupt(*_: Any) -> None:
-    raise InterruptedRun("stopped by a signal")
+    raise InterruptedRun("by a signal")
 
 
 def main(argv: list[str] | None = None) -> int:

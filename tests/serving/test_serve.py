@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from common import storage
-from common.errors import InputError
+from common.errors import InputError, InterruptedRun
 from serving import golden, serve, server_folder, server_processes
 from serving.client import Client, golden_check
 from serving.serve import main, models_at
@@ -256,6 +256,23 @@ def test_a_server_that_does_not_start_again_ends_the_command(run, monkeypatch, c
     assert main([str(run), "--port", str(free_port())]) == 1
     assert starts[1] == 8123
     assert NAME in capsys.readouterr().err.partition("error: ")[2]
+
+
+@pytest.mark.parametrize(
+    ("signal_error", "code"),
+    [(KeyboardInterrupt(), 130), (InterruptedRun("by a signal"), InterruptedRun.exit_code)],
+    ids=["SIGINT", "SIGTERM"],
+)
+def test_a_signal_before_the_server_is_ready_is_no_success(
+    run, monkeypatch, capsys, signal_error, code
+):
+    def start(*_):
+        raise signal_error
+
+    monkeypatch.setattr("serving.serve._start_server", start)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert main([str(run)]) == code
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(
