@@ -110,6 +110,7 @@ def models_at(place: str) -> list[Model]:
 
 def _models(folders: dict[str, str], run: RunFolder, warning: str) -> list[Model]:
     models = []
+    names_on_card = _names_on_card(run)
     for name, folder in folders.items():
         files = {entry.uri[len(folder) + 1 :] for entry in storage.entries(folder)}
         versions = {file.split("/")[0] for file in files if file.endswith("/model.onnx")}
@@ -118,19 +119,26 @@ def _models(folders: dict[str, str], run: RunFolder, warning: str) -> list[Model
                 f"the model {name} at {folder} is not complete: there is no {name}/1/model.onnx"
             )
         request = storage.join(run.golden(name), "request.json")
-        of_run = ModelCard.find(run.card)
-        has_card = of_run is not None and name in of_run.models
         models.append(
             Model(
                 name=name,
                 folder=folder,
                 request=request if storage.exists(request) else "",
                 warning=warning,
-                card=run.card_page if has_card else "",
+                card=run.card_page if name in names_on_card else "",
             )
         )
     # the model that a run is about before its raw one
     return sorted(models, key=lambda model: (model.name.endswith(RAW_SUFFIX), model.name))
+
+
+def _names_on_card(run: RunFolder) -> list[str]:
+    """Return the models that the card beside them describes; none if it cannot be read."""
+    try:
+        card = ModelCard.find(run.card)
+    except (InputError, StorageError):  # damaged, of another version, or not readable
+        return []
+    return [] if card is None else card.models
 
 
 def _refusal(run: RunFolder) -> str:
@@ -141,7 +149,7 @@ def _refusal(run: RunFolder) -> str:
     """
     try:
         metrics = storage.find_json(run.metrics)
-    except InputError as error:
+    except (InputError, StorageError) as error:
         return f"{error}: nobody knows how good the model of {run.uri} is"
     if metrics is None:
         return f"{run.uri} was not evaluated: nobody knows how good its model is"
@@ -242,7 +250,10 @@ def serve(places: Sequence[str], ports: Ports) -> None:
         ports_again = dataclasses.replace(ports, http=urlsplit(servers[0].url).port or 0)
         try:
             servers.append(_start_server(models, ports_again, log))
-        except InputError as error:  # it was served before, so that the input is not wrong
+        except FullDiskError:
+            raise
+        # it was served before, so that the input is not wrong
+        except (InputError, StorageError) as error:
             raise ClusterError(f"the model server does not start again: {error}") from None
         print(f"the server runs again (pid {servers[-1].pid})", flush=True)
         return servers[-1].pid

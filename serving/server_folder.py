@@ -69,15 +69,15 @@ class ServerFolder:
         self.repository.mkdir()
         for name, uri in models.items():
             place = self.repository / name
+            onnx = storage.join(storage.absolute(uri), "1", "model.onnx")
+            copy = onnx
             if storage.is_local(uri):
                 place.symlink_to(storage.absolute(uri), target_is_directory=True)
             else:
                 storage.download(uri, place)
-            onnx = place / "1" / "model.onnx"
-            if onnx.is_file():
-                check_model(
-                    storage.join(storage.absolute(uri), "1", "model.onnx"), onnx.read_bytes()
-                )
+                copy = str(place / "1" / "model.onnx")
+            if storage.exists(copy):
+                check_model(onnx, storage.read_bytes(copy))
 
     def record(self, running: Running) -> None:
         """Record what the server serves."""

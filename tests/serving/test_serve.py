@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -175,6 +176,44 @@ def test_metrics_of_any_content_do_not_prevent_serving(run, metrics, words):
         assert all(words in warning for warning in warnings)
     else:
         assert warnings == {""}
+
+
+@pytest.fixture
+def refuse_to_read(monkeypatch):
+    """Make a file unreadable, for root as well."""
+    read_bytes = Path.read_bytes
+
+    def refuse(file: Path) -> None:
+        def read_other(path):
+            if path == file:
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return read_bytes(path)
+
+        monkeypatch.setattr(Path, "read_bytes", read_other)
+
+    return refuse
+
+
+def test_unreadable_metrics_do_not_prevent_serving(run, refuse_to_read):
+    (run / "metrics.json").write_text('{"passed": true}')
+    refuse_to_read(run / "metrics.json")
+    (model,) = models_at(str(run))
+    assert "metrics.json: Permission denied" in model.warning
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"format": 1000}', None])
+def test_a_card_that_cannot_be_read_does_not_prevent_serving(run, refuse_to_read, content):
+    (run / "model_card.json").write_text(content or "{}")
+    if content is None:
+        refuse_to_read(run / "model_card.json")
+    (model,) = models_at(str(run))
+    assert model.card == ""
+
+
+def test_an_unreadable_model_is_refused_by_its_own_path(run, refuse_to_read, capsys):
+    onnx = run / "model" / NAME / "1" / "model.onnx"
+    refuse_to_read(onnx)
+    assert f"cannot read {onnx}: Permission denied" in refusal(capsys, run)
 
 
 def server_at(url: str) -> server_folder.Running:
