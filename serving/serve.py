@@ -9,6 +9,7 @@ It starts the server alone, trains and measures nothing, and writes nothing into
 from __future__ import annotations
 
 import dataclasses
+import glob
 import os
 import shlex
 import signal
@@ -28,11 +29,16 @@ from common.errors import (
     InterruptedRun,
     StorageError,
 )
-from common.layout import RAW_SUFFIX, RunFolder
+from common.layout import DEFAULT_OUTPUT, RAW_SUFFIX, RunFolder
 from common.records import ModelCard
 from serving import restarts, server_folder, triton
 
 DEFAULT_PORT = 8000
+MAX_PLACES = 3  # in an error
+GIVE_A_PLACE = (
+    "give the folder of a run (it has run.json) or a model repository (NAME/config.pbtxt,"
+    " NAME/1/model.onnx)"
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,18 +100,43 @@ def models_at(place: str) -> list[Model]:
     if storage.exists(storage.join(place, "config.pbtxt")):
         repository, _, name = place.rpartition("/")
         return _models({name: place}, RunFolder(repository.rpartition("/")[0]), "")
-    if not storage.exists(place):
-        raise InputError(
-            f"there is nothing at {place}; give the folder of a run (it has run.json) or a model"
-            " repository (NAME/config.pbtxt, NAME/1/model.onnx)"
-        )
-    folders = triton.models_of(place)
-    if not folders:
-        raise InputError(
+    folders = {}
+    problem = f"there is nothing at {place}"
+    if storage.exists(place):
+        folders = triton.models_of(place)
+        problem = (
             f"{place} is neither a run nor a model repository: it has no run.json and no"
             " NAME/config.pbtxt"
         )
+    if not folders:
+        others = " or ".join(_places_near(place))
+        what_to_give = f"did you mean {others}?" if others else GIVE_A_PLACE
+        raise InputError(f"{problem}; {what_to_give}")
     return _models(folders, RunFolder(place.rpartition("/")[0]), "")
+
+
+def _places_near(place: str) -> list[str]:
+    """Return runs and models that a user may mean by a place that is none, the nearest first.
+
+    They are the folder above a file or a version of a model, and on this machine the runs in the
+    place, or of its name in ./runs.
+    """
+    above = place
+    for _ in range(3):  # from NAME/1/model.onnx to NAME
+        above = above.rpartition("/")[0]
+        if above.rpartition("/")[0] in ("", "s3:/"):
+            break  # a bucket, or a folder of the whole disk
+        if any(storage.exists(storage.join(above, file)) for file in ("config.pbtxt", "run.json")):
+            return [above]
+    if not storage.is_local(place):
+        return []
+    pattern = storage.join(glob.escape(place), "*", "run.json")
+    runs = [entry.uri.removesuffix("/run.json") for entry in storage.glob(pattern)]
+    name = storage.name(place)
+    of_name = storage.join(place.removesuffix(name), DEFAULT_OUTPUT, name)
+    if storage.exists(storage.join(of_name, "run.json")):
+        runs.append(of_name)
+    return sorted(runs)[:MAX_PLACES]
 
 
 def _models(folders: dict[str, str], run: RunFolder, warning: str) -> list[Model]:
@@ -425,6 +456,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "places",
         nargs="+",
+        type=word,
         metavar="RUN_OR_REPOSITORY",
         help="folder or s3:// URI of a run, or of a model repository (NAME/config.pbtxt)",
     )

@@ -357,6 +357,37 @@ def test_models_that_are_served_already_are_told_with_the_process_to_end(
     assert error.endswith(f"kill {owner or 11}\n")
 
 
+@pytest.mark.parametrize(
+    ("place", "other"),
+    [
+        (f"runs/pfn-1a2b3c4d/model/{NAME}/1/model.onnx", f"runs/pfn-1a2b3c4d/model/{NAME}"),
+        (f"runs/pfn-1a2b3c4d/model/{NAME}/1", f"runs/pfn-1a2b3c4d/model/{NAME}"),
+        ("runs/pfn-1a2b3c4d/run.json", "runs/pfn-1a2b3c4d"),
+        ("runs/pfn-1a2b3c4d/golden", "runs/pfn-1a2b3c4d"),
+        ("runs", "runs/pfn-1a2b3c4d"),
+        ("pfn-1a2b3c4d", "runs/pfn-1a2b3c4d"),
+    ],
+)
+def test_a_place_without_a_model_is_refused_with_the_one_meant(
+    run, monkeypatch, capsys, place, other
+):
+    monkeypatch.chdir(run.parents[1])
+    assert refusal(capsys, place).endswith(f"; did you mean {run.parents[1] / other}?\n")
+
+
+def test_a_file_of_a_model_on_s3_is_refused_with_its_folder(run, s3_bucket, capsys):
+    model = f"{s3_bucket}/{run.name}/model/{NAME}"
+    storage.upload(run / "model" / NAME, model)
+    assert refusal(capsys, f"{model}/1/model.onnx").endswith(f"; did you mean {model}?\n")
+
+
+def test_an_address_of_nothing_is_refused(capsys):
+    assert "'s3://' names no bucket" in refusal(capsys, "s3://")
+    with pytest.raises(SystemExit) as end:
+        main([""])
+    assert end.value.code == 2
+
+
 def test_two_models_of_one_name_are_refused(run, tmp_path, capsys):
     other = tmp_path / "other"
     shutil.copytree(run / "model", other)
