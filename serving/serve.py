@@ -15,6 +15,7 @@ import shlex
 import signal
 import socket
 import sys
+import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -268,7 +269,7 @@ def serve(places: Sequence[str], ports: Ports) -> None:
         return
     for warning in dict.fromkeys(model.warning for model in models if model.warning):
         print(f"warning: {warning}", file=sys.stderr)
-    _check_ports(ports)
+    ports = _checked(ports)
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
@@ -339,6 +340,7 @@ def _usage(server: triton.Server, models: Sequence[Model], ports: Ports, folder:
     if ports.host == triton.ANY_ADDRESS:
         url = url.replace(triton.HOST, socket.gethostname())
     name, request = models[0].name, models[0].request
+    curl = "curl -s --noproxy '*'" if _uses_proxy(url) else "curl -s"
     lines = [f"{', '.join(model.name for model in models)}: served by {server.kind} at {url}"]
     cards = dict.fromkeys(model.card for model in models if model.card)
     lines += [f"model card: {card}" for card in cards]
@@ -351,7 +353,7 @@ def _usage(server: triton.Server, models: Sequence[Model], ports: Ports, folder:
         lines += [
             "",
             "ask it about one jet:",
-            f"  curl -s {url}/v2/models/{name}/infer -d @{shlex.quote(file)}",
+            f"  {curl} {url}/v2/models/{name}/infer -d @{shlex.quote(file)}",
             "",
             "  import json",
             "  from serving.client import Client",
@@ -361,7 +363,7 @@ def _usage(server: triton.Server, models: Sequence[Model], ports: Ports, folder:
         lines += [
             "",
             "what it takes and gives:",
-            f"  curl -s {url}/v2/models/{name}",
+            f"  {curl} {url}/v2/models/{name}",
             "",
             "  from serving.client import Client",
             f"  print(Client({url!r}, {name!r}).metadata())",
@@ -377,13 +379,20 @@ def _usage(server: triton.Server, models: Sequence[Model], ports: Ports, folder:
     return "\n".join([*lines, "", "Ctrl-C ends it"])
 
 
+def _uses_proxy(url: str) -> bool:
+    """Whether curl would send a request for this server to a proxy of the environment."""
+    proxies = urllib.request.getproxies()
+    host = urlsplit(url).hostname or ""
+    return bool({"http", "all"} & set(proxies)) and not urllib.request.proxy_bypass(host)
+
+
 def _local(request: str, copy: Path) -> str:
     """Return the request as a file of this machine."""
     return request if storage.is_local(request) else str(storage.download(request, copy))
 
 
-def _check_ports(ports: Ports) -> None:
-    """Check that the server can listen at all of these ports.
+def _checked(ports: Ports) -> Ports:
+    """Return the ports with the number of the host's address, because Triton takes no names.
 
     Raises:
         InputError: If the host is not an IPv4 address of this machine, a port is in use, or two
@@ -394,7 +403,15 @@ def _check_ports(ports: Ports) -> None:
             f"--host {ports.host} is an IPv6 address or has a port; give an IPv4 address, such as"
             f" {triton.HOST}, and the port with --port"
         )
-    _check_port(ports.host, 0)
+    try:
+        ports = dataclasses.replace(ports, host=socket.gethostbyname(ports.host))
+        _bind(ports.host, 0)
+    # UnicodeError: a part of the host's name is too long
+    except (OSError, UnicodeError) as error:
+        raise InputError(
+            f"--host {ports.host} is not an address of this machine: {_reason(error)}; give"
+            f" {triton.HOST}, or {triton.ANY_ADDRESS} for all its addresses"
+        ) from None
     flag_by_port: dict[int, str] = {}
     for flag, port in (
         ("--port", ports.http),
@@ -406,37 +423,31 @@ def _check_ports(ports: Ports) -> None:
         other = flag_by_port.setdefault(port, flag)
         if other != flag:
             raise InputError(f"{other} and {flag} are both {port}; give two ports")
-        _check_port(ports.host, port)
+        try:
+            _bind(ports.host, port)
+        except OSError as error:
+            raise InputError(
+                f"cannot listen at {ports.host}:{port}: {_reason(error)}; give another {flag}"
+            ) from None
+    return ports
 
 
-def _check_port(host: str, port: int) -> None:
-    """Check that the port is free; port 0 checks the host alone.
-
-    Raises:
-        InputError: If it is in use, or the host is not an address of this machine.
-    """
+def _bind(host: str, port: int) -> None:
+    """Take a port for a moment; port 0 tries the host alone. Raises OSError if it is not free."""
     with socket.socket() as listener:
         # a port whose last server has just ended is free
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-        # UnicodeError: a part of the host's name is too long
-        except (OSError, UnicodeError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            if not port:
-                raise InputError(
-                    f"--host {host} is not an address of this machine: {reason}; give"
-                    f" {triton.HOST}, or {triton.ANY_ADDRESS} for all its addresses"
-                ) from None
-            raise InputError(
-                f"cannot listen at {host}:{port}: {reason}; give another one"
-            ) from None
+        listener.bind((host, port))
+
+
+def _reason(error: OSError | UnicodeError) -> str:
+    return getattr(error, "strerror", None) or str(error)
 
 
 def _default_port(ports: Ports) -> int:
     """Return Triton's usual port for HTTP if it is free, else 0."""
     try:
-        _check_ports(dataclasses.replace(ports, http=DEFAULT_PORT))
+        _checked(dataclasses.replace(ports, http=DEFAULT_PORT))
     except InputError:
         return 0
     return DEFAULT_PORT

@@ -72,6 +72,8 @@ class ServerFolder:
             onnx = storage.join(storage.absolute(uri), "1", "model.onnx")
             copy = onnx
             if storage.is_local(uri):
+                if not storage.exists(uri):
+                    raise InputError(f"the model {name} is no longer at {uri}; put it back there")
                 place.symlink_to(storage.absolute(uri), target_is_directory=True)
             else:
                 storage.download(uri, place)

@@ -314,6 +314,25 @@ def test_a_signal_before_the_server_is_ready_is_no_success(
     assert capsys.readouterr().out == ""
 
 
+def test_a_model_that_was_moved_away_is_named_by_a_restart(run, monkeypatch, capsys):
+    def start(models, ports, log):
+        if not servers:
+            servers.append(Server(pid=2**22 + 1, url="http://127.0.0.1:1", kind="triton", log=""))
+            return servers[0]
+        return start_server(models, ports, log)
+
+    servers = []
+    start_server = serve._start_server
+    monkeypatch.setattr("serving.serve._start_server", start)
+    monkeypatch.setattr("serving.restarts.FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(
+        "serving.restarts.last_errors", lambda log: run.rename(run.with_name("moved"))
+    )
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert main([str(run)]) == 1
+    assert f"{NAME} is no longer at {run / 'model' / NAME}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -412,6 +431,33 @@ def test_an_address_of_another_machine_is_refused_before_the_start(
 ):
     monkeypatch.setattr("serving.serve._start_server", None)
     assert f"--host {host}" in refusal(capsys, run, "--host", host, *port)
+
+
+@pytest.mark.parametrize(("host", "address"), [("localhost", "127.0.0.1"), ("0", "0.0.0.0")])
+def test_a_name_of_this_machine_becomes_its_address(host, address):
+    """Triton waits for ever if it gets a name."""
+    assert serve._checked(serve.Ports(host=host)).host == address
+
+
+@pytest.mark.parametrize(
+    ("proxies", "is_bypassed"),
+    [
+        ({}, False),
+        ({"http_proxy": "http://127.0.0.1:9"}, True),
+        ({"all_proxy": "http://127.0.0.1:9"}, True),
+        ({"https_proxy": "http://127.0.0.1:9"}, False),
+        ({"http_proxy": "http://127.0.0.1:9", "no_proxy": "localhost,127.0.0.1"}, False),
+    ],
+)
+def test_the_printed_curl_line_avoids_a_proxy(run, monkeypatch, proxies, is_bypassed):
+    for name in list(os.environ):
+        if name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    for name, value in proxies.items():
+        monkeypatch.setenv(name, value)
+    server = Server(pid=1, url="http://127.0.0.1:8123", kind="triton", log="")
+    text = serve._usage(server, models_at(str(run)), serve.Ports(), run)
+    assert f"  curl -s {'--noproxy' if is_bypassed else 'http:'}" in text
 
 
 @pytest.mark.parametrize(
