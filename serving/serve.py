@@ -344,10 +344,11 @@ def _usage(server: triton.Server, models: Sequence[Model], ports: Ports, folder:
     lines = [f"{', '.join(model.name for model in models)}: served by {server.kind} at {url}"]
     cards = dict.fromkeys(model.card for model in models if model.card)
     lines += [f"model card: {card}" for card in cards]
+    host = urlsplit(url).hostname
     if ports.grpc:
-        lines.append(f"gRPC at {ports.host}:{ports.grpc}")
+        lines.append(f"gRPC at {host}:{ports.grpc}")
     if ports.metrics:
-        lines.append(f"metrics at http://{ports.host}:{ports.metrics}/metrics")
+        lines.append(f"metrics at http://{host}:{ports.metrics}/metrics")
     if request:
         file = _local(request, folder / "request.json")
         lines += [
@@ -368,15 +369,30 @@ def _usage(server: triton.Server, models: Sequence[Model], ports: Ports, folder:
             "  from serving.client import Client",
             f"  print(Client({url!r}, {name!r}).metadata())",
         ]
-    raw = [model.name for model in models if model.name.endswith(RAW_SUFFIX)]
+    raw = [model for model in models if model.name.endswith(RAW_SUFFIX)]
     if raw:
-        lines += [
-            "",
-            "calibrate jets with the columns of a file (docs/using-the-model.md):",
-            "  from jec_client import Client",
-            f"  Client({url!r}, {raw[0]!r}).calibrate(jets)",
-        ]
+        lines += ["", *_calibration(url, raw[0], folder)]
     return "\n".join([*lines, "", "Ctrl-C ends it"])
+
+
+def _calibration(url: str, model: Model, folder: Path) -> list[str]:
+    """Return lines of Python that calibrate jets with a model of columns."""
+    lines = ["calibrate jets with the columns of a file (docs/using-the-model.md):"]
+    if not model.request:
+        return [
+            *lines,
+            "  from jec_client import Client",
+            f"  Client({url!r}, {model.name!r}).calibrate('FILE.root:TREE')",
+        ]
+    file = _local(model.request, folder / "raw-request.json")
+    return [
+        *lines,
+        "  import json, numpy, pathlib",
+        "  from jec_client import Client",
+        f"  inputs = json.loads(pathlib.Path({file!r}).read_text())['inputs']  # of one jet",
+        "  jets = {x['name']: numpy.reshape(x['data'], x['shape']) for x in inputs}",
+        f"  print(Client({url!r}, {model.name!r}).calibrate(jets).tolist())",
+    ]
 
 
 def _uses_proxy(url: str) -> bool:
