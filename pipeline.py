@@ -24,6 +24,7 @@ from common.choices import START_STEPS
 from common.cli import Parser, age, local_path, output_file, output_folder, run_main, size, word
 from common.config import AUTO, RunConfig, add_arguments
 from common.errors import InputError, JecError
+from common.layout import DEFAULT_OUTPUT
 from common.storage.local import check_writable_folder
 from images.digests import image, unpushed
 
@@ -128,9 +129,9 @@ def build_parser() -> Parser:
     run.add_argument(
         "--output",
         type=local_path,
-        default=Path("runs"),
+        default=Path(DEFAULT_OUTPUT),
         metavar="DIR",
-        help="folder of the runs of this machine; DIR/latest is the newest (default: runs)",
+        help="folder of the runs of this machine; DIR/latest is the newest (default: %(default)s)",
     )
     run.add_argument(
         "--serve",

@@ -15,7 +15,7 @@ SEED, JETS = 7, 500  # test_generate.py makes the same again in other ways
 
 @pytest.fixture(scope="session")
 def generated(tmp_path_factory, worker_id) -> Path:
-    """A file of JETS jets with SEED, made by two workers, once for all of pytest-xdist's processes."""
+    """A file of JETS jets with SEED, made by two workers, shared by all test processes."""
     session = tmp_path_factory.getbasetemp()
     folder = (session if worker_id == "master" else session.parent) / "generated"
     with filelock.FileLock(f"{folder}.lock"):
