@@ -1,4 +1,4 @@
-"""This machine: its processor in words, and the cores and memory that this process may use."""
+"""This machine: its processor in words, free ports, and what cores and memory a process may use."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import resource
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +35,14 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def free_port() -> int:
+    """Return a TCP port of 127.0.0.1 on which no process listens now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 CGROUPS = Path("/sys/fs/cgroup")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self, TypeAlias, TypeVar, get_origin
@@ -302,6 +303,15 @@ class Observation:
     min: float
     max: float
     latest: float
+
+
+def finite_number(text: str) -> float | None:
+    """Return the finite number that a text represents; None for any other text."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from common import storage
 from common.errors import InputError, unknown
-from common.exported_model import check_model
+from common.exported_model import check_digest
 from common.layout import RunFolder
 from common.machine import processor
 from common.measurements import Inference
@@ -96,7 +96,7 @@ def load_session(uri: str, name: str) -> InferenceSession:
     # The model may be on S3, but ONNX Runtime opens local files only.
     with tempfile.TemporaryDirectory() as temporary:
         path = storage.download(place, Path(temporary) / "model.onnx")
-        check_model(place, path.read_bytes())
+        check_digest(place, path.read_bytes())
         return onnxruntime.InferenceSession(str(path), options, providers=providers)
 
 
@@ -246,7 +246,7 @@ def predict_baseline(
             " (python pipeline.py --list shows the gain of those)"
         )
     # The inputs are those of its own data config, which may differ from that of this run.
-    test = inputs.open_test_set(uri)
+    test = inputs.open_prepared_test_set(uri)
     baseline_columns = test.observers()
     for name in REQUIRED_COLUMNS:
         if name not in baseline_columns or not np.array_equal(

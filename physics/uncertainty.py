@@ -278,7 +278,7 @@ def _widths(
     level, one half and upper level. `same_pt` compares jets of the same pT with narrow and wide
     predictions.
     """
-    errors = {group: half_width(q) for group, q in draws["error"].items()}
+    errors = {group: absolute_half_width(q) for group, q in draws["error"].items()}
     widths: list[Record] = []
     for name, mask in groups.items():
         if name.startswith("slice"):
@@ -291,12 +291,12 @@ def _widths(
     pull = draws["pull"]["all"]
     return {
         "widths": widths,
-        "pull": {"median": interval(pull[:, 1]), "half_width": interval(half_width(pull))},
+        "pull": {"median": interval(pull[:, 1]), "half_width": interval(absolute_half_width(pull))},
         "same_pt": halves_of_same_pt(errors, groups, half),
     }
 
 
-def half_width(q: Floats) -> Floats:
+def absolute_half_width(q: Floats) -> Floats:
     """Half of what lies between the first and the last quantile. q: (..., 3); returns (...)."""
     return (q[..., -1] - q[..., 0]) / 2
 

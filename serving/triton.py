@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from pathlib import Path
 from clusters.server_log import error_lines
 from common import storage
 from common.errors import ClusterError, DeadlineError, InputError, unknown
+from common.machine import free_port
 from common.storage import space
 from serving import server_folder, server_processes, triton_wheel
 from serving.client import Client
@@ -301,14 +301,6 @@ class _Start:
 def last_lines(text: str) -> str:
     """Return the end of a log."""
     return "\n".join(text.splitlines()[-LOG_LINES:])
-
-
-def free_port() -> int:
-    """Return a port on which no process of this machine listens now."""
-    with socket.socket() as sock:
-        sock.bind((HOST, 0))
-        port: int = sock.getsockname()[1]
-    return port
 
 
 def triton_command(attempt: _Start, port: int) -> tuple[list[str], dict[str, str]]:

@@ -71,7 +71,7 @@ def full_folder(*folders: str | os.PathLike[str]) -> str:
     return ""
 
 
-def require(path: str | os.PathLike[str], num_bytes: int, what: str) -> None:
+def require_free(path: str | os.PathLike[str], num_bytes: int, what: str) -> None:
     """Raise FullDiskError, before anything is written, where there is less room than needed."""
     free = free_bytes(path)
     if free < num_bytes:

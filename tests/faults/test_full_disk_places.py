@@ -405,7 +405,7 @@ def test_a_server_that_cannot_be_recorded_is_stopped(monkeypatch, tmp_path):
     monkeypatch.setattr(server_folder.ServerFolder, "record", record)
     with pytest.raises(FullDiskError):
         triton.start_models({"m": str(tmp_path)}, log=tmp_path / "log", kind="kserve-server")
-    assert not server_processes.lives(pids[0])
+    assert not pids.is_alive(pids[0])
 
 
 class ServersThatFillTheDisk:

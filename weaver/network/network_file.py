@@ -272,7 +272,7 @@ def load_network(uri: str) -> NetworkFile:
     return network
 
 
-def check_model(uri: str, model: object) -> None:
+def check_is_module(uri: str, model: object) -> None:
     """Raise InputError where get_model returned anything but a torch.nn.Module."""
     import torch
 

@@ -593,7 +593,7 @@ def local_copy(uri: str, cache: Path | None = None, *, always: bool = False) -> 
     with _lock(cache / f"{target.name}.lock", uri):
         if not is_prepared(str(target)):
             size = sum(entry.size for entry in storage.entries(uri))
-            space.require(cache, size, f"a copy of {uri}")
+            space.require_free(cache, size, f"a copy of {uri}")
             with building(target, num_bytes=size) as folder:
                 storage.download(uri, folder)
                 if problem := damage(folder):
