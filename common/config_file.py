@@ -71,8 +71,8 @@ class Flags:
         content = yaml_text.load(_text(path, where), where)
         if not isinstance(content, dict):
             raise InputError(
-                f"{where} is {_name(content)}; write a flag a line, as 'num_gpus: 1', or give a"
-                " run.json"
+                f"{where} is {yaml_text.kind_of(content)}; write a flag a line, as 'num_gpus:"
+                " 1', or give a run.json"
             )
         if "run_id" in content and isinstance(content.get("config"), dict):
             content = _of_run(content["config"])
@@ -131,7 +131,9 @@ class Flags:
         result = _as(kind, value)
         if result is None:
             hint = "; write it in quotes" if kind is str and isinstance(value, bool) else ""
-            raise InputError(f"{where}: {key} must be {_NAMES[kind]}, not {_name(value)}{hint}")
+            raise InputError(
+                f"{where}: {key} must be {_NAMES[kind]}, not {yaml_text.kind_of(value)}{hint}"
+            )
         if action.choices and result not in action.choices:
             raise InputError(f"{where}: {key}: {unknown('value', result, action.choices)}")
         if kind is str and callable(action.type):
@@ -191,16 +193,6 @@ _NAMES: dict[type, str] = {
     float: "a number",
     str: "a text",
 }
-
-
-def _name(value: Any) -> str:
-    """Describe a value of a file in words."""
-    if isinstance(value, bool):
-        return "true or false"
-    if value is None:
-        return "an empty value"
-    names = {int: "a number", float: "a number", str: "a text", list: "a list", dict: "a mapping"}
-    return names.get(type(value), f"a {type(value).__name__}")
 
 
 def _as(kind: type, value: Any) -> Any:

@@ -44,6 +44,7 @@ from common.measurements import (
     Unmeasured,
     Weighted,
 )
+from common.yaml_text import kind_of
 
 Value = TypeVar("Value")
 
@@ -157,7 +158,7 @@ class Record:
     def from_json(cls, content: Mapping[str, Any], where: str = "the record") -> Self:
         """The record that the content of a file describes. Raises InputError as `load` does."""
         if not isinstance(content, Mapping):
-            raise InputError(f"{where} holds a {type(content).__name__}, not names with values")
+            raise InputError(f"{where} holds {kind_of(content)}, not names with values")
         cls._refuse_later_version(content, where)
         return _parse(content, cls, where)
 

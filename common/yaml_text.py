@@ -12,6 +12,22 @@ MOST_NODES = 1_000_000
 """Values in all, each use of an alias counted: a few lines of aliases may stand for 10^9."""
 
 
+_KINDS: dict[type, str] = {
+    dict: "a mapping",
+    list: "a list",
+    str: "text",
+    type(None): "an empty value",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+}
+
+
+def kind_of(value: object) -> str:
+    """Describe in words what type a value from a YAML or JSON file has, for an error."""
+    return _KINDS.get(type(value), f"a {type(value).__name__}")
+
+
 def load(text: str, where: str) -> Any:
     """The content of a YAML or JSON text; `where` begins the errors.
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from common.errors import InputError, unknown
+from common.yaml_text import kind_of
 from weaver.config.expressions import Expression
 
 Options = dict[str, Any]
@@ -32,16 +33,6 @@ KEYS = frozenset(
     }
 )
 """The sections of a data config, those of weaver-core."""
-
-_KINDS = {
-    dict: "a mapping",
-    list: "a list",
-    str: "text",
-    type(None): "nothing",
-    bool: "true or false",
-    int: "a number",
-    float: "a number",
-}
 
 
 class Document:
@@ -149,5 +140,5 @@ def is_names(value: object) -> bool:
 
 def kind(value: object) -> str:
     """Describe the type of a value in words, for an error."""
-    words = _KINDS.get(type(value), type(value).__name__)
+    words = kind_of(value)
     return f"{words} ({value!r})" if isinstance(value, str | int | float) else words

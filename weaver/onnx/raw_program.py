@@ -254,7 +254,7 @@ class _Compiler:
         if not names & set(self.samples):
             return self.sample(node)
         if type(node) not in self.visitors:
-            raise self.error(node, f"{type(node).__name__} has no form in a graph")
+            raise self.error(node, "it has no form in a graph")
         return self.visitors[type(node)](node)
 
     def binary(self, node: ast.BinOp) -> Value:
