@@ -354,7 +354,7 @@ def _own_deadline(manifest: Manifest) -> float:
 
 
 def _failure(job: Replicas, code: int) -> JecError:
-    """The error of a job that ended with this exit code."""
+    """Return the error of a job that ended with this exit code."""
     if full := job.full_disk(code):
         return full
     error = ClusterError(f"job {job.manifest['metadata']['name']} failed: {job.reason()}")

@@ -121,7 +121,7 @@ class Flags:
         return "\n".join(lines) + "\n"
 
     def _convert(self, where: str, key: str, value: Any) -> Any:
-        """A value in the type of its flag. Raises InputError for one of another type.
+        """Return a value in the type of its flag. Raises InputError for one of another type.
 
         The value is not shown, as it may be an address with a secret in it.
         """
@@ -167,7 +167,7 @@ def _of_run(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _text(path: str, where: str) -> str:
-    """The text of a file on this machine's disks. Raises InputError where there is none."""
+    """Return the text of a file on this machine's disks. Raises InputError where there is none."""
     try:
         with Path(path).expanduser().open("rb") as file:
             content = file.read(LARGEST_BYTES + 1)
@@ -196,7 +196,7 @@ _NAMES: dict[type, str] = {
 
 
 def _as(kind: type, value: Any) -> Any:
-    """The value as this type; None where it is of another one."""
+    """Return the value as this type; None where it is of another one."""
     if isinstance(value, bool) or kind is bool:
         return value if isinstance(value, bool) and kind is bool else None
     if kind is float and isinstance(value, str) and re.fullmatch(r"-?\d+[eE][-+]?\d+", value):

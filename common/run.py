@@ -67,7 +67,7 @@ class Run:
         return RunFolder(self.uri)
 
     def path(self, *parts: str) -> str:
-        """An address below the run's folder."""
+        """Return an address below the run's folder."""
         return self.folder.path(*parts)
 
     def save(self) -> None:
@@ -79,7 +79,7 @@ class Run:
 
     @classmethod
     def load(cls, uri: str) -> Run:
-        """The run of a folder.
+        """Return the run of a folder.
 
         Raises InputError where there is no run.json, which means that prepare did not finish, or
         where it is not of its form.
@@ -98,7 +98,7 @@ class Run:
 
 
 def read_run(place: str) -> dict[str, Any]:
-    """The content of a run.json: `run_id`, a text, `config`, parameter -> value, and its record.
+    """Return what a run.json holds: `run_id` (text), `config` (parameter -> value), its record.
 
     Raises InputError where it is missing, no JSON, or without these two.
     """
@@ -114,7 +114,7 @@ def read_run(place: str) -> dict[str, Any]:
 
 
 def kubernetes_name(network_config: str) -> str:
-    """The network file's name as Kubernetes allows it.
+    """Return the network file's name as Kubernetes allows it.
 
     >>> kubernetes_name("networks/pfn_regressor_open.py")
     'pfn-regressor-open'

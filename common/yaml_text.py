@@ -29,7 +29,7 @@ def kind_of(value: object) -> str:
 
 
 def load(text: str, where: str) -> Any:
-    """The content of a YAML or JSON text; `where` begins the errors.
+    """Return the content of a YAML or JSON text; `where` begins the errors.
 
     Raises InputError for a text that is no YAML, and for one with a key twice in a mapping, where
     PyYAML would silently take the last.
@@ -66,7 +66,7 @@ def load(text: str, where: str) -> Any:
 
 
 def _line_of_fault(root: Any) -> int:
-    """The line of the first scalar that cannot become a value; 0 if there is none."""
+    """Return the line of the first scalar that cannot become a value; 0 if there is none."""
     import yaml
 
     loader = yaml.SafeLoader("")
@@ -104,7 +104,7 @@ def _check(root: Any, where: str) -> None:
 
 
 def _size(node: Any, where: str, depth: int, sizes: dict[int, int], above: set[int]) -> int:
-    """How many values a node stands for, with those of its aliases.
+    """Return how many values a node stands for, with those of its aliases.
 
     `sizes` has the results by the node's id, `above` the ids of the nodes around this one.
     """

@@ -188,7 +188,7 @@ def too_large(needs: Needs, nodes: list[Node]) -> str:
 
 
 def fits_labels(node: Node, labels: Mapping[str, str]) -> bool:
-    """Whether a node has all labels of a node selector."""
+    """Return whether a node has all labels of a node selector."""
     return all(node.labels.get(key) == value for key, value in labels.items())
 
 

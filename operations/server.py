@@ -291,7 +291,7 @@ def version_numbers(version: str) -> tuple[int, int] | None:
 
 
 def is_page(content: object) -> bool:
-    """Whether the content of an answer is a web page."""
+    """Return whether the content of an answer is a web page."""
     text = content.decode(errors="replace") if isinstance(content, bytes) else str(content)
     return re.match(r"\s*<(!doctype )?html", text[:200], re.IGNORECASE) is not None
 

@@ -318,7 +318,7 @@ def _failure_marker(
 
 
 def _is_finished(options: TrainOptions, folder: TrialFolder, configuration: Settings) -> bool:
-    """Whether the trial has had its last epoch. If so, its results are written again."""
+    """Return whether the trial has had its last epoch. If so, its results are written again."""
     from weaver.fit.fit import has_ended, write_results
 
     checkpoint = folder.load(configuration)
@@ -340,7 +340,7 @@ def _is_finished(options: TrainOptions, folder: TrialFolder, configuration: Sett
 
 
 def _is_first_rank() -> bool:
-    """Whether this process shows messages, before the ranks are connected."""
+    """Return whether this process shows messages, before the ranks are connected."""
     return os.environ.get("RANK", "0") == "0"
 
 

@@ -43,7 +43,7 @@ def ensure_sample(
     seed: int = 1,
     workers: int | None = None,
 ) -> dict[str, str]:
-    """Patterns of the ROOT files: {"train": ..., "val": ..., "test": ...}.
+    """Return the patterns of the ROOT files: {"train": ..., "val": ..., "test": ...}.
 
     Generates the sample below `storage_uri` (a directory, s3:// or root://) unless it is there. The
     three parts have seeds of their own, so they share no event and no pile-up. Raises InputError as
@@ -167,7 +167,7 @@ def _remove_abandoned(parent: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command `python -m data.sample`."""
+    """Return the command `python -m data.sample`."""
     parser = Parser(prog="python -m data.sample", description=__doc__)
     parser.add_argument(
         "--storage",

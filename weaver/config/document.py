@@ -58,7 +58,10 @@ class Document:
                 raise self.error("", unknown("key", str(key), KEYS))
 
     def error(self, place: str, reason: str) -> InputError:
-        """The error for a place in the file, such as "inputs:pf"; "" for the file as a whole."""
+        """Return the error for a place in the file, such as "inputs:pf".
+
+        "" for the file as a whole.
+        """
         # a key that seems to be missing may be misspelt
         hints = "".join(f" ({hint})" for hint in self.unknown_keys.get(place, []))
         return InputError(f"{self.source}: {place}{': ' if place else ''}{reason}{hints}")
@@ -93,7 +96,7 @@ class Document:
             self.functions[name] = expression
 
     def mapping(self, key: str) -> Options:
-        """The mapping of a section; empty without it. Raises InputError for other types."""
+        """Return the mapping of a section; empty without it. Raises InputError for other types."""
         value = self.options.get(key)
         if value is None:
             return {}
@@ -102,7 +105,7 @@ class Document:
         return value
 
     def names(self, key: str) -> tuple[str, ...]:
-        """The names that a section lists, each once; empty without the section.
+        """Return the names that a section lists, each once; empty without the section.
 
         Raises InputError for other types.
         """
@@ -114,7 +117,10 @@ class Document:
         return tuple(dict.fromkeys(value))
 
     def text(self, key: str) -> str | None:
-        """The text of a section; None without it or if empty. Raises InputError for other types."""
+        """Return the text of a section.
+
+        None without it or if empty. Raises InputError for other types.
+        """
         value = self.options.get(key)
         if value is None or isinstance(value, str):
             return value or None
@@ -134,7 +140,7 @@ class Document:
 
 
 def is_names(value: object) -> bool:
-    """True for a list of strings."""
+    """Return True for a list of strings."""
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 

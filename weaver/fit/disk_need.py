@@ -16,7 +16,7 @@ RECORDS = 10**6  # bytes of history, metrics and logs
 
 
 def trial_bytes(parameters: int, *, averages: bool = False, epoch_files: int = 0) -> int:
-    """Largest number of bytes of all files of a training together.
+    """Return the largest number of bytes of all files of a training together.
 
     parameters: number of the network's parameters. averages: whether the training keeps an average
     of the weights (--ema-decay). epoch_files: number of epochs whose weights it keeps.

@@ -21,7 +21,10 @@ STOP_SECONDS = 10.0
 
 
 def needs_ranks(options: TrainOptions, environment: Mapping[str, str]) -> int:
-    """Number of ranks that this command must start; 0 if it is a rank itself, or needs only one."""
+    """Return the number of ranks that this command must start.
+
+    0 if it is a rank itself, or needs only one.
+    """
     numbers = options.gpus.split(",")
     is_rank = "WORLD_SIZE" in environment or "LOCAL_RANK" in environment
     if len(numbers) < 2 or is_rank or not options.trains:

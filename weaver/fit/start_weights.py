@@ -69,7 +69,7 @@ def freeze(model: nn.Module, patterns: str) -> None:
 
 
 def fits_pattern(name: str, patterns: str) -> bool:
-    """Whether one of the comma-separated regular expressions matches a name from its beginning.
+    """Return whether one of the comma-separated expressions matches a name from its beginning.
 
     Raises InputError for text that is not a regular expression.
     """
