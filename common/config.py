@@ -896,7 +896,7 @@ MOST: dict[str, float] = {
 
 
 def is_whole(text: str) -> bool:
-    """Return whether a text is a whole number, of at most 18 digits of ASCII, which int64 holds."""
+    """Whether a text is a whole number, of at most 18 digits of ASCII, which int64 holds."""
     return re.fullmatch(r"[0-9]{1,18}", text) is not None
 
 
@@ -976,7 +976,7 @@ MOST_BYTES = 2**60  # more than any node has
 
 
 def quantity(name: str, text: str) -> float:
-    """Return bytes of a Kubernetes quantity such as 12Gi. Raises InputError for anything else."""
+    """Bytes of a Kubernetes quantity such as 12Gi. Raises InputError for anything else."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([A-Za-z]*)", text)
     if not match or match[2] not in UNITS:
         raise InputError(

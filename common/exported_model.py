@@ -13,7 +13,7 @@ RECORD = "export.json"  # beside the models of a run
 SHOWN = 12  # characters of a digest in an error
 
 
-def check_digest(uri: str, content: bytes) -> None:
+def check_model(uri: str, content: bytes) -> None:
     """Compare the bytes of a model with the SHA-256 in the record of its export.
 
     uri: REPOSITORY/NAME/1/model.onnx. A repository without the record, or a record without the

@@ -26,7 +26,7 @@ def here(path: str) -> str:
 
 
 def is_own(path: str) -> bool:
-    """Return True for the relative path of a file of the project, which images hold as well."""
+    """True for the relative path of a file of the project, which images hold as well."""
     return storage.is_local(path) and (ROOT / path).is_file() and not Path(path).is_absolute()
 
 

@@ -14,7 +14,7 @@ from clusters.protocol import Service
 from common import storage
 from common.cli import run_main
 from common.errors import GateError, JecError
-from common.exported_model import check_digest
+from common.exported_model import check_model
 from common.layout import RAW_SUFFIX, RunFolder
 from common.records import (
     ExportRecord,
@@ -53,7 +53,7 @@ def deploy(run: Run, artifacts: step.Artifacts) -> str:
     for name in models(run):
         place = run.folder.onnx(name)
         if storage.exists(place):
-            check_digest(place, storage.read_bytes(place))
+            check_model(place, storage.read_bytes(place))
     search = SearchRecord.find(run.folder.search)
     manifest = inference_service(run, search.optimal if search else "")
     golden: dict[str, GoldenAnswers] = {}

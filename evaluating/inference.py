@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from common import storage
 from common.errors import InputError, unknown
-from common.exported_model import check_digest
+from common.exported_model import check_model
 from common.layout import RunFolder
 from common.machine import processor
 from common.measurements import Inference
@@ -96,7 +96,7 @@ def load_session(uri: str, name: str) -> InferenceSession:
     # The model may be on S3, but ONNX Runtime opens local files only.
     with tempfile.TemporaryDirectory() as temporary:
         path = storage.download(place, Path(temporary) / "model.onnx")
-        check_digest(place, path.read_bytes())
+        check_model(place, path.read_bytes())
         return onnxruntime.InferenceSession(str(path), options, providers=providers)
 
 

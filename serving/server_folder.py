@@ -32,7 +32,7 @@ from pathlib import Path
 
 from common import storage
 from common.errors import InputError
-from common.exported_model import check_digest
+from common.exported_model import check_model
 from common.storage import space
 
 PLAIN = re.compile(r"[-\w./]+", re.ASCII)  # characters that mean nothing to a shell
@@ -75,7 +75,7 @@ class ServerFolder:
                 storage.download(uri, place)
             onnx = place / "1" / "model.onnx"
             if onnx.is_file():
-                check_digest(
+                check_model(
                     storage.join(storage.absolute(uri), "1", "model.onnx"), onnx.read_bytes()
                 )
 

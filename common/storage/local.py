@@ -100,7 +100,7 @@ def open_source(path: str, _entry: Entry | None = None) -> Source:
 
 
 def exists(path: str) -> bool:
-    """Return whether there is a file or folder of this path."""
+    """Whether there is a file or folder of this path."""
     with _translate_errors(path):
         return os.path.exists(path)
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from common import storage
 from common.errors import InputError
-from common.exported_model import check_digest
+from common.exported_model import check_model
 from common.layout import RAW_SUFFIX, RunFolder
 from common.records import ExportRecord
 from serving.validity import KEY, ModelRange, model_range
@@ -144,7 +144,7 @@ def local_model(place: str) -> LocalModel:
 
     uri = onnx_at(storage.absolute(place))
     content = storage.read_bytes(uri)
-    check_digest(uri, content)
+    check_model(uri, content)
     try:
         # One thread per execution: the steps of a file run in parallel, which is faster.
         runtime = session(content, threads=1)

@@ -7,7 +7,7 @@ import pytest
 from common import storage
 from common.config import RunConfig
 from common.errors import InputError
-from common.exported_model import check_digest
+from common.exported_model import check_model
 from common.run import Run
 from components import deploy, predictor, step
 from evaluating.inference import load_session
@@ -103,7 +103,7 @@ def test_a_repository_without_a_record_of_the_model_says_nothing(run, record):
         storage.write_text(run.folder.export, json.dumps(record))
     storage.write_bytes(run.folder.onnx(NAME), b"another")
     by_serving(run)
-    check_digest("/anywhere/model.onnx", b"")
+    check_model("/anywhere/model.onnx", b"")
 
 
 def test_a_model_on_s3_is_compared_too(run, s3_bucket):

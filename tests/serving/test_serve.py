@@ -21,11 +21,10 @@ import pytest
 
 from common import storage
 from common.errors import InputError
-from common.machine import free_port
 from serving import golden, server_folder, server_processes
 from serving.client import Client, golden_check
 from serving.serve import main, models_at
-from serving.triton import Server
+from serving.triton import Server, free_port
 from tests.disks import fill, small_disk
 from tests.exporting.small import write_repository
 from tests.serving.conftest import NAME

@@ -1096,7 +1096,7 @@ def _contradiction(options: TrainOptions) -> str | None:
 
 
 def _wrong_form(options: TrainOptions) -> str | None:
-    """Return the error for a flag whose value has the wrong form; None if there is none."""
+    """The error for a flag whose value has the wrong form; None if there is none."""
     if options.cross_validation and not re.fullmatch(r".+%\s*[1-9]\d*", options.cross_validation):
         return (
             f"--cross-validation must be VARIABLE%K as in event%5, not '{options.cross_validation}'"

@@ -299,7 +299,7 @@ def _reference(
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """Return the arguments of `python -m weaver.prepare`."""
+    """The arguments of `python -m weaver.prepare`."""
     parser = argparse.ArgumentParser(
         prog="python -m weaver.prepare", description=(__doc__ or "").splitlines()[0]
     )

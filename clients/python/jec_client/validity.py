@@ -194,7 +194,7 @@ def count_invalid(
 def _finite(
     columns: Mapping[str, NDArray[Any]], limits: ModelRange, num_jets: int
 ) -> NDArray[np.bool_]:
-    """Return whether all numbers of a jet, (N,), are finite in single precision."""
+    """Whether all numbers of a jet, (N,), are finite in single precision."""
     counter_of = {}
     for counter, branches in limits.counters.items():
         for branch in branches:
