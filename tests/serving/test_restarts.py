@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from common import pids
 from common.errors import ClusterError, InputError
+from common.pids import is_alive
 from serving import guard, restarts, server_folder, server_processes
 from tests.waiting import wait_until
 
@@ -103,7 +103,7 @@ def test_a_server_ends_with_its_owner_that_was_killed(launch):
         time.sleep(2 * guard.POLL)
         assert server_processes.is_running(pid)
         owner.kill()
-    wait_until(lambda: not pids.is_alive(pid))
+    wait_until(lambda: not is_alive(pid))
     wait_until(lambda: not folder.exists() and not region.exists())
 
 
@@ -119,7 +119,7 @@ def test_a_killed_servers_leftovers_are_removed_while_its_owner_lives(launch):
 def test_a_new_process_with_the_owners_pid_is_not_the_owner(launch):
     pid, *_ = launch()
     guard.guard(pid, os.getpid(), "12345.6")
-    assert not pids.is_alive(pid)
+    assert not is_alive(pid)
 
 
 def test_stop_ends_the_guard_too(launch):

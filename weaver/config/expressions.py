@@ -156,8 +156,8 @@ class Expression:
                 raise self._error(_FORBIDDEN_SYNTAX[type(part)])
         method = getattr(self, f"_check_{type(node).__name__.lower()}", None)
         if method is None:
-            part = ast.unparse(node)[:MOST_CHARACTERS]
-            raise self._error(f"'{part}' is not allowed in an expression")
+            text = ast.unparse(node)[:MOST_CHARACTERS]
+            raise self._error(f"'{text}' is not allowed in an expression")
         yield from method(node)
 
     def _check_children(self, node: ast.AST) -> Iterator[str]:
