@@ -261,7 +261,7 @@ def stream(folder: Path, limit: int, least: int, kind: Rows, steps: int | None) 
     per_jet = size_of(val) / 2_000
     files = int(np.ceil(least / (per_jet * JETS)))
     need = (2 if kind.full_digits else 1.3) * files * per_jet * JETS
-    space.require(folder, int(need), "this data set")
+    space.require_free(folder, int(need), "this data set")
     write_file(data / "train-000.root", JETS, 1, kind)
     for number in range(1, files):  # the same jets under other names: only the size matters here
         shutil.copyfile(data / "train-000.root", data / f"train-{number:03}.root")

@@ -22,6 +22,7 @@ from pathlib import Path
 import psutil
 
 from common.errors import JecError
+from common.machine import free_port
 
 START_SECONDS = 30  # a server that does not listen by then has failed
 STOP_SECONDS = 10
@@ -47,13 +48,6 @@ def cpu_seconds(process: int) -> float:
     """CPU time that a process has taken so far."""
     times = psutil.Process(process).cpu_times()
     return times.user + times.system
-
-
-def free_port() -> int:
-    """Return a free TCP port of 127.0.0.1."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 @contextlib.contextmanager

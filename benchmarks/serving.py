@@ -27,7 +27,6 @@ import json
 import os
 import queue
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -42,7 +41,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure import Report, Spread, alternate, ratio
-from common.machine import cores
+from common.machine import cores, free_port
 from common.project import ROOT
 
 LENGTH = 100
@@ -429,13 +428,6 @@ def pieces(onnx_path: Path) -> Callable[[Inputs], Any]:
         return list(pool.map(run_piece, parts)) if len(parts) > 1 else [run_piece(feed)]
 
     return run
-
-
-def free_port() -> int:
-    """Return a free TCP port of 127.0.0.1."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 def _repository(name: str, folder: Path) -> tuple[Path, Any]:

@@ -26,6 +26,7 @@ from clusters.reasons import event_time
 from clusters.refusals import silent_webhook
 from clusters.waiting import Wait
 from common.errors import ClusterError, InputError, UnreachableError
+from common.http import reason_of
 from common.progress import clock
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -523,8 +524,7 @@ def _status_of(error: Exception) -> dict[str, Any]:
 def complaint(error: Exception) -> str:
     """Return in one line why a request failed: the message of the server or of the connection."""
     if not isinstance(error, ApiException):
-        reason = getattr(error, "reason", None) or error
-        return f"{type(reason).__name__}: {reason}".split("\n")[0]
+        return reason_of(error)
     try:
         message = json.loads(error.body)["message"]
     except (TypeError, ValueError, KeyError):

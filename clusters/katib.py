@@ -18,7 +18,7 @@ from clusters.protocol import Manifest
 from common import algorithms
 from common.cli import require
 from common.errors import unknown
-from common.records import Observation
+from common.records import Observation, finite_number
 
 METRIC_PATTERN = re.compile(r"([\w|-]+)\s*=\s*([+-]?\d*(\.\d+)?([Ee][+-]?\d+)?)")
 """Katib's default filter of text metrics; `loss=nan` matches it with an empty value."""
@@ -60,7 +60,7 @@ def _values_by_metric(text: str, names: list[str]) -> dict[str, list[float | Non
         _, _, rest = line.partition(" ")
         for match in METRIC_PATTERN.finditer(rest):
             if match[1] in names:
-                by_metric.setdefault(match[1], []).append(_finite(match[2]))
+                by_metric.setdefault(match[1], []).append(finite_number(match[2]))
     return by_metric
 
 
@@ -194,11 +194,3 @@ def _replace(node: Any, values: dict[str, str]) -> Any:
     if isinstance(node, list):
         return [_replace(value, values) for value in node]
     return PARAMETER.sub(lambda match: values[match[1]], node) if isinstance(node, str) else node
-
-
-def _finite(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None

@@ -24,6 +24,7 @@ from clusters.reasons import (
     crash_of,
     event_time,
     is_true,
+    labels_of,
     last_line,
     message_of,
     name_of,
@@ -199,7 +200,7 @@ class Deployment:
             return False
         if view.pods:
             serving_former_pods = [
-                pod for pod in view.former_pods if KNATIVE_REVISION not in _labels(pod)
+                pod for pod in view.former_pods if KNATIVE_REVISION not in labels_of(pod)
             ]
             return any(map(ready, view.pods)) and not any(map(ready, serving_former_pods))
         created_revision, ready_revision = _revisions(view.service)
@@ -423,13 +424,9 @@ def _is_of(deployment: Manifest, revision: str) -> bool:
     """Return whether the Deployment has this spec and its controller has observed it."""
     observed_generation = deployment.get("status", {}).get("observedGeneration", 0)
     template = deployment["spec"]["template"]
-    return _labels(template).get(REVISION_LABEL) == revision and observed_generation >= deployment[
-        "metadata"
-    ].get("generation", 0)
-
-
-def _labels(thing: Manifest) -> dict[str, str]:
-    return thing["metadata"].get("labels") or {}
+    generation = deployment["metadata"].get("generation", 0)
+    is_of_revision = labels_of(template).get(REVISION_LABEL) == revision
+    return is_of_revision and observed_generation >= generation
 
 
 def _model_failure(service: Manifest) -> tuple[str, bool]:

@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 
 from clusters import manifests, orphans, run_lock
 from clusters.local_search import LocalSearch
-from clusters.processes import Replicas, cores, is_transient, tail, wait
+from clusters.processes import Replicas, is_transient, tail, wait
 from clusters.protocol import (
     Check,
     ExperimentResult,
@@ -36,8 +36,9 @@ from clusters.protocol import (
     Service,
     run_id_of,
 )
-from common import storage
+from common import pids, storage
 from common.errors import ClusterError, DeadlineError, JecError
+from common.machine import cores
 from common.storage import space
 
 POLL = 0.1  # seconds between two checks of the jobs of `run_jobs`
@@ -254,7 +255,7 @@ class LocalCluster:
         )
         record = {
             "pid": server.pid,
-            "started": run_lock.start_time(server.pid),
+            "started": pids.start_time(server.pid),
             "url": server.url,
             "kind": server.kind,
         }
@@ -323,9 +324,9 @@ class LocalCluster:
             pid, server_start = int(values["pid"]), values.get("started")
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return None
-        if not orphans.is_alive(pid):
+        if not pids.is_alive(pid):
             return pid  # its children may still run, in the process group with this number
-        if server_start is not None and server_start != run_lock.start_time(pid):
+        if server_start is not None and server_start != pids.start_time(pid):
             return None
         run_id = folder.parents[2].name
         return pid if orphans.may_be_of(pid, run_id, self.workdir) else None
@@ -353,7 +354,7 @@ def _own_deadline(manifest: Manifest) -> float:
 
 
 def _failure(job: Replicas, code: int) -> JecError:
-    """The error of a job that ended with this exit code."""
+    """Return the error of a job that ended with this exit code."""
     if full := job.full_disk(code):
         return full
     error = ClusterError(f"job {job.manifest['metadata']['name']} failed: {job.reason()}")

@@ -19,10 +19,11 @@ from clusters import katib
 from clusters.local_sampling import Sampling
 from clusters.local_study import Proposal, Study, reaches_failure_limit
 from clusters.local_trial import RunningTrial
-from clusters.processes import cores, is_transient, stop
+from clusters.processes import is_transient, stop
 from clusters.protocol import ExperimentResult, Manifest, Report
 from clusters.trials import best_trial, progress_line
 from common.errors import ClusterError, DeadlineError
+from common.machine import cores
 from common.progress import clock
 from common.records import Trial, TrialStatus
 

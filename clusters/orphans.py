@@ -16,6 +16,8 @@ from pathlib import Path
 
 import psutil
 
+from common.pids import is_alive
+
 RUN_VARIABLE = "JEC_RUN_ID"
 FOLDER_VARIABLE = "JEC_LOCAL_DIR"
 GRACE = 20.0  # seconds in which a step can stop its own children
@@ -61,11 +63,3 @@ def end(pids: list[int], *, grace: float = GRACE) -> list[int]:
         if not pids:
             break
     return pids
-
-
-def is_alive(pid: int) -> bool:
-    """Return whether a process has not ended. A zombie has ended."""
-    try:
-        return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
-    except (psutil.Error, ValueError, OverflowError):
-        return False

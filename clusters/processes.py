@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from clusters.orphans import RUN_VARIABLE
 from clusters.pod_command import program_of
 from clusters.protocol import RUN_LABEL, Manifest, run_id_of
 from common.errors import FULL_DISK, PASSING_FAILURE, FullDiskError
+from common.machine import free_port
 from common.storage import space
 
 GRACE = 15.0  # seconds between SIGTERM and SIGKILL: enough to write a checkpoint
@@ -46,11 +46,6 @@ def host_command(command: list[str]) -> list[str]:
     if command[0] == "torchrun":
         return [sys.executable, "-m", "weaver.fit.torchrun", *command[1:]]
     return list(command)
-
-
-def cores() -> int:
-    """Return the number of cores that this process may use, which batch slots limit."""
-    return len(os.sched_getaffinity(0))
 
 
 def stop(*processes: subprocess.Popen[Any], grace: float = GRACE) -> None:
@@ -87,14 +82,6 @@ def tail(log: Path, lines: int = TAIL) -> str:
         text = file.read().decode(errors="replace")
     states = [line.rsplit("\r", 1)[-1].rstrip() for line in text.splitlines()]
     return "\n".join([line for line in states if line][-lines:])
-
-
-def free_port() -> int:
-    """Return a free TCP port of 127.0.0.1."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Replicas:

@@ -78,6 +78,11 @@ def name_of(thing: Manifest) -> str:
     return name
 
 
+def labels_of(thing: Manifest) -> dict[str, str]:
+    """Return the labels of an object; empty if it has none."""
+    return thing["metadata"].get("labels") or {}
+
+
 def phase_of(pod: Manifest) -> str:
     """Return the phase of a pod; Pending before it has one."""
     phase: str = pod.get("status", {}).get("phase", "Pending")

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.errors import UnreachableError
+from common.errors import ClusterError, InputError, JecError
 from common.http import SECONDS, send, session
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def digest_of(image: str, *, seconds: float = SECONDS) -> str | None:
         return None
     try:
         answer = ask_manifest(reference, seconds=seconds)
-    except (UnreachableError, OSError, ValueError, KeyError):
+    except JecError:
         return None
     digest = answer.headers.get("Docker-Content-Digest", "")
     return digest if answer.ok and DIGEST.fullmatch(digest) else None
@@ -85,9 +85,8 @@ def ask_manifest(reference: Reference, *, seconds: float = SECONDS) -> requests.
 
     Raises:
         UnreachableError: If there is no answer.
-        KeyError: If a challenge or token does not follow the distribution specification.
-        ValueError: As KeyError.
-        OSError: If DOCKER_CONFIG is unreadable.
+        ClusterError: If a challenge or token does not follow the distribution specification.
+        InputError: If DOCKER_CONFIG is unreadable.
     """
     local = re.match(r"(localhost|127\.)", reference.registry)
     path = f"/v2/{reference.repository}/manifests/{reference.digest or reference.tag}"
@@ -102,23 +101,47 @@ def ask_manifest(reference: Reference, *, seconds: float = SECONDS) -> requests.
     if answer.status_code != 401 or not challenge.lower().startswith("bearer"):
         return answer
     parts = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
+    if "realm" not in parts:
+        raise ClusterError("it requires a login and does not say where (WWW-Authenticate: realm)")
     query = {key: parts[key] for key in ("service", "scope") if key in parts}
     login = stored_login(reference.registry)
     reply = send(client, "GET", parts["realm"], seconds=seconds, params=query, headers=login)
     if not reply.ok:
         return reply
-    content = json.loads(reply.content)
-    token = content.get("token") or content["access_token"]
+    token = token_in(reply.content)
     login = {"Authorization": f"Bearer {token}"}
     return send(client, "HEAD", url, seconds=seconds, headers=login)
 
 
+def token_in(content: bytes) -> str:
+    """Return the token in the answer of a token service. Raises ClusterError without one."""
+    try:
+        answer = json.loads(content)
+    except ValueError:
+        answer = None
+    token = None
+    if isinstance(answer, dict):
+        token = answer.get("token") or answer.get("access_token")
+    if not isinstance(token, str):
+        raise ClusterError("its token service answers without a token")
+    return token
+
+
 def stored_login(registry: str) -> dict[str, str]:
-    """Return the header of a stored login; empty without one, or if a helper stores it."""
+    """Return the header of a stored login; empty without one, or if a helper stores it.
+
+    Raises InputError if DOCKER_CONFIG is unreadable.
+    """
     file = Path(DOCKER_CONFIG).expanduser()
-    auths = json.loads(file.read_text()).get("auths", {}) if file.exists() else {}
-    login = auths.get(registry, {}).get("auth", "")
-    if not login:
-        return {}
-    # decoded and encoded again, so that invalid base64 fails here and not at the registry
-    return {"Authorization": f"Basic {base64.b64encode(base64.b64decode(login)).decode()}"}
+    try:
+        auths = json.loads(file.read_text()).get("auths", {}) if file.exists() else {}
+        login = auths.get(registry, {}).get("auth", "")
+        # decoded and encoded again, so that invalid base64 fails here and not at the registry
+        word = base64.b64encode(base64.b64decode(login)).decode()
+    except OSError as error:
+        raise InputError(f"{DOCKER_CONFIG} cannot be read: {error.strerror or error}") from None
+    except (ValueError, AttributeError, TypeError):  # whose texts may show a part of a login
+        raise InputError(
+            f"{DOCKER_CONFIG} does not hold logins as docker login writes them; log in again"
+        ) from None
+    return {"Authorization": f"Basic {word}"} if word else {}

@@ -20,10 +20,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
-
 from common import storage
 from common.errors import InputError, JecError
+from common.pids import start_time
 
 OWNER = "pipeline.json"  # below <run>/local: the process that runs it
 LOCK = "lock"  # beside it: locked by that process
@@ -72,7 +71,7 @@ class Holder:
         return self.host in ("", socket.gethostname())
 
     @property
-    def lives(self) -> bool:
+    def is_alive(self) -> bool:
         """Whether the process runs; on another machine: whether it recently renewed its lock."""
         if self.is_here:
             return bool(self.started) and start_time(self.pid) == self.started
@@ -118,7 +117,7 @@ class RunLock:
             except BlockingIOError:
                 raise self._refusal(before) from None
             # machines may share a disk, but not its locks
-            if before is not None and not before.is_here and before.lives:
+            if before is not None and not before.is_here and before.is_alive:
                 raise self._refusal(before)
             if before is not None:
                 report(f"{before} ran {self.run_id} and has ended: its lock is taken over")
@@ -152,7 +151,7 @@ class RunLock:
     def _take_remote(self, report: Callable[[str], None]) -> None:
         before = _read_remote(self._remote)
         if before is not None:
-            if before.lives:
+            if before.is_alive:
                 raise self._refusal(before)
             report(f"{before} ran {self.run_id} and has ended: {self._remote} is taken over")
             storage.delete(self._remote)
@@ -210,7 +209,7 @@ def owner(folder: Path) -> int | None:
     have the start time of the record, and this lock file open.
     """
     holder = read_owner(folder)
-    if holder is None or not holder.is_here or not holder.lives:
+    if holder is None or not holder.is_here or not holder.is_alive:
         return None
     return holder.pid if _has_open(holder.pid, folder / LOCK) else None
 
@@ -241,14 +240,6 @@ def _read_remote(uri: str, token: str = "") -> Holder | None:
     if holder is not None and token and holder.token != token:
         return None
     return holder
-
-
-def start_time(pid: int) -> str:
-    """Return the start time of a process; empty if there is none."""
-    try:
-        return str(psutil.Process(pid).create_time())
-    except (psutil.Error, ValueError, OverflowError):
-        return ""
 
 
 def _seconds(text: str) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from clusters import katib
 from clusters.protocol import Manifest
 from clusters.reasons import condition, is_true, name_of, reason_of, short
-from common.records import Observation, Trial, TrialStatus
+from common.records import Observation, Trial, TrialStatus, finite_number
 
 # Katib's order of precedence: a trial that was killed may still have its earlier condition.
 STATUSES: tuple[TrialStatus, ...] = (
@@ -88,17 +88,12 @@ def observations(metrics: Sequence[Manifest]) -> dict[str, Observation]:
     """
     result = {}
     for metric in metrics:
-        values = {key: _number(metric.get(key)) for key in ("min", "max", "latest")}
-        if all(math.isfinite(value) for value in values.values()):
-            result[metric["name"]] = Observation(**values)
+        low, high, latest = [
+            finite_number(metric.get(key) or "") for key in ("min", "max", "latest")
+        ]
+        if low is not None and high is not None and latest is not None:
+            result[metric["name"]] = Observation(min=low, max=high, latest=latest)
     return result
-
-
-def _number(text: str | None) -> float:
-    try:
-        return float(text or "nan")
-    except ValueError:
-        return math.nan
 
 
 def objective_value(experiment: Manifest, trial: Trial) -> float | None:

@@ -12,7 +12,7 @@ import re
 from clusters.api import WORKFLOW, Api
 from clusters.owner import workflow_of
 from clusters.protocol import STEP_LABEL, Manifest, Stop
-from clusters.reasons import crash_of, is_true, message_of, reason_of, short
+from clusters.reasons import crash_of, is_true, labels_of, message_of, reason_of, short
 from clusters.waiting import Wait
 from common.errors import ClusterError
 from common.records import TERMINATED
@@ -41,7 +41,7 @@ def why_stopped(api: Api, kfp_run: str, step: str, wait: Wait) -> Stop:
     except ClusterError as error:
         # without this right the reason is only less exact
         wait.tell("workflow", f"whether the run was terminated is not known: {error}")
-    attempts = [pod for pod in pods if _labels(pod).get(STEP_LABEL) == step]
+    attempts = [pod for pod in pods if labels_of(pod).get(STEP_LABEL) == step]
     attempts.sort(key=lambda pod: pod["metadata"].get("creationTimestamp", ""))
     stop = stop_of(workflow, attempts[-1] if attempts else None)
     if stop.reason == STOPPED and (pod_name := _deleted_pod(workflow or {}, step)):
@@ -140,7 +140,3 @@ def _with_main_only(pod: Manifest) -> Manifest:
     statuses = status.get("containerStatuses") or []
     own = [container for container in statuses if container.get("name") == MAIN]
     return {**pod, "status": {**status, "initContainerStatuses": [], "containerStatuses": own}}
-
-
-def _labels(pod: Manifest) -> dict[str, str]:
-    return pod["metadata"].get("labels") or {}

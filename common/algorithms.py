@@ -143,12 +143,12 @@ TABLE: dict[str, Algorithm] = {
 
 
 def offered_names() -> tuple[str, ...]:
-    """The algorithms that this project offers."""
+    """Return the algorithms that this project offers."""
     return tuple(name for name, algorithm in TABLE.items() if algorithm.is_offered)
 
 
 def katib_names() -> tuple[str, ...]:
-    """The algorithms that Katib has."""
+    """Return the algorithms that Katib has."""
     return tuple(TABLE)
 
 

@@ -36,7 +36,7 @@ def read(path: str) -> tuple[Facts, str]:
     if not isinstance(content, dict) or not content:
         raise InputError(
             f"--card {path}: expected names with values, such as 'era: 2018', found"
-            f" {type(content).__name__}"
+            f" {yaml_text.kind_of(content)}"
         )
     facts = {}
     for name, value in content.items():

@@ -101,7 +101,7 @@ def local_path(text: str) -> Path:
 
 
 def output_folder(text: str) -> Path:
-    """A folder on this machine's disks that can be made and written to; nothing is made."""
+    """Return a folder on this machine's disks that can be made and written to; nothing is made."""
     path = local_path(text)
     try:
         check_writable_folder(str(path))
@@ -111,7 +111,7 @@ def output_folder(text: str) -> Path:
 
 
 def output_file(text: str) -> Path:
-    """A file on this machine's disks that can be written; nothing is written."""
+    """Return a file on this machine's disks that can be written; nothing is written."""
     path = local_path(text)
     try:
         check_writable_file(str(path))
@@ -121,7 +121,10 @@ def output_file(text: str) -> Path:
 
 
 def output_address(text: str) -> str:
-    """A file to be written, as a path or an address; a path is checked as by `output_file`."""
+    """Return a file to be written, as a path or an address.
+
+    A path is checked as by `output_file`.
+    """
     try:
         check_text(text)
         if storage.is_local(text):
@@ -132,7 +135,7 @@ def output_address(text: str) -> str:
 
 
 def word(text: str) -> str:
-    """A name, such as a run's id: neither empty nor with control characters."""
+    """Return a name, such as a run's id: neither empty nor with control characters."""
     try:
         check_text(text)
     except InputError as error:
@@ -141,12 +144,12 @@ def word(text: str) -> str:
 
 
 def age(text: str) -> float:
-    """Seconds of a duration such as 30d, 12h or 2w; the type of --older-than."""
+    """Return the seconds of a duration such as 30d, 12h or 2w; the type of --older-than."""
     return _quantity(text, AGE_UNITS, "30d, 12h or 2w")
 
 
 def size(text: str) -> float:
-    """Bytes of a size such as 1G or 500M; the type of --larger-than."""
+    """Return the bytes of a size such as 1G or 500M; the type of --larger-than."""
     return _quantity(text, SIZE_UNITS, "1G or 500M")
 
 
@@ -321,7 +324,7 @@ def _remove_old_tracebacks() -> None:
 
 
 def in_pod() -> bool:
-    """Whether this is a pod of a job; a Kubeflow notebook, whose files stay, is none."""
+    """Return whether this is a pod of a job; a Kubeflow notebook, whose files stay, is none."""
     return "KUBERNETES_SERVICE_HOST" in os.environ and "NB_PREFIX" not in os.environ
 
 

@@ -804,7 +804,7 @@ class RunConfig:
         return self.sample_jets, part, part
 
     def parameters(self) -> dict[str, Any]:
-        """The values by field name, in order, as KFP and run.json store them."""
+        """Return the values by field name, in order, as KFP and run.json store them."""
         return dataclasses.asdict(self)
 
     def replace(self, **changes: Any) -> RunConfig:
@@ -813,7 +813,7 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunConfig:
-        """The inverse of `parameters`. Raises InputError for a key that is no field.
+        """Return the inverse of `parameters`. Raises InputError for a key that is no field.
 
         What earlier versions had and no later one has (RETIRED) is left out.
         """
@@ -992,7 +992,9 @@ def quantity(name: str, text: str) -> float:
 
 
 def cpus(name: str, text: str) -> float:
-    """Cores of a Kubernetes quantity such as 2, 0.5 or 500m. Raises InputError for anything else.
+    """Return the cores of a Kubernetes quantity such as 2, 0.5 or 500m.
+
+    Raises InputError for anything else.
 
     >>> cpus("serving_cpus", "500m")
     0.5
@@ -1007,7 +1009,7 @@ def cpus(name: str, text: str) -> float:
 
 
 def selector(text: str) -> dict[str, str]:
-    """Labels of nodes from key=value,key=value; none of them for 'none'.
+    """Return the labels of nodes from key=value,key=value; none of them for 'none'.
 
     Raises InputError for anything else.
     """

@@ -71,8 +71,8 @@ class Flags:
         content = yaml_text.load(_text(path, where), where)
         if not isinstance(content, dict):
             raise InputError(
-                f"{where} is {_name(content)}; write a flag a line, as 'num_gpus: 1', or give a"
-                " run.json"
+                f"{where} is {yaml_text.kind_of(content)}; write a flag a line, as 'num_gpus:"
+                " 1', or give a run.json"
             )
         if "run_id" in content and isinstance(content.get("config"), dict):
             content = _of_run(content["config"])
@@ -121,7 +121,7 @@ class Flags:
         return "\n".join(lines) + "\n"
 
     def _convert(self, where: str, key: str, value: Any) -> Any:
-        """A value in the type of its flag. Raises InputError for one of another type.
+        """Return a value in the type of its flag. Raises InputError for one of another type.
 
         The value is not shown, as it may be an address with a secret in it.
         """
@@ -131,7 +131,9 @@ class Flags:
         result = _as(kind, value)
         if result is None:
             hint = "; write it in quotes" if kind is str and isinstance(value, bool) else ""
-            raise InputError(f"{where}: {key} must be {_NAMES[kind]}, not {_name(value)}{hint}")
+            raise InputError(
+                f"{where}: {key} must be {_NAMES[kind]}, not {yaml_text.kind_of(value)}{hint}"
+            )
         if action.choices and result not in action.choices:
             raise InputError(f"{where}: {key}: {unknown('value', result, action.choices)}")
         if kind is str and callable(action.type):
@@ -165,7 +167,7 @@ def _of_run(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _text(path: str, where: str) -> str:
-    """The text of a file on this machine's disks. Raises InputError where there is none."""
+    """Return the text of a file on this machine's disks. Raises InputError where there is none."""
     try:
         with Path(path).expanduser().open("rb") as file:
             content = file.read(LARGEST_BYTES + 1)
@@ -193,18 +195,8 @@ _NAMES: dict[type, str] = {
 }
 
 
-def _name(value: Any) -> str:
-    """Describe a value of a file in words."""
-    if isinstance(value, bool):
-        return "true or false"
-    if value is None:
-        return "an empty value"
-    names = {int: "a number", float: "a number", str: "a text", list: "a list", dict: "a mapping"}
-    return names.get(type(value), f"a {type(value).__name__}")
-
-
 def _as(kind: type, value: Any) -> Any:
-    """The value as this type; None where it is of another one."""
+    """Return the value as this type; None where it is of another one."""
     if isinstance(value, bool) or kind is bool:
         return value if isinstance(value, bool) and kind is bool else None
     if kind is float and isinstance(value, str) and re.fullmatch(r"-?\d+[eE][-+]?\d+", value):

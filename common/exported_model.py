@@ -38,7 +38,7 @@ def check_model(uri: str, content: bytes) -> None:
 
 
 def _digests(record: Any) -> dict[str, str]:
-    """Model -> SHA-256, of an export.json of any version."""
+    """Return model -> SHA-256, of an export.json of any version."""
     if not isinstance(record, dict):
         return {}
     digests = {}

@@ -96,7 +96,7 @@ def field_of(parameter: str) -> str:
 
 
 def parameters(config: RunConfig, space: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of the pipeline for a configuration, whose search space is `space`."""
+    """Return the parameters of the pipeline for a configuration, whose search space is `space`."""
     values = {entry.name: getattr(config, entry.field) for entry in OWN_INPUTS}
     values[SEARCH_SPACE] = dict(space)
     values[SETTINGS] = {entry.name: getattr(config, entry.field) for entry in IN_SETTINGS}
@@ -118,7 +118,7 @@ def fields(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fields_of_settings(text: str) -> dict[str, Any]:
-    """The fields of RunConfig that the settings name, in their types.
+    """Return the fields of RunConfig that the settings name, in their types.
 
     Settings that are not there have the defaults of RunConfig. Raises InputError for what is no
     JSON object, and for an entry whose name or type is wrong.

@@ -29,8 +29,9 @@ REASONS = {
     "ContentDecodingError": "the answer cannot be decompressed",
     "ReadTimeout": "no answer in time",
     "ConnectTimeout": "no connection in time",
+    "ProtocolError": "the connection broke off",
 }
-"""Names of exceptions of requests -> the reason in words."""
+"""Names of exceptions of requests and urllib3 -> the reason in words."""
 
 
 def session() -> requests.Session:
@@ -101,13 +102,16 @@ def reason_of(error: BaseException) -> str:
     import requests
     from urllib3.exceptions import NameResolutionError
 
-    reason = REASONS.get(type(error).__name__, f"the request failed ({type(error).__name__})")
+    reason = f"the request failed ({type(error).__name__})"
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, NameResolutionError):
             # The host of the connection: a proxy's, if the request goes through one.
             return f"the host name {cause.conn.host} cannot be resolved"
-        if isinstance(cause, OSError) and not isinstance(cause, requests.RequestException):
+        name = type(cause).__name__
+        if name in REASONS:
+            reason = REASONS[name]
+        elif isinstance(cause, OSError) and not isinstance(cause, requests.RequestException):
             reason = cause.strerror or str(cause)
         cause = cause.__cause__ or cause.__context__
     return reason

@@ -26,7 +26,7 @@ class RunFolder:
     uri: str
 
     def path(self, *parts: str) -> str:
-        """An address below the folder."""
+        """Return an address below the folder."""
         return storage.join(self.uri, *parts)
 
     @property
@@ -123,7 +123,7 @@ class RunFolder:
         return self.path("trials.csv")
 
     def figure(self, name: str) -> str:
-        """A figure of the report as PDF."""
+        """Return a figure of the report as PDF."""
         return self.path("figures", f"{name}.pdf")
 
     # Inputs of a run
@@ -154,7 +154,7 @@ class RunFolder:
         return self.path("config", "jet_columns.json")
 
     def data(self, split: str) -> str:
-        """The reference to the prepared data of a split (train, val, test)."""
+        """Return the reference to the prepared data of a split (train, val, test)."""
         return self.path("data", f"{split}.json")
 
     # Results
@@ -165,19 +165,19 @@ class RunFolder:
         return self.path("trials")
 
     def trial(self, name: str) -> str:
-        """The folder of a trial (its files: weaver.fit.checkpoint.TrialFolder)."""
+        """Return the folder of a trial (its files: weaver.fit.checkpoint.TrialFolder)."""
         return self.path("trials", name)
 
     def weights(self, trial: str) -> str:
-        """The best weights of a trial."""
+        """Return the best weights of a trial."""
         return self.path("trials", trial, "best.pt")
 
     def history(self, trial: str) -> str:
-        """The losses of each epoch of a trial."""
+        """Return the losses of each epoch of a trial."""
         return self.path("trials", trial, "history.json")
 
     def options(self, trial: str) -> str:
-        """The options that a trial was trained with, and its best epoch."""
+        """Return the options that a trial was trained with, and its best epoch."""
         return self.path("trials", trial, "options.json")
 
     @property
@@ -186,11 +186,11 @@ class RunFolder:
         return self.path("model")
 
     def model(self, name: str) -> str:
-        """The folder of a model in the repository."""
+        """Return the folder of a model in the repository."""
         return self.path("model", name)
 
     def onnx(self, name: str) -> str:
-        """The ONNX file of a model."""
+        """Return the ONNX file of a model."""
         return self.path("model", name, "1", "model.onnx")
 
     @property
@@ -209,5 +209,5 @@ class RunFolder:
         return self.path("golden")
 
     def golden(self, name: str) -> str:
-        """The folder of a model's golden requests and answers."""
+        """Return the folder of a model's golden requests and answers."""
         return self.path("golden", name)

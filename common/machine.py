@@ -1,4 +1,4 @@
-"""This machine: its processor in words, and the cores and memory that this process may use."""
+"""This machine: its processor in words, free ports, and what cores and memory a process may use."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import os
 import platform
 import re
 import resource
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 
 def processor() -> tuple[str, list[str]]:
-    """Model and flags of the processor.
+    """Return model and flags of the processor.
 
     On systems without /proc it is the platform's name for the model, and no flags.
     """
@@ -30,10 +31,21 @@ def processor() -> tuple[str, list[str]]:
 
 
 def cores() -> int:
-    """Cores that this process may use; where the system does not say (macOS), all there are."""
+    """Return the cores that this process may use.
+
+    Where the system does not say (macOS), all there are.
+    """
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def free_port() -> int:
+    """Return a TCP port of 127.0.0.1 on which no process listens now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -43,7 +55,9 @@ UNLIMITED = 2**60  # bytes; cgroup v1 writes a number near 2**63 where nothing i
 
 
 def memory_limit() -> int | None:
-    """Bytes that the control groups of this process (v2 or v1) let it use; None without a limit.
+    """Return the bytes that the control groups of this process (v2 or v1) let it use.
+
+    None without a limit.
 
     It is the limit of a container or pod, page cache included.
     """
@@ -51,7 +65,7 @@ def memory_limit() -> int | None:
 
 
 def memory_room() -> int | None:
-    """Bytes that this process may still allocate; None where nothing limits it.
+    """Return the bytes that this process may still allocate; None where nothing limits it.
 
     Limits are those of its control groups and its own (RLIMIT_AS, RLIMIT_DATA). The page cache of a
     group counts as free, because the kernel takes it back.
@@ -69,7 +83,7 @@ def memory_room() -> int | None:
 
 
 def _limits() -> Iterator[tuple[int, Path]]:
-    """The limit of each control group that has one, and the group's folder."""
+    """Yield the limit of each control group that has one, and the group's folder."""
     for file in _limit_files():
         try:
             limit = int(file.read_text())
@@ -80,7 +94,7 @@ def _limits() -> Iterator[tuple[int, Path]]:
 
 
 def _not_reclaimable(folder: Path) -> int:
-    """Bytes of a control group, and those below it, that the kernel cannot take back."""
+    """Return the bytes of a control group, and those below it, that the kernel cannot take back."""
     try:
         lines = (folder / "memory.stat").read_text().splitlines()
     except OSError:
@@ -91,7 +105,7 @@ def _not_reclaimable(folder: Path) -> int:
 
 
 def _limit_files() -> Iterator[Path]:
-    """The files of the limits of this process' groups, and of all groups above them."""
+    """Yield the files of the limits of this process' groups, and of all groups above them."""
     try:
         lines = OWN_CGROUPS.read_text().splitlines()
     except OSError:  # no Linux

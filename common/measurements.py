@@ -32,7 +32,7 @@ class Interval:
     high: float
 
     def text(self, scale: float = 1.0, digits: int = 1, *, sign: str = "+", unit: str = "") -> str:
-        """The interval as text, "+4.1 [3.2, 5.0]"; with `sign` empty without the plus.
+        """Return the interval as text, "+4.1 [3.2, 5.0]"; with `sign` empty without the plus.
 
         The unit, with the space before it, follows the value.
         """
@@ -40,7 +40,7 @@ class Interval:
         return f"{value:{sign}.{digits}f}{unit} [{low:.{digits}f}, {high:.{digits}f}]"
 
     def percent(self, scale: float = 1.0, digits: int = 1, sign: str = "+") -> str:
-        """The interval as text, "+4.1 % [3.2, 5.0]".
+        """Return the interval as text, "+4.1 % [3.2, 5.0]".
 
         scale: 100 for a fraction, 1 for a number that is per cent already.
         """
@@ -60,7 +60,7 @@ class Calibrated(Generic[Value]):
     uncorrected: Value | None = None
 
     def by_calibration(self) -> dict[str, Value]:
-        """Calibration -> value, in the order of legends."""
+        """Return calibration -> value, in the order of legends."""
         # Not every run compares trees or an earlier model, and not every file has the raw pT.
         values = {
             "model": self.model,
@@ -85,7 +85,7 @@ class PtBin:
     num_jets: int
 
     def is_whole(self, lowest: float) -> bool:
-        """Whether it holds all jets of its region from `lowest` (GeV) up."""
+        """Return whether it holds all jets of its region from `lowest` (GeV) up."""
         return self.pt_low == lowest and self.pt_high is None
 
 

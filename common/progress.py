@@ -55,7 +55,7 @@ class Progress:
             self._show()
 
     def text(self) -> str:
-        """The line now: label, bar, count, rate, time left."""
+        """Return the line now: label, bar, count, rate, time left."""
         seconds = max(time.monotonic() - self._start_time, 1e-9)
         rate = (self.num_done - self._num_resumed) / seconds
         share = min(self.num_done / self.total, 1.0) if self.total else 1.0
@@ -78,7 +78,7 @@ class Progress:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as people write them: 8 s, 3 min 05 s, 2 h 10 min."""
+    """Return the seconds as people write them: 8 s, 3 min 05 s, 2 h 10 min."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds} s"

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def here(path: str) -> str:
-    """The path itself where it exists or is a URI, else the project's file of that relative path.
+    """Return the path if it exists or is a URI, else the project's file of that relative path.
 
     A path that is neither is returned unchanged.
     """
@@ -31,7 +31,7 @@ def is_own(path: str) -> bool:
 
 
 def version() -> str:
-    """The project's version, as pyproject.toml has it; 'unknown' where that file is not."""
+    """Return the project's version, as pyproject.toml has it; 'unknown' where that file is not."""
     path = ROOT / "pyproject.toml"
     if not path.is_file():
         return "unknown"

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self, TypeAlias, TypeVar, get_origin
@@ -43,6 +44,7 @@ from common.measurements import (
     Unmeasured,
     Weighted,
 )
+from common.yaml_text import kind_of
 
 Value = TypeVar("Value")
 
@@ -58,7 +60,7 @@ STATUSES_WITH_OBJECTIVE: tuple[TrialStatus, ...] = ("Succeeded", "EarlyStopped")
 
 @functools.cache
 def _converter() -> Any:
-    """The one converter between JSON values and dataclasses."""
+    """Return the one converter between JSON values and dataclasses."""
     import cattrs  # where it is used: `--help` needs no records
     from cattrs.gen import make_dict_unstructure_fn
 
@@ -83,7 +85,10 @@ def _converter() -> Any:
 
 
 def _parse(content: object, form: type[Value], where: str) -> Value:
-    """The content of a JSON file as a value of a type. Raises InputError where it is none."""
+    """Return the content of a JSON file as a value of a type.
+
+    Raises InputError where it is none.
+    """
     try:
         value: Value = _converter().structure(content, form)
     except Exception as error:  # cattrs raises groups of errors of many types
@@ -97,7 +102,7 @@ def _parse(content: object, form: type[Value], where: str) -> Value:
 
 
 def plain(record: Any) -> JsonObject:
-    """The fields of a dataclass as JSON values, without the version of a file's form."""
+    """Return the fields of a dataclass as JSON values, without the version of a file's form."""
     content: JsonObject = _converter().unstructure(record)
     return content
 
@@ -112,7 +117,7 @@ class Record:
         storage.write_json(uri, self.as_json())
 
     def as_json(self) -> JsonObject:
-        """The content of the file, the version of its form first."""
+        """Return the content of the file, the version of its form first."""
         return {"format": self.FORMAT, **plain(self)}
 
     @classmethod
@@ -154,9 +159,12 @@ class Record:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], where: str = "the record") -> Self:
-        """The record that the content of a file describes. Raises InputError as `load` does."""
+        """Return the record that the content of a file describes.
+
+        Raises InputError as `load` does.
+        """
         if not isinstance(content, Mapping):
-            raise InputError(f"{where} holds a {type(content).__name__}, not names with values")
+            raise InputError(f"{where} holds {kind_of(content)}, not names with values")
         cls._refuse_later_version(content, where)
         return _parse(content, cls, where)
 
@@ -268,7 +276,7 @@ class EpochRecord:
 
 
 def find_history(uri: str) -> list[EpochRecord]:
-    """The epochs of a trial, first to last; none where the file is missing.
+    """Return the epochs of a trial, first to last; none where the file is missing.
 
     Raises InputError where it is not of this form.
     """
@@ -304,6 +312,15 @@ class Observation:
     latest: float
 
 
+def finite_number(text: str) -> float | None:
+    """Return the finite number that a text represents; None for any other text."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trial:
     """One trial of an experiment."""
@@ -332,18 +349,18 @@ class Objective:
     type: Literal["minimize", "maximize"] = "minimize"
 
     def value(self, trial: Trial) -> float | None:
-        """The best value that a trial had; None if the trial has none that counts."""
+        """Return the best value that a trial had; None if the trial has none that counts."""
         observation = trial.metrics.get(self.name)
         if observation is None or not trial.counts:
             return None
         return observation.min if self.type == "minimize" else observation.max
 
     def best(self, values: Iterable[float]) -> float:
-        """The best of some values."""
+        """Return the best of some values."""
         return min(values) if self.type == "minimize" else max(values)
 
     def best_first(self, trials: Sequence[Trial]) -> list[Trial]:
-        """The trials, best first, the first of equals first, those without a value last."""
+        """Return the trials, best first, the first of equals first, those without a value last."""
         sign = 1 if self.type == "minimize" else -1
 
         def rank(trial: Trial) -> tuple[bool, float]:
@@ -393,14 +410,17 @@ class SearchRecord(Record):
         return pairs
 
     def trial(self, name: str) -> Trial:
-        """The trial of that name. Raises KeyError where there is none."""
+        """Return the trial of that name. Raises KeyError where there is none."""
         for trial in self.trials:
             if trial.name == name:
                 return trial
         raise KeyError(name)
 
     def value_of(self, name: str | None) -> float | None:
-        """The objective of the trial of that name; None where it has none or does not exist."""
+        """Return the objective of the trial of that name.
+
+        None where it has none or does not exist.
+        """
         for trial in self.trials:
             if trial.name == name:
                 return self.objective.value(trial)

@@ -48,7 +48,7 @@ class Run:
         They must agree: KServe routes by it.
         """
         return (
-            slug(self.config.network_config)
+            kubernetes_name(self.config.network_config)
             if self.config.service_name == AUTO
             else self.config.service_name
         )
@@ -67,7 +67,7 @@ class Run:
         return RunFolder(self.uri)
 
     def path(self, *parts: str) -> str:
-        """An address below the run's folder."""
+        """Return an address below the run's folder."""
         return self.folder.path(*parts)
 
     def save(self) -> None:
@@ -79,7 +79,7 @@ class Run:
 
     @classmethod
     def load(cls, uri: str) -> Run:
-        """The run of a folder.
+        """Return the run of a folder.
 
         Raises InputError where there is no run.json, which means that prepare did not finish, or
         where it is not of its form.
@@ -98,7 +98,7 @@ class Run:
 
 
 def read_run(place: str) -> dict[str, Any]:
-    """The content of a run.json: `run_id`, a text, `config`, parameter -> value, and its record.
+    """Return what a run.json holds: `run_id` (text), `config` (parameter -> value), its record.
 
     Raises InputError where it is missing, no JSON, or without these two.
     """
@@ -113,10 +113,10 @@ def read_run(place: str) -> dict[str, Any]:
     return run_content
 
 
-def slug(network_config: str) -> str:
-    """The network file's name as Kubernetes allows it.
+def kubernetes_name(network_config: str) -> str:
+    """Return the network file's name as Kubernetes allows it.
 
-    >>> slug("networks/pfn_regressor_open.py")
+    >>> kubernetes_name("networks/pfn_regressor_open.py")
     'pfn-regressor-open'
     """
     stem = re.sub(r"\.py$", "", storage.name(network_config))
@@ -125,8 +125,8 @@ def slug(network_config: str) -> str:
 
 
 def make_run_id(network_config: str, job_id: str) -> str:
-    """`<network slug>-<8 hex>`, the run's id.
+    """`<network file's name>-<8 hex>`, the run's id.
 
     It is the same for one KFP job however often prepare is repeated, another for a cloned run.
     """
-    return f"{slug(network_config)}-{hashlib.sha256(job_id.encode()).hexdigest()[:8]}"
+    return f"{kubernetes_name(network_config)}-{hashlib.sha256(job_id.encode()).hexdigest()[:8]}"

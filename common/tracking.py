@@ -182,7 +182,7 @@ class Tracker:
             self.client.set_terminated(mlflow_run, status=status)
 
     def _id_of(self, tags: Mapping[str, str]) -> str:
-        """The run with these tags; empty for none."""
+        """Return the run with these tags; empty for none."""
         words = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
         runs = self.client.search_runs([self.experiment_id], words, max_results=1)
         return str(runs[0].info.run_id) if runs else ""
@@ -193,7 +193,7 @@ class Tracker:
 
 
 def connect(address: str, *, experiment: str, run_id: str) -> Tracker:
-    """The run on the server at `address`; its experiment is made where there is none.
+    """Return the run on the server at `address`; its experiment is made where there is none.
 
     Below `mlflow run` the experiment is that of MLflow's own run. Raises InputError where mlflow is
     not installed, the address is no tracking server or the login is refused, and UnreachableError
@@ -219,7 +219,10 @@ def connect(address: str, *, experiment: str, run_id: str) -> Tracker:
 
 
 def of_environment() -> Tracker | None:
-    """The run that this pod belongs to; None where the pod is not to log. Raises as `connect`."""
+    """Return the run that this pod belongs to.
+
+    None where the pod is not to log. Raises as `connect`.
+    """
     address, run_id = os.environ.get(ADDRESS), os.environ.get(RUN)
     if not address or not run_id:
         return None
@@ -228,7 +231,7 @@ def of_environment() -> Tracker | None:
 
 
 def of_run(config: RunConfig) -> Tracker | None:
-    """The run of a configuration; None where it is not tracked. Raises as `connect`."""
+    """Return the run of a configuration; None where it is not tracked. Raises as `connect`."""
     address = address_of(config)
     if not address:
         return None
@@ -236,14 +239,14 @@ def of_run(config: RunConfig) -> Tracker | None:
 
 
 def is_tracked(config: RunConfig) -> bool:
-    """Whether the pods of a run are to log."""
+    """Return whether the pods of a run are to log."""
     return config.mlflow not in (AUTO, NONE) or (
         config.mlflow == AUTO and config.mlflow_secret != NONE
     )
 
 
 def verdict(*, passed: bool, reasons: Sequence[str]) -> dict[str, str]:
-    """The verdict of the gate as tags."""
+    """Return the verdict of the gate as tags."""
     return {
         "jec.gate": "passed" if passed else "refused",
         "jec.gate_reasons": "; ".join(reasons)[:LONGEST_TAG],
@@ -282,13 +285,16 @@ def _one_sentence(what: str) -> Iterator[None]:
 
 
 def _words(error: Exception) -> str:
-    """An error in one line, without secrets."""
+    """Return an error in one line, without secrets."""
     text = str(error) if isinstance(error, JecError) else f"MLflow: {error}"
     return without_secrets(" ".join(text.split()))[:300]
 
 
 def _client(address: str) -> Any:
-    """A client of the server, whose requests have a deadline. Raises InputError without mlflow."""
+    """Return a client of the server, whose requests have a deadline.
+
+    Raises InputError without mlflow.
+    """
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(REQUEST_SECONDS))
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(RETRIES))
     # Else it prints two lines for each run that ends.
@@ -310,7 +316,7 @@ def _client(address: str) -> Any:
 
 
 def _milliseconds(moment: str) -> int:
-    """Milliseconds since 1970 of a time in RFC 3339; of now where there is none."""
+    """Return milliseconds since 1970 of a time in RFC 3339; of now where there is none."""
     if not moment:
         return round(datetime.datetime.now(datetime.UTC).timestamp() * 1000)
     return round(datetime.datetime.fromisoformat(moment).timestamp() * 1000)

@@ -12,8 +12,24 @@ MOST_NODES = 1_000_000
 """Values in all, each use of an alias counted: a few lines of aliases may stand for 10^9."""
 
 
+_KINDS: dict[type, str] = {
+    dict: "a mapping",
+    list: "a list",
+    str: "text",
+    type(None): "an empty value",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+}
+
+
+def kind_of(value: object) -> str:
+    """Describe in words what type a value from a YAML or JSON file has, for an error."""
+    return _KINDS.get(type(value), f"a {type(value).__name__}")
+
+
 def load(text: str, where: str) -> Any:
-    """The content of a YAML or JSON text; `where` begins the errors.
+    """Return the content of a YAML or JSON text; `where` begins the errors.
 
     Raises InputError for a text that is no YAML, and for one with a key twice in a mapping, where
     PyYAML would silently take the last.
@@ -50,7 +66,7 @@ def load(text: str, where: str) -> Any:
 
 
 def _line_of_fault(root: Any) -> int:
-    """The line of the first scalar that cannot become a value; 0 if there is none."""
+    """Return the line of the first scalar that cannot become a value; 0 if there is none."""
     import yaml
 
     loader = yaml.SafeLoader("")
@@ -88,7 +104,7 @@ def _check(root: Any, where: str) -> None:
 
 
 def _size(node: Any, where: str, depth: int, sizes: dict[int, int], above: set[int]) -> int:
-    """How many values a node stands for, with those of its aliases.
+    """Return how many values a node stands for, with those of its aliases.
 
     `sizes` has the results by the node's id, `above` the ids of the nodes around this one.
     """

@@ -19,7 +19,7 @@ from clusters import orphans
 from clusters.local import LocalCluster
 from clusters.orphans import RUN_VARIABLE
 from clusters.run_lock import LOCK, RunLock
-from common import storage, tracking
+from common import pids, storage, tracking
 from common.config import AUTO, NONE, RunConfig
 from common.errors import InputError, InterruptedRun, JecError
 from common.layout import RunFolder
@@ -364,7 +364,7 @@ def remove_workspaces(folder: Path) -> None:
         host, _, rest = path.name.rpartition(".")[0].rpartition(".")
         is_stale = time.time() - path.lstat().st_mtime > STALE_SECONDS
         if host == socket.gethostname() and rest.isdigit():
-            is_stale = not orphans.is_alive(int(rest))
+            is_stale = not pids.is_alive(int(rest))
         if is_stale and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         elif is_stale:

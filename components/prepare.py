@@ -26,7 +26,7 @@ from common.errors import InputError, InterruptedRun, JecError
 from common.layout import RunFolder
 from common.project import git_commit, here
 from common.records import DataSet, RunRecord, ServiceRecord, StatusRecord
-from common.run import Run, make_run_id, slug
+from common.run import Run, kubernetes_name, make_run_id
 from common.storage import space
 from common.storage.addresses import local_path
 from components import inputs as inputs_module
@@ -641,9 +641,8 @@ def main(argv: list[str] | None = None) -> int:
         """Check the arguments and run `prepare`."""
         step.use_endpoint(args.s3_endpoint)
         if args.run_id == AUTO and not args.job_id:
-            raise InputError(
-                f"give --job-id or --run-id, as --run-id {slug(args.network_config)}-00000001"
-            )
+            example = f"{kubernetes_name(args.network_config)}-00000001"
+            raise InputError(f"give --job-id or --run-id, as --run-id {example}")
         with record_failure(folder_configuration(args), args.job_id):
             config = configuration(parser, argv)
             prepare(config, args.job_id, args.run_output, step.Artifacts(args.executor_input))

@@ -130,7 +130,7 @@ def values(where: str, columns: Columns) -> list[Finding]:
 
 
 def not_finite(where: str, columns: Columns) -> Iterable[Finding]:
-    """Branches with values that are NaN or infinite."""
+    """Yield the branches with values that are NaN or infinite."""
     for name, column in columns.items():
         # Integers are always finite.
         bad = np.count_nonzero(~np.isfinite(column)) if column.dtype.kind == "f" else 0
@@ -146,7 +146,7 @@ def not_finite(where: str, columns: Columns) -> Iterable[Finding]:
 
 
 def out_of_range(where: str, columns: Columns) -> Iterable[Finding]:
-    """Branches with finite values outside of RANGES."""
+    """Yield the branches with finite values outside of RANGES."""
     for name, (low, high) in RANGES.items():
         column = columns[name]
         lowest: float | np.ndarray = low

@@ -266,7 +266,7 @@ def check_branches(uri: str, present: set[str]) -> tuple[list[str], list[str]]:
 
 
 def columns_of(arrays: Arrays, *, all_events: bool = False) -> Columns:
-    """The JetNtuple's columns of a chunk of NanoAOD events, as `check_branches` chose them."""
+    """Return the JetNtuple's columns of a chunk of NanoAOD events, chosen by `check_branches`."""
     jets = _Jets.of(arrays, all_events=all_events)
     members, candidate_columns = _candidates(arrays, jets)
     parton = _of_jets(arrays, "Jet_partonFlavour", jets, 0)
@@ -282,7 +282,7 @@ def columns_of(arrays: Arrays, *, all_events: bool = False) -> Columns:
 
 
 def branches_for(columns: Iterable[str], present: set[str]) -> tuple[list[str], dict[str, str]]:
-    """The branches to read for these columns of every jet, and column -> why it cannot be made.
+    """Return the branches to read for these columns, and column -> why it cannot be made.
 
     present: the branches of the file.
     """
@@ -303,7 +303,7 @@ def branches_for(columns: Iterable[str], present: set[str]) -> tuple[list[str], 
 
 
 def columns_of_all(arrays: Arrays) -> tuple[Columns, np.ndarray]:
-    """The columns of SOURCES and DENSITIES for every jet, and the number of jets of each event.
+    """Return the columns of SOURCES and DENSITIES for every jet, and the jets of each event.
 
     Jets are in the order of the file, none is left out, and nothing of a generator is needed.
     Columns whose branches were not read (`branches_for` says which to read) have no meaning.
@@ -326,7 +326,7 @@ def columns_of_all(arrays: Arrays) -> tuple[Columns, np.ndarray]:
 
 
 def _first_of(names: tuple[str, ...], present: set[str] | Arrays) -> str | None:
-    """The first of the names that is there."""
+    """Return the first of the names that is there."""
     return next((name for name in names if name in present), None)
 
 
@@ -340,27 +340,27 @@ def _write(path: Path, columns: Columns, source: str) -> None:
 
 
 def _flat(array: Any) -> np.ndarray:
-    """Events × objects -> (objects,)."""
+    """Return events × objects -> (objects,)."""
     import awkward as ak
 
     return ak.to_numpy(ak.flatten(array, axis=None))
 
 
 def _number(array: Any) -> np.ndarray:
-    """Objects in each event: (events,)."""
+    """Return the objects in each event: (events,)."""
     import awkward as ak
 
     return ak.to_numpy(ak.num(array))
 
 
 def _events_of(array: Any) -> np.ndarray:
-    """The event of each object: (objects,)."""
+    """Return the event of each object: (objects,)."""
     number = _number(array)
     return np.repeat(np.arange(len(number)), number)
 
 
 def _global(array: Any, members: Any) -> np.ndarray:
-    """Indices within an event's `members` -> indices within all members: (indices,).
+    """Return indices within an event's `members` -> indices within all members: (indices,).
 
     -1 where the index points nowhere.
     """
@@ -401,7 +401,7 @@ class _Jets:
 
     @classmethod
     def of(cls, arrays: Arrays, *, all_events: bool) -> _Jets:
-        """The jets of the chunk's events that pass, of all events where `all_events` is set."""
+        """Return the jets of the chunk's events that pass, of all events if `all_events` is set."""
         every = cls.every(arrays)
         passes = jet_columns.passing(
             every.event, every.pt, every.eta, every.order, every.events, all_events=all_events
@@ -413,7 +413,7 @@ class _Jets:
 
     @classmethod
     def every(cls, arrays: Arrays) -> _Jets:
-        """All jets of the chunk, in the order of the file."""
+        """Return all jets of the chunk, in the order of the file."""
         event, events = _events_of(arrays["Jet_pt"]), len(arrays["run"])
         pt, eta, phi = (
             _flat(arrays[f"Jet_{name}"]).astype(np.float64) for name in ("pt", "eta", "phi")
@@ -436,7 +436,7 @@ class _Jets:
         )
 
     def select(self, jets: np.ndarray) -> _Jets:
-        """The jets at these indices, (n,), or of a mask, (J,)."""
+        """Return the jets at these indices, (n,), or of a mask, (J,)."""
         of_jets = ("event", "source", "pt", "eta", "phi", "mass", "raw", "area", "order")
         values = {name: getattr(self, name)[jets] for name in of_jets}
         return dataclasses.replace(self, **values)
@@ -468,13 +468,16 @@ class _Members:
 
 
 def _empty(counter: str) -> Columns:
-    """The branches of a counter for jets without any entries."""
+    """Return the branches of a counter for jets without any entries."""
     branches = jetntuple.BY_NAME.values()
     return {branch.name: np.zeros(0) for branch in branches if branch.counter == counter}
 
 
 def _candidates(arrays: Arrays, jets: _Jets) -> tuple[_Members | None, Columns]:
-    """The jets' members, and the columns made of candidates; (None, zeros) for plain NanoAOD."""
+    """Return the jets' members, and the columns made of candidates.
+
+    (None, zeros) for plain NanoAOD.
+    """
     if not set(arrays) >= {*CANDIDATES, *LINKS}:
         made_of_candidates = ("nPF", "jetGirth", "QG_ptD", "QG_axis2", "QG_mult")
         return None, dict.fromkeys(made_of_candidates, np.zeros(len(jets))) | _empty("nPF")
@@ -531,7 +534,7 @@ def from_pv(arrays: Arrays, charge: np.ndarray) -> np.ndarray:
 def _links(
     arrays: Arrays, names: tuple[str, str], ends: tuple[str, str], selected_jets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A table of (jet, candidate) links, for the `selected_jets` among all jets.
+    """Return a table of (jet, candidate) links, for the `selected_jets` among all jets.
 
     names: the branches with the jet's and the candidate's index. ends: a branch of all jets and one
     of all candidates. Returns (place in selected_jets, candidate), (links,) each, sorted by place.
@@ -548,7 +551,7 @@ def _links(
 
 
 def _identification(arrays: Arrays, jets: _Jets, members: _Members | None) -> Columns:
-    """Multiplicities by type, and the bits of Jet_jetId.
+    """Return the multiplicities by type, and the bits of Jet_jetId.
 
     1 is loose where the year has it, 2 is tight.
     """
@@ -575,7 +578,7 @@ def _identification(arrays: Arrays, jets: _Jets, members: _Members | None) -> Co
 
 
 def _of_jets(arrays: Arrays, name: str, jets: _Jets, default: float) -> np.ndarray:
-    """A branch of NanoAOD's jets for the stored ones (J,), or the default where it is missing."""
+    """Return a branch of NanoAOD's jets for the stored ones (J,), or its default."""
     return _flat(arrays[name])[jets.source] if name in arrays else np.full(len(jets), default)
 
 
@@ -603,7 +606,7 @@ def _physics_flavour(arrays: Arrays, jets: _Jets) -> np.ndarray:
 
 
 def _generator(arrays: Arrays, jets: _Jets) -> Columns:
-    """The matched generator jets (0 without one) and, where the file has them, their particles."""
+    """Return the matched generator jets (0 without one), and their particles if there are any."""
     pt, eta, phi, mass = (_flat(arrays[f"GenJet_{name}"]) for name in ("pt", "eta", "phi", "mass"))
     gen_jets = _Objects(_events_of(arrays["GenJet_pt"]), eta, phi)
     match = nearest(jets, gen_jets, events=jets.events, radius=GEN_MATCH)
@@ -620,7 +623,7 @@ def _generator(arrays: Arrays, jets: _Jets) -> Columns:
 def _generator_particles(
     arrays: Arrays, match: np.ndarray, axis_eta: np.ndarray, axis_phi: np.ndarray
 ) -> Columns:
-    """The particles of the matched generator jets by falling pT, none for jets without one.
+    """Return the particles of the matched generator jets by falling pT, none for jets without one.
 
     match: (J,) index of the generator jet, -1 for none; axis_eta, axis_phi: its axis, (J,).
     """
@@ -674,7 +677,7 @@ def _event(arrays: Arrays, jets: _Jets) -> Columns:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command `python -m data.from_nanoaod`."""
+    """Return the command `python -m data.from_nanoaod`."""
     parser = Parser(prog="python -m data.from_nanoaod", description=__doc__)
     parser.add_argument(
         "files",

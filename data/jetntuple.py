@@ -87,7 +87,7 @@ COUNTERS = {"nPF": "PF", "nGenJetPF": "genJetPF"}
 
 
 def length(columns: Columns) -> int:
-    """Number of jets of columns in the schema."""
+    """Return the number of jets of columns in the schema."""
     return len(columns["jetPt"])
 
 
@@ -118,7 +118,7 @@ def concatenate(parts: list[Columns]) -> Columns:
 
 
 def slice_jets(columns: Columns, first: int, last: int) -> Columns:
-    """Jets first, ..., last - 1 with the values that belong to them.
+    """Return jets first, ..., last - 1 with the values that belong to them.
 
     Args:
         columns: branch -> (N,) for jets, (entries of all jets,) for lists.
@@ -183,7 +183,7 @@ def source(path: str | os.PathLike) -> str:
 
 
 def read(path: str | os.PathLike) -> Columns:
-    """All columns of one ROOT file in this schema, as `write` received them."""
+    """Return all columns of one ROOT file in this schema, as `write` received them."""
     import awkward as ak
     import uproot
 
@@ -197,7 +197,7 @@ def read(path: str | os.PathLike) -> Columns:
 
 
 def _records(columns: Columns) -> dict[str, Any]:  # NumPy arrays and awkward records
-    """Columns as uproot writes them.
+    """Return the columns as uproot writes them.
 
     Each counter's branches are zipped into one jagged record; uproot writes the counter itself.
     """

@@ -11,12 +11,12 @@ import numpy as np
 
 
 def starts(counts: np.ndarray) -> np.ndarray:
-    """Position of the first member of each group: (G,) int64."""
+    """Return the position of the first member of each group: (G,) int64."""
     return np.cumsum(counts) - counts
 
 
 def ranges(first: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The runs first[g], first[g] + 1, ..., counts[g] long each, one after the other.
+    """Return the runs first[g], first[g] + 1, ..., counts[g] long each, one after the other.
 
     >>> ranges(np.array([5, 0]), np.array([2, 3])).tolist()
     [5, 6, 0, 1, 2]
@@ -32,19 +32,19 @@ def ranges(first: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def counts_of(group: np.ndarray, groups: int) -> np.ndarray:
-    """How many members each group has: (groups,) int64."""
+    """Return how many members each group has: (groups,) int64."""
     return np.bincount(group, minlength=groups)
 
 
 def total(group: np.ndarray, values: np.ndarray, groups: int) -> np.ndarray:
-    """Sum of the values in each group: (groups,) float64."""
+    """Return the sum of the values in each group: (groups,) float64."""
     return np.bincount(group, weights=values, minlength=groups)
 
 
 def pairs(
     left_event: np.ndarray, right_event: np.ndarray, events: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """All pairs of a left and a right entry that share an event.
+    """Return all pairs of a left and a right entry that share an event.
 
     Args:
         left_event: (L,), event of each left entry.
@@ -88,7 +88,7 @@ def rank_in_group(group: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 
 def delta_phi(a: np.ndarray, b: np.ndarray | float = 0.0) -> np.ndarray:
-    """Azimuth a - b brought into [-pi, pi).
+    """Return azimuth a - b brought into [-pi, pi).
 
     Args:
         a: radians, of any shape.

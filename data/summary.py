@@ -73,7 +73,7 @@ def event_keys(columns: Columns) -> np.ndarray:
 
 
 def _scramble(values: np.ndarray) -> np.ndarray:
-    """A bijection of 64-bit numbers in which a bit of the input moves about half of the output's.
+    """Map 64-bit numbers one to one, so that a bit of the input moves about half of the output's.
 
     The constants are those of splitmix64 (G. L. Steele, D. Lea, C. H. Flood, OOPSLA 2014).
     """

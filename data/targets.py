@@ -96,7 +96,7 @@ def resolution(jets: Columns) -> Iterable[Comparison]:
 
 
 def quark_gluon_gap(jets: Columns) -> Iterable[Comparison]:
-    """Median response of u quark jets minus that of gluon jets by pT."""
+    """Yield the median response of u quark jets minus that of gluon jets by pT."""
     flavour = np.abs(jets["partonFlav"])
     for low, high in itertools.pairwise(GAP_EDGES):
         quark, gluon = (_response(jets, low, high, "barrel", flavour == kind) for kind in (2, 21))
@@ -114,7 +114,7 @@ def quark_gluon_gap(jets: Columns) -> Iterable[Comparison]:
 
 
 def closure(jets: Columns) -> Iterable[Comparison]:
-    """Median response of the standard JEC - 1 by pT in each region."""
+    """Yield the median response of the standard JEC - 1 by pT in each region."""
     for region in r.REGIONS:
         for low, high in itertools.pairwise(CLOSURE_EDGES):
             values = _response(jets, low, high, region)
@@ -130,7 +130,7 @@ def closure(jets: Columns) -> Iterable[Comparison]:
 
 
 def fractions(jets: Columns) -> Iterable[Comparison]:
-    """Mean share of the jet's pT by kind of candidate."""
+    """Yield the mean share of the jet's pT by kind of candidate."""
     barrel = r.in_region(jets["genJetEta"], "barrel")
     for name, (column, target) in FRACTIONS.items():
         values = jets[column][barrel]
@@ -145,7 +145,7 @@ def fractions(jets: Columns) -> Iterable[Comparison]:
 
 
 def multiplicity(jets: Columns) -> Iterable[Comparison]:
-    """Mean number of candidates stored with a jet, and of those in its cone."""
+    """Yield the mean number of candidates stored with a jet, and of those in its cone."""
     yield _mean(jets["nPF"], "candidates a jet", "stored", 110, 150)
     yield _mean(jets["nInCone"], "candidates a jet", "within dR < 0.4", 31, 41)
 
@@ -193,7 +193,7 @@ def area_under_roc(signal: np.ndarray, background: np.ndarray) -> float:
 def _response(
     jets: Columns, low: float, high: float, region: str, which: np.ndarray | None = None
 ) -> np.ndarray:
-    """The response of the jets in a pT bin (GeV) of a region, of those `which` (N,) where given."""
+    """Return the response of jets in a pT bin (GeV) of a region, or of those of `which` (N,)."""
     bin_ = r.Bin(region=region, low=low, high=high)
     mask = bin_.contains(jets["genJetPt"], jets["genJetEta"])
     if which is not None:
@@ -202,7 +202,7 @@ def _response(
 
 
 def _median_error(values: np.ndarray) -> float:
-    """Standard deviation of the median of a nearly normal sample.
+    """Return the standard deviation of the median of a nearly normal sample.
 
     1.253 sigma / sqrt(n), sigma from the quartiles, which are 1.349 sigma apart.
     """

@@ -28,7 +28,7 @@ def find_files(patterns: str | Iterable[str], tree: str) -> list[str]:
 
 @contextlib.contextmanager
 def open_tree(uri: str, tree: str, hint: str) -> Iterator[Any]:
-    """The newest cycle of `tree` in the file at `uri`, closed at the end.
+    """Yield the newest cycle of `tree` in the file at `uri`, closed at the end.
 
     Raises InputError for a file that is not a ROOT file, or that lacks the tree; the error names
     the trees in the file, and ends with the hint.

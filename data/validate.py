@@ -84,7 +84,7 @@ def type_name(interpretation: Any) -> str:
 
 
 def _columns(tree: Any, start: int, stop: int) -> Columns:
-    """The schema's branches of jets start, ..., stop - 1 of uproot's tree."""
+    """Return the schema's branches of jets start, ..., stop - 1 of uproot's tree."""
     import awkward as ak
 
     names = list(BY_NAME)
@@ -116,7 +116,7 @@ def lines(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command `python -m data.validate`."""
+    """Return the command `python -m data.validate`."""
     parser = Parser(prog="python -m data.validate", description=__doc__)
     parser.add_argument(
         "files",

@@ -79,7 +79,7 @@ def evaluate(
     uri = storage.absolute(run)
     earlier = None if baseline == NONE else storage.absolute(baseline)
     records = inputs.read_records(uri, trial)
-    test = inputs.open_test_set(uri)
+    test = inputs.open_prepared_test_set(uri)
     columns = test.observers()
     check_observers(columns, RunFolder(uri).data_config)
 

@@ -246,7 +246,7 @@ def predict_baseline(
             " (python pipeline.py --list shows the gain of those)"
         )
     # The inputs are those of its own data config, which may differ from that of this run.
-    test = inputs.open_test_set(uri)
+    test = inputs.open_prepared_test_set(uri)
     baseline_columns = test.observers()
     for name in REQUIRED_COLUMNS:
         if name not in baseline_columns or not np.array_equal(

@@ -123,7 +123,7 @@ class TestSet(Protocol):
         """Return the jets with these indices, (n,), in their order."""
 
 
-def open_test_set(uri: str) -> TestSet:
+def open_prepared_test_set(uri: str) -> TestSet:
     """Open the prepared test jets of the run in the folder `uri`."""
     from weaver.config.data_config import DataConfig
     from weaver.feed.dataset import Dataset

@@ -98,7 +98,7 @@ def measure(
         "inference": dataclasses.asdict(predictions.inference),
         "trees": plain(trees.record),
         "label": dict(predictions.labels),
-        "test_fingerprint": fingerprint(columns),
+        "test_fingerprint": jets_fingerprint(columns),
         "tails": tails(sample),
         "edges": [dataclasses.asdict(step) for step in steps_of(columns, predictions)],
     }
@@ -143,7 +143,7 @@ def steps_of(columns: Columns, predictions: Predictions) -> list[EdgeStep]:
     )
 
 
-def fingerprint(columns: Columns) -> str:
+def jets_fingerprint(columns: Columns) -> str:
     """Return a digest of the momenta of the test jets, equal for runs tested on the same jets.
 
     The momenta (N,) are rounded, because files may store them in other types.

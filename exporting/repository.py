@@ -53,7 +53,7 @@ def write_model(
         opset=request.opset,
         metadata=metadata,
     )
-    parity = check_gate(candidate, onnx_path)
+    parity = check_parity(candidate, onnx_path)
     if candidate.data_config and free_axes(candidate.info):
         check_other_lengths(candidate, onnx_path)
     # The inputs of clients: those that the network ignores are not in the graph.
@@ -85,7 +85,7 @@ def write_model(
     )
 
 
-def check_gate(candidate: Candidate, onnx_path: Path) -> ParityRecord:
+def check_parity(candidate: Candidate, onnx_path: Path) -> ParityRecord:
     """Compare the outputs of ONNX Runtime and PyTorch.
 
     Raises:

@@ -47,7 +47,7 @@ class Source:
 
 
 def source() -> Source:
-    """The checkout's commit.
+    """Return the checkout's commit.
 
     Raises InputError outside of a git checkout: an image must be able to say what it holds.
     """
@@ -188,7 +188,7 @@ def _output(command: list[str]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command `python -m images.build`."""
+    """Return the command `python -m images.build`."""
     parser = Parser(prog="python -m images.build", description=__doc__)
     parser.add_argument(
         "--registry",

@@ -33,7 +33,7 @@ def image(name: str) -> str:
 
 
 def commit() -> str:
-    """The commit that the pushed images hold ('+' behind it: with changes).
+    """Return the commit that the pushed images hold ('+' behind it: with changes).
 
     Empty where none were pushed from here.
     """

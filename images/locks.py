@@ -48,7 +48,7 @@ def read_lock(path: Path) -> dict[str, str]:
 
 
 def read_names(path: Path) -> list[str]:
-    """The requirements of an .in file, without comments."""
+    """Return the requirements of an .in file, without comments."""
     names = []
     for line in path.read_text().splitlines():
         name = line.split("#", maxsplit=1)[0].strip()
@@ -120,7 +120,7 @@ def derive(image: str) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command `python -m images.locks`."""
+    """Return the command `python -m images.locks`."""
     summary = "Derive each image's lock from requirements.lock."
     parser = argparse.ArgumentParser(prog="python -m images.locks", description=summary)
     parser.add_argument(

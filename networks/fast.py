@@ -68,7 +68,7 @@ def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -
 
 
 def batch_norm(x: torch.Tensor, norm: nn.Module, *, relu: bool) -> torch.Tensor:
-    """Batch normalisation of the last axis of x (..., C) over all others, with or without ReLU.
+    """Normalise the last axis of x (..., C) over all others (batch norm), with or without ReLU.
 
     `norm`: a BatchNorm1d or 2d, whose running statistics are updated.
     """
@@ -196,7 +196,7 @@ def edge_sum_norm_relu(
 def _edge_statistics(
     centre: torch.Tensor, x: torch.Tensor, edges: Edges
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and biased variance (C,) of centre_i + x_j over all edges, from (R, C) each."""
+    """Return mean and biased variance (C,) of centre_i + x_j over all edges, from (R, C) each."""
     number = edges.to.numel()
     counts = edges.counts.to(x.dtype)  # (R, 1)
     mean_centre = centre.mean(dim=0)
@@ -252,7 +252,7 @@ def linear_with_one(
 
 
 def mean_of_neighbours(edges: torch.Tensor) -> torch.Tensor:
-    """Mean over k: (N, P, k, C) -> (N, P, C)."""
+    """Return mean over k: (N, P, k, C) -> (N, P, C)."""
     if use_torch_operations(edges):
         return edges.sum(dim=2) * (1 / int(edges.shape[2]))  # mean() is slower backward
     return _MeanOfNeighbours.apply(edges)
@@ -450,7 +450,7 @@ def _wide(x: torch.Tensor) -> torch.Tensor:
 def _statistics(
     wide: torch.Tensor, fold: int, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and biased variance (C,) in `dtype`, float32 also where x is bfloat16."""
+    """Return mean and biased variance (C,) in `dtype`, float32 also where x is bfloat16."""
     # running statistics in float32 make the kernel answer in float32
     running_statistics = torch.zeros(2, wide.shape[1], dtype=dtype)
     mean, variance = torch.ops.aten.batch_norm_update_stats(
@@ -480,7 +480,7 @@ def _affine(
 
 
 def _gradient_sums(g, wide, mean, invstd, fold) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sums over rows of g (x - mean) invstd and of g: the gradients (C,) of weight and bias."""
+    """Sum g (x - mean) invstd and g over rows: the gradients (C,) of weight and bias."""
     mean = mean.repeat(fold)  # (fold C,)
     invstd = invstd.repeat(fold)
     _, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(

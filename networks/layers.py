@@ -150,7 +150,7 @@ class LinearNorm(nn.Module):
         return self.finish(y, relu=relu)
 
     def weights(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Weight (D, C) and bias (D,), if there is one, to apply before `finish`."""
+        """Return weight (D, C) and bias (D,), if there is one, to apply before `finish`."""
         if not self.by_batch or self.training:
             return self.linear.weight, self.linear.bias
         return self.with_bias()
@@ -211,7 +211,7 @@ class EdgeConv(nn.Module):
         self.shortcut = nn.Identity() if in_dim == dim else LinearNorm(in_dim, dim, norm)
 
     def forward(self, points: torch.Tensor, x: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-        """Points (N, P, D), features x (N, P, C) and real (N, P) -> (N, P, dim)."""
+        """Return points (N, P, D), features x (N, P, C) and real (N, P) -> (N, P, dim)."""
         particles = int(x.shape[1])  # a plain number: the exported graph has one multiplicity
         neighbours = nearest_neighbours(
             points, real, self.k, self.use_counts, training=self.training, particles=particles
@@ -293,7 +293,7 @@ def nearest_neighbours(
 
 
 def squared_distances(points: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
-    """Squared distances (N, P, D) -> (N, P, P), for ordering along the last axis.
+    """Return squared distances (N, P, D) -> (N, P, P), for ordering along the last axis.
 
     In more than 3 dimensions |x_i|^2, the same in a row, is left out. `penalty` (N, 1 or P, P) is
     added.

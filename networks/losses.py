@@ -113,7 +113,7 @@ class QuantileOutput(nn.Module):
 
 
 def quantile_levels(quantiles: Sequence[float]) -> tuple[float, ...]:
-    """Levels of a quantile network's columns: 0.5, then the others of `quantiles` in rising order.
+    """Return the levels of a quantile network's columns: 0.5, then the others in rising order.
 
     Raises InputError if there are none.
     """
@@ -127,7 +127,7 @@ def quantile_levels(quantiles: Sequence[float]) -> tuple[float, ...]:
 
 
 def output_columns(loss: str, quantiles: Sequence[float]) -> list[str]:
-    """Names of a network's output columns: median, q16, q84 for quantiles, else output."""
+    """Return names of a network's output columns: median, q16, q84 for quantiles, else output."""
     if loss != "quantile":
         return ["output"]
     return ["median", *(f"q{100 * level:g}" for level in quantile_levels(quantiles)[1:])]

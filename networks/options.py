@@ -48,7 +48,7 @@ def check(rules: Mapping[str, Rule], values: Mapping[str, object]) -> Options:
 
 
 def _choice(name: str, value: object, choices: Sequence[object]) -> object:
-    """The choice that the value equals: 1 stands for True, as in a command line."""
+    """Return the choice that the value equals: 1 stands for True, as in a command line."""
     for choice in choices:
         if value == choice:
             return choice

@@ -102,7 +102,7 @@ class ParticleNet(nn.Module):
         return self.head(torch.cat((self.pool(x, real), *jet_values(jet)), dim=1))
 
     def pool(self, x: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-        """Mean over the real particles, or over the padded length as published.
+        """Return mean over the real particles, or over the padded length as published.
 
         x (N, P, C) and real (N, P, 1) -> (N, C). No particle: zero.
         """
@@ -187,7 +187,7 @@ def get_model(  # noqa: PLR0913 (each argument is an option that a search may ch
 def get_loss(
     data_config, *, loss: str = "l1", quantiles: Sequence[float] = (0.16, 0.84)
 ) -> nn.Module:
-    """Loss of the log ratio.
+    """Return the loss of the log ratio.
 
     It is l1 as published, log_cosh, or quantile: the pinball loss of the median and of `quantiles`.
     In each, jets with |target| >= 1 count as zero.

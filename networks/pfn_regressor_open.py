@@ -149,7 +149,7 @@ def get_model(
 def get_loss(
     data_config, *, loss: str = "l1", quantiles: Sequence[float] = (0.16, 0.84)
 ) -> nn.Module:
-    """Loss of the log ratio.
+    """Return the loss of the log ratio.
 
     It is l1 as published, log_cosh, or quantile: the pinball loss of the median and of `quantiles`.
     In each, jets with |target| >= 1 count as zero.

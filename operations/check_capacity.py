@@ -13,7 +13,7 @@ from clusters.protocol import Manifest
 from clusters.survey import Node, Survey
 from common.config import RunConfig, selector
 from common.run import Run
-from operations.quantities import amount, short_number
+from operations.quantities import amount, quantity_text
 from operations.render import objects
 from operations.table import Line, error, not_seen, ok, warning
 
@@ -80,23 +80,23 @@ def trials_line(limits: list[Limit], run: Run, step: Needs) -> Line:
     fits, tightest = parallel, ""
     for limit in limits:
         need, others = needs.get(limit.resource, 0.0), beside.get(limit.resource, 0.0)
-        text = f"a trial asks for {limit.resource} {short_number(need)}"
+        text = f"a trial asks for {limit.resource} {quantity_text(need)}"
         if others:
-            text += f", the algorithm needs {short_number(others)} more" + (
+            text += f", the algorithm needs {quantity_text(others)} more" + (
                 " and a step" if step else ""
             )
         if need and need + others > limit.hard:
             # more than the whole quota: waiting does not help
             return error(
                 "quota",
-                f"{text}; {limit.quota} allows {short_number(limit.hard)} in all",
+                f"{text}; {limit.quota} allows {quantity_text(limit.hard)} in all",
                 f"ask for less ({SMALLER}) or for a larger quota",
             )
         room = max(0, int((limit.available - others) // need)) if need else fits
         if room < fits:
             fits = room
-            rest = short_number(max(limit.available, 0.0))
-            total = short_number(limit.hard)
+            rest = quantity_text(max(limit.available, 0.0))
+            total = quantity_text(limit.hard)
             tightest = f"{limit.resource}: {rest} of {total} left in {limit.quota}, {text}"
     if not tightest:
         return ok("quota", f"{parallel} trials fit at once")
@@ -121,18 +121,18 @@ def service_lines(limits: list[Limit], run: Run, step: Needs) -> Iterator[Line]:
     )
     for limit in limits:
         need = together.get(limit.resource, 0.0)
-        amount_text = f"{limit.resource} {short_number(need)}"
+        amount_text = f"{limit.resource} {quantity_text(need)}"
         text = f"the service and the step that deploys it ask for {amount_text}"
         if need > limit.hard:
             yield error(
                 "quota",
-                f"{text}; {limit.quota} allows {short_number(limit.hard)} in all",
+                f"{text}; {limit.quota} allows {quantity_text(limit.hard)} in all",
                 "ask for a larger quota",
             )
         elif need > limit.available:
             yield warning(
                 "quota",
-                f"{text}; {short_number(max(limit.available, 0.0))} of {short_number(limit.hard)}"
+                f"{text}; {quantity_text(max(limit.available, 0.0))} of {quantity_text(limit.hard)}"
                 f" are left in {limit.quota}",
                 "the service will wait for room; if it runs already, it is part of what is used",
             )
@@ -180,15 +180,15 @@ def too_large(needs: Needs, nodes: list[Node]) -> str:
         largest = max(amount(node.allocatable.get(key, "0")) for node in nodes)
         if need > largest:
             return (
-                f"it asks for {key} {short_number(need)}, the largest has {short_number(largest)}"
+                f"it asks for {key} {quantity_text(need)}, the largest has {quantity_text(largest)}"
             )
     return "no single node has all that it asks for: " + ", ".join(
-        f"{key} {short_number(need)}" for key, need in needs.items()
+        f"{key} {quantity_text(need)}" for key, need in needs.items()
     )
 
 
 def fits_labels(node: Node, labels: Mapping[str, str]) -> bool:
-    """Whether a node has all labels of a node selector."""
+    """Return whether a node has all labels of a node selector."""
     return all(node.labels.get(key) == value for key, value in labels.items())
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from clusters.registry import DOCKER_CONFIG, Reference, ask_manifest
-from common.errors import UnreachableError
+from common.errors import JecError, UnreachableError
 from common.http import status_line
 from operations.table import Line, error, not_seen, ok, warning
 
@@ -35,11 +35,10 @@ def check_image(image: str) -> Line:
         )
     try:
         answer = ask_manifest(reference)
-    except (UnreachableError, OSError, ValueError, KeyError) as problem:
-        words = str(problem)
-        if not isinstance(problem, UnreachableError):
-            words = f"{type(problem).__name__}: {problem}"
-        return not_seen(what, f"{reference.registry} cannot be reached from here: {words}")
+    except JecError as problem:
+        is_unreachable = isinstance(problem, UnreachableError)
+        failure = "cannot be reached" if is_unreachable else "cannot be asked"
+        return not_seen(what, f"{reference.registry} {failure} from here: {problem}")
 
     if answer.status_code == 404:
         return error(what, f"{image} is not in its registry", "push it, or correct the name")

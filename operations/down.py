@@ -103,12 +103,12 @@ def plan_lines(target: Target, storage_too: bool) -> list[str]:
         for name in target.operator.find(target.run_id):
             lines.append(f"{name} in namespace {target.operator.namespace}")
     if storage_too and target.folder:
-        count, size = size_of(target.folder)
+        count, size = count_and_size_of(target.folder)
         lines.append(f"folder {target.folder}: {count} files, {size / 1e6:.1f} MB")
     return lines
 
 
-def size_of(folder: str) -> tuple[int, int]:
+def count_and_size_of(folder: str) -> tuple[int, int]:
     """Return the number of files below a folder and their bytes; links are not followed."""
     if not storage.is_local(folder):
         entries = storage.entries(folder)

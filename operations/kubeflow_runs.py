@@ -218,7 +218,10 @@ def steps(run: KubeflowRun) -> list[Step]:
 
 
 def _state(task: Any) -> str:
-    """The state of a task. Argo gives an omitted task no state, and an end equal to its start."""
+    """Return the state of a task.
+
+    Argo gives an omitted task no state, and an end equal to its start.
+    """
     if task.state and task.state != "RUNTIME_STATE_UNSPECIFIED":
         return str(task.state)
     is_omitted = _time(task.end_time) and task.end_time == task.start_time

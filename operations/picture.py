@@ -85,7 +85,7 @@ def arrow(top: int, start: int, end: int, values: list[str], height: int) -> str
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command `python -m operations.picture`."""
+    """Return the command `python -m operations.picture`."""
     parser = Parser(prog="python -m operations.picture", description=__doc__)
     parser.add_argument("file", type=output_file, metavar="FILE.svg", help="file that is written")
     args = parser.parse_args(argv)

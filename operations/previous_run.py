@@ -27,7 +27,7 @@ def with_parameters_of(flags: Flags, args: argparse.Namespace) -> argparse.Names
 
     Flags of this command and of --config override them. Raises InputError if there is no such run.
     """
-    run_id = run_id_of(args.resume or args.rerun, args)
+    run_id = resolve_run_id(args.resume or args.rerun, args)
     folder = run_folder(run_id, args)
     values: dict[str, object] = {}
     if folder and storage.exists(storage.join(folder, "run.json")):
@@ -53,7 +53,7 @@ def with_parameters_of(flags: Flags, args: argparse.Namespace) -> argparse.Names
     return flags.parse()
 
 
-def run_id_of(run_id: str, args: argparse.Namespace) -> str:
+def resolve_run_id(run_id: str, args: argparse.Namespace) -> str:
     """Return the id of a run, given its id, `latest`, or the path of its folder.
 
     Raises InputError for a path that is not a run directly below --output, such as `..` or a link

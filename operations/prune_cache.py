@@ -24,8 +24,9 @@ import psutil
 from common import storage
 from common.errors import InputError, JecError, StorageError
 from common.private_folder import open_lock
+from common.storage import space
 from common.storage.addresses import local_path
-from operations.run_list import confirm, local_runs, place_of, size_of, size_text
+from operations.run_list import confirm, exceeds_limits, local_runs, place_of, size_of
 from weaver.prepared import node_cache
 
 DESCRIPTION = "dataset.json"
@@ -54,18 +55,20 @@ def act(args: argparse.Namespace) -> int:
     candidates: list[DecodedSet] = []
     kept_sets: list[DecodedSet] = []
     for decoded_set in sets_of(args):
-        if matches(decoded_set, args.older_than, args.larger_than):
+        unused_seconds = time.time() - decoded_set.last_use
+        if exceeds_limits(unused_seconds, decoded_set.size, args):
             (kept_sets if decoded_set.keep_reason else candidates).append(decoded_set)
     for decoded_set in kept_sets:
         print(
-            f"kept: {decoded_set.folder}, {size_text(decoded_set.size)}: {decoded_set.keep_reason}"
+            f"kept: {decoded_set.folder}, {space.size_text(decoded_set.size)}:"
+            f" {decoded_set.keep_reason}"
         )
     if not candidates:
         print(f"nothing to remove in {' and '.join(str(place) for place in places(args))}")
         return 0
     for decoded_set in candidates:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(decoded_set.last_use))
-        print(f"{decoded_set.folder}  used {when}  {size_text(decoded_set.size)}")
+        print(f"{decoded_set.folder}  used {when}  {space.size_text(decoded_set.size)}")
     if not (args.yes or confirm(len(candidates), "sets of decoded jets")):
         print("nothing was removed")
         return 1
@@ -80,7 +83,8 @@ def act(args: argparse.Namespace) -> int:
     for problem in problems:
         print(f"left: {problem}", file=sys.stderr)
     print(
-        f"removed {len(candidates) - len(problems)} sets of decoded jets, {size_text(freed_bytes)}"
+        f"removed {len(candidates) - len(problems)} sets of decoded jets,"
+        f" {space.size_text(freed_bytes)}"
     )
     return 1 if problems else 0
 
@@ -183,16 +187,6 @@ def _open_files(process: int) -> Iterator[str]:
         for link in (proc / "fd").iterdir():
             with contextlib.suppress(OSError):
                 yield os.readlink(link)
-
-
-def matches(decoded_set: DecodedSet, older_than: float | None, larger_than: float | None) -> bool:
-    """Return whether a set is unused for longer than `older_than` (s) and above `larger_than` (B).
-
-    A limit of None does not apply.
-    """
-    if older_than is not None and time.time() - decoded_set.last_use <= older_than:
-        return False
-    return larger_than is None or decoded_set.size > larger_than
 
 
 def remove(decoded_set: DecodedSet, args: argparse.Namespace) -> str:

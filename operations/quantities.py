@@ -22,7 +22,7 @@ def amount(text: str | float) -> float:
         raise InputError(f"'{text}' is not a Kubernetes quantity; write 2, 500m or 8Gi") from None
 
 
-def short_number(value: float) -> str:
+def quantity_text(value: float) -> str:
     """Format a number with four digits and a binary suffix: 2, 0.5, 12Gi."""
     for suffix, size in BINARY.items():
         if value >= size:

@@ -18,7 +18,7 @@ from common.choices import SPLITS
 from common.config import AUTO, NONE, SERVED, RunConfig, flag, quantity
 from common.errors import InputError
 from common.project import here, is_own
-from common.run import slug
+from common.run import kubernetes_name
 from common.storage.patterns import parse_one, split_patterns
 from components import graph
 from components.chain import MEMORY_LIMIT
@@ -54,7 +54,7 @@ def render(config: RunConfig, folder: Path, steps_image: str) -> list[Path]:
     check(config, folder)
     folder.mkdir(parents=True, exist_ok=True)
     if config.run_id == AUTO:
-        config = config.replace(run_id=slug(config.network_config))
+        config = config.replace(run_id=kubernetes_name(config.network_config))
     config, copies = with_copied_files(config, folder)
     specification, snakefile = folder / "reana.yaml", folder / "Snakefile"
     content = reana_specification(config, [str(path.relative_to(folder)) for path in copies])

@@ -18,11 +18,11 @@ from pathlib import Path
 
 from clusters import run_lock
 from common import storage
-from common.cli import SIZE_UNITS
 from common.config import AUTO
 from common.errors import InputError, JecError
 from common.layout import RunFolder
 from common.records import ServiceRecord, StatusRecord, SummaryRecord
+from common.storage import space
 from common.storage.addresses import local_path
 from operations.own_runs import (
     is_going_on,
@@ -250,7 +250,14 @@ def show(lines: Sequence[RunLine], place: str) -> int:
         when = line.changed.astimezone().strftime("%Y-%m-%d %H:%M") if line.changed else "–"
         served_text = "yes" if line.served else "no"
         rows.append(
-            (line.run_id, when, size_text(line.size), served_text, line.gain or "–", line.state)
+            (
+                line.run_id,
+                when,
+                space.size_text(line.size),
+                served_text,
+                line.gain or "–",
+                line.state,
+            )
         )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -258,17 +265,9 @@ def show(lines: Sequence[RunLine], place: str) -> int:
         # A folder's name may have control characters.
         text = "  ".join(cells).rstrip()
         print("".join(letter if letter.isprintable() else "?" for letter in text))
-    total = size_text(sum(line.size for line in lines))
+    total = space.size_text(sum(line.size for line in lines))
     print(f"{len(lines)} runs, {total}, in {place}")
     return 0
-
-
-def size_text(size: float) -> str:
-    """Format bytes with three digits and a unit."""
-    for letter, unit in reversed(SIZE_UNITS.items()):
-        if size >= unit:
-            return f"{size / unit:.3g} {letter}B"
-    return f"{size:.0f} B"
 
 
 # ----------------------------------------------------------------------------------------- pruning
@@ -282,10 +281,10 @@ def prune(args: argparse.Namespace) -> int:
     candidates: list[RunLine] = []
     kept_runs: list[RunLine] = []
     for line in runs_of(args):
-        if matches(line, args.older_than, args.larger_than):
+        if exceeds_limits(age_of(line), line.size, args):
             (kept_runs if line.kept else candidates).append(line)
     for line in kept_runs:
-        print(f"kept: {line.run_id}, {size_text(line.size)}: {line.kept}")
+        print(f"kept: {line.run_id}, {space.size_text(line.size)}: {line.kept}")
     if not candidates:
         print(f"nothing to remove in {place_of(args)}")
         return 0
@@ -303,22 +302,30 @@ def prune(args: argparse.Namespace) -> int:
             freed_bytes += line.size
     for problem in problems:
         print(f"left: {problem}", file=sys.stderr)
-    print(f"removed {len(candidates) - len(problems)} runs, {size_text(freed_bytes)}")
+    print(f"removed {len(candidates) - len(problems)} runs, {space.size_text(freed_bytes)}")
     return 1 if problems else 0
 
 
-def matches(line: RunLine, older_than: float | None, larger_than: float | None) -> bool:
-    """Return whether a run is older than `older_than` (s) and larger than `larger_than` (bytes).
+def age_of(line: RunLine) -> float | None:
+    """Return the seconds since a run last changed; None if that is unknown."""
+    if line.changed is None:
+        return None
+    return (datetime.datetime.now(datetime.UTC) - line.changed).total_seconds()
 
-    A limit of None does not apply.
+
+def exceeds_limits(age: float | None, size: float, args: argparse.Namespace) -> bool:
+    """Return whether something is older than --older-than and larger than --larger-than.
+
+    A limit that is not given does not apply. What has no known age is not older than any limit.
+
+    Args:
+        age: seconds.
+        size: bytes.
+        args: `older_than` in seconds and `larger_than` in bytes, or None.
     """
-    if older_than is not None:
-        if line.changed is None:
-            return False
-        age = datetime.datetime.now(datetime.UTC) - line.changed
-        if age.total_seconds() <= older_than:
-            return False
-    return larger_than is None or line.size > larger_than
+    if args.older_than is not None and (age is None or age <= args.older_than):
+        return False
+    return args.larger_than is None or size > args.larger_than
 
 
 def confirm(number: int, what: str = "runs") -> bool:

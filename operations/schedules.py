@@ -15,7 +15,7 @@ from common import cron
 from common.config import AUTO, RunConfig
 from common.errors import InputError, unknown
 from common.project import ROOT
-from common.run import slug
+from common.run import kubernetes_name
 from common.storage import digest
 from components import chain
 from operations.endpoint import endpoint
@@ -175,7 +175,7 @@ def schedule_name(config: RunConfig, when: str) -> str:
     The same schedule gets the same name, so that it is not created twice.
     """
     content = f"{when}\n{chain.parameters(config)}"
-    return f"{slug(config.network_config)}-every-{digest(content.encode())[:6]}"
+    return f"{kubernetes_name(config.network_config)}-every-{digest(content.encode())[:6]}"
 
 
 def crontab_line(text: str, words: Sequence[str], output: Path) -> str:

@@ -135,8 +135,7 @@ class Server:
         ) as error:
             probe(self.host, self.credentials)
             raise ClusterError(
-                f"Kubeflow Pipelines at {self.host} did not {action}: {type(error).__name__}:"
-                f" {_line(error)}"
+                f"Kubeflow Pipelines at {self.host} did not {action}: {_reason(error)}"
             ) from error
 
     def denial(self, action: str, error: Any) -> JecError:
@@ -292,7 +291,7 @@ def version_numbers(version: str) -> tuple[int, int] | None:
 
 
 def is_page(content: object) -> bool:
-    """Whether the content of an answer is a web page."""
+    """Return whether the content of an answer is a web page."""
     text = content.decode(errors="replace") if isinstance(content, bytes) else str(content)
     return re.match(r"\s*<(!doctype )?html", text[:200], re.IGNORECASE) is not None
 
@@ -308,6 +307,17 @@ def _words(error: Any) -> str:
         message = content.get("message") or content.get("error") or error.reason
         return f"{error.status} {_line(message)}"
     return f"{error.status} {_line(error.reason)}"
+
+
+def _reason(error: Exception) -> str:
+    """Return why a request had no usable answer, in words and in one line."""
+    import urllib3
+
+    if isinstance(error, json.JSONDecodeError):
+        return "its answer is not JSON"
+    if isinstance(error, urllib3.exceptions.HTTPError | OSError):
+        return http.reason_of(error)
+    return _line(error)
 
 
 def _line(text: object) -> str:

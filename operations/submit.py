@@ -20,7 +20,7 @@ from common import form, storage
 from common.config import AUTO, RunConfig, flag
 from common.errors import ClusterError, InputError
 from common.project import git_commit, here
-from common.run import make_run_id, slug
+from common.run import kubernetes_name, make_run_id
 from components import chain
 from components.inputs import CONFIGURATION_CHECKS, Inputs
 from components.server_support import limitations
@@ -224,7 +224,9 @@ def run_description(config: RunConfig) -> str:
     """Return the run's id and the command that submitted it, in DESCRIPTION_CHARACTERS."""
     run_id = config.run_id
     if run_id == AUTO:
-        run_id = f"{slug(config.network_config)}- and 8 characters of a hash of Kubeflow's id"
+        run_id = (
+            f"{kubernetes_name(config.network_config)}- and 8 characters of a hash of Kubeflow's id"
+        )
     return description_of(config, f"run id: {run_id}; python pipeline.py")
 
 

@@ -75,7 +75,7 @@ def locate(run_id: str, args: argparse.Namespace, *, must_exist: bool = True) ->
 
     Raises InputError if no place has it, unless `must_exist` is False.
     """
-    target = Target(run_id=previous_run.run_id_of(run_id, args), args=args)
+    target = Target(run_id=previous_run.resolve_run_id(run_id, args), args=args)
     ask_server(target)
     if target.kubeflow is not None:
         # The user may have given Kubeflow's id.

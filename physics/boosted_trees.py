@@ -44,7 +44,7 @@ class Jets:
     """(N,)."""
 
     def finite(self, most: int | None = None) -> Jets:
-        """The jets with a finite target; at most `most` of them, evenly spread."""
+        """Return the jets with a finite target; at most `most` of them, evenly spread."""
         jets = np.flatnonzero(np.isfinite(self.target))
         if most is not None and len(jets) > most:
             jets = jets[np.arange(most) * len(jets) // most]

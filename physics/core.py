@@ -73,7 +73,7 @@ def counted_cores(responses: Floats, counts: np.ndarray, steps: int = 50) -> Flo
 
 
 def _sums(values: np.ndarray) -> np.ndarray:
-    """Sums over the values before each place, (draws, M) -> (draws, M + 1).
+    """Return sums over the values before each place, (draws, M) -> (draws, M + 1).
 
     The sum between two places is a difference of two of them.
     """

@@ -166,7 +166,7 @@ def gain_check(sample: Sample, settings: GateSettings) -> Record | None:
 
 
 def missing_gain_reason(sample: Sample) -> str:
-    """The reason that too few test jets remain to measure the gain."""
+    """Return the reason that too few test jets remain to measure the gain."""
     whole = groups.SUMMARY[-1]
     return (
         f"the resolution gain cannot be measured: the test set has {sample.sizes[whole.name]:,}"
@@ -253,7 +253,7 @@ def missing_answer_reasons(sample: Sample, uncertainty: Mapping[str, Any] | None
 
 
 def judged_regions(settings: GateSettings) -> list[str]:
-    """The regions of eta that the gate judges."""
+    """Return the regions of eta that the gate judges."""
     if settings.gate_regions == "both":
         return list(r.REGIONS)
     return [settings.gate_regions]
@@ -266,7 +266,7 @@ def judged_groups(sample: Sample) -> set[str]:
 
 
 def closure_places(sample: Sample, settings: GateSettings) -> dict[str, str]:
-    """Return group -> its description, for each group in which closure is judged."""
+    """Group -> its description, for each group in which closure is judged."""
     regions = judged_regions(settings)
     places = {}
     for bin_ in (groups.CLOSURE_ALL, *groups.CLOSURE_REGIONS, *groups.CURVES):
@@ -315,7 +315,7 @@ def _test(
     standard: Floats,
     limit: Floats,
 ) -> Test:
-    """A test of numbers in draws, (draws + 1,): row 0 is the sample."""
+    """Return a test of numbers in draws, (draws + 1,): row 0 is the sample."""
     margin = limit - np.abs(model)
     return Test(
         quantity=quantity,
@@ -331,7 +331,7 @@ def _test(
 
 
 def tail_tests(sample: Sample, settings: GateSettings) -> Iterator[Test]:
-    """The shares of jets in the tails above 30 GeV, all jets and in each region.
+    """Yield the shares of jets in the tails above 30 GeV, all jets and in each region.
 
     The margin is a mean over the jets, so its error is the standard deviation over sqrt(N), the
     limit of infinitely many draws.
@@ -362,7 +362,7 @@ def tail_tests(sample: Sample, settings: GateSettings) -> Iterator[Test]:
 
 
 def flavour_places(settings: GateSettings) -> list[r.Bin]:
-    """Where the flavour spread is judged."""
+    """Return where the flavour spread is judged."""
     regions = judged_regions(settings)
     return [
         bin_
@@ -372,7 +372,7 @@ def flavour_places(settings: GateSettings) -> list[r.Bin]:
 
 
 def flavour_tests(sample: Sample, settings: GateSettings) -> Iterator[Test]:
-    """The flavour spread above 60 GeV, all jets and in each region."""
+    """Yield the flavour spread above 60 GeV, all jets and in each region."""
     for bin_ in flavour_places(settings):
         flavours = metrics.flavours_in(bin_, sample)
         if len(flavours) < 2:

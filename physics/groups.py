@@ -86,7 +86,7 @@ FLAVOUR_BINS = [*r.bins(r.PT_EDGES), *CLOSURE_REGIONS, CLOSURE_ALL]
 
 
 def masks(columns: Mapping[str, np.ndarray]) -> dict[str, Mask]:
-    """Return name -> which jets (N,), for every group, also for empty ones.
+    """Return the name -> which jets (N,), for every group, also for empty ones.
 
     columns: name -> (N,), at least genJetPt (GeV) and genJetEta. There are groups of flavours
     where columns has partonFlav and hadronFlav, and slices of PILEUP and of RESIDUALS where it has
@@ -183,20 +183,20 @@ def pileup_slices(columns: Mapping[str, np.ndarray]) -> list[tuple[float, float]
 
 
 def pileup_name(low: float, high: float, bin_: Bin) -> str:
-    """The group of a slice of pile-up in a bin of pT."""
+    """Return the group of a slice of pile-up in a bin of pT."""
     return f"pile-up {low:.9g} to {high:.9g}, {bin_.name}"
 
 
 def flavour_name(bin_: Bin, flavour: str) -> str:
-    """The group of the jets of a flavour in a bin."""
+    """Return the group of the jets of a flavour in a bin."""
     return f"{flavour} in {bin_.name}"
 
 
 def eta_name(low: float, high: float) -> str:
-    """The group of a slice of eta."""
+    """Return the group of a slice of eta."""
     return f"eta {low:g} to {high:g}"
 
 
 def slice_name(column: str, low: float, high: float) -> str:
-    """The group of a slice of a column of RESIDUALS."""
+    """Return the group of a slice of a column of RESIDUALS."""
     return f"{column} {low:.9g} to {high:.9g}"

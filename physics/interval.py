@@ -17,7 +17,7 @@ def interval_text(
     digits: int = 1,
     sign: str = "+",
 ) -> str:
-    """An interval as text, such as '+4.1 % [3.2, 5.0]'.
+    """Return an interval as text, such as '+4.1 % [3.2, 5.0]'.
 
     The three numbers are multiplied by `scale` and have `digits` decimals. `unit` follows the value
     after a space. `sign` is '+' for a value with its sign, or empty to leave out the plus.
@@ -32,7 +32,7 @@ def interval_text(
 def percent(
     interval: Mapping[str, float], scale: float = 1.0, digits: int = 1, sign: str = "+"
 ) -> str:
-    """An interval in per cent as text; `scale` is 100 for one that is a fraction.
+    """Return an interval in per cent as text; `scale` is 100 for one that is a fraction.
 
     >>> percent({"value": 0.041, "low": 0.032, "high": 0.05}, 100)
     '+4.1 % [3.2, 5.0]'

@@ -283,7 +283,7 @@ def unmeasured_record(quantity: str, where: str, num_jets: int, reason: str) -> 
 
 
 def _too_few(sample: Sample) -> list[Record]:
-    """The bins and slices that hold too few jets, and the columns that cannot be sliced."""
+    """Return the bins and slices that hold too few jets, and the columns that cannot be sliced."""
     places = {bin_.name: bin_.text for bin_ in (*groups.SUMMARY, *groups.CURVES, *groups.CLOSURE)}
     for low, high in groups.ETA_SLICES:
         places[groups.eta_name(low, high)] = f"eta from {low:g} to {high:g}"
@@ -322,7 +322,7 @@ def _too_few(sample: Sample) -> list[Record]:
 def _intervals(
     formula: Callable[[Floats], Floats], quantiles: Quantiles, group: str
 ) -> dict[str, Interval]:
-    """Calibration -> value and interval of a formula in a group.
+    """Return calibration -> value and interval of a formula in a group.
 
     formula: (..., 5) quantiles -> (...).
     """
@@ -343,7 +343,7 @@ def _place(bin_: Bin, num_jets: int) -> Record:
 def _bins(
     bins: Iterable[Bin], quantiles: Quantiles, sample: Sample
 ) -> tuple[list[Record], list[Record]]:
-    """Each bin's median, resolution and half width by calibration, and the gain of the model.
+    """Return each bin's median, resolution and half width by calibration, and the model's gain.
 
     The gain is given by both widths. `pt` is the median pT_gen (GeV) of the bin's jets. Bins with
     too few jets are left out. Also returns what is not measured for another reason.
@@ -387,7 +387,10 @@ def _bins(
 
 
 def _headline(summary: list[Record]) -> Record:
-    """Gain (per cent) and resolution over all jets above 30 GeV; null where there are too few."""
+    """Return gain (per cent) and resolution over all jets above 30 GeV.
+
+    Null where there are too few.
+    """
     whole = next((record for record in summary if record["region"] == "all"), None)
     if whole is None:
         names = ("gain", "gain_half_width", "gain_over_trees", "gain_over_baseline", "resolution")
@@ -407,7 +410,7 @@ def _headline(summary: list[Record]) -> Record:
 
 
 def _weighted(sample: Sample) -> tuple[Record | None, list[Record]]:
-    """The summary's bins with each jet counted eventWeight times, and what is not measured.
+    """Return the summary's bins with each jet counted eventWeight times, and what is not measured.
 
     None where jets have no weights, or weights that cannot be used. A bin is left out if it has
     fewer than MIN_JETS effective jets, or if the interval of its gain is wider than MAX_GAIN_WIDTH
@@ -488,7 +491,7 @@ def effective_jets(weights: Floats) -> float:
 
 
 def _core(sample: Sample) -> list[Record]:
-    """Mean, and mean and width of the normal core, by calibration in the summary's bins."""
+    """Return mean, and mean and width of the normal core, by calibration in the summary's bins."""
     rng = np.random.default_rng(sample.seed)
     records = []
     for bin_ in groups.SUMMARY:
@@ -525,7 +528,7 @@ def moments(values: Floats, rng: np.random.Generator) -> dict[str, float | None]
 
 
 def _closure(sample: Sample) -> Record:
-    """Bias (median response - 1) in each bin of CLOSURE, and the worst bin.
+    """Return bias (median response - 1) in each bin of CLOSURE, and the worst bin.
 
     The worst bin is the one whose interval lies farthest from zero.
     """
@@ -547,7 +550,7 @@ def distance_from_zero(bias: Mapping[str, float]) -> float:
 
 
 def _flavour(sample: Sample) -> tuple[Record, list[Record]]:
-    """Median response of each flavour by pT bin, and its spread in each region.
+    """Return the median response of each flavour by pT bin, and its spread in each region.
 
     The spread is measured from CLOSURE_FROM up. Also returns what is not measured.
     """
@@ -645,7 +648,7 @@ def flavour_spread(bin_: Bin, sample: Sample) -> tuple[Record | None, list[Recor
 
 
 def _residuals(sample: Sample) -> dict[str, list[Record]]:
-    """Column -> bias in each of its slices that holds enough jets, from CLOSURE_FROM up.
+    """Return column -> bias in each of its slices that holds enough jets, from CLOSURE_FROM up.
 
     `middle` is the median value of a slice's jets.
     """
@@ -667,7 +670,7 @@ def _residuals(sample: Sample) -> dict[str, list[Record]]:
 
 
 def _eta(sample: Sample, slices: Iterable[tuple[float, float]]) -> list[Record]:
-    """Bias in each slice of eta that holds enough jets, from CLOSURE_FROM up."""
+    """Return the bias in each slice of eta that holds enough jets, from CLOSURE_FROM up."""
     records = []
     for low, high in slices:
         group = groups.eta_name(low, high)
@@ -680,7 +683,7 @@ def _eta(sample: Sample, slices: Iterable[tuple[float, float]]) -> list[Record]:
 def _distribution(
     responses: Mapping[str, Floats], columns: Mapping[str, np.ndarray]
 ) -> dict[str, object]:
-    """Histogram of the response above 30 GeV in each region.
+    """Return the histogram of the response above 30 GeV in each region.
 
     region -> calibration -> counts between `edges`.
     """

@@ -14,7 +14,7 @@ from physics.metrics import Sample
 
 
 def against_pileup(sample: Sample) -> list[dict[str, Any]]:
-    """Median and resolution by calibration, and the model's gain, in each slice with enough jets.
+    """Return median, resolution and the model's gain in each slice with enough jets.
 
     Slices are those of groups.PILEUP, in the pT bins of groups.PILEUP_BINS; empty without it.
     `middle` is the median value of a slice's jets.

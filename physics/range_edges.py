@@ -105,13 +105,13 @@ def steps(
 
 
 def _between(values: Floats, ends: tuple[float, float]) -> Mask:
-    """Whether values (N,) lie between two ends, these included."""
+    """Return whether values (N,) lie between two ends, these included."""
     low, high = ends
     return (values >= low) & (values <= high)
 
 
 def median(values: Floats, level: float) -> Interval | None:
-    """The median of values (N,) with its interval; None for fewer than MIN_JETS.
+    """Return the median of values (N,) with its interval; None for fewer than MIN_JETS.
 
     The ends are order statistics, at the ranks N/2 ± z sqrt(N)/2 of the binomial distribution's
     normal limit (Conover, Practical Nonparametric Statistics, 3.2), whatever the distribution is.

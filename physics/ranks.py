@@ -6,7 +6,7 @@ import numpy as np
 
 
 def mean_ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks (N,) of values (N,), from 1; equal values share the mean of theirs.
+    """Return the ranks (N,) of values (N,), from 1; equal values share the mean of theirs.
 
     The same as scipy.stats.rankdata, which the images do not have.
     """
@@ -16,7 +16,7 @@ def mean_ranks(values: np.ndarray) -> np.ndarray:
 
 
 def auc(is_signal: np.ndarray, score: np.ndarray) -> float:
-    """Area under the ROC curve: is_signal (N,) bool, score (N,).
+    """Return area under the ROC curve: is_signal (N,) bool, score (N,).
 
     It is the probability that a signal jet scores higher than a background jet, ties counting half
     (the Mann-Whitney U statistic: H. Mann, D. Whitney, Ann. Math. Statist. 18 (1947) 50). NaN where

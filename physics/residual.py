@@ -80,7 +80,7 @@ class Point:
 
 
 def least_slope(knots: Sequence[float] | Floats, pieces: Any) -> float:
-    """Least d log(p r) / d log p of knots (K,) and pieces (K - 1, 4) as `Curve` has them."""
+    """Return least d log(p r) / d log p of knots (K,) and pieces (K - 1, 4) as `Curve` has them."""
     slopes = []
     for width, (_, c1, c2, c3) in zip(np.diff(knots), pieces, strict=True):
         places = [0.0, width]
@@ -132,7 +132,7 @@ class Curve:
         return log_r
 
     def sample(self) -> Floats:
-        """Many values of log pT, from the first knot to the last."""
+        """Return many values of log pT, from the first knot to the last."""
         return np.linspace(self.knots[0], self.knots[-1], 1000)
 
 
@@ -163,7 +163,7 @@ class Residual:
         return np.choose(number, by_region)
 
     def apply(self, output: Floats, reference_pt: Floats, eta: Floats) -> Floats:
-        """A network's answers (N, C), logarithms of factors to reference_pt (N,), with log r added.
+        """Add log r to a network's answers (N, C), logarithms of factors to reference_pt (N,).
 
         All columns of a jet get the r of its first one, the median.
         """
@@ -172,7 +172,7 @@ class Residual:
         return output + log_r[:, None]
 
     def remove(self, output: Floats, reference_pt: Floats, eta: Floats) -> Floats:
-        """The inverse of `apply`: the answers (N, C) as they were without the correction."""
+        """Return the inverse of `apply`: the answers (N, C) as they were without the correction."""
         output = np.asarray(output, dtype=np.float64)
         corrected = np.log(reference_pt) + output[:, 0]  # log of the calibrated pT
         # The pT before, x, lies within the bound of the pT after; its logarithm x + log r(x) rises.
@@ -186,7 +186,7 @@ class Residual:
         return output - (corrected - (low + high) / 2)[:, None]
 
     def as_json(self) -> dict[str, object]:
-        """Regions and their curves as plain numbers, as the ONNX file's metadata hold them."""
+        """Return regions and curves as plain numbers, as in the ONNX file's metadata."""
         content: dict[str, object] = {}
         for region, curve in self.curves.items():
             content[region] = {
@@ -197,7 +197,10 @@ class Residual:
 
 
 def from_json(content: Mapping[str, Mapping[str, Sequence[object]]]) -> Residual:
-    """The inverse of `Residual.as_json`, without the points. Raises ValueError as Curve does."""
+    """Return the inverse of `Residual.as_json`, without the points.
+
+    Raises ValueError as Curve does.
+    """
     curves = {}
     for region in r.REGIONS:
         knots = np.asarray(content[region]["knots"], dtype=np.float64)
@@ -247,7 +250,7 @@ def fit(calibrated_pt: Floats, gen_pt: Floats, eta: Floats) -> Residual | None:
 
 
 def measure(region: str, log_pt: Floats, gen_pt: Floats) -> list[Point]:
-    """The bins of a region's jets, by rising pT, from CLOSURE_FROM up.
+    """Return the bins of a region's jets, by rising pT, from CLOSURE_FROM up.
 
     log_pt, gen_pt: (N,). A bin with fewer than MIN_JETS jets is joined with the next one. Bins
     whose jets have no larger calibrated pT than those of the bin before are left out.
@@ -331,7 +334,7 @@ def smooth(points: Sequence[Point], shares: Floats) -> Floats:
 
 
 def _matrices(points: Sequence[Point]) -> tuple[Floats, Floats, Floats]:
-    """Measured log r (K,), and the covariances (K, K) of a prior of width 1 and of the errors."""
+    """Return measured log r (K,), covariances (K, K) of a prior of width 1 and of the errors."""
     x = np.array([point.log_pt for point in points])
     log_r = np.array([point.log_r for point in points])
     distance = (x[:, None] - x[None, :]) / PRIOR_LENGTH
@@ -340,7 +343,7 @@ def _matrices(points: Sequence[Point]) -> tuple[Floats, Floats, Floats]:
 
 
 def _curve(knots: Floats, pieces: Floats) -> Curve:
-    """A curve of arrays, (K,) and (K - 1, 4)."""
+    """Return a curve of arrays, (K,) and (K - 1, 4)."""
     rows = []
     for c0, c1, c2, c3 in pieces.tolist():
         rows.append((c0, c1, c2, c3))

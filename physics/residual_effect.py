@@ -24,7 +24,7 @@ MEASURED_TO = 0.01
 def residual_effect(
     sample: Sample, without: Floats, *, advance: Callable[[], None] | None = None
 ) -> dict[str, Any] | None:
-    """Bias in each bin of the closure, and the gain above 30 GeV, with the correction and without.
+    """Return bias in each bin of closure and gain above 30 GeV, with and without correction.
 
     sample: the test jets with the answers of the whole model, as they are judged. without:
     (sample.num_jets,), log(pT_gen / jetPt) before the correction. None where no bin has MIN_JETS

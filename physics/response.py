@@ -84,12 +84,12 @@ class Bin:
         return f"{jets} {pt} GeV"
 
     def contains(self, gen_pt: Floats, gen_eta: Floats) -> Mask:
-        """Which jets lie in the bin: (N,) bool."""
+        """Return which jets lie in the bin: (N,) bool."""
         return (gen_pt >= self.low) & (gen_pt < self.high) & in_region(gen_eta, self.region)
 
 
 def bins(edges: tuple[float, ...], regions: tuple[str, ...] = tuple(REGIONS)) -> list[Bin]:
-    """The bins between successive edges (GeV) in each region."""
+    """Return the bins between successive edges (GeV) in each region."""
     result = []
     for region in regions:
         for low, high in itertools.pairwise(edges):
@@ -98,7 +98,7 @@ def bins(edges: tuple[float, ...], regions: tuple[str, ...] = tuple(REGIONS)) ->
 
 
 def in_region(gen_eta: Floats, region: str) -> Mask:
-    """Which jets lie in a region of |eta| ('all': in any of them): (N,) bool."""
+    """Return which jets lie in a region of |eta| ('all': in any of them): (N,) bool."""
     if region == "all":
         # The regions adjoin, so all of them together are one range.
         lows, highs = zip(*REGIONS.values(), strict=True)
@@ -110,7 +110,7 @@ def in_region(gen_eta: Floats, region: str) -> Mask:
 
 
 def calibrated_pt(jet_pt: Floats, output: Floats) -> Floats:
-    """Calibrated pT (GeV): pT * exp(output), as the network learns log(pT_gen / pT).
+    """Return calibrated pT (GeV): pT * exp(output), as the network learns log(pT_gen / pT).
 
     Both arrays (N,), the result (N,) float64. An output that is not finite, or so large that exp
     overflows, gives NaN: such a jet has no calibrated pT.
@@ -128,7 +128,7 @@ def response(pt: Floats, gen_pt: Floats) -> Floats:
 
 
 def quantiles(values: Floats) -> Floats:
-    """The five quantiles of a sample at QUANTILES, (5,), linear between order statistics.
+    """Return the five quantiles of a sample at QUANTILES, (5,), linear between order statistics.
 
     NaN for an empty sample.
     """
@@ -136,7 +136,7 @@ def quantiles(values: Floats) -> Floats:
 
 
 def median(q: Floats) -> Floats:
-    """Median response. q: (..., 5) quantiles; returns (...)."""
+    """Return median response. q: (..., 5) quantiles; returns (...)."""
     return q[..., 2]
 
 
@@ -150,7 +150,7 @@ def resolution(q: Floats) -> Floats:
 
 
 def half_width(q: Floats) -> Floats:
-    """Half of the central 68.3 % over the median: (q84 - q16) / (2 q50).
+    """Return half of the central 68.3 % over the median: (q84 - q16) / (2 q50).
 
     sigma / mean for a normal distribution. q: (..., 5) quantiles; returns (...). Sees more of the
     tails than the quartiles do.
@@ -169,7 +169,7 @@ CORE_WIDTH = math.sqrt(
 
 
 def gaussian_core(values: Floats, steps: int = 50) -> tuple[float, float]:
-    """Mean and standard deviation of the normal core of a response distribution.
+    """Return mean and standard deviation of the normal core of a response distribution.
 
     CMS quotes them beside the median. The core is the normal distribution whose moments within CORE
     standard deviations of its mean are those of the sample there. It is found by iteration from the
@@ -205,7 +205,7 @@ def gain(q: Floats, reference: Floats, width: Callable[[Floats], Floats] = resol
 
 
 def bias(q: Floats) -> Floats:
-    """Median response - 1: zero where the calibration closes.
+    """Return median response - 1: zero where the calibration closes.
 
     q: (..., 5) quantiles; returns (...).
     """
@@ -241,7 +241,7 @@ def signed_root(values: Floats) -> Floats:
 
 
 def flavour(parton: np.ndarray, hadron: np.ndarray) -> NDArray[np.str_]:
-    """Flavour of each jet as (N,) text: 'uds', 'c', 'b', 'g', or '' without a match.
+    """Return the flavour of each jet as (N,) text: 'uds', 'c', 'b', 'g', or '' without a match.
 
     'b' or 'c' by its hadrons, else 'uds' or 'g' by its parton. parton: signed PDG code of the
     matched parton (21 = gluon, 0 = none); hadron: 5, 4 or 0, as CMS ghost-matches hadrons. Hadrons

@@ -21,7 +21,7 @@ DEVIATIONS = statistics.NormalDist().inv_cdf((1 + LEVEL) / 2)
 
 
 def off_by_30_percent(response: Floats) -> Mask:
-    """Which responses are off by more than 30 %: (N,)."""
+    """Return which responses are off by more than 30 %: (N,)."""
     far: Mask = np.abs(response - 1) > 0.3
     return far
 
@@ -73,7 +73,7 @@ def tails(sample: Sample) -> list[dict[str, Any]]:
 
 
 def mean_difference(one: Mask, other: Mask) -> Interval:
-    """The difference of the shares of two masks (N,) of the same jets, with its normal interval."""
+    """Return the difference of shares of two masks (N,) of the same jets, with normal interval."""
     differences = one.astype(np.float64) - other
     value = float(np.mean(differences))
     reach = DEVIATIONS * float(np.std(differences)) / math.sqrt(len(differences))

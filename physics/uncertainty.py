@@ -55,11 +55,11 @@ class Band:
         return round(self.high_level - self.low_level, 9)
 
     def contains(self, true: Floats, quantiles: Mapping[str, Floats]) -> Mask:
-        """Which jets have their true value (N,) within the band, ends included: (N,) bool."""
+        """Return which jets have their true value (N,) in the band, ends included: (N,) bool."""
         return (quantiles[self.low] <= true) & (true <= quantiles[self.high])
 
     def half(self, quantiles: Mapping[str, Floats]) -> Floats:
-        """Half of the band's width for each jet, (N,): the jet's relative uncertainty of pT."""
+        """Return half of the band's width for each jet, (N,): its relative uncertainty of pT."""
         return (quantiles[self.high] - quantiles[self.low]) / 2
 
 
@@ -75,7 +75,7 @@ def level_of(column: str) -> float | None:
 
 
 def bands(columns: Sequence[str]) -> list[Band]:
-    """The pairs of columns with opposite levels, the one nearest to 68 % first.
+    """Return the pairs of columns with opposite levels, the one nearest to 68 % first.
 
     Empty for a network without quantiles or a median.
     """
@@ -91,7 +91,7 @@ def bands(columns: Sequence[str]) -> list[Band]:
 
 
 def share(which: Mask, level: float = LEVEL) -> Interval:
-    """The share of jets for which `which` (N,) bool is true, with Wilson's binomial interval.
+    """Return the share of jets for which `which` (N,) bool is true, with Wilson's interval.
 
     N must be > 0. The interval has the coverage `level` and lies within [0, 1].
     """
@@ -170,7 +170,7 @@ def measure(
 
 
 def _band(band: Band, true: Floats, quantiles: Mapping[str, Floats]) -> Record:
-    """Coverage of a band over all jets, and for how many its ends are the wrong way round."""
+    """Return the coverage of a band over all jets, and the number of jets with crossed ends."""
     return {
         "low": band.low,
         "high": band.high,
@@ -181,7 +181,7 @@ def _band(band: Band, true: Floats, quantiles: Mapping[str, Floats]) -> Record:
 
 
 def _below(true: Floats, quantiles: Mapping[str, Floats]) -> list[Record]:
-    """How often the truth lies below each quantile, which is its level if it is right."""
+    """Return how often the truth lies below each quantile, which is its level if it is right."""
     records: list[Record] = []
     for name, values in quantiles.items():
         level = level_of(name)
@@ -193,7 +193,7 @@ def _below(true: Floats, quantiles: Mapping[str, Floats]) -> list[Record]:
 def coverage_in_pt(
     band: Band, true: Floats, quantiles: Mapping[str, Floats], jets: Mapping[str, Floats]
 ) -> list[Record]:
-    """Coverage and mean half-width of the band by the pT of the file (GeV), in each region.
+    """Return coverage and mean half-width of the band by the pT of the file (GeV), in each region.
 
     Bins with too few jets are left out.
 
@@ -227,7 +227,7 @@ def coverage_in_pt(
 def coverage_in_regions(
     band: Band, true: Floats, quantiles: Mapping[str, Floats], jets: Mapping[str, Floats]
 ) -> list[Record]:
-    """Coverage of the band over all jets, in each region, and in its wide bins of the file's pT.
+    """Return the coverage over all jets, in each region, and in its wide bins of the file's pT.
 
     Groups with too few jets are left out.
 
@@ -254,7 +254,7 @@ def coverage_in_regions(
 
 
 def width_groups(half: Floats, jets: Mapping[str, Floats]) -> dict[str, Mask]:
-    """Groups of jets by their predicted half-width (N,): name -> which jets (N,).
+    """Return the groups of jets by their predicted half-width (N,): name -> which jets (N,).
 
     `slice 0`, `slice 1`, ... by rising width, `all`, and the `narrow` and `wide` halves of
     `wider_half`. Those with fewer than MIN_JETS jets are left out.
@@ -272,13 +272,13 @@ def width_groups(half: Floats, jets: Mapping[str, Floats]) -> dict[str, Mask]:
 def _widths(
     draws: Mapping[str, Mapping[str, Floats]], groups: Mapping[str, Mask], half: Floats
 ) -> Record:
-    """Predicted and measured half-widths, the pull, and the prediction's separation of jets.
+    """Return predicted and measured half-widths, the pull, and the prediction's separation of jets.
 
     draws: 'error' and 'pull' -> group -> (replicates + 1, 3), the quantiles at the band's lower
     level, one half and upper level. `same_pt` compares jets of the same pT with narrow and wide
     predictions.
     """
-    errors = {group: half_width(q) for group, q in draws["error"].items()}
+    errors = {group: absolute_half_width(q) for group, q in draws["error"].items()}
     widths: list[Record] = []
     for name, mask in groups.items():
         if name.startswith("slice"):
@@ -291,13 +291,16 @@ def _widths(
     pull = draws["pull"]["all"]
     return {
         "widths": widths,
-        "pull": {"median": interval(pull[:, 1]), "half_width": interval(half_width(pull))},
+        "pull": {"median": interval(pull[:, 1]), "half_width": interval(absolute_half_width(pull))},
         "same_pt": halves_of_same_pt(errors, groups, half),
     }
 
 
-def half_width(q: Floats) -> Floats:
-    """Half of what lies between the first and the last quantile. q: (..., 3); returns (...)."""
+def absolute_half_width(q: Floats) -> Floats:
+    """Return half of what lies between the first and the last quantile. q: (..., 3).
+
+    Returns (...).
+    """
     return (q[..., -1] - q[..., 0]) / 2
 
 
@@ -320,7 +323,7 @@ def wider_half(half: Floats, jets: Mapping[str, Floats]) -> NDArray[np.int8]:
 def halves_of_same_pt(
     errors: Mapping[str, Floats], groups: Mapping[str, Mask], half: Floats
 ) -> Record | None:
-    """Measured and predicted half-widths of both halves of `wider_half`, and their ratio.
+    """Return measured and predicted half-widths of both halves of `wider_half`, and their ratio.
 
     The ratio is paired: both halves come from the same draws.
 

@@ -18,9 +18,9 @@ from reporting.drawing import (
     REGION_TEXT,
     SHIFT,
     Drawing,
+    bins_of_region,
     calibration_look,
     head,
-    in_region,
     legend_above,
     level,
     middle,
@@ -48,7 +48,7 @@ def closure(metrics: MetricsRecord, region: str) -> Drawing | None:
     lowest, limit = metrics.closure.from_gev, 100 * metrics.config.max_closure
     # The bin of all jets is shown at the top of the report.
     bins = [bin_ for bin_ in metrics.closure.bins if not bin_.is_whole(lowest)]
-    bins = in_region(bins, region)
+    bins = bins_of_region(bins, region)
     if not bins:
         return None
     figure, (axes,) = panels()

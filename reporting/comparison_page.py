@@ -20,10 +20,10 @@ from reporting.drawing import (
     SHIFT,
     Drawing,
     Look,
+    bins_of_region,
     calibration_look,
     draw_all,
     head,
-    in_region,
     legend_above,
     level,
     middle,
@@ -240,7 +240,7 @@ def figure(
             points(axes, x, values, **run_look(place), label=f"{letter}: {runs[place].name}")
             words.append(f"{letter}, {region}: {values[0].value:.3g} to {values[-1].value:.3g}")
         if name == "resolution" and len({run.tested_on for run in runs}) == 1:
-            bins = in_region(runs[0].metrics.curves, region)
+            bins = bins_of_region(runs[0].metrics.curves, region)
             x = np.array([middle(bin_) for bin_ in bins]) * SHIFT ** len(runs)
             resolutions = [bin_.standard.resolution for bin_ in bins]
             points(axes, x, resolutions, **calibration_look("standard"))

@@ -303,7 +303,7 @@ def region_look(name: str, region: str) -> Look:
     return {**calibration_look(name), "label": region, **ground}
 
 
-def in_region(bins: Iterable[Bin], region: str) -> list[Bin]:
+def bins_of_region(bins: Iterable[Bin], region: str) -> list[Bin]:
     """Return the bins of one region."""
     return [bin_ for bin_ in bins if bin_.region == region]
 

@@ -49,13 +49,13 @@ def gate_section(metrics: MetricsRecord) -> GateSection | None:
         rule=RULES[metrics.config.gate],
         num_tests=f"{gate.num_tests:,}",
         level=f"{100 * gate.level:.3g} %" if gate.level < 0.99 else f"{100 * gate.level:.2f} %",
-        nearest=table_of(nearest(gate), with_sizes=False),
+        nearest=table_of(nearest_checks(gate), with_sizes=False),
         every=table_of(gate.checks, with_sizes=True),
         unmeasured=[entry.text for entry in gate.unmeasured],
     )
 
 
-def nearest(gate: Gate) -> list[GateCheck]:
+def nearest_checks(gate: Gate) -> list[GateCheck]:
     """Return the checks with the least margin, NUM_NEAREST of each quantity.
 
     Margins are compared in units of half the width of their intervals.

@@ -22,9 +22,9 @@ from reporting.drawing import (
     SHIFT,
     Drawing,
     Look,
+    bins_of_region,
     calibration_look,
     head,
-    in_region,
     legend_above,
     level,
     middle,
@@ -56,7 +56,7 @@ def resolution(response: Response) -> Interval:
 
 def response_curve(metrics: MetricsRecord, region: str) -> Drawing | None:
     """Draw the median response against pT_gen, with the ratio to the standard JEC below."""
-    bins = in_region(metrics.curves, region)
+    bins = bins_of_region(metrics.curves, region)
     if not bins:
         return None
     figure, (top, below) = panels((3, 1), (10, 10))
@@ -92,7 +92,7 @@ def response_curve(metrics: MetricsRecord, region: str) -> Drawing | None:
 
 def resolution_curve(metrics: MetricsRecord, region: str) -> Drawing | None:
     """Draw the resolution against pT_gen, with the gain over the standard JEC below."""
-    bins = in_region(metrics.curves, region)
+    bins = bins_of_region(metrics.curves, region)
     if not bins:
         return None
     figure, (top, below) = panels((3, 1.3), (10, 10))
@@ -203,7 +203,7 @@ def distribution(metrics: MetricsRecord, region: str) -> Drawing | None:
 def flavour(metrics: MetricsRecord, region: str) -> Drawing | None:
     """Draw the median response of each flavour against pT_gen, one panel a calibration."""
     lowest = metrics.flavour.from_gev
-    bins = in_region(metrics.flavour.bins, region)
+    bins = bins_of_region(metrics.flavour.bins, region)
     # The table has the bin of all jets.
     bins = [bin_ for bin_ in bins if not bin_.is_whole(lowest)]
     if not bins:
@@ -253,7 +253,7 @@ def _missing_flavours(metrics: MetricsRecord, region: str) -> str:
     """Name flavours and pT ranges of a region with too few jets; empty without any."""
     lowest = metrics.flavour.from_gev
     measured_bins = set()
-    for bin_ in in_region(metrics.flavour.bins, region):
+    for bin_ in bins_of_region(metrics.flavour.bins, region):
         measured_bins.add((bin_.flavour, bin_.pt_low))
     missing = []
     for pt_bin in FLAVOUR_BINS:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from common.records import SearchRecord, Trial
+from common.records import SearchRecord, Trial, finite_number
 from reporting.drawing import (
     CALIBRATIONS,
     GROUND,
@@ -213,7 +213,7 @@ def axis_scale(texts: Sequence[str]) -> Scale:
     """
     numbers = {}
     for text in texts:
-        number = _finite(text)
+        number = finite_number(text)
         if number is not None:
             numbers[text] = number
     # If one value is not a number, all of them are treated as words.
@@ -239,15 +239,6 @@ def axis_scale(texts: Sequence[str]) -> Scale:
         heights={text: height(number) for text, number in numbers.items()},
         labels=[(height(number), f"{number:.4g}") for number in labels],
     )
-
-
-def _finite(text: str) -> float | None:
-    """Return the finite number that a text represents; None for any other text."""
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
 
 
 def _is_wide(values: Sequence[float]) -> bool:

@@ -14,9 +14,9 @@ from reporting.drawing import (
     OPEN,
     SHIFT,
     Drawing,
+    bins_of_region,
     calibration_look,
     head,
-    in_region,
     legend_above,
     level,
     panels,
@@ -34,7 +34,7 @@ def coverage(uncertainty: Uncertainty | None) -> Drawing | None:
     figure, (axes,) = panels()
     for place, region in enumerate(OPEN):
         x, shares = [], []
-        for bin_ in in_region(bins, region):
+        for bin_ in bins_of_region(bins, region):
             x.append(bin_.pt * SHIFT**place)
             shares.append(bin_.coverage)
         if x:

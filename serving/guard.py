@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 import time
 
+from common import pids
 from serving import server_processes
 
 POLL = 0.2  # seconds
@@ -23,10 +24,10 @@ def guard(server: int, owner: int, owner_start: str) -> None:
     Args:
         server: pid of the server.
         owner: pid of its owner.
-        owner_start: Start time of the owner from `server_processes.start_time`.
+        owner_start: Start time of the owner from `pids.start_time`.
     """
-    while server_processes.lives(server):
-        if not server_processes.lives(owner) or server_processes.start_time(owner) != owner_start:
+    while pids.is_alive(server):
+        if not pids.is_alive(owner) or pids.start_time(owner) != owner_start:
             break
         time.sleep(POLL)
     server_processes.stop(server)

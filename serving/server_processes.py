@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 
+from common.pids import is_alive, start_time
 from serving import server_folder
 from serving.server_folder import ServerFolder
 
@@ -110,7 +111,7 @@ def stop(pid: int, *, seconds: float = STOP_SECONDS) -> bool:
         with contextlib.suppress(ProcessLookupError):
             os.kill(member, signal.SIGKILL)
     pids = {*remaining, *identities}
-    _wait_while(lambda: any(map(lives, pids)), KILL_SECONDS)
+    _wait_while(lambda: any(map(is_alive, pids)), KILL_SECONDS)
     process = _children.pop(pid, None)
     if process is not None:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -155,26 +156,6 @@ def members(leader: int) -> dict[int, str]:
             if identity:
                 identities[pid] = identity
     return identities
-
-
-def start_time(pid: int) -> str:
-    """Return when a process started, which identifies it together with its pid; else empty."""
-    try:
-        return str(psutil.Process(pid).create_time())
-    except psutil.Error:
-        return ""
-
-
-def lives(pid: int) -> bool:
-    """Return whether a process has not ended.
-
-    A process that is ending has no environment any more, but may hold its ports for a moment.
-    """
-    try:
-        status = psutil.Process(pid).status()
-    except psutil.NoSuchProcess:
-        return False
-    return status not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 
 
 def _wait_while(condition: Callable[[], bool], seconds: float) -> None:

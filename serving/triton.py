@@ -15,7 +15,6 @@ import dataclasses
 import glob
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from pathlib import Path
 from clusters.server_log import error_lines
 from common import storage
 from common.errors import ClusterError, DeadlineError, InputError, unknown
+from common.machine import free_port
 from common.storage import space
 from serving import server_folder, server_processes, triton_wheel
 from serving.client import Client
@@ -307,14 +307,6 @@ class _Start:
 def last_lines(text: str) -> str:
     """Return the end of a log."""
     return "\n".join(text.splitlines()[-LOG_LINES:])
-
-
-def free_port() -> int:
-    """Return a port on which no process of this machine listens now."""
-    with socket.socket() as sock:
-        sock.bind((HOST, 0))
-        port: int = sock.getsockname()[1]
-    return port
 
 
 def triton_command(attempt: _Start, port: int) -> tuple[list[str], dict[str, str]]:

@@ -119,7 +119,7 @@ def _build(network: NetworkFile, data_config: Any, options: Mapping[str, object]
 
     from weaver.network.construction_limit import ConstructionLimit, limit_construction
     from weaver.network.forward_check import check_shapes
-    from weaver.network.network_file import check_loss, check_model, num_parameters
+    from weaver.network.network_file import check_is_module, check_loss, num_parameters
 
     size = 0
     limit = ConstructionLimit()
@@ -131,7 +131,7 @@ def _build(network: NetworkFile, data_config: Any, options: Mapping[str, object]
         if limit.excess:
             raise
     else:
-        check_model(network.uri, model)
+        check_is_module(network.uri, model)
         size = num_parameters(model)
     if size > MAX_TRAINABLE_PARAMETERS:
         raise InputError(
@@ -141,7 +141,7 @@ def _build(network: NetworkFile, data_config: Any, options: Mapping[str, object]
     if size <= MAX_PARAMETERS_IN_MEMORY:
         with torch.random.fork_rng(devices=[]), limit_construction(network.uri):
             model, _ = network.build(data_config, options)
-        check_model(network.uri, model)
+        check_is_module(network.uri, model)
         size = num_parameters(model)
         check_shapes(model, data_config, network)
     check_loss(network.uri, network.loss(data_config, options))

@@ -69,7 +69,7 @@ def export(options: TrainOptions) -> None:
 
 
 def preprocessing(data_config: DataConfig) -> dict[str, object]:
-    """Content of weaver-core's preprocess.json, from which CMSSW and others compute the inputs."""
+    """Return weaver-core's preprocess.json, from which CMSSW and others compute the inputs."""
     content: dict[str, object] = {
         "output_names": data_config.label_value,
         "input_names": list(data_config.input_names),
@@ -94,5 +94,5 @@ def preprocessing(data_config: DataConfig) -> dict[str, object]:
 
 
 def _folder(uri: str) -> str:
-    """The folder of a file, as a URI."""
+    """Return the folder of a file, as a URI."""
     return uri.rpartition("/")[0] or ("/" if uri.startswith("/") else ".")

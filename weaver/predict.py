@@ -300,7 +300,7 @@ def test_groups(words: Sequence[str]) -> dict[str, list[str] | list[Entry]]:
 
 
 def columns(dataset: Dataset, output: np.ndarray, *, scores: bool = False) -> Columns:
-    """Predictions, labels and observers by name, as the module's docstring describes.
+    """Return predictions, labels and observers by name, as the module's docstring describes.
 
     output: (N,) or (N, outputs). scores: use the names of parquet files.
     """
@@ -365,7 +365,7 @@ def write_columns(uri: str, columns: Columns) -> None:
 
 
 def _branch_type(values: Any) -> Any:
-    """The type of a branch, as uproot's mktree takes it."""
+    """Return the type of a branch, as uproot's mktree takes it."""
     if isinstance(values, np.ndarray):
         return np.dtype((values.dtype, values.shape[1:]))
     return values.type.content

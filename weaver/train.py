@@ -241,7 +241,7 @@ def _fit(
             averages=bool(options.ema_decay),
             epoch_files=options.num_epochs if keeps_epochs else 1,
         )
-        disk_need.require(folder.uri, num_bytes)
+        disk_need.require_for_training(folder.uri, num_bytes)
     if options.lr_finder:
         from weaver.fit.lr_finder import run_lr_finder
 
@@ -255,7 +255,7 @@ def _network(
 ) -> torch.nn.Module:
     """Build the network, with its start weights and frozen parameters."""
     from weaver.fit.start_weights import freeze, start_from
-    from weaver.network.network_file import check_model
+    from weaver.network.network_file import check_is_module
 
     model, _ = network.build(
         data_config,
@@ -263,7 +263,7 @@ def _network(
         options.weaver_options,
         mixed_precision=options.requested_precision not in ("auto", "float32"),
     )
-    check_model(network.uri, model)
+    check_is_module(network.uri, model)
     if options.load_model_weights:
         start_from(model, options.load_model_weights, options.exclude_model_weights)
     if options.freeze_model_weights:
@@ -318,7 +318,7 @@ def _failure_marker(
 
 
 def _is_finished(options: TrainOptions, folder: TrialFolder, configuration: Settings) -> bool:
-    """Whether the trial has had its last epoch. If so, its results are written again."""
+    """Return whether the trial has had its last epoch. If so, its results are written again."""
     from weaver.fit.fit import has_ended, write_results
 
     checkpoint = folder.load(configuration)
@@ -340,7 +340,7 @@ def _is_finished(options: TrainOptions, folder: TrialFolder, configuration: Sett
 
 
 def _is_first_rank() -> bool:
-    """Whether this process shows messages, before the ranks are connected."""
+    """Return whether this process shows messages, before the ranks are connected."""
     return os.environ.get("RANK", "0") == "0"
 
 

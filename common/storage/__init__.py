@@ -80,7 +80,7 @@ class Backend(Protocol):
 
 
 def _backend(uri: str) -> tuple[Backend, str]:
-    """The module for an address, and the address in that module's form.
+    """Return the module for an address, and the address in that module's form.
 
     Raises InputError for an unknown scheme.
     """
@@ -94,7 +94,7 @@ def _backend(uri: str) -> tuple[Backend, str]:
 
 
 def exists(uri: str) -> bool:
-    """True if a file, or anything below the folder, of that URI exists."""
+    """Return True if a file, or anything below the folder, of that URI exists."""
     backend, uri = _backend(uri)
     return backend.exists(uri)
 
@@ -110,12 +110,12 @@ def open_source(uri: str, entry: Entry | None = None) -> Source:
 
 
 def open_file(uri: str) -> io.BufferedReader:
-    """The file as a seekable binary file object. Raises InputError where there is none."""
+    """Return the file as a seekable binary file object. Raises InputError where there is none."""
     return io.BufferedReader(SourceFile(open_source(uri)), 2**18)
 
 
 def read_bytes(uri: str) -> bytes:
-    """The content of one file. Raises InputError where there is none."""
+    """Return the content of one file. Raises InputError where there is none."""
     backend, uri = _backend(uri)
     return backend.read_bytes(uri)
 
@@ -132,7 +132,7 @@ def few_retries() -> Iterator[None]:
 
 
 def read_text(uri: str) -> str:
-    """The content of one text file. Raises InputError where there is none, or no text."""
+    """Return the content of one text file. Raises InputError where there is none, or no text."""
     try:
         return read_bytes(uri).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -140,7 +140,7 @@ def read_text(uri: str) -> str:
 
 
 def read_json(uri: str) -> Any:
-    """The parsed JSON file. Raises InputError where it is missing or no JSON."""
+    """Return the parsed JSON file. Raises InputError where it is missing or no JSON."""
     text = read_text(uri)
     try:
         return json.loads(text)
@@ -149,7 +149,7 @@ def read_json(uri: str) -> Any:
 
 
 def find_json(uri: str, default: Any = None) -> Any:
-    """The parsed JSON file, or `default` where there is no such file.
+    """Return the parsed JSON file, or `default` where there is no such file.
 
     Raises InputError where it is no JSON.
     """
@@ -184,7 +184,7 @@ def write_json(uri: str, content: Any) -> None:
 
 
 def entries(uri: str) -> list[Entry]:
-    """All files below a folder, or the one file of that name, sorted by URI.
+    """Return all files below a folder, or the one file of that name, sorted by URI.
 
     Empty where nothing is there.
     """
@@ -193,7 +193,7 @@ def entries(uri: str) -> list[Entry]:
 
 
 def glob(pattern: str) -> list[Entry]:
-    """Files that match a pattern, sorted by URI.
+    """Return the files that match a pattern, sorted by URI.
 
     The pattern may hold `*`, `?` and `[...]`, none of which crosses a `/`. A folder stands for
     everything in it. Raises InputError for an address of an unknown scheme.
@@ -261,7 +261,7 @@ def delete(uri: str) -> int:
 
 
 def fingerprint(files: Sequence[Entry]) -> str:
-    """SHA-256 over address, size and tag of each file.
+    """Return SHA-256 over address, size and tag of each file.
 
     It stays the same as long as no file is added, removed or changed.
     """
@@ -273,5 +273,5 @@ def fingerprint(files: Sequence[Entry]) -> str:
 
 
 def digest(content: bytes) -> str:
-    """SHA-256 of some content, in hex."""
+    """Return the SHA-256 of some content, in hex."""
     return hashlib.sha256(content).hexdigest()

@@ -53,7 +53,7 @@ BUCKET_NAME = "the name of a bucket (letters, digits, '.', '-' and '_')"
 
 
 def scheme_of(uri: str) -> str:
-    """The scheme of an address; empty for a local path.
+    """Return the scheme of an address; empty for a local path.
 
     Raises InputError for a scheme that is unknown or misspelt, unless that path exists, and for an
     address that holds a password, a token or a signature.
@@ -121,7 +121,7 @@ def _refuse_secret(uri: str, scheme: str) -> None:
 
 
 def unknown_scheme(uri: str, scheme: str) -> InputError:
-    """The error for an address of this scheme, with the schemes that work."""
+    """Return the error for an address of this scheme, with the schemes that work."""
     problem = f"'{uri}': unknown scheme '{scheme}:'"
     near = nearest(scheme, SCHEMES, 1)
     if scheme in SCHEMES:
@@ -191,7 +191,7 @@ def check_tracking_address(text: str) -> None:
 
 
 def is_storage_scheme(name: str) -> bool:
-    """Whether `name` in `name:/path` is the scheme of a storage system, supported here or not.
+    """Return whether `name` in `name:/path` is the scheme of a storage system, supported or not.
 
     Otherwise it is the name of a sample or a set of files.
     """
@@ -199,17 +199,17 @@ def is_storage_scheme(name: str) -> bool:
 
 
 def is_s3(uri: str) -> bool:
-    """Whether an address is one of S3."""
+    """Return whether an address is one of S3."""
     return uri.startswith("s3://")
 
 
 def is_local(uri: str) -> bool:
-    """True for a path on this machine's disks. Raises InputError for an unknown scheme."""
+    """Return True for a path on this machine's disks. Raises InputError for an unknown scheme."""
     return scheme_of(uri) == LOCAL
 
 
 def local_path(uri: str) -> str:
-    """The path of a local address, which may be written as file:///path.
+    """Return the path of a local address, which may be written as file:///path.
 
     Raises InputError for file://host/path of another host.
     """
@@ -228,7 +228,7 @@ def join(uri: str, *parts: str) -> str:
 
 
 def absolute(uri: str) -> str:
-    """The address in its one form, without dependence on the working directory.
+    """Return the address in its one form, without dependence on the working directory.
 
     A relative path becomes absolute, `root://server/path` becomes `root://server//path`. Raises
     InputError for an unknown scheme, and for S3 without a bucket.
@@ -250,7 +250,7 @@ def name(uri: str) -> str:
 
 
 def split_s3(uri: str) -> tuple[str, str]:
-    """Bucket and key. Raises InputError where no bucket is named."""
+    """Return bucket and key. Raises InputError where no bucket is named."""
     bucket, _, key = uri.removeprefix("s3://").partition("/")
     if not bucket:
         raise InputError(f"'{uri}' names no bucket; write s3://bucket/prefix")
@@ -274,7 +274,7 @@ def split_xrootd(uri: str) -> tuple[str, str]:
 
 
 def wildcard_at(pattern: str) -> int | None:
-    """The place of the first wildcard; None where there is none.
+    """Return the place of the first wildcard; None where there is none.
 
     In an http address a question mark begins the query.
     """
@@ -283,6 +283,6 @@ def wildcard_at(pattern: str) -> int | None:
 
 
 def matches(uri: str, pattern: str) -> bool:
-    """Whether an address matches a pattern, no wildcard of which crosses a slash."""
+    """Return whether an address matches a pattern, no wildcard of which crosses a slash."""
     parts, patterns = uri.split("/"), pattern.split("/")
     return len(parts) == len(patterns) and all(map(fnmatch.fnmatchcase, parts, patterns))

@@ -109,7 +109,9 @@ def range_of(
     verify: str | bool = True,
     version: str | None = None,
 ) -> bytes | None:
-    """The bytes start:stop at an address, which may be signed; None where they do not come whole.
+    """Return the bytes start:stop at an address, which may be signed.
+
+    None where they do not come whole.
 
     There is one attempt, and a failure is not reported. version: that of the file; an answer with
     another version is a failure, too.
@@ -161,7 +163,7 @@ def range_of(
 
 @functools.lru_cache(maxsize=1024)
 def _direct(process: int, url: str, verify: str | bool) -> tuple[Any, str] | None:
-    """The connections of requests to an address's server, and the path of the request.
+    """Return the connections of requests to an address's server, and the path of the request.
 
     None if there is a proxy. The result is cached for each file, because requests reads the
     environment's settings again for each request. Raises requests' errors, InputError.
@@ -181,7 +183,7 @@ def _direct(process: int, url: str, verify: str | bool) -> tuple[Any, str] | Non
 
 
 def _body(answer: Any) -> bytes:
-    """The rest of an answer, in one piece.
+    """Return the rest of an answer, in one piece.
 
     Requests would join many small pieces, which takes longer than to receive them. Raises requests'
     errors.
@@ -202,7 +204,7 @@ def open_source(uri: str, entry: Entry | None = None) -> Source:
 
 
 def exists(uri: str) -> bool:
-    """True for a file, and for a folder that the server lists."""
+    """Return True for a file, and for a folder that the server lists."""
     try:
         retry(lambda: _probe(uri))
     except MissingFile:
@@ -225,7 +227,7 @@ def read_bytes(uri: str) -> bytes:
 
 
 def entries(uri: str) -> list[Entry]:
-    """The one file of that address, or the files that the server lists in that folder."""
+    """Return the one file of that address, or the files that the server lists in that folder."""
     try:
         return [_entry(uri)]
     except MissingFile:
@@ -238,7 +240,7 @@ def entries(uri: str) -> list[Entry]:
 
 
 def glob(pattern: str) -> list[Entry]:
-    """The files that match, in folders that the server lists.
+    """Return the files that match, in folders that the server lists.
 
     Raises:
         InputError: the pattern is no address.
@@ -288,7 +290,7 @@ def _change_error(uri: str) -> PassingError:
 
 
 def _entry(uri: str) -> Entry:
-    """One file's size and version. Raises MissingFile or WebPage where there is none."""
+    """Return one file's size and version. Raises MissingFile or WebPage where there is none."""
     size, version = retry(lambda: _probe(uri))
     if size is None:
         with HttpSource(uri) as source:
@@ -297,7 +299,7 @@ def _entry(uri: str) -> Entry:
 
 
 def _probe(uri: str) -> tuple[int | None, str]:
-    """Size and version of a file; no size if the server has no ranges.
+    """Return size and version of a file; no size if the server has no ranges.
 
     Some bytes are requested, because some servers refuse HEAD, presigned addresses are for GET, and
     a server may send a web page instead of data.
@@ -312,7 +314,10 @@ def _probe(uri: str) -> tuple[int | None, str]:
 
 
 def _version(answer: Any) -> str:
-    """A text that changes with the file; the servers behind one name may differ in their ETags."""
+    """Return a text that changes with the file.
+
+    The servers behind one name may differ in their ETags.
+    """
     headers = answer.headers
     tag = headers.get("ETag", "").removeprefix("W/").strip('"')
     return str(headers.get("Last-Modified") or tag)
@@ -331,7 +336,7 @@ def _fetch(uri: str, file: IO[bytes]) -> int:
 
 @contextlib.contextmanager
 def _answer(uri: str, byte_range: str = "", page: bool = False) -> Iterator[Any]:
-    """The answer to one GET, whose body is not read yet; reading it may be part of the block.
+    """Yield the answer to one GET, whose body is not read yet; the block may read it.
 
     page: whether a web page is expected. Raises MissingFile, WebPage, AccessError where
     access is refused, PassingError for what may pass.
@@ -381,7 +386,7 @@ def _check_status(uri: str, answer: Any) -> None:
 
 
 def _is_page(answer: Any) -> bool:
-    """Whether the server says that it answers with a web page."""
+    """Return whether the server says that it answers with a web page."""
     kind = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     return kind in ("text/html", "application/xhtml+xml")
 
@@ -400,13 +405,13 @@ def _web_page(uri: str, answer: Any) -> WebPage:
 
 
 def _redirect_text(uri: str, url: str | None) -> str:
-    """The server that was reached, if it is another one than the user named."""
+    """Return the server that was reached, if it is another one than the user named."""
     host, final_host = (urllib.parse.urlsplit(text or "").netloc for text in (uri, url))
     return f" after a redirect to {final_host}" if final_host and final_host != host else ""
 
 
 def _unreachable(uri: str, error: Any) -> InputError | PassingError:
-    """The error for a server that does not answer, or breaks off."""
+    """Return the error for a server that does not answer, or breaks off."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME:
@@ -422,7 +427,7 @@ def _unreachable(uri: str, error: Any) -> InputError | PassingError:
 
 @functools.lru_cache(maxsize=1)
 def _session(process: int) -> Any:
-    """The connections of this process: a forked one must not share them."""
+    """Return the connections of this process: a forked one must not share them."""
     import requests
     from requests import adapters, utils
 
@@ -459,7 +464,10 @@ def _session(process: int) -> Any:
 
 @functools.lru_cache
 def _trust(path: str) -> Any:
-    """The TLS settings with the trusted certificates of a file or folder. Raises InputError."""
+    """Return the TLS settings with the trusted certificates of a file or folder.
+
+    Raises InputError.
+    """
     from urllib3.util.ssl_ import create_urllib3_context
 
     context = create_urllib3_context()  # which asks for a certificate
@@ -480,7 +488,7 @@ def _trust(path: str) -> Any:
 
 
 def _children(folder: str) -> list[Child]:
-    """The files and folders in a folder, by the links of the server's page for it."""
+    """Return the files and folders in a folder, by the links of the server's page for it."""
 
     def request() -> list[Child]:
         try:

@@ -25,7 +25,10 @@ Children = Callable[[str], list[Child]]
 
 
 def matching_files(root: str, path: str, wildcards: str, children: Children) -> list[Child]:
-    """The files below `root` whose path matches; a folder that does not match is not listed."""
+    """Return the files below `root` whose path matches.
+
+    A folder that does not match is not listed.
+    """
     folders = [root]
     *parents, last = path.strip("/").split("/")
     for part in parents:
@@ -37,7 +40,7 @@ def matching_files(root: str, path: str, wildcards: str, children: Children) -> 
 
 
 def _matches(folders: list[str], pattern: str, children: Children) -> list[Child]:
-    """The children of these folders with matching names; a `*` matches no hidden one."""
+    """Return the children of these folders with matching names; a `*` matches no hidden one."""
     hidden_too = pattern.startswith(".")
     return [
         child

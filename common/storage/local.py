@@ -119,7 +119,10 @@ def exists(path: str) -> bool:
 
 
 def read_bytes(path: str) -> bytes:
-    """The content of one file. Raises InputError where there is none, or it is a pipe or device."""
+    """Return the content of one file.
+
+    Raises InputError where there is none, or it is a pipe or device.
+    """
     with _translate_errors(path):
         _refuse_special(path, os.stat(path).st_mode)
         return Path(path).read_bytes()
@@ -171,7 +174,7 @@ def check_writable_file(path: str) -> None:
 
 
 def _nearest(path: str) -> str:
-    """The path itself, or the nearest of the folders above it, that exists."""
+    """Return the path itself, or the nearest of the folders above it, that exists."""
     while True:
         try:
             os.stat(path)
@@ -214,7 +217,7 @@ def create(path: str, content: bytes) -> bool:
 
 
 def entries(path: str) -> list[Entry]:
-    """The files below a folder, or the one file of that path.
+    """Return the files below a folder, or the one file of that path.
 
     Links to folders are followed, a loop of them once; a link without a target is no file.
     """
@@ -242,7 +245,7 @@ def _refuse_unreadable(error: OSError) -> None:
 
 
 def glob(pattern: str) -> list[Entry]:
-    """The files that match, by the rules of Python's glob: only folders that match are listed.
+    """Return the files that match, by the rules of Python's glob: only folders that match are read.
 
     The pattern may be relative: what the working directory is called does not matter. Raises
     AccessError if nothing matches because the first folder may not be listed.
@@ -266,7 +269,7 @@ def glob(pattern: str) -> list[Entry]:
 
 
 def _entries_of(paths: list[str], *, refuse_special: bool = False) -> list[Entry]:
-    """The files among these paths: no folder, no link without a target, nothing half-written.
+    """Select the files among these paths: no folders, links without a target or partial files.
 
     Pipes, sockets and devices are passed over, or refused with InputError.
     """
@@ -317,7 +320,7 @@ def delete(path: str) -> int:
 
 @contextlib.contextmanager
 def replacing(path: str, num_bytes: int | None = None) -> Iterator[str]:
-    """A temporary name beside `path`, which becomes `path` if the block ends well.
+    """Yield a temporary name beside `path`, which becomes `path` if the block ends well.
 
     If it does not, the temporary file is removed. num_bytes: the size to be written, if known.
     """

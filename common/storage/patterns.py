@@ -38,7 +38,7 @@ class Pattern:
 
 
 def parse(patterns: str | Iterable[str]) -> list[Pattern]:
-    """The patterns of a text or of several.
+    """Return the patterns of a text or of several.
 
     A text that is the path of an existing file, or matches one, is one pattern, with its blanks.
     Raises InputError for an address of an unknown scheme.
@@ -62,7 +62,7 @@ def split_patterns(text: str) -> list[str]:
 
 
 def parse_one(text: str) -> Pattern:
-    """One pattern. Raises InputError for an address of an unknown scheme."""
+    """Return one pattern. Raises InputError for an address of an unknown scheme."""
     if os.path.exists(text):
         return Pattern(text=text)
     sample = tree = ""
@@ -75,11 +75,11 @@ def parse_one(text: str) -> Pattern:
 
 
 def _is_scheme_or_file(name: str, text: str) -> bool:
-    """Whether `name:` is no sample: `s3:/x` is a misspelt address, `a.root:tree` a file."""
+    """Return whether `name:` is no sample: `s3:/x` is a misspelt address, `a.root:tree` a file."""
     is_path = text[len(name) + 1 :].startswith("/")
     return name.endswith(".root") or (is_path and is_storage_scheme(name))
 
 
 def has_wildcard(text: str) -> bool:
-    """Whether a text has a wildcard of glob."""
+    """Return whether a text has a wildcard of glob."""
     return wildcard_at(text) is not None

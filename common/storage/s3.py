@@ -69,7 +69,10 @@ class S3Source(Source):
         return self.check(content, start, stop)
 
     def _read_signed(self, start: int, stop: int) -> bytes | None:
-        """The bytes start:stop from the signed address, in one attempt; None where they fail."""
+        """Return the bytes start:stop from the signed address, in one attempt.
+
+        None where they fail.
+        """
         from botocore.exceptions import BotoCoreError, ClientError
 
         if self._signed is None:
@@ -88,7 +91,10 @@ class S3Source(Source):
 
 
 def _get(uri: str, **options: str) -> bytes:
-    """The body of one GET. Raises PassingError if the connection is lost while it is read."""
+    """Return the body of one GET.
+
+    Raises PassingError if the connection is lost while it is read.
+    """
     bucket, key = split_s3(uri)
     with translate_errors(uri):
         body = client().get_object(Bucket=bucket, Key=key, **options)["Body"]
@@ -103,7 +109,7 @@ def open_source(uri: str, entry: Entry | None = None) -> Source:
 
 
 def exists(uri: str) -> bool:
-    """Whether there is an object of this key, or one below it."""
+    """Return whether there is an object of this key, or one below it."""
     bucket, key = split_s3(uri)
     with translate_errors(uri):
         answer = client().list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=10)
@@ -144,13 +150,13 @@ def create(uri: str, content: bytes) -> bool | None:
 
 
 def entries(uri: str) -> list[Entry]:
-    """The objects of that name, or below the folder of that name."""
+    """Return the objects of that name, or below the folder of that name."""
     _, key = split_s3(uri)
     return [entry for entry in listing(uri) if _is_below(split_s3(entry.uri)[1], key)]
 
 
 def listing(prefix: str) -> Iterator[Entry]:
-    """The objects whose addresses begin with `prefix`."""
+    """Yield the objects whose addresses begin with `prefix`."""
     bucket, key = split_s3(prefix)
     with translate_errors(prefix):
         pages = client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key)
@@ -164,7 +170,7 @@ def listing(prefix: str) -> Iterator[Entry]:
 
 
 def glob(pattern: str) -> list[Entry]:
-    """The objects that match; only what begins with the text before the wildcard is listed.
+    """Return the objects that match; only what begins with the text before the wildcard is listed.
 
     Raises:
         InputError: the bucket's name has a wildcard.
@@ -226,7 +232,7 @@ def signer() -> Any:
 
 
 def _verify() -> str | bool:
-    """The certificates that boto3 trusts, as requests has them: a file, or True for the usual."""
+    """Return the certificates that boto3 trusts, as for requests: a file, or True for the usual."""
     return os.environ.get("AWS_CA_BUNDLE") or True
 
 

@@ -25,14 +25,14 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, start: int, stop: int) -> bytes:
-        """The bytes start:stop, all of them, in one request that is retried if it fails.
+        """Return the bytes start:stop, all of them, in one request that is retried if it fails.
 
         Raises StorageError if they cannot be read or the file has changed since it was opened, and
         InputError if the file has been removed or may not be read.
         """
 
     def read_ranges(self, ranges: Sequence[Range]) -> list[bytes]:
-        """The bytes of each range, in the order of the ranges, with several requests in flight."""
+        """Read the bytes of each range, in the order of the ranges, by several requests at once."""
         return vectors.read_in_pieces(
             ranges, vectors.one_each, lambda pieces: [self.read(*piece) for piece in pieces]
         )
@@ -49,7 +49,7 @@ class Source(ABC):
         self.close()
 
     def check(self, content: bytes, start: int, stop: int) -> bytes:
-        """The content of start:stop, if it is whole. Raises StorageError where it is not."""
+        """Return the content of start:stop, if it is whole. Raises StorageError where it is not."""
         if len(content) != stop - start:
             raise StorageError(
                 f"{self.uri}: {len(content):,} bytes came of the {stop - start:,} from byte"

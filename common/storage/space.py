@@ -71,7 +71,7 @@ def full_folder(*folders: str | os.PathLike[str]) -> str:
     return ""
 
 
-def require(path: str | os.PathLike[str], num_bytes: int, what: str) -> None:
+def require_free(path: str | os.PathLike[str], num_bytes: int, what: str) -> None:
     """Raise FullDiskError, before anything is written, where there is less room than needed."""
     free = free_bytes(path)
     if free < num_bytes:
@@ -82,7 +82,7 @@ def require(path: str | os.PathLike[str], num_bytes: int, what: str) -> None:
 
 
 def sentence(error: OSError, path: str | os.PathLike[str], num_bytes: int | None = None) -> str:
-    """The text of a full disk's error: the folder, its free space, and the needed space."""
+    """Return the text of a full disk's error: the folder, its free space, and the needed space."""
     folder = _remaining_folder(path)
     cause, free = "the disk is full", f"{size_text(free_bytes(folder))} free"
     if error.errno == errno.EDQUOT:
@@ -99,14 +99,14 @@ def sentence(error: OSError, path: str | os.PathLike[str], num_bytes: int | None
 def full_error(
     error: OSError, path: str | os.PathLike[str], num_bytes: int | None = None
 ) -> FullDiskError | None:
-    """The error of a full disk in one sentence; None for any other error of the system."""
+    """Return the error of a full disk in one sentence; None for any other error of the system."""
     if error.errno not in FULL:
         return None
     return FullDiskError(sentence(error, path, num_bytes))
 
 
 def error_of_folder(folder: str | os.PathLike[str], num_bytes: int | None = None) -> FullDiskError:
-    """The error for a folder whose disk is full, where no error of the system is at hand."""
+    """Return the error for a folder whose disk is full, where no error of the system is at hand."""
     error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return FullDiskError(sentence(error, folder, num_bytes))
 
@@ -161,7 +161,7 @@ def _full_disk(error: BaseException, folders: Sequence[str | os.PathLike[str]]) 
 
 
 def _says_full(error: BaseException, folders: Sequence[str | os.PathLike[str]]) -> bool:
-    """Whether a library's error, which has no error number of the system, is about a full disk."""
+    """Return whether a library's error without a number of the system is about a full disk."""
     if isinstance(error, sqlite3.Error):
         code: int = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the kind; the rest says where
         vague = code in SQLITE_VAGUE
@@ -183,19 +183,19 @@ def _file_of(error: OSError) -> str:
 
 
 def _has_no_inodes(path: str | os.PathLike[str]) -> bool:
-    """Whether no further file can be made on the disk of a path, even with free bytes."""
+    """Return whether no further file can be made on the disk of a path, even with free bytes."""
     status = os.statvfs(_folder_of(path))
     return status.f_files > 0 and status.f_favail == 0
 
 
 def temporary_folder() -> str:
-    """The folder for temporary files. Raises FullDiskError if all their disks are full."""
+    """Return the folder for temporary files. Raises FullDiskError if all their disks are full."""
     with catch_full_disk():
         return tempfile.gettempdir()
 
 
 def _temporary_folders() -> list[str]:
-    """Where Python and libraries put temporary files: the folder that is set, and the system's."""
+    """Return where temporary files go: the folder that is set, and the system's."""
     folders = [os.environ[name] for name in ("TMPDIR", "TEMP", "TMP") if os.environ.get(name)]
     with contextlib.suppress(OSError):  # none takes a file
         folders.append(tempfile.gettempdir())
@@ -203,7 +203,7 @@ def _temporary_folders() -> list[str]:
 
 
 def _output_folders() -> list[str]:
-    """The folders of the files that standard output and standard error go to."""
+    """Return the folders of the files that standard output and standard error go to."""
     folders = []
     for number in (1, 2):
         with contextlib.suppress(OSError):  # closed, or another system than Linux
@@ -214,7 +214,7 @@ def _output_folders() -> list[str]:
 
 
 def _advice(folder: str) -> str:
-    """A sentence on what to do about a full disk."""
+    """Return a sentence on what to do about a full disk."""
     advice = "free some space there"
     if folder.startswith(SHARED_MEMORY):
         advice += ", or give the container more (docker --shm-size, on a cluster --shared-memory)"
@@ -232,7 +232,7 @@ def size_text(size: int) -> str:
 
 
 def _remaining_folder(path: str | os.PathLike[str]) -> str:
-    """The nearest existing folder above a path that this process will not remove at its end."""
+    """Return the nearest existing folder above a path that this process keeps at its end."""
     folder = _folder_of(path)
     for removed in _removed_folders:
         if f"{folder}{os.sep}".startswith(f"{removed}{os.sep}"):
@@ -241,7 +241,7 @@ def _remaining_folder(path: str | os.PathLike[str]) -> str:
 
 
 def _folder_of(path: str | os.PathLike[str]) -> str:
-    """The nearest folder above a path that exists, or the path itself if it is one."""
+    """Return the nearest folder above a path that exists, or the path itself if it is one."""
     folder = os.path.abspath(path)
     while not os.path.isdir(folder):
         folder = os.path.dirname(folder)

@@ -59,7 +59,7 @@ def read_in_pieces(
 
 @functools.lru_cache(maxsize=1)
 def _threads(process: int) -> ThreadPoolExecutor:
-    """The threads of this process for requests; a forked process has none of them.
+    """Return the threads of this process for requests; a forked process has none of them.
 
     They are reused, because starting a thread costs as much CPU time as a small request.
     """

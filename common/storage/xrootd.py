@@ -57,7 +57,7 @@ FAILED_THERE = frozenset((3007, 3012, 3014, 3024, 3029, 3034, 3035))
 
 @functools.cache
 def _library() -> Any:
-    """The client's module. Raises InputError where it is not installed."""
+    """Return the client's module. Raises InputError where it is not installed."""
     try:
         client: Any = importlib.import_module("XRootD.client")
     except ImportError:
@@ -91,7 +91,7 @@ def _flags() -> Any:
 
 
 def _file_system(uri: str) -> tuple[Any, str]:
-    """The client of the address's server, and the path on it."""
+    """Return the client of the address's server, and the path on it."""
     xrootd_login.prepare()
     server, path = split_xrootd(uri)
     return _library().FileSystem(server), path
@@ -150,7 +150,7 @@ class XRootDSource(Source):
             raise self._changed_error()
 
     def file(self) -> Any:
-        """The open file of the client. Raises PassingError where it cannot be opened now."""
+        """Return the open file of the client. Raises PassingError where it cannot be opened now."""
         with self._lock:
             if self._file is None:
                 self._file = self._open()
@@ -194,7 +194,7 @@ class XRootDSource(Source):
         return vectors.read_in_pieces(ranges, vectors.in_vectors, self._read_vector)
 
     def _read_vector(self, pieces: list[Range]) -> list[bytes]:
-        """One vectored read."""
+        """Return one vectored read."""
         if len(pieces) == 1:
             return [self.read(*pieces[0])]
         chunks = [(start, stop - start) for start, stop in pieces]
@@ -210,7 +210,7 @@ class XRootDSource(Source):
         ]
 
     def _request(self, request: Callable[[Any], Any]) -> Any:
-        """The answer to one request (an open file -> status, answer), which is repeated."""
+        """Return the answer to one request (an open file -> status, answer), which is repeated."""
 
         def attempt() -> Any:
             file = self.file()
@@ -238,7 +238,7 @@ def open_source(uri: str, entry: Entry | None = None) -> Source:
 
 
 def exists(uri: str) -> bool:
-    """Whether there is a file or folder of this path."""
+    """Return whether there is a file or folder of this path."""
     return _stat(uri) is not None
 
 
@@ -249,7 +249,7 @@ def read_bytes(uri: str) -> bytes:
 
 
 def entries(uri: str) -> list[Entry]:
-    """The files below a folder, or the one file of that name."""
+    """Return the files below a folder, or the one file of that name."""
     info = _stat(uri)
     if info is None:
         return []
@@ -265,14 +265,14 @@ def entries(uri: str) -> list[Entry]:
 
 
 def glob(pattern: str) -> list[Entry]:
-    """The files that match."""
+    """Return the files that match."""
     server, path = split_xrootd(pattern)
     files = matching_files(f"{server}/", path, WILDCARDS, _children)
     return [file.entry for file in files if file.entry]
 
 
 def _children(folder: str) -> list[Child]:
-    """The files and folders in a folder; empty if there is no such folder."""
+    """Return the files and folders in a folder; empty if there is no such folder."""
 
     def request() -> list[Child]:
         client, path = _file_system(folder)
@@ -300,7 +300,7 @@ def _children(folder: str) -> list[Child]:
 
 
 def _stat(uri: str) -> Any:
-    """The client's status of a file or folder; None where there is neither."""
+    """Return the client's status of a file or folder; None where there is neither."""
 
     def request() -> Any:
         client, path = _file_system(uri)

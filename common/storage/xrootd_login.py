@@ -64,12 +64,12 @@ def forget() -> None:
 
 
 def default_proxy() -> Path:
-    """Where the client looks for an X509 proxy when X509_USER_PROXY is not set."""
+    """Return where the client looks for an X509 proxy when X509_USER_PROXY is not set."""
     return Path(f"/tmp/x509up_u{os.getuid()}")  # noqa: S108
 
 
 def state() -> str:
-    """One sentence for each kind of credential: whether there is one, and how to renew it."""
+    """Yield a sentence for each kind of credential: whether there is one, and how to renew it."""
     return " ".join([_proxy(), _ticket(), _token()])
 
 
@@ -93,7 +93,10 @@ def _proxy() -> str:
 
 
 def _certificate_end(pem: str) -> datetime.datetime:
-    """When the first certificate of a PEM file ends. Raises ValueError where there is none."""
+    """Return when the first certificate of a PEM file ends.
+
+    Raises ValueError where there is none.
+    """
     match = re.search(r"-----BEGIN CERTIFICATE-----(.*?)-----END", pem, re.DOTALL)
     if match is None:
         raise ValueError("no certificate")
@@ -127,7 +130,7 @@ def _ticket() -> str:
 
 
 def _token() -> str:
-    """A sentence on the bearer token, which is looked for in the order of the WLCG's rules."""
+    """Return a sentence on the bearer token, looked up in the order of the WLCG's rules."""
     renew = "oidc-token or htgettoken makes one"
     user = os.getuid()
     token_file = os.environ.get("BEARER_TOKEN_FILE")
@@ -152,7 +155,7 @@ def _token() -> str:
 
 
 def _token_end(token: str) -> datetime.datetime | None:
-    """When a JSON web token expires; None if it has no expiry."""
+    """Return when a JSON web token expires; None if it has no expiry."""
     try:
         payload = token.split(".")[1]
         claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))

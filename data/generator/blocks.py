@@ -44,7 +44,7 @@ class BlockMaker:
         self._library = pileup.library(pythia_seed(recipe.seed, LIBRARY))
 
     def reconstructed(self, number: int) -> ReconstructedBlock:
-        """Block `number` (from 0), simulated and reconstructed."""
+        """Return block `number` (from 0), simulated and reconstructed."""
         recipe = self.recipe
         hard = events.hard_events(
             self._collider, recipe.events_per_block, pythia_seed(recipe.seed, number)
@@ -64,7 +64,7 @@ class JetMaker:
         self._likelihood = quark_gluon.load()
 
     def __call__(self, number: int) -> Columns:
-        """The columns of block `number`, which may have no jet."""
+        """Return the columns of block `number`, which may have no jet."""
         recipe = self._blocks.recipe
         first = recipe.seed * EVENTS_PER_SEED + number * recipe.events_per_block + 1
         block = self._blocks.reconstructed(number)
@@ -75,7 +75,7 @@ class JetMaker:
 
 
 def random_generator(seed: int, number: int) -> np.random.Generator:
-    """The random numbers of the detector and of the pile-up in block `number`."""
+    """Return the random numbers of the detector and of the pile-up in block `number`."""
     return np.random.default_rng([seed, number])
 
 

@@ -43,7 +43,7 @@ class Inputs(Table):
         phi: np.ndarray,
         mass: np.ndarray | float = 0.0,
     ) -> Inputs:
-        """Inputs from pT (GeV), eta, phi (radians) and mass (GeV), (N,) each."""
+        """Return the inputs from pT (GeV), eta, phi (radians) and mass (GeV), (N,) each."""
         pz = pt * np.sinh(eta)
         return cls(event, pt * np.cos(phi), pt * np.sin(phi), pz, np.sqrt(pt**2 + pz**2 + mass**2))
 
@@ -70,7 +70,7 @@ class Jets:
 
 
 def cluster(inputs: Inputs, events: int, min_pt: float) -> Jets:
-    """Jets with pT > min_pt of all events."""
+    """Return the jets with pT > min_pt of all events."""
     import awkward as ak
     import fastjet
 
@@ -127,7 +127,7 @@ def select(jets: Jets, order: np.ndarray) -> Jets:
 
 
 def ghosts(events: int, rng: np.random.Generator) -> Inputs:
-    """A grid of ghosts for each event, each moved at random within its cell.
+    """Return a grid of ghosts for each event, each moved at random within its cell.
 
     Jets collect them in proportion to their area.
     """
@@ -148,7 +148,7 @@ def ghost_cell() -> float:
 
 @functools.cache
 def _ghost_grid() -> tuple[np.ndarray, np.ndarray, float, float]:
-    """The eta and phi of the cells' middles, (cells,) each, and the sides of a cell."""
+    """Return the eta and phi of the cells' middles, (cells,) each, and the sides of a cell."""
     side = np.sqrt(GHOST_AREA)
     rows = round(2 * GHOST_ETA / side)
     columns = round(2 * np.pi / side)
@@ -169,7 +169,7 @@ def _definition() -> Any:
 def density(
     event: np.ndarray, pt: np.ndarray, eta: np.ndarray, phi: np.ndarray, events: int, max_eta: float
 ) -> np.ndarray:
-    """Median transverse momentum density rho of each event, GeV per unit area: (events,).
+    """Return median transverse momentum density rho of each event, GeV per unit area: (events,).
 
     The median over cells of about 0.55 × 0.55 in (eta, phi) with |eta| < max_eta, as CMS's
     fixedGridRho: jets fill few cells, pile-up all of them.

@@ -56,7 +56,7 @@ class OffsetMaker:
         self._library = pileup.library(pythia_seed(recipe.seed, LIBRARY))
 
     def __call__(self, number: int) -> np.ndarray:
-        """The densities rho and, after charged hadron subtraction, in each of B eta bins.
+        """Return the densities rho and, after charged hadron subtraction, in each of B eta bins.
 
         (events, 1 + B), GeV per unit area.
         """
@@ -118,7 +118,7 @@ class ResponseMaker:
 def derive(
     recipe: Recipe, *, blocks: int, processes: int
 ) -> tuple[StandardJEC, Likelihood, ResponseJets]:
-    """Corrections and likelihood from `blocks` blocks of hard events, and their jets."""
+    """Return corrections and likelihood from `blocks` blocks of hard events, and their jets."""
     offsets = _collect(OffsetMaker, recipe, OFFSET_BLOCKS, processes, recipe, "pile-up offset")
     l1 = fit_l1(np.concatenate(offsets))
     parts = _collect(ResponseMaker, (recipe, l1), blocks, processes, recipe, "response")
@@ -136,7 +136,7 @@ def derive(
 
 
 def fit_l1(offsets: np.ndarray) -> StandardJEC:
-    """The straight line of density against rho in each eta bin, by least squares.
+    """Return the straight line of density against rho in each eta bin, by least squares.
 
     offsets: (events, 1 + B) as OffsetMaker gives them.
     """
@@ -149,7 +149,7 @@ def fit_l1(offsets: np.ndarray) -> StandardJEC:
 
 
 def fit_l2l3(l1: StandardJEC, jets: ResponseJets) -> StandardJEC:
-    """The corrections with the inverse of the median response in each eta bin.
+    """Return the corrections with the inverse of the median response in each eta bin.
 
     The median is smoothed against the L1-corrected pT. Raises InputError for too few jets.
     """
@@ -197,7 +197,7 @@ def _collect(
     recipe: Recipe,
     label: str,
 ) -> list[Result]:
-    """The results of `maker(order)` for blocks 0, 1, ..., blocks - 1."""
+    """Return the results of `maker(order)` for blocks 0, 1, ..., blocks - 1."""
     source = workers.blocks(
         maker, order, workers=processes, events_per_block=recipe.events_per_block
     )
@@ -217,7 +217,9 @@ CLOSURE_EDGES = (30, 60, 120, 250, 500, 1000, np.inf)
 
 
 def closure(corrections: StandardJEC, jets: ResponseJets) -> list[tuple[str, list[float]]]:
-    """Median response after all corrections in bins of pT_gen, for each eta bin; NaN without jets.
+    """Return median response after all corrections in bins of pT_gen, for each eta bin.
+
+    NaN without jets.
 
     Returns (range of |eta|, medians between CLOSURE_EDGES).
     """
@@ -234,7 +236,7 @@ def closure(corrections: StandardJEC, jets: ResponseJets) -> list[tuple[str, lis
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command `python -m data.derive`."""
+    """Return the command `python -m data.derive`."""
     parser = Parser(prog="python -m data.derive", description=__doc__)
     parser.add_argument(
         "--events",
@@ -292,7 +294,7 @@ def _derive_and_write(options: Namespace) -> None:
 
 
 def _write(path: Path, content: Mapping[str, object]) -> None:
-    """JSON with each innermost list on one line: short enough to read a change of the constants."""
+    """Write JSON with each innermost list on one line: a change of constants is easy to read."""
 
     def on_one_line(match: re.Match[str]) -> str:
         return f"[{' '.join(match[1].split())}]"

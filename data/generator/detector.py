@@ -137,7 +137,7 @@ class Candidates(Table):
 
 
 def simulate(particles: Particles, detector: Detector, rng: np.random.Generator) -> Candidates:
-    """The candidates that particles (hard collision and pile-up together) leave in the detector."""
+    """Return the candidates that particles (hard collision and pile-up) leave in the detector."""
     kind = _Kind(particles, detector)
     has_track, track_pt = track(particles, kind, detector, rng)
     parts = [
@@ -169,7 +169,7 @@ class _Kind:
 def track(
     particles: Particles, kind: _Kind, detector: Detector, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which particles have a track (N,) bool, and the pT it measures (N,) GeV."""
+    """Return which particles have a track (N,) bool, and the pT it measures (N,) GeV."""
     in_tracker = kind.charged & (np.abs(particles.eta) < detector.tracker_eta)
     efficiency = track_efficiency(particles, kind, in_tracker, detector)
     has_track = in_tracker & (rng.random(len(particles)) < efficiency)
@@ -182,7 +182,7 @@ def track(
 def track_efficiency(
     particles: Particles, kind: _Kind, in_tracker: np.ndarray, detector: Detector
 ) -> np.ndarray:
-    """Probability (N,) that a charged particle leaves a track (TRK figs. 8 and 12)."""
+    """Return the probability (N,) that a charged particle leaves a track (TRK figs. 8 and 12)."""
     hard = in_tracker & (particles.pt > 1.0)
     cell, cells = cell_index(particles.event, particles.eta, particles.phi, 0.03)
     neighbours = np.bincount(cell[hard], minlength=cells)[cell] - 1
@@ -198,7 +198,7 @@ def track_efficiency(
 
 
 def track_resolution(pt: np.ndarray, endcap: np.ndarray) -> np.ndarray:
-    """Relative resolution (N,) of a track's pT (GeV).
+    """Return relative resolution (N,) of a track's pT (GeV).
 
     Multiple scattering plus a term that grows with pT (TRK fig. 15).
     """
@@ -212,7 +212,7 @@ def track_candidates(
     track_pt: np.ndarray,
     rng: np.random.Generator,
 ) -> Candidates:
-    """Charged hadrons, electrons and muons.
+    """Return charged hadrons, electrons and muons.
 
     Args:
         particles: P particles.
@@ -293,7 +293,7 @@ def photon_candidates(
 
 
 def ecal_resolution(energy: np.ndarray, eta: np.ndarray) -> np.ndarray:
-    """Relative resolution (N,) of an ECAL cluster of this energy (GeV).
+    """Return relative resolution (N,) of an ECAL cluster of this energy (GeV).
 
     2.8 %/sqrt(E) + 0.15/E + 0.5 % added in quadrature in the barrel (S08004), worse in the endcap.
     """
@@ -304,7 +304,7 @@ def ecal_resolution(energy: np.ndarray, eta: np.ndarray) -> np.ndarray:
 
 
 def ecal_response(eta: np.ndarray) -> np.ndarray:
-    """Mean response (N,) of the ECAL at eta.
+    """Return mean response (N,) of the ECAL at eta.
 
     Some energy is lost in the gap between barrel and endcap, and a little everywhere.
     """
@@ -360,7 +360,7 @@ def hadron_candidates(
 
 
 def hadron_response(energy: np.ndarray, detector: Detector) -> np.ndarray:
-    """Mean share (N,) of a hadron's energy (GeV) that is measured: 1 - loss × E^-power (Groom).
+    """Return the mean measured share (N,) of a hadron's energy (GeV): 1 - loss × E^-power (Groom).
 
     At least 0.2; constant below 0.5 GeV.
     """
@@ -371,7 +371,7 @@ def hadron_response(energy: np.ndarray, detector: Detector) -> np.ndarray:
 def hadron_fluctuation(
     energy: np.ndarray, eta: np.ndarray, detector: Detector, rng: np.random.Generator
 ) -> np.ndarray:
-    """Factor (N,) around 1 on a hadron's deposit.
+    """Return factor (N,) around 1 on a hadron's deposit.
 
     A normal core and, for a share of the hadrons, a loss of 30 to 90 %.
     """
@@ -383,7 +383,7 @@ def hadron_fluctuation(
 
 
 def hadron_resolution(energy: np.ndarray, eta: np.ndarray, detector: Detector) -> np.ndarray:
-    """Relative resolution (N,) for a single hadron of this energy (GeV)."""
+    """Return relative resolution (N,) for a single hadron of this energy (GeV)."""
     barrel = np.abs(eta) < 1.4
     stochastic = np.where(barrel, detector.stochastic_barrel, detector.stochastic_endcap)
     constant = np.where(barrel, detector.constant_barrel, detector.constant_endcap)
@@ -394,7 +394,7 @@ def hadron_resolution(energy: np.ndarray, eta: np.ndarray, detector: Detector) -
 def cell_index(
     event: np.ndarray, eta: np.ndarray, phi: np.ndarray, width: float
 ) -> tuple[np.ndarray, int]:
-    """Number the non-empty cells of width × width in (eta, phi) of all events.
+    """Return number the non-empty cells of width × width in (eta, phi) of all events.
 
     Returns the cell of each particle (N,), and how many cells there are.
     """
@@ -414,7 +414,7 @@ def _centres(
     cell: np.ndarray,
     cells: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Event, energy-weighted eta and phi, and energy sum of each cell: four (cells,)."""
+    """Return event, energy-weighted eta and phi, and energy sum of each cell: four (cells,)."""
     total = np.bincount(cell, weights=energy, minlength=cells)
     # A cell without energy has a middle too: the floor gives its members equal weights.
     weight = np.maximum(energy, 1e-9)
@@ -435,7 +435,7 @@ def _neutral(
     phi: np.ndarray,
     above_threshold: np.ndarray,
 ) -> Candidates:
-    """The clusters (cells,) of the mask `kept` as massless candidates without vertex."""
+    """Return the clusters (cells,) of the mask `kept` as massless candidates without vertex."""
     count = int(np.count_nonzero(above_threshold))
     return Candidates(
         event=event[above_threshold],
@@ -450,7 +450,7 @@ def _neutral(
 
 
 def miniaod_order(candidates: Candidates) -> np.ndarray:
-    """The order of MiniAOD's candidate list, roughly: (N,) indices.
+    """Return the order of MiniAOD's candidate list, roughly: (N,) indices.
 
     By event; tracks by vertex, those with pT < 0.95 GeV last; then neutrals.
     """

@@ -93,12 +93,15 @@ class Particles(Table):
         return np.isin(np.abs(self.id), CHARGED)
 
     def counts(self, events: int) -> np.ndarray:
-        """Particles in each event: (events,)."""
+        """Return the particles in each event: (events,)."""
         return counts_of(self.event, events)
 
 
 def merge(parts: Sequence[Particles]) -> Particles:
-    """The particles of all parts, sorted by event; within an event in the order of the parts."""
+    """Return the particles of all parts, sorted by event.
+
+    Within an event in the order of the parts.
+    """
     together = Particles.join(parts)
     return together[np.argsort(together.event, kind="stable")]
 
@@ -149,7 +152,7 @@ class Collider:
             raise RuntimeError("Pythia 8 could not be initialised")
 
     def collide(self, events: int, seed: int) -> Any:
-        """Event records of `events` collisions as Pythia's awkward array.
+        """Return the event records of `events` collisions as Pythia's awkward array.
 
         `seed` is from 1 to MAX_SEED.
         """
@@ -158,7 +161,7 @@ class Collider:
 
 
 def hard_events(collider: Collider, events: int, seed: int) -> HardEvents:
-    """A block of hard QCD collisions.
+    """Return a block of hard QCD collisions.
 
     Events that Pythia cannot finish are left out, so there may be fewer than requested.
     """
@@ -186,7 +189,7 @@ def hard_events(collider: Collider, events: int, seed: int) -> HardEvents:
 
 
 def minimum_bias(collider: Collider, events: int, seed: int) -> Particles:
-    """Final visible particles of inelastic, non-diffractive collisions, the source of pile-up."""
+    """Return the final visible particles of inelastic, non-diffractive collisions, for pile-up."""
     import awkward as ak
 
     batch = collider.collide(events, seed)
@@ -196,7 +199,7 @@ def minimum_bias(collider: Collider, events: int, seed: int) -> Particles:
 
 
 def is_hadron_with(particle_id: np.ndarray, quark: int) -> np.ndarray:
-    """Whether hadrons with these PDG numbers (N,) hold a heavy quark or its antiquark: (N,) bool.
+    """Return whether hadrons with these PDG numbers (N,) hold a heavy (anti)quark: (N,) bool.
 
     quark: 4 or 5. Source: the numbering scheme of the Particle Data Group, in which the hundreds
     digit is a meson's heavier quark and the thousands digit a baryon's heaviest one.
@@ -212,7 +215,7 @@ def is_hadron_with(particle_id: np.ndarray, quark: int) -> np.ndarray:
 
 
 def _descends_from(ancestor: np.ndarray, mother1: Any) -> np.ndarray:
-    """Whether a particle has one of the marked (N,) among its ancestors: (N,) bool.
+    """Return whether a particle has one of the marked (N,) among its ancestors: (N,) bool.
 
     At most four generations up. mother1 is awkward, events × particles.
     """
@@ -229,7 +232,7 @@ def _descends_from(ancestor: np.ndarray, mother1: Any) -> np.ndarray:
 
 
 def _particles(record: Any) -> Particles:
-    """All entries of the event records (awkward, events × particles) as flat arrays."""
+    """Return all entries of the event records (awkward, events × particles) as flat arrays."""
     import awkward as ak
 
     def flat(values: Any) -> np.ndarray:

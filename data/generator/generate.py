@@ -85,7 +85,7 @@ def _write_hidden_files(
 def _files(
     jets: int, recipe: Recipe, count: int, jets_per_file: int, label: str
 ) -> Generator[Columns, None, None]:
-    """The columns of one file after the other.
+    """Yield the columns of one file after the other.
 
     Blocks in order, cut at `jets_per_file` and, at the end, at `jets`.
     """
@@ -141,7 +141,7 @@ def check_numbers(*, jets: int, recipe: Recipe, workers: int | None, jets_per_fi
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
+    """Return the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -179,7 +179,7 @@ def _remove_hidden_files(folder: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command `python -m data.generate`."""
+    """Return the command `python -m data.generate`."""
     options = _parser().parse_args(argv)
     recipe = Recipe(
         seed=options.seed, events_per_block=options.events_per_block, pileup=options.pileup

@@ -51,7 +51,7 @@ class StandardJEC:
     """
 
     def eta_bin(self, eta: np.ndarray) -> np.ndarray:
-        """Bin number of each eta: (N,)."""
+        """Return the bin number of each eta: (N,)."""
         number = np.searchsorted(self.eta_edges, np.abs(eta), side="right") - 1
         return np.clip(number, 0, len(self.eta_edges) - 2)
 
@@ -78,7 +78,7 @@ class StandardJEC:
     def correction(
         self, pt: np.ndarray, eta: np.ndarray, area: np.ndarray, rho: np.ndarray
     ) -> np.ndarray:
-        """The whole factor (N,): corrected pT = raw pT × factor."""
+        """Return the whole factor (N,): corrected pT = raw pT × factor."""
         l1 = self.l1(pt, eta, area, rho)
         return l1 * self.l2l3(pt * l1, eta)
 
@@ -107,7 +107,7 @@ def load(path: Path = STANDARD) -> StandardJEC:
 
 
 def content(jec: StandardJEC, made_by: Mapping[str, object]) -> dict[str, object]:
-    """The constants as they are stored; `made_by` says how they were derived."""
+    """Return the constants as they are stored; `made_by` says how they were derived."""
     bins = []
     for number in range(len(jec.eta_edges) - 1):
         constants = {
@@ -121,12 +121,12 @@ def content(jec: StandardJEC, made_by: Mapping[str, object]) -> dict[str, object
 
 
 def _short(value: float) -> float:
-    """Five significant digits: more than the derivation's own accuracy."""
+    """Return five significant digits: more than the derivation's own accuracy."""
     return float(f"{value:.5g}")
 
 
 def no_corrections(eta_edges: np.ndarray) -> StandardJEC:
-    """Corrections that do nothing: the start of a derivation.
+    """Return the corrections that do nothing: the start of a derivation.
 
     Args:
         eta_edges: (B + 1,), edges of the bins in |eta|.

@@ -46,7 +46,7 @@ def columns(
     first_event: int,
     lumi: int,
 ) -> Columns:
-    """All 66 columns.
+    """Return all 66 columns.
 
     `first_event` numbers the block's first event; `lumi` is the block's own number, from 1.
     """
@@ -99,7 +99,7 @@ def passing(
     *,
     all_events: bool = False,
 ) -> np.ndarray:
-    """Which jets are stored: (N,) bool.
+    """Return which jets are stored: (N,) bool.
 
     Those above MIN_PT and within MAX_ETA, of events whose two leading jets are; of `all_events`
     where that is set. event, pt (GeV), eta, rank (by falling pT in the event, from 0): (N,) each.
@@ -117,7 +117,7 @@ def leading_jets(
     rank: np.ndarray,
     events: int,
 ) -> Columns:
-    """Angles between the two leading jets, and alpha = pT of the third / mean pT of the two.
+    """Return angles between the two leading jets, and alpha = pT of the third / mean pT of the two.
 
     Args:
         event: (J,), event of each jet.
@@ -178,7 +178,7 @@ def girth(
     eta: np.ndarray,
     phi: np.ndarray,
 ) -> np.ndarray:
-    """The pT-weighted mean distance dR of the members from the axis: (J,).
+    """Return the pT-weighted mean distance dR of the members from the axis: (J,).
 
     `jet` is the jet of each member. raw_pt (GeV), eta, phi: of the jets, (J,) each. Source: J.
     Gallicchio, M. Schwartz, PRL 107 (2011) 172001, arXiv:1106.3076.
@@ -188,7 +188,7 @@ def girth(
 
 
 def _identification_columns(block: ReconstructedBlock, selection: JetSelection) -> Columns:
-    """Multiplicities by type, and the jet identification of 2016.
+    """Return the multiplicities by type, and the jet identification of 2016.
 
     It requires energy fractions that jets have, unlike noise.
     """
@@ -229,7 +229,7 @@ def _identification_columns(block: ReconstructedBlock, selection: JetSelection) 
 
 
 def flavour_columns(parton: np.ndarray, hadron: np.ndarray, physics: np.ndarray) -> Columns:
-    """The flavours (J,) as signed PDG numbers, and the flags made of them.
+    """Return the flavours (J,) as signed PDG numbers, and the flags made of them.
 
     parton: of the clustered partons; hadron: 5, 4 or 0; physics: of the hard process.
     """
@@ -251,7 +251,7 @@ def candidates_around(
     owner: np.ndarray,
     events: int,
 ) -> Columns:
-    """The candidates in the box around each jet, in the event's order: nPF and the PF_ columns.
+    """Return the candidates in the box around each jet, in the event's order: nPF, PF_ columns.
 
     event, eta, phi (radians): of the jets, (J,) each. owner: the jet that a candidate is part of,
     -1 for none, one for each candidate.
@@ -280,7 +280,7 @@ def candidates_around(
 
 
 def _generator_columns(block: ReconstructedBlock, selection: JetSelection) -> Columns:
-    """The matched generator jets, zero for jets without one, and their particles by falling pT."""
+    """Return the matched generator jets (zero without one) and their particles by falling pT."""
     match = block.gen_match[selection.source]
     matched = match >= 0
     gen_jets = clustering.select(block.gen_jets, match[matched])
@@ -312,7 +312,7 @@ def _generator_columns(block: ReconstructedBlock, selection: JetSelection) -> Co
 def generator_angles(
     eta: np.ndarray, phi: np.ndarray, axis_eta: np.ndarray, axis_phi: np.ndarray
 ) -> Columns:
-    """Positions of particles relative to the axis of their generator jet: genJetPF_dR, _dTheta.
+    """Return positions of particles relative to their generator jet's axis: genJetPF_dR, _dTheta.
 
     eta and phi (radians) of the particles and of their axes, (N,) each. dTheta is the angle of
     (particle - axis) in the (eta, phi) plane, from the eta axis, in (-pi, pi].

@@ -49,13 +49,13 @@ class Overlay:
 
 
 def library(seed: int, size: int = LIBRARY_SIZE) -> Library:
-    """A library of `size` collisions; takes a few seconds."""
+    """Return a library of `size` collisions; takes a few seconds."""
     particles = minimum_bias(Collider(MINIMUM_BIAS), size, seed)
     return Library(particles[visible(particles)], size)
 
 
 def visible(particles: Particles) -> np.ndarray:
-    """Which particles can leave a trace in the detector: (N,) bool."""
+    """Return which particles can leave a trace in the detector: (N,) bool."""
     of_neutral = np.where(particles.id == 22, MIN_PT_PHOTON, MIN_PT_HADRON)
     threshold = np.where(particles.is_charged, MIN_PT_CHARGED, of_neutral)
     return (np.abs(particles.eta) < MAX_ETA) & (particles.pt > threshold)

@@ -43,7 +43,7 @@ class Shape(Table):
 
 
 def shape(jet: np.ndarray, candidates: Candidates, eta: np.ndarray, phi: np.ndarray) -> Shape:
-    """The variables of jets with axes eta and phi (radians), (J,) each.
+    """Return the variables of jets with axes eta and phi (radians), (J,) each.
 
     candidates: the members of all jets, (N,); jet: the jet of each member. multiplicity: tracks,
     and neutrals with pT > 1 GeV. pT-D: sqrt(sum pT²) / sum pT. axis2: square root of the smaller
@@ -90,7 +90,7 @@ class Likelihood:
 
 
 def derive(pt: np.ndarray, eta: np.ndarray, shapes: Shape, flavour: np.ndarray) -> Likelihood:
-    """The likelihood from jets of known flavour (signed PDG number of the parton), (J,) each.
+    """Derive the likelihood from jets of known flavour (signed PDG number), (J,) each.
 
     pt in GeV. Jets of heavy or no flavour are left out.
     """
@@ -123,7 +123,7 @@ def load(path: Path = STANDARD) -> Likelihood:
 
 
 def content(likelihood: Likelihood, made_by: Mapping[str, object]) -> dict[str, object]:
-    """The densities as they are stored; `made_by` says how they were derived."""
+    """Return the densities as they are stored; `made_by` says how they were derived."""
     return {"made_by": made_by, "log_ratio": np.round(likelihood.log_ratio, 3).tolist()}
 
 
@@ -131,17 +131,17 @@ _SHAPE = (len(ETA_EDGES) - 1, len(PT_EDGES) - 1, len(EDGES), len(EDGES[0]) - 1)
 
 
 def _variables(shapes: Shape) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The variables as EDGES bins them; a minor axis of 0 falls into the last bin."""
+    """Return the variables as EDGES bins them; a minor axis of 0 falls into the last bin."""
     return shapes.multiplicity, shapes.pt_d, -np.log(np.maximum(shapes.axis2, 1e-4))
 
 
 def _bin(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """The bin of each value, the first or the last one for values outside."""
+    """Return the bin of each value, the first or the last one for values outside."""
     return np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
 
 
 def _histograms(pt: np.ndarray, eta: np.ndarray, shapes: Shape, which: np.ndarray) -> np.ndarray:
-    """Jets in each bin of each variable: the shape of Likelihood.log_ratio."""
+    """Return the jets in each bin of each variable: the shape of Likelihood.log_ratio."""
     counts = np.zeros(_SHAPE)
     eta_bin = _bin(np.abs(eta[which]), ETA_EDGES)
     pt_bin = _bin(pt[which], PT_EDGES)

@@ -160,7 +160,7 @@ def cluster_candidates(
 
 
 def densities(candidates: Candidates, events: int) -> Densities:
-    """The four median densities of each event.
+    """Return the four median densities of each event.
 
     CMS takes |eta| < 5 and 2.5; the detector here ends at 3.5.
     """
@@ -180,7 +180,7 @@ def densities(candidates: Candidates, events: int) -> Densities:
 
 
 def nearest(jets: Directions, others: Directions, *, events: int, radius: float) -> np.ndarray:
-    """The nearest of the others in the same event within dR < radius: (J,) index, -1 for none.
+    """Find the nearest of the others in the same event within dR < radius: (J,) index, -1 for none.
 
     others.event must be sorted.
     """
@@ -223,7 +223,7 @@ def hadron_flavour(hard: HardEvents, heavy: Pairs, jets: int) -> np.ndarray:
 
 
 def physics_flavour(hard: HardEvents, jets: Jets) -> np.ndarray:
-    """Signed PDG number of the nearest parton of the 2 -> 2 scattering within the jet radius.
+    """Return the signed PDG number of the nearest 2 -> 2 parton within the jet radius.
 
     (J,), 0 for none.
     """
@@ -232,6 +232,6 @@ def physics_flavour(hard: HardEvents, jets: Jets) -> np.ndarray:
 
 
 def _as_ghosts(particles: Particles) -> Inputs:
-    """The particles' directions with so little pT that they move no jet."""
+    """Return the particles' directions with so little pT that they move no jet."""
     pt = np.full(len(particles), clustering.GHOST_PT)
     return Inputs.of(particles.event, pt, particles.eta, particles.phi)

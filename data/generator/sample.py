@@ -25,6 +25,7 @@ from common import scratch, storage
 from common.choices import SPLITS
 from common.cli import Parser, require, run_main
 from common.errors import InputError
+from common.pids import is_alive
 from common.storage import durable, space
 from data.generator import generate, jec, quark_gluon
 from data.generator.blocks import Recipe
@@ -42,7 +43,7 @@ def ensure_sample(
     seed: int = 1,
     workers: int | None = None,
 ) -> dict[str, str]:
-    """Patterns of the ROOT files: {"train": ..., "val": ..., "test": ...}.
+    """Return the patterns of the ROOT files: {"train": ..., "val": ..., "test": ...}.
 
     Generates the sample below `storage_uri` (a directory, s3:// or root://) unless it is there. The
     three parts have seeds of their own, so they share no event and no pile-up. Raises InputError as
@@ -161,22 +162,12 @@ def _remove_abandoned(parent: Path) -> None:
     """Remove temporary folders of this machine's processes that no longer exist."""
     for folder in parent.glob(f"{_folder_prefix()}*"):
         number = folder.name.removeprefix(_folder_prefix()).split("-")[0]
-        if number.isdigit() and not _alive(int(number)):
+        if number.isdigit() and not is_alive(int(number)):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 def main(argv: list[str] | None = None) -> int:
-    """The command `python -m data.sample`."""
+    """Return the command `python -m data.sample`."""
     parser = Parser(prog="python -m data.sample", description=__doc__)
     parser.add_argument(
         "--storage",

@@ -17,13 +17,13 @@ class Table:
     """
 
     def __getitem__(self, rows: np.ndarray) -> Self:
-        """The rows of an index array or a mask, in its order."""
+        """Return the rows of an index array or a mask, in its order."""
         columns = [getattr(self, field.name)[rows] for field in dataclasses.fields(self)]
         return type(self)(*columns)
 
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
-        """The rows of all parts, one part after the other."""
+        """Return the rows of all parts, one part after the other."""
         columns = []
         for field in dataclasses.fields(cls):
             values = [getattr(part, field.name) for part in parts]

@@ -53,7 +53,10 @@ def blocks(
 
 
 def _in_order(pool: list[_Worker], patience: float) -> Generator[Any, None, None]:
-    """The blocks in order; `patience` is the time (s) within which some worker has to answer."""
+    """Return the blocks in order.
+
+    `patience` is the time (s) within which some worker has to answer.
+    """
     results: dict[int, Any] = {}
     oldest = 0  # the oldest block still missing
     following = 0  # the next block to make

@@ -32,11 +32,6 @@ def server():
     running.close()
 
 
-@pytest.fixture(autouse=True)
-def short_pauses(monkeypatch):
-    monkeypatch.setattr("jec_client.http_server.PAUSES", (0.01, 0.01, 0.01))
-
-
 def jets(count: int) -> ak.Array:
     rng = np.random.default_rng(count)
     number = rng.integers(0, 5, count)

@@ -107,11 +107,6 @@ def server():
     running.grpc.stop(None).wait(timeout=10)
 
 
-@pytest.fixture(autouse=True)
-def short_pauses(monkeypatch):
-    monkeypatch.setattr("jec_client.http_server.PAUSES", (0.01, 0.01, 0.01))
-
-
 def jets(count: int) -> dict:
     rng = np.random.default_rng(count)
     number = rng.integers(0, 5, count)

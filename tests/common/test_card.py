@@ -43,7 +43,11 @@ def test_a_run_without_the_file_has_no_facts(tmp_path):
     ("name", "text", "words"),
     [
         ("card.txt", "x", "ends in .yaml, .yml, .json, .md"),
-        ("card.yaml", "- a\n- b\n", "expected names with values, such as 'era: 2018', found list"),
+        (
+            "card.yaml",
+            "- a\n- b\n",
+            "expected names with values, such as 'era: 2018', found a list",
+        ),
         ("card.yaml", "a: {b: 1}\n", "'a' is nested"),
         ("card.yaml", "a: [\n", "neither YAML nor JSON"),
         ("card.yaml", "a: 1\nb: 2001-99-99\n", "line 2: a value cannot be read"),

@@ -8,9 +8,12 @@ import socket
 import threading
 
 import pytest
+import urllib3
 
 from common import http as http_module
 from common.errors import UnreachableError
+from common.http import REASONS
+from common.machine import free_port
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -97,3 +100,21 @@ def test_a_silent_server_is_an_error_after_the_timeout():
         port = silent.getsockname()[1]
         with pytest.raises(UnreachableError, match=r"within 0\.1 s"):
             http_module.send(http_module.session(), "GET", f"http://127.0.0.1:{port}", seconds=0.1)
+
+
+def urllib3_error(port: int) -> Exception:
+    pool = urllib3.PoolManager(retries=False)
+    with pytest.raises(urllib3.exceptions.HTTPError) as error:
+        pool.request("GET", f"http://127.0.0.1:{port}/secret-part", timeout=0.1)
+    return error.value
+
+
+def test_errors_of_urllib3_are_given_in_words():
+    assert http_module.reason_of(urllib3_error(free_port())) == "Connection refused"
+    retries = urllib3.PoolManager(retries=urllib3.Retry(0))
+    with pytest.raises(urllib3.exceptions.MaxRetryError) as error:
+        retries.request("GET", f"http://127.0.0.1:{free_port()}/secret-part")
+    assert http_module.reason_of(error.value) == "Connection refused"
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        assert http_module.reason_of(urllib3_error(silent.getsockname()[1])) == "timed out"
+    assert http_module.reason_of(urllib3.exceptions.ProtocolError("x")) == REASONS["ProtocolError"]

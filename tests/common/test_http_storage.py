@@ -11,9 +11,9 @@ import trustme
 
 from common import storage
 from common.errors import AccessError, InputError, StorageError
+from common.machine import free_port
 from common.storage import http as http_storage
 from tests.servers import web
-from tests.servers.xrootd import free_port
 
 CONTENT = bytes(range(256)) * 1000
 

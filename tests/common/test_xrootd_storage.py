@@ -14,6 +14,7 @@ import pytest
 
 from common import storage
 from common.errors import InputError, StorageError
+from common.machine import free_port
 from common.storage import xrootd_login
 from tests.servers import xrootd
 from tests.servers.grid import Grid
@@ -76,7 +77,7 @@ def test_an_unreachable_server_is_an_error_after_the_retries(no_pauses, monkeypa
         storage.read_bytes("root://no.such.host.invalid//a")
     start = time.monotonic()
     with pytest.raises(StorageError, match="cannot reach"):
-        storage.read_bytes(f"root://localhost:{xrootd.free_port()}//a")
+        storage.read_bytes(f"root://localhost:{free_port()}//a")
     assert len(no_pauses) == 6
     assert time.monotonic() - start < 60
 
@@ -136,7 +137,7 @@ def test_a_restarted_server_is_read_again():
 
 
 def test_a_redirect_to_a_dead_data_server_is_reported(no_pauses):
-    dead = xrootd.free_port()
+    dead = free_port()
     redirector = xrootd.start(f"xrootd.redirect localhost:{dead} /")
     try:
         with pytest.raises(StorageError, match=f"redirected to localhost:{dead}"):

@@ -189,7 +189,7 @@ def test_a_webhook_gets_the_summary_and_its_failure_does_not_fail_the_run(
     [
         ("JEC_WEBHOOK", "hook.example.org/secret-part", "JEC_WEBHOOK is not an http"),
         ("JEC_WEBHOOK", "http://[secret-part", "did not get"),
-        ("JEC_WEBHOOK_FILE", "nowhere/url", "nowhere/url cannot be read: FileNotFoundError"),
+        ("JEC_WEBHOOK_FILE", "nowhere/url", "nowhere/url cannot be read: No such file"),
         ("JEC_WEBHOOK_FILE", "/dev/null", "/dev/null is empty"),
     ],
 )
@@ -202,6 +202,16 @@ def test_a_webhook_that_cannot_be_used_is_a_warning_without_its_url(
     output = capsys.readouterr().out
     assert re.search(f"warning: the webhook .*{message}", output)
     assert "secret-part" not in output
+
+
+def test_a_webhook_in_a_file_that_is_no_text_is_refused_without_its_content(tmp_path, monkeypatch):
+    file = tmp_path / "url"
+    file.write_bytes(b"https://hook.example.org/secret-part\xff")
+    monkeypatch.setenv("JEC_WEBHOOK_FILE", str(file))
+    with pytest.raises(InputError, match=re.escape(str(file))) as error:
+        finish.webhook()
+    assert "secret-part" not in str(error.value)
+    assert "UnicodeDecodeError" not in str(error.value)
 
 
 # Another try

@@ -94,7 +94,7 @@ def run(tmp_path, monkeypatch, documents):
     documents.export.save(new_run.folder.export)
     folder = tmp_path / new_run.id
     put_model(folder, linear_model(0.1))
-    monkeypatch.setattr(inputs, "open_test_set", lambda _: TestJets(make_jets(2500)))
+    monkeypatch.setattr(inputs, "open_prepared_test_set", lambda _: TestJets(make_jets(2500)))
     return folder
 
 
@@ -225,7 +225,9 @@ def test_a_baseline_of_other_jets_is_refused(run, earlier, monkeypatch, capsys):
     jets = make_jets(2500)
     swapped = {name: values[::-1] for name, values in jets.items()}
     monkeypatch.setattr(
-        inputs, "open_test_set", lambda folder: TestJets(swapped if "earlier" in folder else jets)
+        inputs,
+        "open_prepared_test_set",
+        lambda folder: TestJets(swapped if "earlier" in folder else jets),
     )
     assert command(run, "--baseline", str(earlier)) == 2
     assert "was tested on other jets" in capsys.readouterr().err
@@ -376,7 +378,7 @@ def test_a_label_of_derived_variables_is_checked_by_its_values(
         input_shapes={"jet_features": (-1,)},
     )
     test.labels = {"target": factor * target_of(jets)}
-    monkeypatch.setattr(inputs, "open_test_set", lambda _: test)
+    monkeypatch.setattr(inputs, "open_prepared_test_set", lambda _: test)
     model = onnx.load_from_string(linear_model(0.1))
     onnx.helper.set_model_props(model, {"label": json.dumps({"target": text})})
     put_model(run, model.SerializeToString())

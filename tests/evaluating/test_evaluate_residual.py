@@ -38,7 +38,7 @@ class JetsWithEta(TestJets):
 def test_metrics_and_report_have_results_with_and_without_the_residual(run, monkeypatch):  # noqa: F811 (fixture)
     jets = make_jets(6000)
     features = np.stack([jets["jetPt"], jets["genJetEta"]], axis=1)
-    monkeypatch.setattr(inputs, "open_test_set", lambda _: JetsWithEta(jets))
+    monkeypatch.setattr(inputs, "open_prepared_test_set", lambda _: JetsWithEta(jets))
     monkeypatch.setattr(inference, "residual_features", lambda _, batch: features[batch.index])
     residual = Residual(curves={"barrel": IDENTITY, "endcap": ENDCAP})
     model = onnx.load_from_string(linear_model(0.1))

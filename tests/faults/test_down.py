@@ -10,7 +10,7 @@ import pytest
 import pipeline
 from clusters import orphans, run_lock
 from clusters.local import LocalCluster
-from common import storage
+from common import pids, storage
 from serving import server_folder
 from serving.server_processes import IDENTITY
 
@@ -174,7 +174,7 @@ class Servers:
 def test_only_a_server_of_this_run_is_stopped(runs, start_process, run, start_time, is_stopped):
     marks = {orphans.RUN_VARIABLE: run, orphans.FOLDER_VARIABLE: str(runs), IDENTITY: "x"}
     process = start_process(**marks)
-    record = {"pid": process.pid, "started": run_lock.start_time(process.pid)}
+    record = {"pid": process.pid, "started": pids.start_time(process.pid)}
     if start_time == "missing":
         del record["started"]
     elif start_time == "false":
@@ -211,7 +211,7 @@ def test_a_forged_owner_record_ends_no_process(runs, start_process):
     local = runs / RUN_ID / "local"
     local.mkdir()
     (local / run_lock.LOCK).touch()
-    record = {"pid": process.pid, "started": run_lock.start_time(process.pid)}
+    record = {"pid": process.pid, "started": pids.start_time(process.pid)}
     (local / run_lock.OWNER).write_text(json.dumps(record))
     assert down(RUN_ID, "--storage") == 0
     assert process.poll() is None

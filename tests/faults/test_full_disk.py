@@ -205,14 +205,14 @@ def test_a_training_without_room_for_its_checkpoints_is_not_begun(disk):
     need = disk_need.trial_bytes(20_000)
     assert need == 3 * 240_000 + 3 * 80_000 + 10**6
     with pytest.raises(StorageError, match=re.escape(space.size_text(need))) as error:
-        disk_need.require(str(disk / "trial"), need)
+        disk_need.require_for_training(str(disk / "trial"), need)
     assert error.value.retryable
-    disk_need.require(str(disk / "trial"), 10**6)
+    disk_need.require_for_training(str(disk / "trial"), 10**6)
     # existing files are replaced, and need no more room
     (disk / "trial").mkdir()
     (disk / "trial" / "checkpoint.pt").write_bytes(bytes(900_000))
-    disk_need.require(str(disk / "trial"), 10**6)
-    disk_need.require("s3://bucket/runs/trial", 2**60)
+    disk_need.require_for_training(str(disk / "trial"), 10**6)
+    disk_need.require_for_training("s3://bucket/runs/trial", 2**60)
 
 
 def test_the_estimated_need_covers_the_files_of_a_training(tmp_path):
@@ -242,7 +242,7 @@ def test_free_space_is_measured_at_the_nearest_existing_folder(tmp_path):
     assert abs(free - shutil.disk_usage(tmp_path).free) < 2**30
     assert not storage.exists(str(tmp_path / "a"))
     with pytest.raises(StorageError, match="a copy"):
-        space.require(tmp_path / "a", 2**60, "a copy")
+        space.require_free(tmp_path / "a", 2**60, "a copy")
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from clusters.local import LocalCluster
 from common import cli, scratch, storage
 from common.errors import FULL_DISK, PASSING_FAILURE, FullDiskError, InputError, StorageError
 from common.layout import RunFolder
+from common.pids import is_alive
 from common.project import ROOT
 from common.storage import space
 from components import step
@@ -405,7 +406,7 @@ def test_a_server_that_cannot_be_recorded_is_stopped(monkeypatch, tmp_path):
     monkeypatch.setattr(server_folder.ServerFolder, "record", record)
     with pytest.raises(FullDiskError):
         triton.start_models({"m": str(tmp_path)}, log=tmp_path / "log", kind="kserve-server")
-    assert not server_processes.lives(pids[0])
+    assert not is_alive(pids[0])
 
 
 class ServersThatFillTheDisk:

@@ -30,7 +30,7 @@ from operations import (
     check_pod_security,
     check_storage,
 )
-from operations.quantities import amount, short_number
+from operations.quantities import amount, quantity_text
 from operations.render import objects, placeholder_run
 from tests.clusters import conftest as clusters_conftest
 from tests.clusters.admission import pod_security
@@ -1067,4 +1067,4 @@ def test_quantities_are_parsed(text, number):
 
 
 def test_quantities_are_shown_short():
-    assert [short_number(value) for value in (0.5, 2, 12 * 2**30)] == ["0.5", "2", "12Gi"]
+    assert [quantity_text(value) for value in (0.5, 2, 12 * 2**30)] == ["0.5", "2", "12Gi"]

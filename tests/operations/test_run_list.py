@@ -93,7 +93,7 @@ def test_the_list_shows_each_run_newest_first(tmp_path, capsys):
     assert rows[1].endswith("stopped in deploy"), "no process of it lives"
     assert "  yes  " in rows[3]
     assert "  no  " in rows[2]
-    assert " KB " in rows[0]
+    assert " kB " in rows[0]
     assert total.startswith("4 runs, 2")
     assert command(tmp_path, "--list", "--json") == 0
     runs = json.loads(capsys.readouterr().out)["runs"]

@@ -22,7 +22,7 @@ from clusters import operator as operator_module
 from clusters import orphans
 from clusters.kubernetes_service import describe
 from clusters.protocol import RUN_LABEL, STEP_LABEL
-from common import storage
+from common import pids, storage
 from common.config import RunConfig
 from common.errors import ClusterError, DeadlineError, InputError
 from common.records import TERMINATED, StatusRecord
@@ -40,6 +40,7 @@ from tests.clusters.scripts import loss, node_of
 from tests.components.argo import container_status, node, task_details
 from tests.records import metrics_record, service_record
 from tests.serving import conftest as serving_conftest
+from tests.waiting import wait_until
 
 fake, repository = clusters_conftest.fake, serving_conftest.repository  # fixtures of other rooms
 
@@ -854,7 +855,7 @@ def test_down_finds_processes_that_a_killed_run_left(tmp_path, capsys):
     others = {**os.environ, **marks, orphans.RUN_VARIABLE: "other-00000000"}
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], env=others)
     try:
-        _until(lambda: len(orphans.processes_of(RUN_ID, tmp_path / "runs")) == 2)
+        wait_until(lambda: len(orphans.processes_of(RUN_ID, tmp_path / "runs")) == 2)
         assert main(tmp_path, "--status", RUN_ID) == 0
         assert f"{process_of_run.pid}" in capsys.readouterr().out
         assert main(tmp_path, "--down", RUN_ID, "--yes") == 0
@@ -902,14 +903,7 @@ def test_down_ends_a_model_server_that_its_killed_run_had_not_recorded(tmp_path,
     assert any("triton" in command or "kserve" in command for command in remaining.values())
     assert main(tmp_path, "--down", RUN_ID, "--yes") == 0
     assert orphans.processes_of(RUN_ID, runs) == {}
-    assert not [pid for pid in remaining if orphans.is_alive(pid)]
-
-
-def _until(condition, seconds: float = 10.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    assert not [pid for pid in remaining if pids.is_alive(pid)]
 
 
 # A service that is broken

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers.xrootd import SECONDS, free_port
+from common.machine import free_port
+from tests.servers.xrootd import SECONDS
 
 REALM = "JEC.TEST"
 SERVICE = f"xrootd/localhost@{REALM}"

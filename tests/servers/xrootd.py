@@ -8,13 +8,14 @@ import pwd
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
 from pathlib import Path
 
 import pytest
+
+from common.machine import free_port
 
 SECONDS = 20
 ATTEMPTS = 3
@@ -55,12 +56,6 @@ def need_program() -> str:
             pytest.fail(missing)
         pytest.skip(missing)
     return program
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def own(*paths: Path) -> None:

@@ -13,10 +13,10 @@ import time
 import pytest
 
 from common.errors import ClusterError, DeadlineError, GateError, InputError
+from common.machine import free_port
 from serving import client as client_module
 from serving import golden
 from serving.client import Client, NotServing, Unreachable, golden_check, main
-from serving.triton import free_port
 
 ANSWER = {
     "model_name": "m",

@@ -15,7 +15,9 @@ import psutil
 import pytest
 
 from common.errors import ClusterError, InputError
+from common.pids import is_alive
 from serving import guard, restarts, server_folder, server_processes
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.faults
 
@@ -47,13 +49,6 @@ def launch(tmp_path):
     yield start
     for pid in pids:
         server_processes.stop(pid)
-
-
-def wait_until(condition, seconds=10.0):
-    ends = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < ends
-        time.sleep(0.01)
 
 
 def test_a_server_is_started_again_until_the_limit(launch, quick, tmp_path):
@@ -108,7 +103,7 @@ def test_a_server_ends_with_its_owner_that_was_killed(launch):
         time.sleep(2 * guard.POLL)
         assert server_processes.is_running(pid)
         owner.kill()
-    wait_until(lambda: not server_processes.lives(pid))
+    wait_until(lambda: not is_alive(pid))
     wait_until(lambda: not folder.exists() and not region.exists())
 
 
@@ -124,7 +119,7 @@ def test_a_killed_servers_leftovers_are_removed_while_its_owner_lives(launch):
 def test_a_new_process_with_the_owners_pid_is_not_the_owner(launch):
     pid, *_ = launch()
     guard.guard(pid, os.getpid(), "12345.6")
-    assert not server_processes.lives(pid)
+    assert not is_alive(pid)
 
 
 def test_a_server_whose_guard_cannot_start_is_stopped(launch, monkeypatch):

@@ -8,8 +8,6 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -70,15 +68,6 @@ def finish(process: subprocess.Popen, seconds: float = 60) -> str:
         process.kill()
         process.wait()
         process.stderr.close()  # communicate closes it, except after a timeout
-
-
-def wait_for(process: subprocess.Popen, condition: Callable[[], bool], seconds: float = 30) -> None:
-    """Return when the condition holds; fail if the process ends before or takes too long."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, f"ended early: {process.stderr.read()}"
-        assert time.monotonic() < deadline, "took too long"
-        time.sleep(0.01)
 
 
 def history(folder: Path) -> list[dict]:

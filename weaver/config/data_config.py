@@ -252,7 +252,7 @@ class DataConfig:
         )
 
     def digest(self) -> str:
-        """SHA-256 of all settings that decide the prepared data, in hexadecimal.
+        """Return the SHA-256 of all settings that decide the prepared data, in hexadecimal.
 
         Layout, comments, unused new variables and derived parameters do not change it.
         """
@@ -347,7 +347,7 @@ class DataConfig:
         return dataclasses.replace(config, canonical_form=_canonical_form(config))
 
     def auto_yaml(self) -> str:
-        """Text of an *.auto.yaml file: the config with its derived numbers.
+        """Return the text of an *.auto.yaml file: the config with its derived numbers.
 
         weaver-core can read it too.
         """
@@ -454,7 +454,7 @@ class DataConfig:
         return dataclasses.replace(self, selections=selections).plan_for(columns)
 
     def droppable_observers(self, absent: Iterable[str]) -> list[str]:
-        """Observers that training files without these branches cannot have.
+        """Return the observers that training files without these branches cannot have.
 
         absent: columns whose branches are missing. Only columns that nothing but the observer
         needs count. The result goes to `plan` as `without`.
@@ -478,7 +478,7 @@ class DataConfig:
         return "labels" if name in self.label_names else "observers"
 
     def _branch(self, name: str) -> str:
-        """The branch of a column, after `branch_magic`."""
+        """Return the branch of a column, after `branch_magic`."""
         for text, replacement in (self.options.get("branch_magic") or {}).items():
             name = name.replace(text, replacement)
         return name
@@ -515,7 +515,10 @@ class DataConfig:
         return columns, tuple(functions.items())
 
     def _cycle_error(self, path: list[str]) -> InputError:
-        """The error for variables that depend on each other; its last name is there twice."""
+        """Return the error for variables that depend on each other.
+
+        Its last name is there twice.
+        """
         names = path[path.index(path[-1]) :]
         if len(names) > MOST_NAMES:
             names = [*names[: MOST_NAMES - 2], "...", *names[-2:]]
@@ -560,7 +563,7 @@ def _check_together(document: Document, config: DataConfig) -> None:
 
 
 def _canonical_form(config: DataConfig) -> Options:
-    """All settings that decide the prepared data, as plain JSON values."""
+    """Return all settings that decide the prepared data, as plain JSON values."""
     functions: dict[str, str] = {}
     for plan in (config.plan(True), config.plan(False)):
         for name, expression in (*plan.selection_functions, *plan.functions):

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from common.errors import InputError, unknown
+from common.yaml_text import kind_of
 from weaver.config.expressions import Expression
 
 Options = dict[str, Any]
@@ -32,16 +33,6 @@ KEYS = frozenset(
     }
 )
 """The sections of a data config, those of weaver-core."""
-
-_KINDS = {
-    dict: "a mapping",
-    list: "a list",
-    str: "text",
-    type(None): "nothing",
-    bool: "true or false",
-    int: "a number",
-    float: "a number",
-}
 
 
 class Document:
@@ -67,7 +58,10 @@ class Document:
                 raise self.error("", unknown("key", str(key), KEYS))
 
     def error(self, place: str, reason: str) -> InputError:
-        """The error for a place in the file, such as "inputs:pf"; "" for the file as a whole."""
+        """Return the error for a place in the file, such as "inputs:pf".
+
+        "" for the file as a whole.
+        """
         # a key that seems to be missing may be misspelt
         hints = "".join(f" ({hint})" for hint in self.unknown_keys.get(place, []))
         return InputError(f"{self.source}: {place}{': ' if place else ''}{reason}{hints}")
@@ -102,7 +96,7 @@ class Document:
             self.functions[name] = expression
 
     def mapping(self, key: str) -> Options:
-        """The mapping of a section; empty without it. Raises InputError for other types."""
+        """Return the mapping of a section; empty without it. Raises InputError for other types."""
         value = self.options.get(key)
         if value is None:
             return {}
@@ -111,7 +105,7 @@ class Document:
         return value
 
     def names(self, key: str) -> tuple[str, ...]:
-        """The names that a section lists, each once; empty without the section.
+        """Return the names that a section lists, each once; empty without the section.
 
         Raises InputError for other types.
         """
@@ -123,7 +117,10 @@ class Document:
         return tuple(dict.fromkeys(value))
 
     def text(self, key: str) -> str | None:
-        """The text of a section; None without it or if empty. Raises InputError for other types."""
+        """Return the text of a section.
+
+        None without it or if empty. Raises InputError for other types.
+        """
         value = self.options.get(key)
         if value is None or isinstance(value, str):
             return value or None
@@ -143,11 +140,11 @@ class Document:
 
 
 def is_names(value: object) -> bool:
-    """True for a list of strings."""
+    """Return True for a list of strings."""
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def kind(value: object) -> str:
     """Describe the type of a value in words, for an error."""
-    words = _KINDS.get(type(value), type(value).__name__)
+    words = kind_of(value)
     return f"{words} ({value!r})" if isinstance(value, str | int | float) else words

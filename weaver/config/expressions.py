@@ -95,7 +95,7 @@ class Expression:
         return f"Expression({self.text!r}, where={self.where!r})"
 
     def canonical(self) -> str:
-        """Text of the expression in a standard layout.
+        """Return the text of the expression in a standard layout.
 
         It is the same for expressions that differ only in blanks and redundant parentheses.
         """
@@ -156,7 +156,8 @@ class Expression:
                 raise self._error(_FORBIDDEN_SYNTAX[type(part)])
         method = getattr(self, f"_check_{type(node).__name__.lower()}", None)
         if method is None:
-            raise self._error(f"{type(node).__name__} is not allowed here")
+            text = ast.unparse(node)[:MOST_CHARACTERS]
+            raise self._error(f"'{text}' is not allowed in an expression")
         yield from method(node)
 
     def _check_children(self, node: ast.AST) -> Iterator[str]:
@@ -303,7 +304,7 @@ class Expression:
             )
 
     def _unknown_name_error(self, name: str, bare: str, choices: Mapping[str, str]) -> InputError:
-        """The error for an unknown name, with the nearest of `choices` (full name -> bare name)."""
+        """Return the error for an unknown name, with the nearest `choices` (full -> bare name)."""
         near = nearest(bare, choices.values())
         similar = [full for full, choice in choices.items() if choice in near]
         similar.sort(key=lambda full: (near.index(choices[full]), full))
@@ -489,7 +490,7 @@ def _function(prefix: str, name: str) -> Any:
 
 @functools.cache
 def _most_positional(name: str) -> int:
-    """The number of positional arguments that a function of numpy takes before `out`.
+    """Return the number of positional arguments that a function of numpy takes before `out`.
 
     `out` would let an expression write to a column.
     """

@@ -174,17 +174,17 @@ def _momentum4(**components: Column) -> Column:
 
 
 def _p4_from_pxpypze(px: Column, py: Column, pz: Column, energy: Column) -> Column:
-    """Four-momenta (GeV)."""
+    """Return four-momenta (GeV)."""
     return _momentum4(px=px, py=py, pz=pz, energy=energy)
 
 
 def _p4_from_ptetaphie(pt: Column, eta: Column, phi: Column, energy: Column) -> Column:
-    """Four-momenta (GeV, rad)."""
+    """Return four-momenta (GeV, rad)."""
     return _momentum4(pt=pt, eta=eta, phi=phi, energy=energy)
 
 
 def _p4_from_ptetaphim(pt: Column, eta: Column, phi: Column, mass: Column) -> Column:
-    """Four-momenta (GeV, rad)."""
+    """Return four-momenta (GeV, rad)."""
     return _momentum4(pt=pt, eta=eta, phi=phi, mass=mass)
 
 

@@ -62,7 +62,7 @@ class Plan:
     """
 
     def is_operand(self, name: str) -> bool:
-        """Whether the selection or a new variable uses a column."""
+        """Return whether the selection or a new variable uses a column."""
         expressions = [function for _, function in (*self.selection_functions, *self.functions)]
         if self.selection is not None:
             expressions.append(self.selection)

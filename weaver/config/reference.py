@@ -16,7 +16,7 @@ ETA = "jetEta"
 
 
 def reference_expression(config: DataConfig) -> Expression:
-    """The quantity that the network learns to correct.
+    """Return the quantity that the network learns to correct.
 
     It is the denominator of the label log(true / reconstructed). Raises InputError for a label of
     another form.
@@ -39,7 +39,7 @@ def reference_expression(config: DataConfig) -> Expression:
 
 
 def denominator(label: Expression) -> Expression | None:
-    """The expression b of a label np.log(a / b); None for a label of another form."""
+    """Return the expression b of a label np.log(a / b); None for a label of another form."""
     match label.tree:
         case ast.Call(func=function, args=[ast.BinOp(op=ast.Div(), right=right)]):
             if ast.unparse(function) in ("np.log", "numpy.log"):
@@ -48,7 +48,7 @@ def denominator(label: Expression) -> Expression | None:
 
 
 def eta_group(config: DataConfig) -> str | None:
-    """The input group that holds jetEta as one value a jet; None without one."""
+    """Return the input group that holds jetEta as one value a jet; None without one."""
     for group, names in config.input_dicts.items():
         if ETA in names and config.preprocess_params[ETA]["length"] is None:
             return group
@@ -56,7 +56,10 @@ def eta_group(config: DataConfig) -> str | None:
 
 
 def no_residual_because(config: DataConfig) -> str:
-    """Why jets of this data config cannot have a residual correction; empty where they can."""
+    """Return why jets of this data config cannot have a residual correction.
+
+    Empty where they can.
+    """
     try:
         reference = reference_expression(config)
     except InputError:

@@ -177,7 +177,7 @@ def _parse_order(
 def _parse_variables(
     document: Document, place: str, entries: object, center: str | None
 ) -> list[tuple[str, Options]]:
-    """The list `vars`: variables, each with the value of each of PARAMETERS."""
+    """Return the list `vars`: variables, each with the value of each of PARAMETERS."""
     if not isinstance(entries, list) or not entries:
         raise document.error(place, f"vars must be a list of variables, found {kind(entries)}")
     variables: list[tuple[str, Options]] = []

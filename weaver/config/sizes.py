@@ -109,7 +109,7 @@ def _layout(array: Any) -> Any:
 
 
 def _has_unit_axis(array: Any) -> bool:
-    """Whether the array has an axis of length 1 for all jets."""
+    """Return whether the array has an axis of length 1 for all jets."""
     if isinstance(array, np.ndarray):
         return 1 in array.shape
     node = _layout(array)
@@ -125,7 +125,7 @@ def _has_unit_axis(array: Any) -> bool:
 
 
 def _below(node: Any) -> Any:
-    """The layout inside another one; for a record or a union, that of its first part."""
+    """Return the layout inside another one; for a record or a union, that of its first part."""
     contents = getattr(node, "contents", None)
     if contents:
         return contents[0]
@@ -133,7 +133,7 @@ def _below(node: Any) -> Any:
 
 
 def _shape(array: Any) -> tuple[int, ...] | None:
-    """The shape of a regular array; None for an array with lists of different lengths."""
+    """Return the shape of a regular array; None for an array with lists of different lengths."""
     if isinstance(array, np.ndarray):
         return array.shape
     shape = [len(array)]
@@ -149,7 +149,7 @@ def _shape(array: Any) -> tuple[int, ...] | None:
 
 
 def _ends_in_unit_axis(array: Any) -> bool:
-    """Whether a regular axis of length 1 follows the last axis of lists."""
+    """Return whether a regular axis of length 1 follows the last axis of lists."""
     if isinstance(array, np.ndarray):
         return 1 in array.shape[1:]
     has_unit = False
@@ -237,7 +237,7 @@ def _of_sized_function(name: str, arguments: Sequence[Any], words: Mapping[str, 
 
 
 def _size(*values: Any) -> float:
-    """Number of elements of arrays that are broadcast; 1 for plain numbers."""
+    """Return the number of elements of arrays that are broadcast; 1 for plain numbers."""
     return max(of_broadcast(values), *(float(np.size(value)) for value in values))
 
 
@@ -248,12 +248,12 @@ def _histogram(a: Any, bins: Any = 10, *others: Any, **words: Any) -> float:
 
 
 def _quantile(a: Any, q: Any, axis: Any = None, *others: Any, **words: Any) -> float:
-    """Each quantile is computed for all positions along the other axes."""
+    """Return each quantile is computed for all positions along the other axes."""
     return float(np.size(q)) * (1 if axis is None else _count(np.asarray(a)))
 
 
 def _diff(a: Any, n: int = 1, *others: Any, **words: Any) -> float:
-    """The result is smaller than the array, but numpy goes over the array n times."""
+    """Return the result is smaller than the array, but numpy goes over the array n times."""
     if abs(n) > MOST_STEPS:
         raise ValueError(f"np.diff takes at most n={MOST_STEPS} here")
     return 0
@@ -296,7 +296,7 @@ def _matmul(a: Any, b: Any, *others: Any, **words: Any) -> float:
 
 
 def _einsum(subscripts: Any, *operands: Any, **words: Any) -> float:
-    """The number of products: that of the lengths of all axes."""
+    """Return the number of products: that of the lengths of all axes."""
     if not isinstance(subscripts, str):
         raise ValueError("np.einsum takes its subscripts as text here")
     lengths: dict[object, int] = {}

@@ -413,12 +413,12 @@ TABLE = _read_table()
 
 
 def names_in(namespace: str) -> frozenset[str]:
-    """Names of all functions of a namespace, one of NAMESPACES."""
+    """Return the names of all functions of a namespace, one of NAMESPACES."""
     return frozenset(function.name for function in TABLE if namespace in function.namespaces)
 
 
 def operations(form: str) -> dict[str, str]:
-    """Function -> operation of the raw program, for all functions of a form, one of FORMS."""
+    """Return function -> operation of the raw program, for the functions of a form of FORMS."""
     return {function.name: function.operation for function in TABLE if function.form == form}
 
 
@@ -554,7 +554,7 @@ ON_BOOLEANS = {
 
 
 def markdown() -> str:
-    """The table for documentation, in Markdown: one row for each function."""
+    """Return the table for documentation, in Markdown: one row for each function."""
     lines = ["| Name | In | In a served model |", "|---|---|---|"]
     for function in sorted(TABLE, key=lambda function: function.name.lower()):
         form = function.form or "no"

@@ -139,7 +139,7 @@ class HistogramMaker:
             )
 
     def _inner(self, content: np.ndarray) -> np.ndarray:
-        """The bins of a flat histogram, in two dimensions, without underflow and overflow."""
+        """Return the bins of a flat histogram in two dimensions, without under- and overflow."""
         return content.reshape(self.shape)[1:-1, 1:-1]
 
     def weights_by_bin(self) -> Histograms:
@@ -185,7 +185,7 @@ class HistogramMaker:
 
 
 def _bin_numbers(values: np.ndarray, bins: Sequence[float]) -> np.ndarray:
-    """Number of each value's bin as in numpy.histogramdd: 0 for underflow.
+    """Return the number of each value's bin as in numpy.histogramdd: 0 for underflow.
 
     The last bin includes its upper edge.
     """

@@ -119,7 +119,7 @@ def _parse_reweighting(document: Document, section: Options) -> Reweighting:
 
 
 def _parse_bins(document: Document, section: Options) -> list[tuple[str, tuple[float, ...]]]:
-    """The two variables of the histograms, each with the rising edges of its bins."""
+    """Return the two variables of the histograms, each with the rising edges of its bins."""
     variables = section.get("reweight_vars")
     if not isinstance(variables, dict) or len(variables) != 2:
         raise document.error(

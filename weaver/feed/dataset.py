@@ -206,7 +206,7 @@ class Dataset:
         return sequences + sum(column.nbytes for column in self._columns.values())
 
     def batch(self, index: np.ndarray, device: str | torch.device = "cpu") -> Batch:
-        """The jets at these positions as tensors.
+        """Return the jets at these positions as tensors.
 
         Args:
             index: (n,) int64, in any order, with repeats.
@@ -218,7 +218,7 @@ class Dataset:
         return self.finish(self.gather(index), device)
 
     def gather(self, index: np.ndarray) -> UnpaddedBatch:
-        """First step of `batch`: copy from the columns, on the CPU.
+        """Return the first step of `batch`: copy from the columns, on the CPU.
 
         index: positions of jets (N,), int64. numpy releases Python's lock meanwhile, so that this
         may run in a thread. Raises IndexError for a position that does not exist.
@@ -253,7 +253,7 @@ class Dataset:
         )
 
     def finish(self, unpadded: UnpaddedBatch, device: str | torch.device = "cpu") -> Batch:
-        """Second step of `batch`: copy to the device and pad."""
+        """Return the second step of `batch`: copy to the device and pad."""
         device = torch.device(device)
         on_device = unpadded if device.type == "cpu" else unpadded.to(device)
         inputs = {}
@@ -282,14 +282,14 @@ class Dataset:
             sequence.read_ahead(start, stop)
 
     def observers(self) -> dict[str, ObserverValues]:
-        """Observers and monitor variables of all jets: name -> values, mapped into memory.
+        """Return observers and monitor variables of all jets: name -> values, mapped into memory.
 
         The values are (N,) or (N, k), or an awkward array of N lists.
         """
         return dict(self._observers)
 
     def label(self, name: str) -> np.ndarray:
-        """A label of all jets, (N,) or (N, k). Raises InputError for an unknown label."""
+        """Return a label of all jets, (N,) or (N, k). Raises InputError for an unknown label."""
         if name not in self.data_config.label_names:
             raise InputError(
                 f"there is no label '{name}'; there are: {', '.join(self.data_config.label_names)}"
@@ -297,12 +297,12 @@ class Dataset:
         return self._columns[f"label.{name}"]
 
     def weights(self) -> np.ndarray:
-        """The weights of all jets, (N,) float32; 1 without weights in the data config."""
+        """Return the weights of all jets, (N,) float32; 1 without weights in the data config."""
         weights = self._columns.get(WEIGHT)
         return np.ones(len(self), np.float32) if weights is None else weights
 
     def multiplicity(self, group: str | None = None) -> np.ndarray:
-        """Number of particles of each jet, at most the group's length, (N,) int64.
+        """Return the number of particles of each jet, at most the group's length, (N,) int64.
 
         group: default: the data config's first group of particles; 0 without any.
         """
@@ -454,7 +454,7 @@ class _ReadAhead:
 
 
 def _mapping(column: np.ndarray) -> mmap.mmap | None:
-    """The mmap of which an array is a view; None for an array in memory."""
+    """Return the mmap of which an array is a view; None for an array in memory."""
     owner: Any = column
     while owner is not None and not isinstance(owner, mmap.mmap):
         owner = getattr(owner, "base", None)
@@ -462,7 +462,7 @@ def _mapping(column: np.ndarray) -> mmap.mmap | None:
 
 
 def prepared_folder(source: str | list[str] | list[storage.Entry]) -> str:
-    """The address of prepared data if the source is one; empty for data files."""
+    """Return the address of prepared data if the source is one; empty for data files."""
     patterns = parse_patterns(_texts(source))
     if len(patterns) != 1 or has_wildcard(patterns[0].text):
         return ""
@@ -471,14 +471,14 @@ def prepared_folder(source: str | list[str] | list[storage.Entry]) -> str:
 
 
 def _texts(source: str | list[str] | list[storage.Entry]) -> list[str]:
-    """The patterns of a source of data; empty for entries of files."""
+    """Return the patterns of a source of data; empty for entries of files."""
     if isinstance(source, str):
         return [source]
     return [text for text in source if isinstance(text, str)]
 
 
 def _first_files(patterns: list[str], most: int) -> list[storage.Entry]:
-    """The first `most` matching files, in the order of weaver-core's --demo.
+    """Return the first `most` matching files, in the order of weaver-core's --demo.
 
     Files of one sample (`name:pattern`) are sorted; samples are in the order of their first
     appearance.

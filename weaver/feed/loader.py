@@ -135,7 +135,7 @@ class Loader:
                 start_time = time.perf_counter()
 
     def _depth(self) -> int:
-        """Number of batches to prepare in advance: fewer, but at least one, if memory is short."""
+        """Return the number of batches to prepare in advance; at least 1, if memory is short."""
         room = memory_room()
         if room is None:
             return AHEAD
@@ -160,7 +160,7 @@ class Loader:
                 start += len(jets)
 
     def _order(self, number: int) -> Order:
-        """The positions of the epoch's jets."""
+        """Return the positions of the epoch's jets."""
         size = self._subset_size
         total = len(self.dataset)
         key = [self.seed, number]

@@ -34,7 +34,7 @@ ROUND = 256
 
 
 def block_of(jets: int, nbytes: int, memory_limit: int | None) -> int:
-    """Number of jets in a block, for a data set of this size; 0 to permute it as a whole.
+    """Return number of jets in a block, for a data set of this size; 0 to permute it as a whole.
 
     memory_limit: bytes that this process may use, including the page cache; None without a limit.
     """
@@ -55,7 +55,7 @@ class Order(Protocol):
     """The order of an epoch's jets."""
 
     def part(self, start: int, stop: int) -> np.ndarray:
-        """Positions in the data set, int64, of the jets `start` to `stop` of the epoch.
+        """Return positions in the data set, int64, of the jets `start` to `stop` of the epoch.
 
         Calls must ask for consecutive parts.
         """
@@ -128,7 +128,7 @@ class BlockShuffle:
         return np.concatenate(parts)
 
     def _of_round(self, number: int) -> np.ndarray:
-        """Positions of the jets of a round, in the order of the epoch."""
+        """Return the positions of the jets of a round, in the order of the epoch."""
         if number == self._round:
             return self._jets
         blocks = self._bounds(number)
@@ -154,7 +154,7 @@ class BlockShuffle:
 
 
 def spread(places: Places, count: int, total: int) -> Places:
-    """Positions in a data set of `total` jets of `count` evenly spread jets.
+    """Return the positions in a data set of `total` jets of `count` evenly spread jets.
 
     places: indices from 0 to count - 1, an integer or an array.
     """

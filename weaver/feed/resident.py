@@ -56,7 +56,7 @@ class Resident:
         return len(self._all)
 
     def batch(self, index: np.ndarray) -> Batch:
-        """The jets at these positions, (n,) int64, as tensors on the device."""
+        """Return the jets at these positions, (n,) int64, as tensors on the device."""
         positions = np.ascontiguousarray(index, np.int64)
         on_device = torch.from_numpy(positions).to(self.device, non_blocking=True)
 
@@ -86,19 +86,19 @@ def _empty_like(batch: Batch, count: int) -> Batch:
 
 
 def fits(dataset: Dataset, device: str | torch.device) -> bool:
-    """Whether the padded jets take at most SHARE of the device's free memory."""
+    """Return whether the padded jets take at most SHARE of the device's free memory."""
     return padded_bytes(dataset) <= SHARE * free_bytes(torch.device(device))
 
 
 def padded_bytes(dataset: Dataset) -> int:
-    """Number of bytes of all jets' padded tensors."""
+    """Return the number of bytes of all jets' padded tensors."""
     batch = dataset.batch(np.arange(min(len(dataset), 1)))
     tensors = [*batch.inputs.values(), *batch.labels.values(), batch.weights]
     return len(dataset) * sum(tensor[0].nbytes for tensor in tensors if len(tensor))
 
 
 def free_bytes(device: torch.device) -> int:
-    """Free memory, in bytes, of a GPU, or of this machine or container."""
+    """Return the free memory, in bytes, of a GPU, or of this machine or container."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     # The page cache counts as free, because the system gives it up if memory is needed.

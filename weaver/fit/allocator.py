@@ -17,7 +17,7 @@ ENVIRONMENT: dict[str, str] = {
 
 
 def hint(environment: dict[str, str], platform: str) -> str | None:
-    """A hint for a user whose process runs without these settings.
+    """Return a hint for a user whose process runs without these settings.
 
     None if they are set, or if the platform is not Linux.
     """

@@ -48,5 +48,5 @@ class Average:
         torch._foreach_lerp_(averages, values, weight)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The average, with the names of the network's own state_dict."""
+        """Return the average, with the names of the network's own state_dict."""
         return self.network.state_dict()

@@ -228,7 +228,7 @@ def _note(text: str) -> None:
 
 
 def state_uri(model_prefix: str, epoch: int | None = None) -> str:
-    """Address of the state_dict of an epoch, or of the best one, under weaver-core's name."""
+    """Return the address of the state_dict of an epoch, or of the best, by weaver-core's name."""
     which = "best_epoch" if epoch is None else f"epoch-{epoch}"
     prefix = storage.absolute(model_prefix) + ("/" if model_prefix.endswith("/") else "")
     return f"{prefix}_{which}_state.pt"
@@ -345,7 +345,7 @@ def read_tensors(uri: str) -> State:
 
 
 def command_digest(configuration: Settings, patterns: Sequence[str]) -> str:
-    """Digest of a training's settings and the present state of its data, in hexadecimal.
+    """Return the digest of a training's settings and the present state of its data, in hexadecimal.
 
     patterns: those of --data-train and --data-val. If a command has failed, one with the same
     digest will fail too.
@@ -369,7 +369,7 @@ def resume_configuration(
     val_config: DataConfig,
     network: NetworkFile,
 ) -> dict[str, object]:
-    """The settings that must be equal for a checkpoint to be resumed.
+    """Return the settings that must be equal for a checkpoint to be resumed.
 
     data_config, val_config: those of the training and of the validation set.
     """
@@ -394,7 +394,7 @@ def resume_configuration(
 
 
 def trial_description(options: TrainOptions, model: torch.nn.Module) -> dict[str, object]:
-    """Content of options.json without the results."""
+    """Return the content of options.json without the results."""
     import numpy
     import torch
 
@@ -415,7 +415,7 @@ def trial_description(options: TrainOptions, model: torch.nn.Module) -> dict[str
 
 
 def is_moved_reference(before: str, now: str) -> bool:
-    """Whether two addresses differ only because a run, with its reference to data, was moved.
+    """Return whether two addresses differ only because a run was moved with its reference.
 
     >>> is_moved_reference("/runs/pfn-0a1b2c3d/data/train.json", "/b/pfn-0a1b2c3d/data/train.json")
     True

@@ -69,5 +69,5 @@ def with_test_selection(options: TrainOptions, config: DataConfig) -> DataConfig
 
 
 def _labels(config: DataConfig) -> tuple[str, tuple[str, ...], int]:
-    """Type, names and number of classes of the labels."""
+    """Return type, names and number of classes of the labels."""
     return config.label_type, config.label_names, len(config.label_value)

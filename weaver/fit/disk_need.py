@@ -16,7 +16,7 @@ RECORDS = 10**6  # bytes of history, metrics and logs
 
 
 def trial_bytes(parameters: int, *, averages: bool = False, epoch_files: int = 0) -> int:
-    """Largest number of bytes of all files of a training together.
+    """Return the largest number of bytes of all files of a training together.
 
     parameters: number of the network's parameters. averages: whether the training keeps an average
     of the weights (--ema-decay). epoch_files: number of epochs whose weights it keeps.
@@ -26,7 +26,7 @@ def trial_bytes(parameters: int, *, averages: bool = False, epoch_files: int = 0
     return CHECKPOINTS * checkpoint + (WEIGHTS + epoch_files) * weights + RECORDS
 
 
-def require(trial_uri: str, num_bytes: int) -> None:
+def require_for_training(trial_uri: str, num_bytes: int) -> None:
     """Raise StorageError if a trial's local disk has fewer than `num_bytes` bytes free.
 
     Existing files of the trial count as free, because they will be replaced.
@@ -35,4 +35,6 @@ def require(trial_uri: str, num_bytes: int) -> None:
         return
     folder = Path(local_path(trial_uri))
     present = sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
-    space.require(folder, max(num_bytes - present, 0), "this training (checkpoints and weights)")
+    space.require_free(
+        folder, max(num_bytes - present, 0), "this training (checkpoints and weights)"
+    )

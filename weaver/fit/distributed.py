@@ -69,7 +69,7 @@ class World:
         return total
 
     def share_of(self, batch_size: int) -> int:
-        """Number of jets of a global batch on this rank.
+        """Return the number of jets of a global batch on this rank.
 
         Raises InputError if the batch cannot be divided by the number of ranks.
         """
@@ -217,7 +217,7 @@ def _connect(world: World, backend: str) -> None:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether an address is that of the loopback interface: all ranks are on this machine."""
+    """Return whether an address is the loopback interface's: all ranks are on this machine."""
     try:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:

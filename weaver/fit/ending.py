@@ -7,7 +7,7 @@ from __future__ import annotations
 
 
 def has_ended(num_epochs: int, patience: int | None, epochs: int, best_epoch: int) -> bool:
-    """Whether a training has had its last epoch, or `patience` epochs without improvement.
+    """Return whether a training has had its last epoch, or `patience` epochs without improvement.
 
     epochs: how many it has had. best_epoch: the number of the best one, from 0, or -1.
     """

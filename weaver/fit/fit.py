@@ -323,12 +323,12 @@ class Fit:
         return "all validation jets are finite; a smaller --start-lr may help"
 
     def _jets(self, loader: Loader, place: int) -> int:
-        """Number of jets of all ranks in one batch of a pass, without padding."""
+        """Return the number of jets of all ranks in one batch of a pass, without padding."""
         whole = loader.batch_size * self.world.size
         return min(whole, loader.num_jets - place * whole)
 
     def _has_padding(self, loader: Loader, place: int) -> bool:
-        """Whether the batch may contain padding: jets that do not count."""
+        """Return whether the batch may contain padding: jets that do not count."""
         # with several ranks, the last batch of a pass is padded to the same size on all of them
         return self.world.size > 1 and place == len(loader) - 1
 
@@ -401,7 +401,7 @@ class Fit:
         return record
 
     def _is_best(self, metrics: Mapping[str, float]) -> bool:
-        """Whether an epoch is better than all before it, by weaver-core's rule.
+        """Return whether an epoch is better than all before it, by weaver-core's rule.
 
         A regression compares the loss, a classification the accuracy.
         """
@@ -563,7 +563,7 @@ class Fit:
         return f"epoch {self.trial.epoch + 1}/{self.options.num_epochs}"
 
     def _progress(self) -> Progress:
-        """The progress bar of an epoch, training and validation together."""
+        """Return the progress bar of an epoch, training and validation together."""
         if not self.world.is_main:
             return _Silent(self._where(), total=0)
         whole = self.train.batch_size * self.world.size
@@ -605,7 +605,7 @@ class _Stopwatch:
         self.trial.seconds = self.seconds_before + time.perf_counter() - self.start_time
 
     def note(self) -> str:
-        """The mean loss so far and the fraction of time spent waiting, for the progress bar."""
+        """Return the mean loss so far and the share of time spent waiting, for the progress bar."""
         seconds = max(time.perf_counter() - self.start_time, 1e-9)
         share = (self.loader.wait_seconds - self.wait_before) / seconds
         loss = self.trial.loss_sum / max(self.trial.num_jets, 1.0)
@@ -651,7 +651,7 @@ def describe_counts(counts: Mapping[str, int]) -> str:
 
 
 def has_ended(options: TrainOptions, trial: TrialProgress) -> bool:
-    """Whether a trial has had its last epoch, or --patience epochs without improvement."""
+    """Return whether a trial has had its last epoch, or --patience epochs without improvement."""
     return ending.has_ended(options.num_epochs, options.patience, trial.epoch, trial.best_epoch)
 
 
@@ -665,7 +665,7 @@ def optimizer_options(options: TrainOptions) -> OptionValues:
 
 
 def clip_norm(options: TrainOptions) -> float | None:
-    """The largest norm of the gradient, or None for no limit.
+    """Return the largest norm of the gradient, or None for no limit.
 
     It is Weaver's --optimizer-option clip_grad_norm, else --clip-grad-norm.
     """

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 
+from common.machine import free_port
 from common.project import ROOT
 from weaver.fit.options import AUTO_NAME, TrainOptions
 
@@ -21,7 +21,10 @@ STOP_SECONDS = 10.0
 
 
 def needs_ranks(options: TrainOptions, environment: Mapping[str, str]) -> int:
-    """Number of ranks that this command must start; 0 if it is a rank itself, or needs only one."""
+    """Return the number of ranks that this command must start.
+
+    0 if it is a rank itself, or needs only one.
+    """
     numbers = options.gpus.split(",")
     is_rank = "WORLD_SIZE" in environment or "LOCAL_RANK" in environment
     if len(numbers) < 2 or is_rank or not options.trains:
@@ -39,7 +42,7 @@ def run_ranks(count: int, arguments: Sequence[str], name: str) -> int:
     by themselves. Then they get SIGTERM, and are killed STOP_SECONDS later. SIGTERM and SIGINT are
     passed on to the ranks.
     """
-    port = _free_port()
+    port = free_port()
     import_path = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     ranks: list[subprocess.Popen] = []
     before = {}
@@ -99,9 +102,3 @@ def _wait(ranks: list[subprocess.Popen]) -> int:
     failure = failure or next((process.returncode for process in ranks if process.returncode), 0)
     # a signal's number is negative; the shell's convention is 128 + number
     return 128 - failure if failure < 0 else failure
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -73,7 +73,7 @@ def run_lr_finder(fit: Fit, words: str) -> LrFinderResult:
 
 
 def steepest_rate(rates: list[float], means: list[float]) -> float:
-    """The rate at which the smoothed loss falls fastest from one step to the next.
+    """Return the rate at which the smoothed loss falls fastest from one step to the next.
 
     rates, means: learning rate and running mean of the loss at each step.
     """

@@ -30,7 +30,7 @@ def class_metrics(scores: np.ndarray, label: np.ndarray) -> dict[str, float]:
 
 
 def pairwise_auc(scores: np.ndarray, label: np.ndarray) -> float:
-    """Area under the ROC curve; for more than two classes the mean over all ordered pairs.
+    """Return area under the ROC curve; for more than two classes the mean over all ordered pairs.
 
     scores (N, classes), label (N,). For the pair (i, j) the score of class i separates jets of
     class i from those of class j. D. Hand, R. Till, Machine Learning 45 (2001) 171. NaN unless at

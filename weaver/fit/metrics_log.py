@@ -40,7 +40,7 @@ class EpochRecord(TypedDict):
 
 
 def now() -> str:
-    """The current time in Katib's format: RFC 3339 in UTC, with milliseconds and a Z."""
+    """Return the current time in Katib's format: RFC 3339 in UTC, with milliseconds and a Z."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -50,7 +50,10 @@ def plain(value: float) -> str:
 
 
 def lines(history: Sequence[EpochRecord]) -> str:
-    """The text of the metrics file for a history; values that are not finite are left out."""
+    """Return the text of the metrics file for a history.
+
+    Values that are not finite are left out.
+    """
     text = ""
     for record in history:
         for name, value in record["metrics"].items():

@@ -81,7 +81,7 @@ CONSEQUENCE = "the training continues, and the search logs this trial when it ha
 
 
 def parameters_of(options: TrainOptions) -> dict[str, Any]:
-    """The parameters of a trial, by the names that they have in a search space."""
+    """Return the parameters of a trial, by the names that they have in a search space."""
     values = {name: getattr(options, name) for name in TRAIN_OPTIONS}
     values |= options.network_option
     return {name.replace("_", "-"): value for name, value in values.items()}

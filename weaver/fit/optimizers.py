@@ -70,7 +70,7 @@ class Lookahead:
             torch._foreach_copy_(fast, self.slow)
 
     def state_dict(self) -> State:
-        """State of the inner optimizer, slow weights and number of steps, to resume from."""
+        """Return state of the inner optimizer, slow weights and number of steps, to resume from."""
         return {"inner": self.inner.state_dict(), "slow": self.slow, "steps": self.steps}
 
     def load_state_dict(self, state: State) -> None:

@@ -485,11 +485,11 @@ class TrainOptions:
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
-        """The flags, without the leading dashes."""
+        """Return the flags, without the leading dashes."""
         return tuple(field.name.replace("_", "-") for field in dataclasses.fields(cls))
 
     def settings(self) -> OptionValues:
-        """Options that change the result of a training.
+        """Return the options that change the result of a training.
 
         A checkpoint may be resumed only with equal ones.
         """
@@ -507,7 +507,7 @@ class TrainOptions:
         return self.precision or (self.amp_dtype if self.use_amp else "float32")
 
     def precision_on(self, device: str) -> str:
-        """The precision on a device, "cpu" or "cuda".
+        """Return the precision on a device, "cpu" or "cuda".
 
         --use-amp has no effect on a CPU, as in weaver-core.
         """
@@ -532,7 +532,7 @@ class TrainOptions:
         return not only_looks and self.runs("train")
 
     def runs(self, step: str) -> bool:
-        """Whether --run-mode names a step, one of RUN_STEPS."""
+        """Return whether --run-mode names a step, one of RUN_STEPS."""
         return step in self.run_mode.split(",")
 
     @property
@@ -553,7 +553,10 @@ class TrainOptions:
         return (0.0, self.train_val_split), (self.train_val_split, 1.0)
 
     def steps(self, in_data: int) -> int:
-        """Number of steps an epoch; `in_data` is the number of steps in a pass over the data."""
+        """Return the number of steps an epoch.
+
+        `in_data` is the number of steps in a pass over the data.
+        """
         return self.steps_per_epoch or (self.samples_per_epoch or 0) // self.batch_size or in_data
 
     @property
@@ -562,7 +565,7 @@ class TrainOptions:
         return self.data_fraction if self.data_fraction_val is None else self.data_fraction_val
 
     def fraction_val(self, num_jets: int) -> float:
-        """Fraction of the `num_jets` validation jets to use."""
+        """Return the fraction of the `num_jets` validation jets to use."""
         size = self.batch_size_val or self.batch_size
         steps = max(self.steps_per_epoch_val or 0, 0)  # weaver-core's -1 means all
         jets = size * steps or self.samples_per_epoch_val or num_jets
@@ -746,7 +749,10 @@ class _Parser(argparse.ArgumentParser):
         return values
 
     def _get_option_tuples(self, option_string):
-        """The flags that an abbreviation may mean; flags of weaver-core come before others."""
+        """Return the flags that an abbreviation may mean.
+
+        Flags of weaver-core come before others.
+        """
         matches = super()._get_option_tuples(option_string)
         weaver_matches = [match for match in matches if match[0].dest not in OWN_FLAGS]
         return weaver_matches if len(weaver_matches) == 1 else matches
@@ -848,7 +854,7 @@ def parse(argv: Sequence[str] | None = None) -> TrainOptions:
 
 
 def folds(options: TrainOptions) -> list[TrainOptions]:
-    """The options of each training of --cross-validation, as in weaver-core.
+    """Return the options of each training of --cross-validation, as in weaver-core.
 
     The condition on the fold is added to the extra selections.
     """
@@ -895,7 +901,7 @@ def with_names(options: TrainOptions) -> TrainOptions:
 
 
 def auto_name(options: TrainOptions) -> str:
-    """The value of {auto}: that of JEC_AUTO_NAME, else a new one in weaver-core's form."""
+    """Return the value of {auto}: that of JEC_AUTO_NAME, else a new one in weaver-core's form."""
     if AUTO_NAME in os.environ:
         return os.environ[AUTO_NAME]
     name = time.strftime("%Y%m%d-%H%M%S")
@@ -972,7 +978,7 @@ NEEDS: dict[str, tuple[Callable[[TrainOptions], object], str]] = {
 
 
 def _wrong_run_mode(options: TrainOptions) -> str | None:
-    """The error for a wrong --run-mode; None if it is right."""
+    """Return the error for a wrong --run-mode; None if it is right."""
     for step in options.run_mode.split(","):
         if step not in RUN_STEPS:
             return f"--run-mode: {unknown('step', step, RUN_STEPS)}"
@@ -985,7 +991,7 @@ def _wrong_run_mode(options: TrainOptions) -> str | None:
 
 
 def _unusable_address(options: TrainOptions) -> str | None:
-    """The error for an address with an unknown scheme or a secret, before the training starts."""
+    """Return the error for an address with an unknown scheme or a secret, before the training."""
     for name in (
         *("data_config", "network_config", "model_prefix", "load_model_weights", "metrics_log"),
         *("log_file", "tensorboard_log_dir", "predict_output", "export_onnx", "triton_config"),
@@ -1004,7 +1010,7 @@ def _unusable_address(options: TrainOptions) -> str | None:
 
 
 def _unwritable_output(options: TrainOptions) -> str | None:
-    """The error for a local output that cannot be written, before the training starts."""
+    """Return the error for a local output that cannot be written, before the training starts."""
     files = {"metrics_log": options.metrics_log, "log_file": options.log_file}
     files |= {"export_onnx": options.export_onnx, "triton_config": options.triton_config}
     if "/" in options.predict_output:  # else it is written beside the model
@@ -1029,7 +1035,7 @@ def _unwritable_output(options: TrainOptions) -> str | None:
 
 
 def _missing_flags(options: TrainOptions) -> str | None:
-    """The error for flags that the other flags require; None if there are all."""
+    """Return the error for flags that the other flags require; None if there are all."""
     required = ["data_config", "network_config"]
     predicts = options.predict or not options.runs("train")
     if predicts and options.data_config_test:
@@ -1050,7 +1056,7 @@ def _missing_flags(options: TrainOptions) -> str | None:
 
 
 def _contradiction(options: TrainOptions) -> str | None:
-    """The error for flags that contradict each other; None if there are none."""
+    """Return the error for flags that contradict each other; None if there are none."""
     if options.cross_validation and (options.export_onnx or options.metrics_log):
         return (
             "--cross-validation trains several networks, but --export-onnx and --metrics-log are"

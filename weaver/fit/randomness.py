@@ -17,7 +17,7 @@ weights_only accepts."""
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
-    """The seed of one step on one rank."""
+    """Return the seed of one step on one rank."""
     return (seed * 1_000_003 + step) * 1_009 + rank
 
 
@@ -29,7 +29,7 @@ def seed_all(seed: int) -> None:
 
 
 def state() -> RandomState:
-    """The states of these generators."""
+    """Return the states of these generators."""
     # legacy: NumPy returns a tuple rather than a dict
     name, keys, *rest = cast(tuple[Any, ...], np.random.get_state(legacy=True))
     states: RandomState = {

@@ -34,11 +34,11 @@ class Schedule:
             raise InputError(unknown("learning-rate scheduler", self.name, CURVES))
 
     def factor(self, step: int) -> float:
-        """The factor that multiplies --start-lr at a step."""
+        """Return the factor that multiplies --start-lr at a step."""
         return CURVES[self.name](self, step)
 
     def momentum(self, step: int) -> float | None:
-        """The optimizer's momentum (first beta) at a step, if the schedule sets it.
+        """Return the optimizer's momentum (first beta) at a step, if the schedule sets it.
 
         one-cycle lowers it while the rate is high.
         """

@@ -23,7 +23,7 @@ def start_from(model: nn.Module, uri: str, exclude: str = "") -> None:
     common_weights = {}
     candidates = []
     for name, value in file_weights.items():
-        if matches(name, exclude):
+        if fits_pattern(name, exclude):
             continue
         candidates.append(name)
         if name not in own:
@@ -58,18 +58,18 @@ def freeze(model: nn.Module, patterns: str) -> None:
     """
     names = [name for name, _ in model.named_parameters()]
     for pattern in patterns.split(","):
-        if not any(matches(name, pattern) for name in names):
+        if not any(fits_pattern(name, pattern) for name in names):
             examples = ", ".join(names[:10])
             raise InputError(
                 f"--freeze-model-weights: '{pattern}' matches no weight of the network; there are:"
                 f" {examples}, ..."
             )
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not matches(name, patterns))
+        parameter.requires_grad_(not fits_pattern(name, patterns))
 
 
-def matches(name: str, patterns: str) -> bool:
-    """Whether one of the comma-separated regular expressions matches a name from its beginning.
+def fits_pattern(name: str, patterns: str) -> bool:
+    """Return whether one of the comma-separated expressions matches a name from its beginning.
 
     Raises InputError for text that is not a regular expression.
     """

@@ -27,7 +27,7 @@ PEAK_FACTOR = 1.7
 def autograd_bytes(
     model: torch.nn.Module, inputs: tuple[torch.Tensor, ...], precision: Precision
 ) -> int:
-    """Number of bytes that autograd stores for one forward pass in training mode.
+    """Return the number of bytes that autograd stores for one forward pass in training mode.
 
     inputs: of a few jets, on the CPU. The model and the random state do not change.
     """
@@ -58,7 +58,7 @@ def warning(
     precision: Precision,
     device: torch.device,
 ) -> str | None:
-    """A warning if a step of `batch_size` jets will probably not fit into the device's memory.
+    """Warn if a step of `batch_size` jets will probably not fit into the device's memory.
 
     None if it will fit, or if that cannot be measured.
     """

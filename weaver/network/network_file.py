@@ -59,14 +59,14 @@ class NetworkFile:
         return cls(uri=uri, source=source, address=address, siblings=siblings)
 
     def digest(self) -> str:
-        """SHA-256 of the text and the siblings, in hexadecimal, whatever their address."""
+        """Return SHA-256 of the text and the siblings, in hexadecimal, whatever their address."""
         content = hashlib.sha256(self.source.encode())
         for path, data in self.siblings.items():
             content.update(f"\0{path}\0".encode() + hashlib.sha256(data).digest())
         return content.hexdigest()
 
     def option_names(self) -> set[str] | None:
-        """Names of the options that the network takes.
+        """Return the names of the options that the network takes.
 
         None where it takes any option (`**options`) or imports get_model from another module.
         Raises InputError as the function `option_names` does.
@@ -182,7 +182,10 @@ class NetworkFile:
             raise self.error(f"{name} failed", error) from error
 
     def _local_path(self) -> str:
-        """Path of the file, with its siblings beside it. If they are distant, they are copied."""
+        """Return the path of the file, with its siblings beside it.
+
+        If they are distant, they are copied.
+        """
         address = self.address or self.uri
         if storage.is_local(address) or not self.siblings:
             return address
@@ -242,7 +245,7 @@ class NetworkFile:
         )
 
     def _options_of(self, function: str, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Those of `options` that get_model or get_loss takes; each gets only its own."""
+        """Return those of `options` that get_model or get_loss takes; each gets only its own."""
         names, anything = _signature(ast.parse(self.source), function)
         return {name: value for name, value in options.items() if anything or name in names}
 
@@ -272,7 +275,7 @@ def load_network(uri: str) -> NetworkFile:
     return network
 
 
-def check_model(uri: str, model: object) -> None:
+def check_is_module(uri: str, model: object) -> None:
     """Raise InputError where get_model returned anything but a torch.nn.Module."""
     import torch
 
@@ -293,7 +296,7 @@ def check_loss(uri: str, loss: object) -> None:
 
 
 def num_parameters(model: torch.nn.Module) -> int:
-    """Number of a network's trainable parameters."""
+    """Return the number of a network's trainable parameters."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
@@ -351,7 +354,7 @@ def option_rules(source: str) -> dict[str, Rule]:
 
 
 def _signature(tree: ast.Module, name: str) -> tuple[set[str], bool]:
-    """Arguments of a function after the first, and whether it may take any others too.
+    """Return the arguments of a function after the first, and whether it may take any others too.
 
     It takes any with `**options`, and may take any where another module defines it.
     """
@@ -363,7 +366,7 @@ def _signature(tree: ast.Module, name: str) -> tuple[set[str], bool]:
 
 
 def _defined_names(body: Sequence[ast.stmt]) -> list[str]:
-    """Names that the top-level statements of a file define, also under an `if` or a `try`."""
+    """Return names that a file's top-level statements define, also under an `if` or a `try`."""
     names: list[str] = []
     for node in body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -379,7 +382,7 @@ def _defined_names(body: Sequence[ast.stmt]) -> list[str]:
 
 
 def _advice(error: BaseException) -> str:
-    """Advice about a module of weaver-core that does not exist here, as the end of a sentence."""
+    """Return advice about a missing module of weaver-core, as the end of a sentence."""
     missing = (error.name or "") if isinstance(error, ModuleNotFoundError) else ""
     # the name of the package in the first versions of Weaver
     if missing == "utils" or missing.startswith("utils."):

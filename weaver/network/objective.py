@@ -100,7 +100,7 @@ class Objective:
     def errors(
         self, prediction: torch.Tensor, target: torch.Tensor, weights: torch.Tensor
     ) -> torch.Tensor:
-        """Weighted sums of the metrics that follow AvgLoss in `metrics`.
+        """Return the weighted sums of the metrics that follow AvgLoss in `metrics`.
 
         They are the squared and absolute errors, or the number of correct classes.
 
@@ -123,7 +123,7 @@ class Objective:
     def responses(
         self, prediction: torch.Tensor, target: torch.Tensor, _weights: torch.Tensor
     ) -> torch.Tensor:
-        """Values (N,) for a histogram of the validation jets. The arguments are an Outcome.
+        """Return values (N,) for a histogram of the validation jets. The arguments are an Outcome.
 
         For a regression they are exp(prediction - target): for a target log(true / reconstructed
         pT) the ratio of calibrated to true pT. For a classification they are the score of the true
@@ -135,7 +135,7 @@ class Objective:
 
 
 def central_output(prediction: torch.Tensor) -> torch.Tensor:
-    """The prediction (N,) of a regression from its outputs (N,) or (N, outputs).
+    """Return the prediction (N,) of a regression from its outputs (N,) or (N, outputs).
 
     Of several outputs for one target it is the first, the median; the others are quantiles.
     """
@@ -143,7 +143,7 @@ def central_output(prediction: torch.Tensor) -> torch.Tensor:
 
 
 def errors_of(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Errors, prediction - target: (N, k) for targets (N, k), and (N, 1) for targets (N,)."""
+    """Return prediction - target: (N, k) for targets (N, k), and (N, 1) for targets (N,)."""
     if target.ndim > 1:
         return (prediction.reshape(target.shape) - target).flatten(1)
     return (central_output(prediction) - target)[:, None]

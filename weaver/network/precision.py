@@ -39,13 +39,13 @@ class Precision:
         return self.name != "float32"
 
     def autocast(self, device: torch.device) -> torch.autocast:
-        """A context for the forward pass; it does nothing in float32."""
+        """Return a context for the forward pass; it does nothing in float32."""
         return torch.autocast(
             device.type, self.dtype if self.is_mixed else None, enabled=self.is_mixed
         )
 
     def scaler(self, device: torch.device) -> torch.amp.GradScaler:
-        """A scaler of the loss for float16, in which small gradients would vanish.
+        """Return a scaler of the loss for float16, in which small gradients would vanish.
 
         With other types it leaves the loss unchanged.
         """
@@ -73,7 +73,7 @@ def choose(name: str, device: torch.device) -> Precision:
 
 
 def cpu_flags(path: str = "/proc/cpuinfo") -> set[str]:
-    """Instruction sets of this machine's CPU; empty where the system has no such file."""
+    """Return instruction sets of this machine's CPU; empty where the system has no such file."""
     try:
         lines = Path(path).read_text().splitlines()
     except OSError:

@@ -55,7 +55,10 @@ def read_siblings(place: str, source: str) -> Siblings:
 
 
 def _files(folder: str, path: str) -> list[str]:
-    """Relative paths of the file, module or package `path` below `folder`; empty without one."""
+    """Return the relative paths of the file, module or package `path` below `folder`.
+
+    Empty without one.
+    """
     place = storage.join(folder, path)
     if FILE_NAME.fullmatch(path):
         return [path] if storage.exists(place) else []
@@ -69,7 +72,7 @@ def _files(folder: str, path: str) -> list[str]:
 
 
 def _names(text: str) -> Iterator[str]:
-    """Relative paths of files, and names of modules, that a Python text may refer to."""
+    """Yield the relative paths of files, and names of modules, that a Python text may refer to."""
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):  # the import will report it

@@ -79,7 +79,9 @@ class _Check:
         self.runtime = session(onnx_path)
 
     def difference(self, label: str, sizes: Mapping[str, tuple[int, ...]]) -> float:
-        """The largest difference for inputs of these shapes; `label` describes them in errors.
+        """Return the largest difference for inputs of these shapes.
+
+        `label` describes them in errors.
 
         Rounding may decide which of two nearly equally distant particles is a neighbour. So a jet
         of one set may differ, but not in all sets of DRAWS. Returns 0 if both raise errors for such
@@ -106,7 +108,7 @@ class _Check:
     def _compute_both(
         self, label: str, sizes: Mapping[str, tuple[int, ...]], inputs: Inputs
     ) -> tuple[np.ndarray, np.ndarray] | None:
-        """Outputs of ONNX Runtime and of PyTorch; None if both raise errors."""
+        """Return the outputs of ONNX Runtime and of PyTorch; None if both raise errors."""
         expected, network_error = None, ""
         try:
             expected = torch_answers(self.network, list(sizes), inputs)
@@ -125,7 +127,7 @@ class _Check:
         return answers, expected
 
     def _gate_error(self, what: str) -> GateError:
-        """The gate's error, with the lines of the network that turned shapes into constants."""
+        """Return the gate's error, with the lines of the network that made shapes constants."""
         inputs = random_jets(self.data_config, self.shapes, own=True)
         return GateError(
             f"the ONNX file {what}{constant_sources(self.network, list(inputs), inputs)}"
@@ -159,7 +161,7 @@ def _variants(
 
 
 def lengths(own: int) -> list[int]:
-    """Lengths at which a network is checked whose data config has the length `own`."""
+    """Return the lengths at which a network is checked whose data config has the length `own`."""
     short = range(1, min(own, ALL_LENGTHS) + 2)
     between = np.linspace(min(own, ALL_LENGTHS), own, SOME_LENGTHS).astype(int).tolist()
     return sorted({*short, *between, own + 1, math.ceil(LONGER * own)})
@@ -202,7 +204,7 @@ def random_jets(
 
 
 def is_mask(data_config, name: str) -> bool:
-    """Whether an input is a mask: 1 for places with a particle."""
+    """Return whether an input is a mask: 1 for places with a particle."""
     variables = data_config.input_dicts.get(name, [])
     return name.endswith("mask") or (
         bool(variables) and all(variable.endswith("mask") for variable in variables)
@@ -210,12 +212,12 @@ def is_mask(data_config, name: str) -> bool:
 
 
 def is_momentum(name: str, shape: Sequence[int]) -> bool:
-    """Whether an input contains four-momenta (px, py, pz, E), as for Particle Transformer."""
+    """Return whether an input has four-momenta (px, py, pz, E), as for Particle Transformer."""
     return "vectors" in name and len(shape) == 2 and shape[0] == 4
 
 
 def _pad_values(data_config, name: str, channels: int) -> list[float]:
-    """The value of each variable of an input in a padded place."""
+    """Return the value of each variable of an input in a padded place."""
     variables = data_config.input_dicts.get(name, [])
     if len(variables) != channels:
         return [0.0] * channels
@@ -233,7 +235,10 @@ def _onnx_answers(runtime, inputs: Inputs) -> np.ndarray:
 
 
 def _difference(answers: np.ndarray, expected: np.ndarray, label: str) -> float:
-    """Largest difference over jets for which PyTorch's output is finite; NaN without such jets."""
+    """Return largest difference over jets for which PyTorch's output is finite.
+
+    NaN without such jets.
+    """
     if answers.shape != expected.shape:
         raise GateError(
             f"the ONNX file gives outputs of shape {answers.shape} at {label}, the network"
@@ -246,7 +251,7 @@ def _difference(answers: np.ndarray, expected: np.ndarray, label: str) -> float:
 
 
 def constant_sources(network, names: Sequence[str], inputs: Inputs) -> str:
-    """The lines that convert shapes to Python numbers while the network is traced.
+    """Return the lines that convert shapes to Python numbers while the network is traced.
 
     Returns the end of a sentence; empty if there are none. Never raises.
     """
@@ -259,7 +264,7 @@ def constant_sources(network, names: Sequence[str], inputs: Inputs) -> str:
         try:
             torch.jit.trace(network, example, check_trace=False)
         except Exception as error:  # an error here must not hide the gate's result
-            return f"; its operations could not be traced again ({type(error).__name__}: {error})"
+            return f"; its operations could not be traced again ({error or type(error).__name__})"
     for warning in tracer_warnings:
         if issubclass(warning.category, torch.jit.TracerWarning):
             text = linecache.getline(warning.filename, warning.lineno).strip()

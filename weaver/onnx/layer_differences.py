@@ -41,7 +41,7 @@ def describe_layer_differences(
     try:
         differences = layer_differences(model, onnx_path, input_names, inputs, level)
     except Exception as error:  # an error here must not hide the gate's result
-        return f"its layers could not be compared ({type(error).__name__}: {error})"
+        return f"its layers could not be compared ({error or type(error).__name__})"
     # "not <=", since a difference may be NaN
     diverging = [name for name, difference in differences.items() if not difference <= CLOSE]
     if not differences:
@@ -94,7 +94,7 @@ def _forms(array: np.ndarray, shape: tuple[int, ...]) -> list[np.ndarray]:
 
 
 def _difference(answers: np.ndarray, expected: np.ndarray) -> float:
-    """Largest difference of a layer's outputs."""
+    """Return the largest difference of a layer's outputs."""
     difference = _largest(answers, expected)
     # outputs of edges (N, P, k, C), where the order of neighbours may differ
     if answers.ndim == 4 and difference > CLOSE:
@@ -103,7 +103,10 @@ def _difference(answers: np.ndarray, expected: np.ndarray) -> float:
 
 
 def _largest(output: np.ndarray, expected: np.ndarray) -> float:
-    """Largest difference, relative where |expected| is above 1; infinite for NaN or infinity."""
+    """Return largest difference, relative where |expected| is above 1.
+
+    Infinite for NaN or infinity.
+    """
     differences = np.abs(output.astype(np.float64) - expected) / np.maximum(1, np.abs(expected))
     return float(np.where(np.isfinite(differences), differences, np.inf).max(initial=0.0))
 
@@ -179,7 +182,7 @@ def onnx_layers(
 
 
 def module_path(node_name: str) -> str:
-    """The path of the module from which a node was exported.
+    """Return the path of the module from which a node was exported.
 
     "/head/head.0/Gemm" -> "head.0", "/Concat" (the network's own) -> "".
     """

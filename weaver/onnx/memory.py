@@ -53,12 +53,12 @@ class Memory:
         return round(max(self.growth[-1] / self.sizes[-1], slope, 1))
 
     def batch_size(self, budget: int = BUDGET, most: int = MOST_JETS) -> int:
-        """The largest power of two, from 1 to `most`, that needs at most `budget` bytes."""
+        """Return the largest power of two, from 1 to `most`, that needs at most `budget` bytes."""
         fits = max(min(budget // self.bytes_per_jet, most), 1)
         return 1 << (fits.bit_length() - 1)
 
     def asdict(self) -> dict[str, object]:
-        """The fields and the bytes for each jet, as JSON values."""
+        """Return the fields and the bytes for each jet, as JSON values."""
         return {**dataclasses.asdict(self), "bytes_per_jet": self.bytes_per_jet}
 
 
@@ -94,7 +94,7 @@ def measure_memory(
 
 
 def peak_bytes() -> int:
-    """The largest resident memory of this process so far, in bytes.
+    """Return the largest resident memory of this process so far, in bytes.
 
     Raises GateError on systems other than Linux, which do not report it.
     """

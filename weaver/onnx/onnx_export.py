@@ -149,7 +149,7 @@ def without_trimming(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def free_axes(model_info: Mapping[str, Any]) -> dict[str, dict[int, str]]:
-    """The free axes of a network, without the batch: input or output -> {axis: name}.
+    """Return the free axes of a network, without the batch: input or output -> {axis: name}.
 
     They come from model_info's `dynamic_axes`, in a form of torch.onnx.export: {axis: name}, or a
     list of axes.
@@ -166,7 +166,7 @@ def free_axes(model_info: Mapping[str, Any]) -> dict[str, dict[int, str]]:
 
 
 def input_shapes(model_info: Mapping[str, Any], data_config=None) -> dict[str, tuple[int, ...]]:
-    """Shapes with which a network is traced, without the batch axis: input -> (C, P) or (C,).
+    """Return the shapes for tracing a network, without the batch axis: input -> (C, P) or (C,).
 
     The inputs are in the network's order. Sizes come from the data config, also for free axes.
     Raises InputError if an axis that is not free has no size.

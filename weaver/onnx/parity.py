@@ -49,7 +49,10 @@ class Golden:
         return len(self.multiplicity)
 
     def batch(self, jets: np.ndarray) -> dict[str, np.ndarray]:
-        """The inputs of these jets (n,); free axes are as long as the largest multiplicity."""
+        """Return the inputs of these jets (n,).
+
+        Free axes are as long as the largest multiplicity.
+        """
         inputs = {}
         for name, x in self.inputs.items():
             inputs[name] = x[jets]
@@ -73,7 +76,7 @@ class Parity:
     batch_sizes: tuple[int, ...]
 
     def asdict(self) -> dict[str, object]:
-        """The fields, as JSON values."""
+        """Return the fields, as JSON values."""
         return dataclasses.asdict(self)
 
 
@@ -131,7 +134,7 @@ def _with_multiplicity(
     padding: np.ndarray | None,
     seed: int,
 ) -> np.ndarray:
-    """The jets x[base] (n, C, P) of x (N, C, P), changed to `sizes` (n,) particles each."""
+    """Return the jets x[base] (n, C, P) of x (N, C, P), changed to `sizes` (n,) particles each."""
     variant = x[base].copy()
     length = x.shape[2]
     # (jet, place) of all particles, with which jets are extended. The seed is the same for each
@@ -259,12 +262,12 @@ def num_answers(
     levels: Sequence[int] = tuple(GRAPH_LEVELS),
     batch_sizes: Sequence[int] = BATCH_SIZES,
 ) -> int:
-    """Number of jets that check_parity runs in ONNX Runtime, for a progress bar."""
+    """Return the number of jets that check_parity runs in ONNX Runtime, for a progress bar."""
     return len(levels) * sum(len(_jets_for(size, golden)) for size in batch_sizes)
 
 
 def _jets_for(batch_size: int, golden: Golden) -> np.ndarray:
-    """Indices of the jets for a batch size: complete batches, with one jet of each multiplicity."""
+    """Return indices of jets for a batch size: full batches, with one jet of each multiplicity."""
     batches = -(-golden.span // batch_size)
     return np.arange(batches * batch_size) % len(golden)
 
@@ -300,7 +303,10 @@ def _onnx_answers(
 
 
 def relative_difference(answers: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """Largest difference (N,) of each jet, relative where |expected| > 1; infinite for NaN."""
+    """Return largest difference (N,) of each jet, relative where |expected| > 1.
+
+    Infinite for NaN.
+    """
     differences = np.abs(answers.astype(np.float64) - expected) / np.maximum(1.0, np.abs(expected))
     differences = np.where(np.isfinite(differences), differences, np.inf)
     return differences.reshape(len(answers), -1).max(axis=1)

@@ -45,7 +45,7 @@ def raw_plan(config: DataConfig) -> Plan:
 
 
 def raw_columns(entry: Entry, config: DataConfig) -> dict[str, Column]:
-    """The branches of one file that the data config uses: name -> column.
+    """Return the branches of one file that the data config uses: name -> column.
 
     Raises InputError as weaver.read.files.inspect does, and for a branch that is not numeric.
     """
@@ -61,7 +61,7 @@ def raw_columns(entry: Entry, config: DataConfig) -> dict[str, Column]:
 
 
 def _column(branch) -> Column:
-    """The type of a branch, and for lists the name of its counter."""
+    """Return the type of a branch, and for lists the name of its counter."""
     array = branch.array(entry_stop=0, library="ak")
     dtype = None
     with contextlib.suppress(TypeError, ValueError):  # words, records and the like
@@ -134,7 +134,7 @@ def pad_columns(columns: Mapping[str, ak.Array], program: RawProgram) -> dict[st
 def reference_inputs(
     jets: Mapping[str, np.ndarray], config: DataConfig, program: RawProgram
 ) -> dict[str, np.ndarray]:
-    """The network's inputs by weaver's own preparation: group -> (N, C, P) or (N, C).
+    """Return the network's inputs by weaver's own preparation: group -> (N, C, P) or (N, C).
 
     The entry '' is the quantity that the label divides by (N,), such as jetPt in GeV. With jetEta
     among the inputs, the entry `residual_features` (N, 2) is the residual correction's input.
@@ -163,7 +163,7 @@ def reference_inputs(
 
 
 def _without_padding(jets: Mapping[str, np.ndarray], branch: str, program: RawProgram) -> ak.Array:
-    """A branch of the model's inputs as an awkward array, without padding."""
+    """Return a branch of the model's inputs as an awkward array, without padding."""
     column = program.inputs[branch]
     if not column.particles:
         return ak.Array(jets[branch][:, 0])
@@ -219,7 +219,7 @@ def golden_raw_jets(
 def reference_answers(
     output: np.ndarray, reference_pt: np.ndarray, valid: np.ndarray
 ) -> np.ndarray:
-    """The raw model's expected outputs (N, outputs), from those of the network (N, C).
+    """Return the raw model's expected outputs (N, outputs), from those of the network (N, C).
 
     output: (N, C), logarithms of factors to reference_pt (N,), GeV. valid: (N,), which becomes the
     last output.

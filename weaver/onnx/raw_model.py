@@ -72,13 +72,13 @@ SINGLE = frozenset(
 
 
 def graph_type(dtype: np.dtype) -> torch.dtype:
-    """The torch type for numbers of a numpy type."""
+    """Return the torch type for numbers of a numpy type."""
     dtype = np.dtype(dtype)
     return torch.bool if dtype.kind == "b" else _TYPES[f"{dtype.kind}{dtype.itemsize}"]
 
 
 def graph_type_of(value: Value) -> torch.dtype:
-    """The torch type of a Value in the graph.
+    """Return the torch type of a Value in the graph.
 
     Choices between small integers, such as a charge, have the type float32, which is exact for
     them, because ONNX Runtime's Where is several times slower for 64-bit integers.
@@ -92,7 +92,10 @@ LARGEST_EXACT = 2**24  # float32 holds all integers up to this one exactly
 
 
 def _bound(argument: Any) -> float:
-    """An upper bound on the absolute value of a Value or number; infinity if there is none."""
+    """Return an upper bound on the absolute value of a Value or number.
+
+    Infinity if there is none.
+    """
     if not isinstance(argument, Value):
         return abs(float(argument))
     if argument.op == "sign" or argument.dtype.kind == "b":
@@ -138,7 +141,7 @@ class Preprocessing(torch.nn.Module):
         self.groups = torch.nn.ModuleDict(groups)
 
     def forward(self, *columns: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Columns (N, ...) -> the network's inputs, and last the reference pT (N, 1), in GeV."""
+        """Return the network's inputs of columns (N, ...), last the reference pT (N, 1) in GeV."""
         run = self.run(columns)
         return (*self.inputs(run), run(self.program.reference))
 
@@ -176,7 +179,7 @@ class Variable:
 
 
 def _variables(name: str, program: RawProgram, data_config: DataConfig) -> list[Variable]:
-    """The variables of an input group.
+    """Return the variables of an input group.
 
     As in weaver.prepared.transform, variables of particles are standardised in float32, single
     values in their own type.
@@ -203,7 +206,7 @@ class JetGroup(torch.nn.Module):
         self.size = size
 
     def forward(self, run: _Run) -> torch.Tensor:
-        """The group's variables, (N, C) or (N,)."""
+        """Return the group's variables, (N, C) or (N,)."""
         x = run.jet_groups[self.name]  # (N, C)
         return x if self.size > 1 else x[:, 0]
 
@@ -252,7 +255,7 @@ class ParticleGroup(torch.nn.Module):
         return is_zero and not self.wraps
 
     def forward(self, run: _Run) -> torch.Tensor:
-        """The group's variables, (N, C, length)."""
+        """Return the group's variables, (N, C, length)."""
         first = self.variables[0].value
         # real: (N, length), True for places with a particle
         cut, real = run.cut(
@@ -283,7 +286,7 @@ class ParticleGroup(torch.nn.Module):
         return x.reshape(-1, len(self.variables) + int(self.appends_mask), self.length)
 
     def _params(self, index: int) -> Mapping[str, Any]:
-        """How a variable is standardised; the mask, which comes behind all, is not."""
+        """Return how a variable is standardised; the mask, which comes behind all, is not."""
         if index == len(self.variables):
             return {"center": None, "pad_value": 0.0}
         return self.variables[index].params
@@ -355,7 +358,7 @@ class Table:
     ..., -1. In this order x itself is the index, because a negative one counts from the end."""
 
     def look_up(self, x: torch.Tensor, length: int) -> torch.Tensor:
-        """The k variables, one after the other, (N, k * length), for integers x (N, length)."""
+        """Return the k variables side by side, (N, k * length), for integers x (N, length)."""
         columns = []
         if self.magnitudes:
             magnitudes = torch.tensor(self.magnitudes, dtype=x.dtype)[:, None]
@@ -433,7 +436,7 @@ def _indicated_magnitude(row: torch.Tensor, reach: int) -> int | None:
 
 
 class _LookUp(torch.autograd.Function):
-    """The values row[index] of a table (R,), for an index (K,) that may count from the end.
+    """Return row[index] of a table (R,), for an index (K,) that may count from the end.
 
     torch's own gather takes no negative index and no int32 one; ONNX's takes both.
     """
@@ -449,7 +452,7 @@ class _LookUp(torch.autograd.Function):
 
 
 def _looked_up(row: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """The values row[index] of a table (R,), for an index (K,) that may count from the end."""
+    """Return row[index] of a table (R,), for an index (K,) that may count from the end."""
     values: torch.Tensor = _LookUp.apply(row, index)
     return values
 
@@ -504,7 +507,7 @@ class ResidualFeatures(torch.nn.Module):
         self.values = (program.reference, program.eta)
 
     def forward(self, run: _Run) -> torch.Tensor:
-        """The reference pT (GeV) and jetEta, (N, 2)."""
+        """Return the reference pT (GeV) and jetEta, (N, 2)."""
         return torch.cat([run(value).float() for value in self.values], dim=1)
 
 
@@ -522,7 +525,7 @@ class RawModel(torch.nn.Module):
         self.limits = limits
 
     def forward(self, *columns: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The file's columns (N, ...) -> the outputs, `valid` last, (N, 1) each."""
+        """Return the file's columns (N, ...) -> the outputs, `valid` last, (N, 1) each."""
         run = self.preprocessing.run(columns)
         output = self.network(*self.preprocessing.inputs(run))
         program = self.preprocessing.program
@@ -589,7 +592,7 @@ def _valid(run: _Run, program: RawProgram, limits: ValidRange) -> torch.Tensor:
 
 
 def raw_inputs(program: RawProgram) -> list[str]:
-    """Names of the model's inputs in order: branches, then counters."""
+    """Return the names of the model's inputs in order: branches, then counters."""
     return [*program.inputs, *program.counters]
 
 
@@ -680,7 +683,7 @@ CONSTANTS: dict[str, Callable[[Value], float]] = {
 
 
 def _constants(values: Sequence[Value]) -> torch.Tensor:
-    """The numbers of constants, (1, k, 1)."""
+    """Return the numbers of constants, (1, k, 1)."""
     numbers = [float(CONSTANTS[value.op](value)) for value in values]
     return torch.tensor(numbers, dtype=torch.float32)[None, :, None]
 
@@ -781,7 +784,7 @@ def _standardise(
     x = x.to(graph_type(dtype))
 
     def numbers(key: str, default: float) -> np.ndarray:
-        """A parameter of each variable, in the type of the result, as numpy rounds it."""
+        """Return a parameter of each variable, in the type of the result, as numpy rounds it."""
         values = []
         for param in params:
             is_default = param["center"] is None or param[key] is None
@@ -810,7 +813,7 @@ def _standardise(
 
 
 def _have_bounds(params: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether all variables have both bounds, so that they are finite."""
+    """Return whether all variables have both bounds, so that they are finite."""
     for param in params:
         if param["center"] is None or param["min"] is None or param["max"] is None:
             return False
@@ -818,12 +821,12 @@ def _have_bounds(params: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def _is_finite(params: Mapping[str, Any], size: float) -> bool:
-    """Whether a variable is finite, because of its bounds or of `size`, its upper bound."""
+    """Return whether a variable is finite, because of its bounds or of `size`, its upper bound."""
     return _have_bounds([params]) or (params["center"] is None and math.isfinite(size))
 
 
 def _may_be_nan(value: Value, assumes_finite: bool) -> bool:
-    """Whether a Value may be NaN; with `assumes_finite`, for finite columns."""
+    """Return whether a Value may be NaN; with `assumes_finite`, for finite columns."""
     if value.dtype.kind != "f":
         return False
     return not (assumes_finite and value.op == "column")
@@ -856,7 +859,7 @@ def _fill_padding(
 
 
 def _is_number(x: torch.Tensor) -> torch.Tensor:
-    """False for NaN."""
+    """Return False for NaN."""
     return x == x  # noqa: PLR0124
 
 
@@ -892,7 +895,10 @@ class _Run:
         return self.results[id(value)]
 
     def counts(self, value: Value) -> torch.Tensor:
-        """Number of particles of each jet (N, 1) in a value of particles. Raises TypeError."""
+        """Return the number of particles of each jet (N, 1) in a value of particles.
+
+        Raises TypeError.
+        """
         if value.counts is None:
             raise TypeError(f"{value.op} is one value a jet")
         return self(value.counts)
@@ -920,11 +926,11 @@ class _Run:
         return self.columns[value.args[0]].to(graph_type(value.dtype))
 
     def op_counter(self, value: Value) -> torch.Tensor:
-        """The counter, at most the number of places: a larger one means all of them."""
+        """Return the counter, at most the number of places: a larger one means all of them."""
         return self.clamped_counter(*value.args)
 
     def clamped_counter(self, counter: str, branch: str) -> torch.Tensor:
-        """A counter (N, 1), limited to the range from 0 to the number of places of `branch`."""
+        """Return a counter (N, 1), limited to 0 and the number of places of `branch`."""
         counts = self.columns[counter].to(torch.int64).clamp(min=0)
         return torch.minimum(counts, self.places(branch))
 
@@ -997,7 +1003,7 @@ class _Run:
         return _Cut(self, places, repeats_particles=True), places_or_none < counts
 
     def places(self, branch: str) -> torch.Tensor:
-        """The number of places P of a branch (N, P), as a tensor of the graph."""
+        """Return the number of places P of a branch (N, P), as a tensor of the graph."""
         if branch not in self.place_counts:
             shape: torch.Tensor = torch._shape_as_tensor(self.columns[branch])
             self.place_counts[branch] = shape[1]
@@ -1042,7 +1048,7 @@ class _Run:
         is_sorted: bool = True,
         are_numbers: Sequence[bool] = (),
     ) -> torch.Tensor:
-        """Positions (N, P) that sort each jet's particles by one or more keys (N, P).
+        """Return positions (N, P) that sort each jet's particles by one or more keys (N, P).
 
         keys: (key, whether it falls), the most important one first. Ties keep their order; places
         where `real` (N, P) is False come last. length: return only so many positions, at most P, in
@@ -1085,7 +1091,7 @@ class _Run:
     def fill_empty_places(
         self, value: Value, outside: float, dtype: torch.dtype | None = None
     ) -> torch.Tensor:
-        """The values of particles, with `outside` in places without a particle."""
+        """Return the values of particles, with `outside` in places without a particle."""
         x = self(value.args[0]).to(dtype or graph_type(value.dtype))
         return torch.where(self.real(value.args[0]), x, torch.tensor(outside, dtype=x.dtype))
 
@@ -1116,7 +1122,7 @@ class _Run:
 
 
 def _limit(value: Value, sign: int) -> float:
-    """The largest (sign 1) or smallest (-1) number of a Value's type."""
+    """Return the largest (sign 1) or smallest (-1) number of a Value's type."""
     if value.dtype.kind == "f":
         return sign * math.inf
     limits = torch.iinfo(graph_type(value.dtype))
@@ -1157,7 +1163,7 @@ class _Cut(_Run):
         return self.known_mask
 
     def together(self, values: Sequence[Value]) -> torch.Tensor:
-        """Values of particles side by side, (N, k * length) in float32.
+        """Return the values of particles side by side, (N, k * length) in float32.
 
         A function of one argument that all have, such as the logarithm, is one node of the graph.
         """
@@ -1187,7 +1193,7 @@ class _Cut(_Run):
 
 
 def _branch(value: Value) -> str:
-    """The name of a branch with as many places as a value of particles."""
+    """Return the name of a branch with as many places as a value of particles."""
     while value.op != "column":
         arguments = [a for a in value.args if isinstance(a, Value) and a.counts is not None]
         value = arguments[-1 if value.op == "gather" else 0]
@@ -1231,7 +1237,9 @@ def _resize_places(x: torch.Tensor, missing: torch.Tensor, fill: int) -> torch.T
 def _positions(
     key: torch.Tensor, length: torch.Tensor | None = None, is_sorted: bool = True
 ) -> torch.Tensor:
-    """Positions that sort each row (N, P) in falling order, stably; the first `length`, at most P.
+    """Return the positions that sort each row (N, P) in falling order, stably.
+
+    The first `length`, at most P.
 
     ONNX's TopK is stable by its definition; torch's topk is not. Unless `is_sorted`, the same
     positions may come in any order.
@@ -1279,7 +1287,7 @@ def _combine_keys(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 
 
 def _operand_type(value: Value) -> torch.dtype:
-    """The type to which numpy converts an operation's operands, or the nearest in the graph."""
+    """Return the type to which numpy converts operands, or the nearest in the graph."""
     if value.op in COMPARISONS:
         types = [a.dtype if isinstance(a, Value) else a for a in value.args]
         dtype = np.result_type(*types)

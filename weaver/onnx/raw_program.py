@@ -127,7 +127,7 @@ def check_raw(config: DataConfig, columns: Mapping[str, Column]) -> None:
 
 
 def input_columns(config: DataConfig) -> list[str]:
-    """Names of the network's input variables, and of the keys that sort particles."""
+    """Return the names of the network's input variables, and of the keys that sort particles."""
     names: list[str] = []
     for variables in config.input_dicts.values():
         names += variables
@@ -137,7 +137,7 @@ def input_columns(config: DataConfig) -> list[str]:
 
 
 def raw_branches(config: DataConfig) -> dict[str, str]:
-    """The branches that a model for raw jets needs: column name -> branch name.
+    """Return the branches that a model for raw jets needs: column name -> branch name.
 
     Raises InputError for a label that it cannot invert.
     """
@@ -175,7 +175,7 @@ class _Compiler:
     # ------------------------------------------------------------------------------------ columns
 
     def variable(self, name: str, group: str) -> Value:
-        """An input variable of the network."""
+        """Return an input variable of the network."""
         value = self.column(name)
         self.where = f"{self.config.source}:inputs:{group}:{name}"
         if value.absent is not None:
@@ -185,7 +185,7 @@ class _Compiler:
         return value
 
     def reference(self, expression: Expression) -> Value:
-        """The quantity that the label divides by."""
+        """Return the quantity that the label divides by."""
         value = self.expression(expression)
         if not isinstance(value, Value) or value.counts is not None or value.absent is not None:
             raise self.error(
@@ -194,7 +194,7 @@ class _Compiler:
         return value
 
     def column(self, name: str) -> Value:
-        """The Value of a branch or a new variable, which is compiled at its first use."""
+        """Return the Value of a branch or a new variable, which is compiled at its first use."""
         if name not in self.values:
             function = self.config.functions.get(name)
             value = self.branch(name) if function is None else self.expression(function)
@@ -207,7 +207,7 @@ class _Compiler:
         return self.values[name]
 
     def branch(self, name: str) -> Value:
-        """The Value of a column of the files, which becomes an input of the model.
+        """Return the Value of a column of the files, which becomes an input of the model.
 
         Raises:
             InputError: the column comes from no branch, or no file has the branch.
@@ -230,7 +230,7 @@ class _Compiler:
     def make(
         self, op: str, args: tuple, dtype, counts: Value | None = None, absent: Value | None = None
     ) -> Value:
-        """The Value of an operation; equal operations get the same object."""
+        """Return the Value of an operation; equal operations get the same object."""
         # the key contains the types of numbers, because 1, 1.0 and True are equal
         operands = [id(a) if isinstance(a, Value) else (type(a), a) for a in args]
         key = (op, *operands, np.dtype(dtype), id(counts), id(absent))
@@ -239,7 +239,7 @@ class _Compiler:
     # -------------------------------------------------------------------------------- expressions
 
     def expression(self, expression: Expression) -> Any:
-        """The Value of an expression, or a number if it contains no column."""
+        """Return the Value of an expression, or a number if it contains no column."""
         for name in expression.names:
             self.column(name)
         before, self.where = self.where, expression.where
@@ -249,12 +249,12 @@ class _Compiler:
             self.where = before
 
     def visit(self, node: ast.AST) -> Any:
-        """The Value of a part of an expression, or a number if it contains no column."""
+        """Return the Value of a part of an expression, or a number if it contains no column."""
         names = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)} - set(MODULES)
         if not names & set(self.samples):
             return self.sample(node)
         if type(node) not in self.visitors:
-            raise self.error(node, f"{type(node).__name__} has no form in a graph")
+            raise self.error(node, "it has no form in a graph")
         return self.visitors[type(node)](node)
 
     def binary(self, node: ast.BinOp) -> Value:
@@ -302,7 +302,7 @@ class _Compiler:
         raise self.error(node, "only functions by their names have a form in a graph")
 
     def elementwise(self, node: ast.AST, op: str, parts: Sequence[ast.AST]) -> Value:
-        """An elementwise operation, on values of jets or of particles."""
+        """Return an elementwise operation, on values of jets or of particles."""
         args = tuple(self.visit(part) for part in parts)
         dtype, particles = self.type_of(node)
         operands = [a for a in args if isinstance(a, Value)]
@@ -315,7 +315,7 @@ class _Compiler:
         return self.make(op, args, dtype, counts, self.any_absent(operands))
 
     def any_absent(self, values: Sequence[Value]) -> Value | None:
-        """Which jets lack one of the values; None if all jets have all of them."""
+        """Return which jets lack one of the values; None if all jets have all of them."""
         absent: Value | None = None
         for other in dict.fromkeys(value.absent for value in values):
             if absent is None:
@@ -327,14 +327,14 @@ class _Compiler:
     # ------------------------------------------------------------------------- particles of a jet
 
     def particles(self, node: ast.AST, part: ast.AST) -> Value:
-        """The Value of a part of an expression that must be a list of particles."""
+        """Return the Value of a part of an expression that must be a list of particles."""
         value = self.visit(part)
         if not isinstance(value, Value) or value.counts is None:
             raise self.error(node, f"'{ast.unparse(part)}' is not a list of particles")
         return value
 
     def reduce(self, node: ast.Call, op: str) -> Value:
-        """A reduction of each jet's particles to one value."""
+        """Return a reduction of each jet's particles to one value."""
         self.axis(node, ("axis", "mask_identity", "keepdims"))
         value = self.particles(node, node.args[0])
         dtype, particles = self.type_of(node)
@@ -359,7 +359,7 @@ class _Compiler:
                 raise self.error(node, f"the argument {keyword.arg}= has no form in a graph")
 
     def take(self, node: ast.AST, value: Value, selector: Any) -> Value:
-        """The particles value[selector]: at positions, or those that fulfil a condition."""
+        """Return the particles value[selector]: at positions, or those that fulfil a condition."""
         if not isinstance(selector, Value) or selector.counts is None:
             raise self.error(
                 node, "only particles can be chosen, by positions or a condition for each of them"
@@ -372,7 +372,7 @@ class _Compiler:
         return self.make("gather", (value, order), value.dtype, counts)
 
     def head(self, node: ast.Subscript, value: Value) -> Value:
-        """The first k particles, x[:, :k]."""
+        """Return the first k particles, x[:, :k]."""
         text = ast.unparse(node.slice).strip("()").replace(" ", "")
         if not text.startswith(":,:") or not text[3:].isdigit():
             raise self.error(node, "of slices only x[:, :k] has a form in a graph")
@@ -446,7 +446,7 @@ class _Compiler:
         return Expression(ast.unparse(node), self.where).evaluate(self.samples)
 
     def type_of(self, node: ast.AST) -> tuple[np.dtype, bool]:
-        """The type of an expression's numbers, and whether it has several values a jet."""
+        """Return the type of an expression's numbers, and whether it has several values a jet."""
         result = self.sample(node)
         is_array = isinstance(result, ak.Array | np.ndarray)
         if not is_array or len(result) != len(COUNTS) or result.ndim > 2:
@@ -456,7 +456,7 @@ class _Compiler:
         return numbers.dtype, result.ndim == 2
 
     def error(self, node: ast.AST | str, reason: str) -> InputError:
-        """The error for an expression that a graph cannot compute."""
+        """Return the error for an expression that a graph cannot compute."""
         text = node if isinstance(node, str) else ast.unparse(node)
         return InputError(
             f"{self.where}: '{text}' cannot become part of a model for raw jets: {reason}"

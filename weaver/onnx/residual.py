@@ -83,7 +83,7 @@ class CorrectedNetwork(torch.nn.Module):
         self.residual = ResidualLayer(residual)
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """The network's inputs and `residual_features` (N, 2) -> outputs (N, C), logarithms."""
+        """Return outputs (N, C), logarithms, of the inputs and `residual_features` (N, 2)."""
         *of_network, features = inputs
         output = self.network(*of_network)
         log_pt = torch.log(features[:, 0].clamp(min=LEAST_PT)) + output[:, 0]

@@ -216,7 +216,7 @@ def _signature(value) -> tuple[int, list[int]]:
 
 
 def _dims(name: str, shape: list[int], max_batch_size: int) -> list[int]:
-    """The dims in config.pbtxt: without the batch axis, unless batching is off."""
+    """Return the dims in config.pbtxt: without the batch axis, unless batching is off."""
     if max_batch_size == 0:
         return shape
     if shape[:1] != [-1]:

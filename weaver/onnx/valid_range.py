@@ -42,7 +42,7 @@ class ValidRange:
     """The jets of which the quantiles were taken: training or validation."""
 
     def as_json(self) -> dict[str, Any]:
-        """The fields as JSON values, for the model's metadata."""
+        """Return the fields as JSON values, for the model's metadata."""
         return dataclasses.asdict(self)
 
 
@@ -70,7 +70,10 @@ def valid_range(
 
 
 def selection_eta_limit(config: DataConfig) -> float | None:
-    """The limit c of a condition np.abs(<jet's eta>) < c in the selection; None without one."""
+    """Return the limit c of a condition np.abs(<jet's eta>) < c in the selection.
+
+    None without one.
+    """
     selection = config.selections["train"]
     limits = []
     for condition in _conditions(selection.tree if isinstance(selection, Expression) else None):
@@ -96,7 +99,7 @@ def _conditions(tree: ast.AST | None) -> Iterator[ast.AST]:
 
 
 def range_columns(program: RawProgram) -> dict[str, Any]:
-    """The raw model's inputs that the rule uses, under the keys of jec_client/validity.py.
+    """Return the raw model's inputs that the rule uses, under the keys of jec_client/validity.py.
 
     pt and eta are None if they are computed from several inputs, or are not used.
     """
@@ -112,7 +115,7 @@ def range_columns(program: RawProgram) -> dict[str, Any]:
 
 
 def _input_of(value: Value) -> str | None:
-    """The name of the input if the value is one; None if it is computed."""
+    """Return the name of the input if the value is one; None if it is computed."""
     return str(value.args[0]) if value.op == "column" else None
 
 

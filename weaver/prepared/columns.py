@@ -321,12 +321,15 @@ class ListWriter:
 
 
 def reweight_column(name: str) -> str:
-    """Name of a temporary column, from which the weights will be computed."""
+    """Return the name of a temporary column, from which the weights will be computed."""
     return f"reweight.{name}"
 
 
 def _path(folder: Path, name: str) -> Path:
-    """The file of a column; its name is quoted, because names of branches may contain a slash."""
+    """Return the file of a column.
+
+    Its name is quoted, because names of branches may contain a slash.
+    """
     return folder / f"{quote(name, safe='')}.npy"
 
 
@@ -416,7 +419,7 @@ class DatasetWriter:
 
 
 def reference_to(uri: str, reference: str) -> dict[str, str]:
-    """Content of the reference file at `reference`, which refers to prepared data at `uri`.
+    """Return content of the reference file at `reference`, which refers to prepared data at `uri`.
 
     Data in the same storage get an address relative to the file's folder, so that a folder of runs
     may be moved.
@@ -436,7 +439,7 @@ def reference_to(uri: str, reference: str) -> dict[str, str]:
 
 
 def resolve_reference(reference: str, dataset: str) -> str:
-    """The address of the prepared data to which a reference file refers.
+    """Return the address of the prepared data to which a reference file refers.
 
     reference: the file's address. dataset: its content. If the folder of runs has been moved since,
     it is the data in the folder's new place.
@@ -462,12 +465,12 @@ def _split(uri: str) -> tuple[str, str]:
 
 
 def is_prepared(uri: str) -> bool:
-    """True if there is a complete prepared folder at this address."""
+    """Return True if there is a complete prepared folder at this address."""
     return storage.exists(storage.join(uri, DESCRIPTION))
 
 
 def digest_of(description: Mapping[str, Any]) -> str:
-    """SHA-256 of the content of dataset.json without the checksum itself."""
+    """Return the SHA-256 of the content of dataset.json without the checksum itself."""
     content = {name: value for name, value in description.items() if name != "sha256"}
     return storage.digest(json.dumps(content, sort_keys=True).encode())
 
@@ -492,7 +495,7 @@ def damage(folder: Path) -> str:
 
 
 def _entries(description: Mapping[str, Any]) -> list[ColumnEntry]:
-    """The entries of all files of a prepared folder."""
+    """Return the entries of all files of a prepared folder."""
     entries: list[ColumnEntry] = list(description["columns"].values())
     lists = description.get("list_observers", {})
     for sequence in [*description["sequences"].values(), *lists.values()]:
@@ -593,7 +596,7 @@ def local_copy(uri: str, cache: Path | None = None, *, always: bool = False) -> 
     with _lock(cache / f"{target.name}.lock", uri):
         if not is_prepared(str(target)):
             size = sum(entry.size for entry in storage.entries(uri))
-            space.require(cache, size, f"a copy of {uri}")
+            space.require_free(cache, size, f"a copy of {uri}")
             with building(target, num_bytes=size) as folder:
                 storage.download(uri, folder)
                 if problem := damage(folder):

@@ -281,7 +281,7 @@ class Decoding:
         return sum(4 * math.prod(shape[1:]) for shape in self.config.input_shapes.values())
 
     def bytes_of_step(self, file: DataFile) -> int:
-        """Number of bytes in a step: fewer if the padded inputs are much larger than the data.
+        """Return the bytes in a step: fewer if the padded inputs are much larger than the data.
 
         Otherwise memory would grow with the number of input variables.
         """
@@ -379,7 +379,10 @@ class Decoding:
             )
 
     def no_jets_error(self, num_dropped: int) -> InputError:
-        """The error if no jet remains; num_dropped: jets that `non_finite: drop` has removed."""
+        """Return the error if no jet remains.
+
+        Num_dropped: jets that `non_finite: drop` has removed.
+        """
         selection = self.plan.selection
         if num_dropped or selection is None:
             return InputError(

@@ -31,7 +31,7 @@ Parts = list[tuple[np.dtype, int]]
 
 
 def derive_params(files: list[DataFile], config: DataConfig, steps: Steps) -> dict[str, Parameters]:
-    """Parameters of all input variables, with the missing ones derived from the files.
+    """Return the parameters of all input variables, with the missing ones derived from the files.
 
     As in weaver-core, they are computed from the first `data_fraction` of each file's jets: center
     = median and scale = 1 / max(q84 - median, median - q16) over all particles of the selected
@@ -112,7 +112,7 @@ def _center_and_scale(
 
 
 def _pieces(path: Path, parts: Parts, dtype: np.dtype) -> Iterator[np.ndarray]:
-    """The values in a file, as a type that holds those of all its parts."""
+    """Yield the values in a file, as a type that holds those of all its parts."""
     with open(path, "rb") as file:
         for own, count in parts:
             for start in range(0, count, PIECE):

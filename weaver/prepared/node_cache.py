@@ -26,7 +26,7 @@ def node_cache() -> Path:
 
 
 def place() -> Path:
-    """The path of the cache, which need not exist."""
+    """Return the path of the cache, which need not exist."""
     default = os.path.join(tempfile.gettempdir(), f"jec-cache-{os.getuid()}")
     return Path(os.environ.get(CACHE_VARIABLE) or default)
 

@@ -141,7 +141,7 @@ def prepare(
     )
 
     def target() -> Path:
-        """The local folder: the prepared folder itself, or this node's copy of it."""
+        """Return the local folder: the prepared folder itself, or this node's copy of it."""
         return Path(uri) if storage.is_local(uri) else node_cache() / storage.name(uri)
 
     num_bytes = warn_of_space(target(), check_result.files, report)
@@ -166,7 +166,7 @@ def prepare(
 
 
 def _usable(uri: str, report: Report) -> dict[str, Any] | None:
-    """The description of a prepared folder; None without one.
+    """Return the description of a prepared folder; None without one.
 
     A damaged folder is removed, with a warning.
     """
@@ -261,7 +261,7 @@ def _key(
     skipped_files: Sequence[data_files.SkippedFile],
     part: data_files.Part,
 ) -> str:
-    """Digest of all settings that decide the prepared data; it becomes the folder's name.
+    """Return digest of all settings that decide the prepared data; it becomes the folder's name.
 
     skipped_files: damaged files, or parts of them, that are missing in the data.
     """

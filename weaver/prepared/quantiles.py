@@ -32,7 +32,7 @@ def percentiles(
 
 
 def order_statistics(pieces: Pieces, dtype: np.dtype, ranks: Sequence[int]) -> np.ndarray:
-    """The values that stand at these places once all are sorted; 0 is the least."""
+    """Return the values that stand at these places once all are sorted; 0 is the least."""
     width = 8 * dtype.itemsize
     bits = min(BITS, width)
     prefixes = [0] * len(ranks)  # the highest bits of each value
@@ -68,7 +68,7 @@ def _keys(values: np.ndarray) -> np.ndarray:
 
 
 def _values(keys: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """The values of such numbers."""
+    """Return the values of such numbers."""
     sign = np.array(2 ** (8 * dtype.itemsize - 1), keys.dtype)
     if dtype.kind == "u":
         return keys

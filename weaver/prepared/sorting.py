@@ -24,7 +24,7 @@ def falling(values: np.ndarray) -> np.ndarray:
 
 
 def sort_within(keys: list[np.ndarray], counts: np.ndarray) -> np.ndarray:
-    """Positions (particles,) that sort the flat entries within each jet by `keys`.
+    """Return the positions (particles,) that sort the flat entries within each jet by `keys`.
 
     The order is rising and stable, with NaN last. keys: (particles,) each, the most important one
     first. counts: (N,), entries of each jet.

@@ -330,7 +330,7 @@ class _RowMaker:
         return _side_by_side(channels), num_kept
 
     def order(self, group: str, counts: np.ndarray, place: str) -> np.ndarray:
-        """Positions (entries,) that sort each jet's particles by the group's `order_by`."""
+        """Return positions (entries,) that sort each jet's particles by the group's `order_by`."""
         keys = self.config.order_by[group]
         name = (*((key.name, key.falling) for key in keys), counts.tobytes())
         if name not in self.orders:
@@ -372,7 +372,7 @@ class _RowMaker:
         return channels[0] if len(channels) == 1 else np.stack(channels, axis=1)
 
     def observer(self, name: str) -> np.ndarray | JaggedColumn:
-        """The values of an observer: (N,), (N, k), or a list for each jet.
+        """Return the values of an observer: (N,), (N, k), or a list for each jet.
 
         As in weaver-core, a monitor variable that is an input with one value a jet is standardised,
         and padded to (N, length) if its group has a length.
@@ -393,14 +393,14 @@ class _RowMaker:
         return rows
 
     def single(self, name: str) -> np.ndarray:
-        """A column with one number for each jet, (N,). Raises InputError for other forms."""
+        """Return a column with one number for each jet, (N,). Raises InputError for other forms."""
         values = self.numbers(name, "weight")
         if values.ndim > 1:
             raise self._error(name, "weight", "one number for each jet")
         return values
 
     def numbers(self, name: str, role: str) -> np.ndarray:
-        """A column with one number, or the same number of numbers, for each jet: (N,), (N, k, ...).
+        """Return a column with the same number of numbers for each jet: (N,) or (N, k, ...).
 
         role: the use of the column, for the error. Raises InputError for other forms.
         """
@@ -459,7 +459,7 @@ def by_jet(marks: np.ndarray) -> np.ndarray:
 
 
 def _in_float32(column: Column) -> bool:
-    """Whether weaver-core standardises a column in float32: lists without option type."""
+    """Return whether weaver-core standardises a column in float32: lists without option type."""
     if isinstance(column, JaggedColumn):
         return not column.optional
     # a two-dimensional array of HDF5 becomes lists only by a selection
@@ -546,7 +546,7 @@ def _check_counts(
 
 
 def _first_entries(counts: np.ndarray, num_kept: np.ndarray) -> np.ndarray | None:
-    """Positions of the first `num_kept` of the `counts` entries of each jet, (N,) both.
+    """Return the positions of the first `num_kept` of the `counts` entries of each jet, (N,) both.
 
     None if these are all of them, which saves a copy.
     """

@@ -189,7 +189,10 @@ def find(patterns: str | Iterable[str], warn: Callable[[str], None] | None = Non
 
 
 def _repetitions(entries: list[Entry], repeats: list[str]) -> str:
-    """The warning about files that are listed twice, or are links to each other; "" if none."""
+    """Return the warning about files that are listed twice, or are links to each other.
+
+    "" if none.
+    """
     texts = []
     if repeats:
         texts.append(
@@ -218,7 +221,7 @@ def _list_names(uris: list[str]) -> str:
 
 
 def _path_as_written(pattern: str, uri: str) -> str:
-    """The address of a matching file, relative if the pattern is relative."""
+    """Return the address of a matching file, relative if the pattern is relative."""
     if not storage.is_local(pattern):
         return uri
     # the folders before the first wildcard
@@ -369,7 +372,7 @@ def combine_errors(errors: list[InputError], count: int) -> InputError:
 
 
 def branch_names(file: DataFile) -> list[str]:
-    """The names of all branches or columns of a checked file."""
+    """Return the names of all branches or columns of a checked file."""
     uri = file.entry.uri
     if file.tree:
         with open_file(uri) as file_object:
@@ -384,7 +387,10 @@ def branch_names(file: DataFile) -> list[str]:
 def missing_branches(
     names: list[str], file: DataFile, config: DataConfig, plan: Plan
 ) -> InputError:
-    """The error for a file without these columns of the plan; it names the nearest branches."""
+    """Return the error for a file without these columns of the plan.
+
+    It names the nearest branches.
+    """
     uri = file.entry.uri
     branches = branch_names(file)
     parts = []
@@ -445,7 +451,7 @@ def inspect(entry: Entry, config: DataConfig, plan: Plan) -> DataFile:
 
 
 def first_branches(tree: Any) -> dict[str, Any]:
-    """The branches of uproot's tree: name -> branch, the first one of several with the same name.
+    """Name -> branch of uproot's tree, the first of several with the same name.
 
     A branch comes before its own branches.
     """
@@ -456,7 +462,7 @@ def first_branches(tree: Any) -> dict[str, Any]:
 
 
 def _number_type(interpretation: Any) -> np.dtype | None:
-    """The type of a branch's numbers, from uproot's interpretation; None for other forms."""
+    """Return the type of a branch's numbers, from uproot's interpretation; None for other forms."""
     content = getattr(interpretation, "content", interpretation)
     of_vector = getattr(getattr(content, "model", None), "values", None)
     dtype = getattr(content, "to_dtype", of_vector)
@@ -468,7 +474,7 @@ def _number_type(interpretation: Any) -> np.dtype | None:
 def _simple_tree(
     entry: Entry, fetch: Fetch, config: DataConfig, plan: Plan
 ) -> root_tree.Tree | None:
-    """The tree of a file, with all branches of the plan.
+    """Return the tree of a file, with all branches of the plan.
 
     None if uproot must read the file, or report what is wrong with it.
     """
@@ -516,7 +522,7 @@ def _check_branch(entry: Entry, branch: Any) -> None:
 
 
 def is_ntuple(tree: Any) -> bool:
-    """True for an RNTuple of uproot, False for a TTree."""
+    """Return True for an RNTuple of uproot, False for a TTree."""
     return "RNTuple" in type(tree).__name__
 
 
@@ -669,7 +675,7 @@ def _read_ahead(
 
 
 def _basket_ranges(branches: list[Any], start: int, stop: int) -> set[Range]:
-    """The ranges of bytes of the baskets, of uproot's branches, with the entries start:stop."""
+    """Return ranges of bytes of the baskets of uproot's branches with entries start:stop."""
     ranges = set()
     for branch in branches:
         for part in [branch, *branch.itervalues(recursive=True)]:
@@ -707,7 +713,7 @@ def _is_one_of(branches: list[Any]) -> Callable[[Any], bool]:
 
 
 def _branches_with_names(tree: Any, names: set[str]) -> list[Any]:
-    """The branches with these names of uproot's tree."""
+    """Return the branches with these names of uproot's tree."""
     return [branch for name, branch in first_branches(tree).items() if name in names]
 
 
@@ -791,7 +797,7 @@ class _SharedColumns:
         return ()
 
     def columns(self) -> Columns:
-        """The columns. Each call raises the error of decoding, if there was one."""
+        """Return the columns. Each call raises the error of decoding, if there was one."""
         with self._lock:
             if self._decode is not None:
                 try:
@@ -805,7 +811,7 @@ class _SharedColumns:
 
 
 def range_bytes(file: DataFile, step_bytes: int) -> int:
-    """Uncompressed bytes of the largest range of baskets that `loads` decodes at once."""
+    """Return uncompressed bytes of the largest range of baskets that `loads` decodes at once."""
     if file.baskets is None:
         return step_bytes
     branches = file.baskets.branches.values()
@@ -816,12 +822,12 @@ def range_bytes(file: DataFile, step_bytes: int) -> int:
 
 
 def _rows(file: DataFile, step_bytes: int) -> int:
-    """Number of jets in a step."""
+    """Return the number of jets in a step."""
     return max(int(step_bytes / max(file.bytes_per_entry, 1)), 1)
 
 
 def _constant_columns(file: DataFile, config: DataConfig, training_set: bool) -> dict[str, float]:
-    """Columns that come from no branch: name -> value for all jets of the file."""
+    """Return the columns that come from no branch: name -> value for all jets of the file."""
     constants: dict[str, float] = {TRAINING_FLAG: training_set}
     for name, values in (config.options.get("file_magic") or {}).items():
         constants[name] = 0

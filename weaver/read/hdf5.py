@@ -46,19 +46,19 @@ def open_file(uri: str) -> Iterator[Any]:
 
 
 def names(file: Any) -> list[str]:
-    """Names of the arrays at the root of the file."""
+    """Return the names of the arrays at the root of the file."""
     return [node._v_name for node in file.root if hasattr(node, "shape")]
 
 
 def unreadable_type(file: Any, name: str) -> str | None:
-    """The type of an array that cannot be read, for an error; None for numeric arrays."""
+    """Return the type of an array that cannot be read, for an error; None for numeric arrays."""
     node = getattr(file.root, name)
     is_numeric = node.dtype.kind in "biuf" and len(node.shape) in (1, 2)
     return None if is_numeric else f"{node.dtype}{list(node.shape)}"
 
 
 def num_jets(uri: str, file: Any, columns: Iterable[str]) -> int:
-    """The number of jets. Raises InputError if the arrays have different lengths."""
+    """Return the number of jets. Raises InputError if the arrays have different lengths."""
     lengths = {name: int(getattr(file.root, name).shape[0]) for name in columns}
     if len(set(lengths.values())) > 1:
         raise InputError(
@@ -69,7 +69,7 @@ def num_jets(uri: str, file: Any, columns: Iterable[str]) -> int:
 
 
 def uncompressed_bytes(file: Any, columns: Iterable[str]) -> int:
-    """Number of bytes of these arrays in the whole file."""
+    """Return the number of bytes of these arrays in the whole file."""
     size = 0
     for name in columns:
         node = getattr(file.root, name)

@@ -46,7 +46,7 @@ class Lists:
         return len(self.counts)
 
     def positions(self) -> np.ndarray | slice:
-        """Positions of the entries of all jets, one jet after the other.
+        """Return the positions of the entries of all jets, one jet after the other.
 
         A slice if they are in this order in the flat array, without gaps.
         """
@@ -63,7 +63,7 @@ class Lists:
         return self._positions
 
     def compact(self) -> Lists:
-        """Lists with the same lengths, in a flat array without gaps.
+        """Return the lists with the same lengths, in a flat array without gaps.
 
         Results of expressions on columns with these lists have this form.
         """
@@ -213,7 +213,7 @@ def _dense(layout: Any, *, in_lists: bool = False) -> Any:
 
 
 def common_type(types: Iterable[np.dtype]) -> np.dtype:
-    """The common type of numbers of all these types, by numpy's rules.
+    """Return the common type of numbers of all these types, by numpy's rules.
 
     For signed with unsigned 64-bit integers numpy's is float64, which rounds. Here it is int64, and
     `cast_exactly` raises an error for larger numbers.
@@ -279,7 +279,7 @@ def to_awkward(values: Column) -> Any:
 
 
 def same_lists(columns: Iterable[JaggedColumn]) -> bool:
-    """True if all columns have the same number of entries in each jet."""
+    """Return True if all columns have the same number of entries in each jet."""
     first, *others = (column.counts for column in columns)
     return all(other is first or np.array_equal(other, first) for other in others)
 

@@ -64,7 +64,7 @@ def unreadable(uri: str, error: Exception) -> JecError:
 
 
 def _is_unknown_form(error: Exception) -> bool:
-    """Whether a reader does not support the content of a file that is not damaged."""
+    """Return whether a reader does not support the content of a file that is not damaged."""
     names = {kind.__name__ for kind in type(error).__mro__}
     unknown_forms = {"NotImplementedError", "CannotBeAwkward", "UnknownInterpretation"}
     return isinstance(error, ImportError) or bool(names & unknown_forms)

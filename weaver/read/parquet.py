@@ -35,18 +35,18 @@ def open_file(uri: str) -> Iterator[Any]:
 
 
 def names(file: Any) -> list[str]:
-    """Names of the file's columns."""
+    """Return the names of the file's columns."""
     return file.schema_arrow.names
 
 
 def unreadable_type(file: Any, name: str) -> str | None:
-    """The type of a column that cannot be read, for an error; None for numbers and text."""
+    """Return the type of a column that cannot be read, for an error; None for numbers and text."""
     kind = file.schema_arrow.field(name).type
     return None if _is_readable(kind) or is_text(file, name) else str(kind)
 
 
 def is_text(file: Any, name: str) -> bool:
-    """Whether a column has one text for each jet, which only expressions can use."""
+    """Return whether a column has one text for each jet, which only expressions can use."""
     import pyarrow.types as kinds
 
     kind = file.schema_arrow.field(name).type
@@ -71,7 +71,7 @@ def _is_readable(kind: Any) -> bool:
 
 
 def number_type(file: Any, name: str) -> Any:
-    """The numpy type of a column's numbers, also of those in lists; None for other forms."""
+    """Return the numpy type of a column's numbers, also of those in lists; None for other forms."""
     import numpy as np
     import pyarrow.types as kinds
 
@@ -87,7 +87,7 @@ def number_type(file: Any, name: str) -> Any:
 
 
 def uncompressed_bytes(file: Any, columns: Iterable[str]) -> int:
-    """Number of bytes of these columns in the whole file."""
+    """Return the number of bytes of these columns in the whole file."""
     names = set(columns)
     meta = file.metadata
     size = 0

@@ -49,12 +49,12 @@ class StorageSource(Source):  # type: ignore[misc]
         self._source.close()
 
     def chunk(self, start: int, stop: int) -> Chunk:
-        """The bytes start:stop, or up to the end of the file."""
+        """Return the bytes start:stop, or up to the end of the file."""
         content = self._ends(start, stop - start)
         return Chunk(self, start, start + len(content), TrivialFuture(content))
 
     def chunks(self, ranges: list[Range], notifications: queue.Queue[Chunk]) -> list[Chunk]:
-        """The bytes of all ranges, from an earlier `begin` or from one read now."""
+        """Return the bytes of all ranges, from an earlier `begin` or from one read now."""
         if not ranges:
             return []
         parts = self._take(ranges)

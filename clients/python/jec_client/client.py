@@ -301,7 +301,7 @@ class Client:
         return Model(inputs=inputs, outputs=outputs, max_batch_size=most, limits=limits)
 
     def _prepare(self, jets: Any, model: Model) -> Iterator[Jets]:
-        """The model's inputs of the jets; those of a file come in pieces."""
+        """Yield the model's inputs of the jets; those of a file come in pieces."""
         from jec_client.columns import table_of
         from jec_client.files import tables
         from jec_client.model_inputs import prepare
@@ -318,7 +318,7 @@ class Client:
     def _answers(
         self, model: Model, inputs: Mapping[str, np.ndarray], count: int, ends: float
     ) -> dict[str, np.ndarray]:
-        """The outputs for the jets of one request, (count, ...) each."""
+        """Return the outputs for the jets of one request, (count, ...) each."""
         with self._translate_errors():
             try:
                 answers = self._server.ask(self.model, inputs, ends=ends)
@@ -339,7 +339,7 @@ class Client:
     # ------------------------------------------------------------ requests of the protocol's form
 
     def ready(self) -> bool:
-        """True if the server says that the model can take requests now."""
+        """Return True if the server says that the model can take requests now."""
         try:
             self._server.ready(self.model)
         except ServerError:
@@ -347,26 +347,31 @@ class Client:
         return True
 
     def server_name(self) -> str:
-        """What the server calls itself; empty if it does not answer."""
+        """Return what the server calls itself; empty if it does not answer."""
         try:
             return str(self._server.description().get("name", ""))
         except ServerError:
             return ""
 
     def models(self) -> list[str]:
-        """Names of the server's models; empty if it does not list them."""
+        """Return the names of the server's models; empty if it does not list them."""
         try:
             return self._server.models()
         except (ServerError, KeyError, TypeError):
             return []
 
     def metadata(self) -> Body:
-        """Names, datatypes and shapes of the model's inputs and outputs. Raises as `infer`."""
+        """Return names, datatypes and shapes of the model's inputs and outputs.
+
+        Raises as `infer`.
+        """
         with self._translate_errors():
             return self._server.metadata(self.model)
 
     def config(self) -> Body:
-        """The model's configuration (config.pbtxt) as JSON; empty if the server does not return it.
+        """Return the model's configuration (config.pbtxt) as JSON.
+
+        Empty if the server does not return it.
 
         Raises as `infer`.
         """
@@ -385,7 +390,7 @@ class Client:
             return self._server.infer(self.model, body)
 
     def ask(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The model's outputs for arrays with the jets in the first axis, in one request.
+        """Return the model's outputs for arrays with the jets in the first axis, in one request.
 
         The arrays have the types and shapes of the model. They are sent and received as bytes (the
         protocol's binary extension), several times faster than JSON for more than a few jets.
@@ -428,7 +433,7 @@ class Client:
 
 
 def _server_class(scheme: str) -> Callable[..., Server]:
-    """The class for an address. Raises InputError where gRPC is not installed."""
+    """Return the class for an address. Raises InputError where gRPC is not installed."""
     if not scheme.startswith("grpc"):
         return HttpServer
     try:
@@ -441,7 +446,7 @@ def _server_class(scheme: str) -> Callable[..., Server]:
 
 
 def _seconds(option: str, value: float) -> float:
-    """A number of seconds. Raises InputError for anything else."""
+    """Return a number of seconds. Raises InputError for anything else."""
     try:
         seconds = float(value)
     except (TypeError, ValueError):
@@ -452,7 +457,7 @@ def _seconds(option: str, value: float) -> float:
 
 
 def _certificates(value: Any) -> str:
-    """The path of certificates. Raises InputError for a value that is no path."""
+    """Return the path of certificates. Raises InputError for a value that is no path."""
     text = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(text, str) or not text:
         raise InputError(
@@ -463,7 +468,7 @@ def _certificates(value: Any) -> str:
 
 
 def _kind_of(value: Any) -> str:
-    """What a value is, for errors; not its text, which may be a secret."""
+    """Return what a value is, for errors; not its text, which may be a secret."""
     if value is None or value == "":
         return "None" if value is None else "an empty text"
     return f"an object of the type {type(value).__name__}"
@@ -479,7 +484,7 @@ def _is_text(name: str) -> bool:
 
 
 def _parts(url: str) -> urllib.parse.SplitResult:
-    """The parts of an address. Raises InputError for an invalid address."""
+    """Return the parts of an address. Raises InputError for an invalid address."""
     try:
         parts = urllib.parse.urlsplit(url)
         _ = parts.port
@@ -520,7 +525,7 @@ def _in_shape(values: np.ndarray | None, tensor: Tensor, count: int) -> np.ndarr
 
 
 def _takes_bytes(server: Body) -> bool:
-    """Whether a server accepts tensors as bytes, by the extensions that it lists."""
+    """Return whether a server accepts tensors as bytes, by the extensions that it lists."""
     extensions = server.get("extensions")
     if server.get("name") == "kserve":
         version = tuple(int(n) for n in re.findall(r"\d+", str(server.get("version")))[:2])
@@ -532,7 +537,7 @@ def _takes_bytes(server: Body) -> bool:
 def _invalid(
     inputs: Mapping[str, np.ndarray], answers: Mapping[str, np.ndarray], limits: ModelRange | None
 ) -> dict[str, int]:
-    """How many jets of a request are not valid, by reason."""
+    """Return how many jets of a request are not valid, by reason."""
     if VALID not in answers:
         return {}
     if limits is None:

@@ -56,7 +56,7 @@ class Column:
         return len(self.values if self.counts is None else self.counts)
 
     def jet_of(self, index: int) -> int:
-        """The jet to which the value at this place of the flattened values belongs."""
+        """Return the jet to which the value at this place of the flattened values belongs."""
         if self.counts is not None:
             return int(np.searchsorted(np.cumsum(self.counts), index, side="right"))
         return index // max(1, self.values[:1].size)
@@ -147,14 +147,14 @@ def _of_records(jets: ak.Array, column_names: Iterable[str]) -> Table:
 
 
 def is_one_number(raw: Any) -> bool:
-    """Whether a column is the number of a single jet."""
+    """Return whether a column is the number of a single jet."""
     return isinstance(raw, (bool, int, float, np.number, np.bool_)) or (
         isinstance(raw, np.ndarray) and raw.ndim == 0
     )
 
 
 def column_of(name: str, raw: Any) -> Column:
-    """A column's numbers.
+    """Return a column's numbers.
 
     Raises InputError, which names column and jet, for values that are missing or no numbers, and
     for lists in lists of different lengths.
@@ -191,7 +191,7 @@ def column_of(name: str, raw: Any) -> Column:
 
 
 def _of_series(name: str, series: Any) -> Any:
-    """A series of pandas or polars as a NumPy array, or as a list where it has lists or nulls."""
+    """Convert a series of pandas or polars to a NumPy array; to a list if it has lists or nulls."""
     if hasattr(series, "null_count"):  # of polars, which would turn nulls into NaN
         if series.dtype.is_nested():
             values = series.to_list()
@@ -203,7 +203,7 @@ def _of_series(name: str, series: Any) -> Any:
 
 
 def _of_objects(name: str, raw: Sequence[Any] | np.ndarray) -> Column:
-    """A column of Python's objects: numbers, or a list or array of numbers for each jet."""
+    """Return a column of Python's objects: numbers, or a list or array of numbers for each jet."""
     for jet, value in enumerate(raw):
         if value is None or type(value).__name__ in ("NAType", "NaTType"):
             raise _missing(name, jet)
@@ -226,7 +226,7 @@ def _is_flat(value: Any) -> bool:
 
 
 def _no_number(name: str, raw: Iterable[Any]) -> InputError:
-    """The error that names the first jet whose value awkward cannot hold."""
+    """Return the error that names the first jet whose value awkward cannot hold."""
     for jet, value in enumerate(raw):
         try:
             ak.from_iter([value])
@@ -242,7 +242,7 @@ def _no_number(name: str, raw: Iterable[Any]) -> InputError:
 
 
 def _of_awkward(name: str, array: ak.Array) -> Column:
-    """The numbers of an awkward array of any depth."""
+    """Return the numbers of an awkward array of any depth."""
     if ak.fields(array):
         fields = ", ".join(ak.fields(array)[:5])
         raise InputError(
@@ -272,7 +272,7 @@ def _refuse_nones(name: str, array: ak.Array, depth: int) -> None:
 
 
 def _to_numpy(name: str, array: ak.Array) -> np.ndarray:
-    """The numbers of an array without missing values, whose type may allow them."""
+    """Return the numbers of an array without missing values, whose type may allow them."""
     try:
         values: np.ndarray = np.ma.getdata(ak.to_numpy(ak.to_backend(array, "cpu")))
     except (TypeError, ValueError):
@@ -284,7 +284,7 @@ def _to_numpy(name: str, array: ak.Array) -> np.ndarray:
 
 
 def _numbers(name: str, values: np.ndarray) -> np.ndarray:
-    """The array itself. Raises InputError where it holds no numbers."""
+    """Return the array itself. Raises InputError where it holds no numbers."""
     if values.dtype.kind in NUMBERS:
         return values
     example = f" ({_ellipsis(repr(values.ravel()[0].item()))})" if values.size else ""

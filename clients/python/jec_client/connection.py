@@ -167,7 +167,7 @@ def _context(verify: bool | str) -> ssl.SSLContext:
 
 
 def _seconds_left(ends: float) -> float:
-    """Seconds until the deadline. Raises TimeoutError where it has passed."""
+    """Return seconds until the deadline. Raises TimeoutError where it has passed."""
     seconds = ends - time.monotonic()
     if seconds <= 0:
         raise TimeoutError

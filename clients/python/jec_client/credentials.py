@@ -29,7 +29,7 @@ class Secret:
 
     @classmethod
     def at(cls, option: str, place: str | os.PathLike[str]) -> Secret:
-        """The secret at '$VARIABLE' or in a file. Raises InputError where there is none.
+        """Return the secret at '$VARIABLE' or in a file. Raises InputError where there is none.
 
         Text that is no file may be the secret itself, so no error repeats it.
         """
@@ -62,7 +62,7 @@ class Secret:
         return secret
 
     def read(self) -> str:
-        """The secret as it is now. Raises InputError where it is gone or empty."""
+        """Return the secret as it is now. Raises InputError where it is gone or empty."""
         if self.variable:
             where, text = f"the variable {self.variable}", os.environ.get(self.variable, "")
             if not text.strip():
@@ -84,13 +84,16 @@ class Secret:
 
 
 def authorization(token: Secret) -> str:
-    """The value of the header Authorization. Raises InputError for what no header can hold."""
+    """Return the value of the header Authorization.
+
+    Raises InputError for what no header can hold.
+    """
     text = token.read().removeprefix("Bearer ").strip()
     return f"Bearer {_printable(text, token)}"
 
 
 def cookie_header(cookies: Secret, host: str) -> str:
-    """The value of the header Cookie for a host.
+    """Return the value of the header Cookie for a host.
 
     The file has Netscape's format, as curl and CERN's auth-get-sso-cookie write it, or holds
     name=value; name=value, as the variable does. Raises InputError where no cookie is for the host,
@@ -137,7 +140,7 @@ def _of_jar(cookies: Secret, host: str) -> list[str]:
 
 
 def _printable(text: str, secret: Secret) -> str:
-    """The text, if a header can hold it: http.client would quote it in an error."""
+    """Return the text, if a header can hold it: http.client would quote it in an error."""
     if not text.isascii() or not text.isprintable():
         raise InputError(
             f"{secret.option}: {secret} holds a line break or another character that no header can"

@@ -25,7 +25,7 @@ SIGNATURE = re.compile(
 
 
 def without_secrets(text: str) -> str:
-    """The text without the logins and signatures of the addresses in it."""
+    """Return the text without the logins and signatures of the addresses in it."""
     return SIGNATURE.sub(r"\1...", LOGIN.sub("", text))
 
 
@@ -74,7 +74,10 @@ class Refused(ServerError):
 
 
 def nearest(name: str, choices: Iterable[str], count: int = 3) -> list[str]:
-    """The names among `choices` that look most like `name`, best first; empty if none does."""
+    """Return the names among `choices` that look most like `name`, best first.
+
+    Empty if none does.
+    """
     sorted_choices = sorted({str(choice) for choice in choices})
     by_lower_case = {choice.lower(): choice for choice in reversed(sorted_choices)}
     matches = difflib.get_close_matches(name.lower(), by_lower_case, n=count, cutoff=0.5)
@@ -82,7 +85,7 @@ def nearest(name: str, choices: Iterable[str], count: int = 3) -> list[str]:
 
 
 def unknown(what: str, name: str, choices: Iterable[str]) -> str:
-    """The sentence for a name that does not exist, with the nearest names or all of them."""
+    """Return the sentence for a name that does not exist, with the nearest names or all of them."""
     sorted_choices = sorted({str(choice) for choice in choices})
     near = nearest(name, sorted_choices)
     if near:

@@ -69,7 +69,7 @@ MESSAGES = {
 
 @functools.cache
 def message(name: str) -> Any:
-    """The class of a message of MESSAGES."""
+    """Return the class of a message of MESSAGES."""
     return message_factory.GetMessageClass(_pool().FindMessageTypeByName(f"inference.{name}"))
 
 

@@ -79,13 +79,13 @@ class GrpcServer:
             raise NotServing(f"{self.url} says that model {model} is not ready")
 
     def description(self, *, ends: float | None = None) -> protocol.Body:
-        """The server's name, version and extensions."""
+        """Return the server's name, version and extensions."""
         answer = self._call("ServerMetadata", ends)
         extensions = list(answer.extensions)
         return {"name": answer.name, "version": answer.version, "extensions": extensions}
 
     def models(self) -> list[str]:
-        """Names of the models; raises ServerError if the server does not list them."""
+        """Return the names of the models; raises ServerError if the server does not list them."""
         return sorted({model.name for model in self._call("RepositoryIndex").models})
 
     def metadata(self, model: str, *, ends: float | None = None) -> protocol.Body:
@@ -115,7 +115,7 @@ class GrpcServer:
     def ask(
         self, model: str, inputs: Mapping[str, Any], *, ends: float | None = None
     ) -> dict[str, Any]:
-        """The outputs for arrays, by name. ends: until then the request is repeated, if that helps.
+        """Return outputs for arrays. ends: until then the request is repeated, if that helps.
 
         Raises InputError for a type of numbers that the protocol lacks, and ServerError for an
         answer of another form and for the server's own errors.
@@ -146,7 +146,7 @@ class GrpcServer:
         return outputs
 
     def _call(self, method: str, ends: float | None = None, **fields: Any) -> Any:
-        """The answer to a request; all of the protocol's may be repeated."""
+        """Return the answer to a request; all of the protocol's may be repeated."""
         request = message(f"{method}Request")(**fields)
         for pause in pauses():
             seconds = self.timeout
@@ -172,7 +172,7 @@ class GrpcServer:
         raise AssertionError("the last attempt returns or raises")
 
     def _open(self) -> grpc.Channel:
-        """The connection of this process: one that was forked has none yet."""
+        """Return the connection of this process: one that was forked has none yet."""
         if self._channel is None or self._process != os.getpid():
             if self.tls is None:
                 self._channel = grpc.insecure_channel(self.address, OPTIONS)

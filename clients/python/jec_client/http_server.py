@@ -54,11 +54,14 @@ class HttpServer:
         self._get(f"{_path(model)}/ready")
 
     def description(self, *, ends: float | None = None) -> protocol.Body:
-        """The server's name, version and extensions."""
+        """Return the server's name, version and extensions."""
         return self._object("/v2", ends)
 
     def models(self) -> list[str]:
-        """Names of the models; raises KeyError, TypeError or ServerError if it lists none."""
+        """Return the names of the models.
+
+        Raises KeyError, TypeError or ServerError if it lists none.
+        """
         try:
             index = self._json(self._exchange("/v2/repository/index", b"{}"))
             return sorted({entry["name"] for entry in index})  # Triton
@@ -90,7 +93,7 @@ class HttpServer:
     def ask(
         self, model: str, inputs: Mapping[str, Any], *, ends: float | None = None
     ) -> dict[str, Any]:
-        """The outputs for arrays. ends: until then the request is repeated, if that may help."""
+        """Return outputs for arrays. ends: until then the request is repeated, if that helps."""
         if self.binary:
             body, headers = protocol.to_binary(inputs)
         else:
@@ -195,12 +198,12 @@ class HttpServer:
 
 
 def pauses() -> tuple[float | None, ...]:
-    """The pause after each attempt; None after the last."""
+    """Return the pause after each attempt; None after the last."""
     return (*PAUSES, None)
 
 
 def may_wait(pause: float | None, ends: float | None) -> bool:
-    """Whether there is a further attempt, which has to begin before `ends`."""
+    """Return whether there is a further attempt, which has to begin before `ends`."""
     return pause is not None and ends is not None and time.monotonic() + pause < ends
 
 
@@ -209,7 +212,7 @@ def _path(model: str) -> str:
 
 
 def _reason(reply: Reply) -> tuple[str, bool]:
-    """The server's words, and whether they have the form of a model server's.
+    """Return the server's words, and whether they have the form of a model server's.
 
     That form is {"error": ...}, or FastAPI's {"detail": ...}.
     """

@@ -51,7 +51,7 @@ class Jets:
     jets_of_events: np.ndarray | None = None
 
     def stop(self, start: int, most: int) -> int:
-        """The end of a request that begins at a jet and has at most so many."""
+        """Return the end of a request that begins at a jet and has at most so many."""
         stop = min(start + most, self.count)
         while stop - start > 1:
             numbers = sum(self._width(name, start, stop) for name in self.columns)
@@ -61,7 +61,7 @@ class Jets:
         return stop
 
     def arrays(self, start: int, stop: int) -> dict[str, np.ndarray]:
-        """The inputs of these jets, padded with zeros."""
+        """Return the inputs of these jets, padded with zeros."""
         arrays = {}
         for tensor in self.inputs:
             column = self.columns[tensor.name]
@@ -80,7 +80,7 @@ class Jets:
         return arrays
 
     def _width(self, name: str, start: int, stop: int) -> int:
-        """Numbers a jet of an input in a request of these jets."""
+        """Return numbers a jet of an input in a request of these jets."""
         group = [name]
         if counter := self.groups.get(name):
             group = [other for other, its in self.groups.items() if its == counter]
@@ -100,7 +100,7 @@ class Jets:
 def prepare(
     table: Table, inputs: Sequence[Tensor], counters: Mapping[str, Sequence[str]] | None = None
 ) -> Jets:
-    """The model's inputs of a table of jets.
+    """Return the model's inputs of a table of jets.
 
     counters: counter input -> the inputs of the particles that it counts, where the model has them;
     otherwise they follow from the names. Raises InputError for columns that are missing or that the
@@ -139,7 +139,7 @@ def prepare(
 
 
 def _by_names(inputs: Sequence[Tensor]) -> dict[str, str]:
-    """Input of particles -> its counter, by their names: nPF counts PF_pT.
+    """Return the input of particles -> its counter, by their names: nPF counts PF_pT.
 
     A model with one whole number a jet has no other counter.
     """
@@ -180,7 +180,7 @@ def _check_names(table: Table, names: Sequence[str], groups: Mapping[str, str]) 
 
 
 def _name_list(names: Sequence[str], others: Sequence[str], most: int = 30) -> str:
-    """Names, each with the nearest of the others."""
+    """Return the names, each with the nearest of the others."""
     words = []
     for name in names[:most]:
         near = nearest(name, others, 1)
@@ -190,7 +190,7 @@ def _name_list(names: Sequence[str], others: Sequence[str], most: int = 30) -> s
 
 
 def _of_one_jet(columns: Mapping[str, object], inputs: Mapping[str, Tensor]) -> dict[str, object]:
-    """The columns of jets, where they may be the numbers of one jet."""
+    """Return the columns of jets, where they may be the numbers of one jet."""
     single = [name for name, raw in columns.items() if is_one_number(raw)]
     if not single:
         return dict(columns)
@@ -216,7 +216,7 @@ def _number_of_jets(columns: Mapping[str, Column]) -> int:
 
 
 def _fitting(column: Column, tensor: Tensor, count: int, has_counter: bool) -> Column:
-    """The column in the type and shape of its input; lists of particles stay lists.
+    """Return the column in the type and shape of its input; lists of particles stay lists.
 
     has_counter: whether a counter gives the number of its real values. Raises InputError for
     another shape, and for values that the type cannot hold.
@@ -266,7 +266,7 @@ def _shape_words(tensor: Tensor) -> str:
 
 
 def _counts(counter: str, counter_column: Column | None, particles: Sequence[Column]) -> np.ndarray:
-    """How many particles each jet has, (N,).
+    """Return how many particles each jet has, (N,).
 
     Raises InputError if columns disagree, or if none gives the number.
     """
@@ -307,7 +307,7 @@ def _counts(counter: str, counter_column: Column | None, particles: Sequence[Col
 
 
 def cast(column: Column, dtype: np.dtype) -> np.ndarray:
-    """The values in another type. Raises InputError, which names jet and value, for a loss.
+    """Return the values in another type. Raises InputError, which names jet and value, for a loss.
 
     Floating-point numbers are rounded to the type's precision, which is no loss; whole numbers that
     it does not have, and numbers beyond its range, are.

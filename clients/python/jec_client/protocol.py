@@ -47,7 +47,7 @@ _NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 
 
 def encode(name: str, array: np.ndarray) -> Tensor:
-    """An array of any shape as a tensor of JSON; its numbers go row by row.
+    """Return an array of any shape as a tensor of JSON; its numbers go row by row.
 
     Raises InputError for a type of numbers that the protocol lacks.
     """
@@ -66,7 +66,7 @@ def encode(name: str, array: np.ndarray) -> Tensor:
 
 
 def arrays(tensors: Iterable[Tensor]) -> dict[str, np.ndarray]:
-    """The arrays of a body's "inputs" or "outputs" by name, in the shapes that the tensors name.
+    """Return arrays of a body's "inputs" or "outputs" by name, in the shapes of the tensors.
 
     Raises KeyError for a tensor without one of its fields or of an unknown type, and ValueError for
     data that do not fit the shape.
@@ -79,7 +79,7 @@ def arrays(tensors: Iterable[Tensor]) -> dict[str, np.ndarray]:
 
 
 def to_binary(inputs: Mapping[str, np.ndarray]) -> tuple[bytes, dict[str, str]]:
-    """The body and headers of a request with its tensors as bytes behind its JSON.
+    """Return the body and headers of a request with its tensors as bytes behind its JSON.
 
     The arrays may have any shape. The request asks for an answer in the same form. Raises
     InputError for a type of numbers that the protocol lacks.
@@ -103,12 +103,12 @@ def to_binary(inputs: Mapping[str, np.ndarray]) -> tuple[bytes, dict[str, str]]:
 
 
 def raw_bytes(array: np.ndarray) -> bytes:
-    """The numbers of an array of any shape, row by row, little-endian."""
+    """Return the numbers of an array of any shape, row by row, little-endian."""
     return np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
 
 
 def from_binary(content: bytes, head: int) -> dict[str, np.ndarray]:
-    """The outputs of an answer whose first `head` bytes are JSON.
+    """Return the outputs of an answer whose first `head` bytes are JSON.
 
     Raises ServerError for an answer of another form.
     """
@@ -133,13 +133,16 @@ def from_binary(content: bytes, head: int) -> dict[str, np.ndarray]:
 
 
 def from_raw(part: bytes, datatype: str, shape: Iterable[int]) -> np.ndarray:
-    """An array of the bytes of its numbers. Raises KeyError or ValueError where they do not fit."""
+    """Return an array of the bytes of its numbers.
+
+    Raises KeyError or ValueError where they do not fit.
+    """
     little: np.ndarray = np.frombuffer(part, np.dtype(DTYPES[datatype]).newbyteorder("<"))
     return little.astype(DTYPES[datatype], copy=False).reshape(tuple(shape))
 
 
 def datatype(name: str, array: np.ndarray) -> str:
-    """The protocol's name of an array's type, such as FP32.
+    """Return the protocol's name of an array's type, such as FP32.
 
     Raises InputError for a type that the protocol lacks; `name` is the input's, for the message.
     """

@@ -113,7 +113,9 @@ def model_range(text: str) -> ModelRange:
 
 
 def range_of_config(config: Mapping[str, Any]) -> ModelRange | None:
-    """The range in a server's answer to GET /v2/models/NAME/config; None for a model without one.
+    """Return the range in a server's answer to GET /v2/models/NAME/config.
+
+    None for a model without one.
 
     Raises ValueError for a parameter `valid_range` that is no range.
     """
@@ -126,7 +128,7 @@ def invalid_reasons(
     limits: ModelRange,
     reference_pt: NDArray[Any] | None = None,
 ) -> NDArray[np.str_]:
-    """The reason why each jet (N,) is invalid, one of REASONS; "" where none applies.
+    """Return the reason why each jet (N,) is invalid, one of REASONS; "" where none applies.
 
     columns: the model's inputs as they are sent, by name. One value a jet is (N,) or (N, 1),
     particles are (N, P) and what stands in a jet's places from its counter on is ignored.
@@ -170,7 +172,7 @@ def count_invalid(
     valid: NDArray[Any],
     reference_pt: NDArray[Any] | None = None,
 ) -> dict[str, int]:
-    """How many jets are invalid for each reason; reasons without a jet are left out.
+    """Return how many jets are invalid for each reason; reasons without a jet are left out.
 
     valid: the model's answer, (N,) or (N, 1): only the jets that it calls invalid are counted. The
     other arguments are those of `invalid_reasons`.
@@ -220,11 +222,11 @@ def _finite(
 
 
 def _one_a_jet(column: NDArray[Any]) -> NDArray[Any]:
-    """A column (N,) or (N, 1) as (N,)."""
+    """Return a column (N,) or (N, 1) as (N,)."""
     return np.asarray(column).reshape(len(column))
 
 
 def _single(column: NDArray[Any]) -> NDArray[np.float32]:
-    """A column in single precision, infinite where that cannot hold it."""
+    """Return a column in single precision, infinite where that cannot hold it."""
     with np.errstate(over="ignore"):
         return column.astype(np.float32)

@@ -14,6 +14,7 @@ import pytest
 from common.errors import InterruptedRun
 from data import jetntuple
 from data.generator import blocks, generate, jet_columns
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[3]
 
@@ -86,7 +87,7 @@ def test_an_interrupted_run_leaves_no_file(tmp_path):
     ]
     small = ["--events-per-block", "5", "--jets-per-file", "5"]
     with subprocess.Popen(command + small, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
-        wait_for(lambda: any(output.glob(".partial-jets_0001.root")), process)
+        wait_until(lambda: any(output.glob(".partial-jets_0001.root")), process=process, seconds=60)
         assert not list(output.glob("[!.]*"))
         (worker,) = generation_processes(process.pid)
         process.send_signal(signal.SIGINT)
@@ -95,14 +96,6 @@ def test_an_interrupted_run_leaves_no_file(tmp_path):
     assert "Traceback" not in errors
     assert os.listdir(output) == []
     assert not os.path.exists(f"/proc/{worker}")
-
-
-def wait_for(condition, process: subprocess.Popen, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def generation_processes(parent: int) -> list[int]:

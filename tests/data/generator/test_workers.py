@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import JecError
+from common.pids import is_alive
 from data.generator import workers
 
 POWERS = functools.partial(functools.partial, pow), 2
@@ -79,14 +80,6 @@ def test_processes_end_with_their_parent():
         parent.kill()
     assert len(pids) == 2
     deadline = time.monotonic() + 10
-    while any(alive(pid) for pid in pids):
+    while any(is_alive(pid) for pid in pids):
         assert time.monotonic() < deadline, "a worker outlived its parent"
         time.sleep(0.05)
-
-
-def alive(pid: int) -> bool:
-    """Whether the process runs; a zombie does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False

@@ -464,7 +464,7 @@ def test_an_invalid_config_is_refused_with_the_reason(changes, reason):
     [
         ("a: [1", "neither YAML nor JSON"),
         ("- a\n- b", "expected a mapping"),
-        ("", "found nothing"),
+        ("", "found an empty value"),
         (b"\xff\xfe\x00", "is no text in UTF-8"),
     ],
 )

@@ -127,7 +127,7 @@ def test_layout_does_not_change_the_canonical_form():
         "pieces of an array": ("_get_content_and_offsets(pt)", "two arrays"),
         "lambda": ("(lambda: 1)()", "lambda"),
         "comprehension": ("[x for x in pt]", "comprehension"),
-        "walrus": ("(x := 1)", "NamedExpr"),
+        "walrus": ("(x := 1)", "'(x := 1)' is"),
         "f-string": ("f'{pt}'", "formatted string"),
         "spread mapping": ("ak.zip({**pt})", "**"),
         "and": ("pt and label", "write & and |"),

@@ -13,7 +13,8 @@ import torch
 
 from common.errors import FULL_DISK
 from tests.disks import small_disk
-from tests.weaver.trials import command, finish, history, start, wait_for
+from tests.waiting import wait_until
+from tests.weaver.trials import command, finish, history, start
 from weaver.fit import compiler_cache
 from weaver.train import main
 
@@ -142,7 +143,7 @@ def test_a_compilation_that_is_ended(number, no_cache, prepared, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     process = start(words(prepared, tmp_path / "trial", "inductor"), session=True, TMPDIR=str(disk))
-    wait_for(process, lambda: compiles(disk), seconds=100)
+    wait_until(lambda: compiles(disk), process=process, seconds=100)
     os.killpg(process.pid, number)
     text = finish(process, 60)
     if number == signal.SIGKILL:

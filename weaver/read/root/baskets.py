@@ -49,7 +49,7 @@ def ranges(branches: Iterable[Branch], rows: int, stop: int) -> Iterator[tuple[i
 
 
 def basket_ranges(branches: Iterable[Branch], start: int, stop: int) -> list[Range]:
-    """The ranges of bytes of the baskets with the entries start:stop, one for each basket."""
+    """Return the ranges of bytes of the baskets with the entries start:stop, one each."""
     ranges = []
     for branch in branches:
         first, last = _numbers(branch, start, stop)
@@ -60,7 +60,7 @@ def basket_ranges(branches: Iterable[Branch], start: int, stop: int) -> list[Ran
 
 
 def _numbers(branch: Branch, start: int, stop: int) -> tuple[int, int]:
-    """Numbers of the first and the last basket with the entries start:stop."""
+    """Return the numbers of the first and the last basket with the entries start:stop."""
     first, last = np.searchsorted(branch.first_entries, (start, stop - 1), side="right") - 1
     return int(first), int(last)
 

@@ -42,13 +42,13 @@ def inflate(data: Buffer, size: int) -> Buffer:
 
 
 def zlib_library() -> str:
-    """The name of the package that decompresses zlib's format."""
+    """Return the name of the package that decompresses zlib's format."""
     return "deflate" if importlib.util.find_spec("deflate") else "zlib"
 
 
 @functools.cache
 def _library(method: bytes) -> Callable[[Buffer, int], Buffer]:
-    """The function (compressed bytes, their uncompressed size) -> bytes, for a method of ROOT."""
+    """Return (compressed bytes, their uncompressed size) -> bytes, for a method of ROOT."""
     if method == b"ZL":
         if zlib_library() == "deflate":
             import deflate

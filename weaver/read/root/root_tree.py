@@ -116,7 +116,7 @@ class _Key:
     key_length: int
 
     def content(self, fetch: Fetch) -> tuple[bytes, int]:
-        """The object's bytes, and the offset that ROOT's references within it include.
+        """Return the object's bytes, and the offset that ROOT's references within it include.
 
         Raises:
             UnsupportedFile: the record ends after the end of the file.
