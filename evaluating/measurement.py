@@ -153,7 +153,7 @@ def fingerprint(columns: Columns) -> str:
     """
     digest = hashlib.sha256()
     for name in REQUIRED_COLUMNS:
-        digest.update(np.round(np.asarray(columns[name], dtype=np.float64), 3))
+        digest.update(np.round(np.asarray(columns[name], dtype=np.float64), 3).data)
     return digest.hexdigest()
 
 
