@@ -31,8 +31,8 @@ from common.errors import (
 )
 from common.project import ROOT
 from common.storage import space
-from common.storage.addresses import check_text, check_url
-from common.storage.local import check_writable_file, check_writable_folder
+from common.storage.addresses import CONTROL, check_text, check_url
+from common.storage.local import check_path, check_writable_file, check_writable_folder
 
 UNEXPECTED = 70
 """Exit code of an unexpected exception: EX_SOFTWARE of sysexits.h."""
@@ -57,6 +57,8 @@ class Parser(argparse.ArgumentParser):
         """Create the parser with argparse's options; line breaks of a description are kept."""
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **options)
+        self.register("type", int, whole_number)
+        self.register("type", float, real_number)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse like argparse; refuse words that cannot be written in UTF-8."""
@@ -72,6 +74,8 @@ class Parser(argparse.ArgumentParser):
         """End with one sentence and the nearest flag or value, exit code 2."""
         # Addresses are hidden: they may hold secrets, and this may go to the log of a pod.
         text = re.sub(r"\b\w+://\S+", "(an address)", message)
+        # a line break of a word would end the sentence
+        text = CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
         self.exit(2, f"error: {text}{self._hint(text)}\nsee: {self.prog} --help\n")
 
     def _hint(self, message: str) -> str:
@@ -94,7 +98,9 @@ def local_path(text: str) -> Path:
         check_text(text)
         if storage.is_local(text):
             is_relative = not text.startswith(("file:", "~"))
-            return Path(text) if is_relative else Path(storage.absolute(text))
+            path = Path(text) if is_relative else Path(storage.absolute(text))
+            check_path(str(path))
+            return path
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     raise argparse.ArgumentTypeError(f"'{text}' is an address; a path on this machine is needed")
@@ -151,10 +157,39 @@ def size(text: str) -> float:
 
 
 def _quantity(text: str, units: dict[str, float], examples: str) -> float:
-    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([A-Za-z])", text)
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([A-Za-z])", text)
     if match is None or match[2] not in units:
         raise argparse.ArgumentTypeError(f"'{text}' is none; give for example {examples}")
     return float(match[1]) * units[match[2]]
+
+
+def whole_number(text: str) -> int:
+    """Read a whole number, the type `int` of `Parser`. Raises ArgumentTypeError for another text.
+
+    int() also takes blanks, underscores and the digits of other scripts, which no other program of
+    the chain reads.
+    """
+    if not re.fullmatch(r"[+-]?[0-9]{1,20}", text):
+        raise argparse.ArgumentTypeError(f"'{text}' is no whole number; write digits, as 12")
+    return int(text)
+
+
+def real_number(text: str) -> float:
+    """Read a number, the type `float` of `Parser`. Raises ArgumentTypeError for another text."""
+    if not is_number(text):
+        raise argparse.ArgumentTypeError(f"'{text}' is no number; write one as 12, 0.5 or 1e-3")
+    return float(text)
+
+
+def is_whole(text: str) -> bool:
+    """Whether a text is a whole number, of at most 18 digits of ASCII, which int64 holds."""
+    return re.fullmatch(r"[0-9]{1,18}", text) is not None
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a finite number in ASCII, as JSON, YAML and Katib write it."""
+    form = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
+    return re.fullmatch(form, text) is not None and math.isfinite(float(text))
 
 
 def port_number(text: str) -> int:
@@ -166,10 +201,7 @@ def port_number(text: str) -> int:
 
 def seconds(text: str) -> float:
     """Read a finite number of seconds above 0. Raises ArgumentTypeError for another text."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
+    number = float(text) if is_number(text) else math.nan
     if not 0 < number <= LONGEST_SECONDS:
         raise argparse.ArgumentTypeError(
             f"'{text}' is no time; write seconds above 0 and at most {LONGEST_SECONDS:.0f}"

@@ -52,6 +52,11 @@ def ensure_sample(
         len(jets) == len(SPLITS),
         f"a sample needs three numbers of jets (train, val, test), not {len(jets)}",
     )
+    # each part has a seed of its own, three times as large
+    largest = generate.MAX_SEED // len(SPLITS) - 1
+    require(0 <= seed <= largest, f"--seed is {seed}; it must be between 0 and {largest}")
+    for number, count in enumerate(jets):
+        generate.check_numbers(jets=count, recipe=recipe(seed, number), workers=workers)
     root = storage.join(storage.absolute(storage_uri), "samples", name(jets, seed))
     if not is_whole(root):
         generate.check_installed()

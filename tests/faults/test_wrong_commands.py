@@ -128,6 +128,46 @@ CASES = [
     (f"{TRAIN} --model-prefix t --clip-grad-norm inf", 2, ["--clip-grad-norm", "inf"]),
     (f"{TRAIN} --model-prefix t --num-epochs 1e300", 2, ["--num-epochs", "1e300"]),
     (f"{TRAIN} --model-prefix t --seed 1e30", 2, ["--seed", "1e30"]),
+    # Digits of other scripts, underscores and blanks, which int() and float() take.
+    ("pipeline --max-trials ３", 2, ["--max-trials", "３"]),
+    ("pipeline --max-trials 1_000", 2, ["--max-trials", "1_000"]),
+    (["pipeline", "--num-epochs", " 5"], 2, ["--num-epochs", "' 5'"]),
+    ("pipeline --max-closure ０", 2, ["--max-closure", "０"]),
+    ("pipeline --goal ９", 2, ["--goal", "９"]),
+    ("pipeline --goal 1_0", 2, ["--goal", "1_0"]),
+    ("pipeline --steps-cpus ９", 2, ["--steps-cpus", "９"]),
+    ("pipeline --serving-memory ９Gi", 2, ["--serving-memory", "９Gi"]),
+    ("pipeline --ephemeral-storage ９Gi", 2, ["--ephemeral-storage", "９Gi"]),
+    ("pipeline --prune --older-than ３d", 2, ["--older-than", "３d"]),
+    (f"{CLIENT} --url http://127.0.0.1:9 --timeout ５", 2, ["--timeout", "５"]),
+    (f"{TRAIN} --model-prefix t --num-epochs 1_0", 2, ["--num-epochs", "1_0"]),
+    (f"{TRAIN} --model-prefix t --gpus ０", 2, ["--gpus", "０"]),
+    (f"{TRAIN} --model-prefix t --lr-finder nan,1,10", 2, ["--lr-finder", "nan"]),
+    (f"{TRAIN} --model-prefix t --lr-finder 1e-5,1,1", 2, ["--lr-finder", "STEPS"]),
+    (f"{TRAIN} --model-prefix t --cross-validation x%999999999", 2, ["x%999999999"]),
+    ("data.generate --jets 10 --output new --workers 99999", 2, ["--workers", "1024"]),
+    ("data.generate --jets 99999999999 --output new", 2, ["--jets", "1,000,000,000"]),
+    ("data.sample --storage new --workers -1", 2, ["--workers", "-1"]),
+    ("data.sample --storage new --jets 10 0 10", 2, ["--jets", "0"]),
+    ("data.sample --storage new --seed 99999999999", 2, ["--seed", "99999999999"]),
+    ("data.derive --output new --events 99999999999", 2, ["--events", "99999999999"]),
+    # Paths that no file can have.
+    ("pipeline --check --output loop", 2, ["--output", "loop", "symbolic links"]),
+    ("pipeline --list --output loop/runs", 2, ["--output", "loop", "symbolic links"]),
+    (["pipeline", "--list", "--output", LONG], 2, ["--output", "too long"]),
+    ([*PREPARE.split(), "--data-config", LONG], 2, ["xxx", "too long"]),
+    ([*PREPARE.split(), "--network-config", LONG], 2, ["xxx", "too long"]),
+    # Words that Kubernetes would refuse when the first pod is created.
+    (["pipeline", "--gpu-resource", "a b"], 2, ["--gpu-resource", "a b"]),
+    ("pipeline --gpu-resource nvidia/", 2, ["--gpu-resource", "nvidia/"]),
+    (["pipeline", "--tolerations", "a b:NoSchedule"], 2, ["--tolerations", "a b"]),
+    ("pipeline --tolerations key=a/b", 2, ["--tolerations", "a/b"]),
+    ("pipeline --node-selector zone-=a", 2, ["--node-selector", "zone-"]),
+    ("pipeline --weaver-image \u202eimage", 2, ["--weaver-image"]),
+    ("pipeline --steps-image ../image", 2, ["--steps-image", "../image"]),
+    ("pipeline --eos /var/../eos", 2, ["--eos", "/var/../eos"]),
+    ("pipeline --nvidia-driver /a:b", 2, ["--nvidia-driver", "/a:b"]),
+    (["pipeline", "--no-such\nflag"], 2, [r"--no-such\nflag"]),
     # Names.
     ("pipeline --namespace Team_A", 2, ["--namespace", "Team_A"]),
     (["pipeline", "--namespace", "a\nb"], 2, ["--namespace", r"a\nb"]),
@@ -249,6 +289,7 @@ def place(tmp_path, monkeypatch):
     Path("regex.yaml").write_text(own.read_text() + "\nfile_magic: {is_qcd: {'qcd[': 1}}\n")
     Path("folder").mkdir()
     Path("dangling").symlink_to("nowhere")
+    Path("loop").symlink_to("loop")
     for name in ("pipe", "pipe.root"):
         os.mkfifo(name)
     return tmp_path
