@@ -50,7 +50,9 @@ BROKEN_PIPE = 141
 class Parser(argparse.ArgumentParser):
     """argparse, whose errors also name the nearest flag or value.
 
-    Abbreviated flags are refused: a later version may have two flags with the same beginning.
+    Abbreviated flags are refused: a later version may have two flags with the same beginning. So
+    are an empty text and one with control characters, unless the flag has a `type=`; `type=str`
+    takes any text.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -69,6 +71,14 @@ class Parser(argparse.ArgumentParser):
             except UnicodeEncodeError:
                 self.error(f"argument {word!r} is no text in UTF-8")
         return super().parse_known_args(args, namespace)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        super()._check_value(action, value)
+        if action.type is None and isinstance(value, str):
+            try:
+                check_text(value)
+            except InputError as error:
+                raise argparse.ArgumentError(action, str(error)) from None
 
     def error(self, message: str) -> NoReturn:
         """End with one sentence and the nearest flag or value, exit code 2."""
@@ -132,6 +142,17 @@ def output_address(text: str) -> str:
         check_text(text)
         if storage.is_local(text):
             check_writable_file(storage.absolute(text))
+    except JecError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def output_place(text: str) -> str:
+    """A folder to be written to, as a path or an address; a path as by `output_folder`."""
+    try:
+        check_text(text)
+        if storage.is_local(text):
+            check_writable_folder(storage.absolute(text))
     except JecError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return text

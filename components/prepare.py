@@ -619,18 +619,24 @@ def main(argv: list[str] | None = None) -> int:
     add_arguments(parser)
     parser.add_argument(
         "--settings",
+        type=str,
         default="{}",
         metavar="JSON",
         help="the parameter `settings` of Kubeflow's form: the defaults of the other flags",
     )
     parser.add_argument(
-        "--job-id", default="", metavar="ID", help="KFP job id, from which the run id is derived"
+        "--job-id",
+        type=str,
+        default="",
+        metavar="ID",
+        help="KFP job id, from which the run id is derived",
     )
     parser.add_argument(
         "--run-output", default="", metavar="FILE", help="file to write the run's URI to"
     )
     parser.add_argument(
         "--executor-input",
+        type=str,
         default="",
         metavar="JSON",
         help="KFP's executor input; leave it out by hand",

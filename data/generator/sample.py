@@ -23,7 +23,7 @@ from pathlib import Path
 
 from common import scratch, storage
 from common.choices import SPLITS
-from common.cli import Parser, require, run_main
+from common.cli import Parser, output_place, require, run_main
 from common.errors import InputError
 from common.storage import durable, space
 from data.generator import generate, jec, quark_gluon
@@ -186,6 +186,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--storage",
         required=True,
+        type=output_place,
         metavar="URI",
         help="a directory, s3://bucket/prefix or root://server//path",
     )

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.faults
 PREPARE = "components.prepare --run-id r-1 --s3-bucket . --data-train x --data-val x --data-test x"
 TRAIN = "weaver.train --data-config d.yaml --network-config n.py --data-train x"
 CLIENT = "serving.client --model m --request r.json"
+WHERE = ("--data", "x.root", "--output", "new")
 NUL = "\0"
 LINE = "runs\nmore"
 LONG = "x" * 300
@@ -157,6 +158,21 @@ CASES = [
     (["pipeline", "--list", "--output", LONG], 2, ["--output", "too long"]),
     ([*PREPARE.split(), "--data-config", LONG], 2, ["xxx", "too long"]),
     ([*PREPARE.split(), "--network-config", LONG], 2, ["xxx", "too long"]),
+    # Texts with line breaks or without a letter, in flags of every program.
+    (["data.sample", "--storage", "a\nb"], 2, ["--storage", r"a\nb"]),
+    (["data.sample", "--storage", f"a{NUL}b"], 2, ["--storage", r"a\x00b"]),
+    (["data.sample", "--storage", ""], 2, ["--storage", "empty"]),
+    ("data.sample --storage file/samples", 2, ["--storage", "file"]),
+    (["serving.calibrate", "x.root", "--output", ""], 2, ["--output", "empty"]),
+    (["serving.calibrate", "x.root", "--output", "a\nb"], 2, ["--output", r"a\nb"]),
+    ("serving.calibrate x.root --model x --output file/o", 2, ["--output", "file"]),
+    (["weaver.prepare", "--data-config", "a\nb", *WHERE], 2, ["--data-config", r"a\nb"]),
+    (["weaver.prepare", "--data-config", "", *WHERE], 2, ["--data-config", "empty"]),
+    ("weaver.prepare --data-config x --no-such y", 2, ["--data, --output"]),
+    (["exporting.export", "--run", "a\x1b[2J", "--trial", "t", "--name", "n"], 2, [r"\x1b"]),
+    (["evaluating.evaluate", "--run", "", "--name", "n"], 2, ["--run", "empty"]),
+    (["components.deploy", "--run", "a\nb", "--passed", "true"], 2, ["--run", r"a\nb"]),
+    ([*TRAIN.split(), "--model-prefix", "t", "-c", "a\nb"], 2, ["--data-config", r"a\nb"]),
     # Words that Kubernetes would refuse when the first pod is created.
     (["pipeline", "--gpu-resource", "a b"], 2, ["--gpu-resource", "a b"]),
     ("pipeline --gpu-resource nvidia/", 2, ["--gpu-resource", "nvidia/"]),

@@ -23,7 +23,13 @@ from typing import Any, NoReturn
 from common.choices import PRECISIONS
 from common.cli import is_number, is_whole
 from common.errors import InputError, JecError, unknown
-from common.storage.addresses import absolute, check_text, is_local, refuse_secrets, scheme_of
+from common.storage.addresses import (
+    absolute,
+    check_text,
+    is_local,
+    refuse_secrets,
+    scheme_of,
+)
 from common.storage.local import check_writable_file, check_writable_folder
 from weaver.fit.schedulers import CURVES, WARMUP_CURVES
 
@@ -987,8 +993,11 @@ def _unusable_address(options: TrainOptions) -> str | None:
         *("data_config", "network_config", "model_prefix", "load_model_weights", "metrics_log"),
         *("log_file", "tensorboard_log_dir", "predict_output", "export_onnx", "triton_config"),
     ):
+        text = getattr(options, name)
         try:
-            scheme_of(getattr(options, name))
+            if text:
+                check_text(text)
+            scheme_of(text)
         except InputError as error:
             return f"--{name.replace('_', '-')}: {error}"
     for name in ("data_train", "data_val", "data_test"):
