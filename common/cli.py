@@ -253,6 +253,12 @@ def run_main(body: Callable[[], int | None]) -> int:
     # Figures are drawn into files. Below a notebook's kernel the variable names its own backend,
     # which matplotlib refuses where the notebook's packages are not installed.
     os.environ["MPLBACKEND"] = "agg"
+    _open_standard_streams()
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        _complain("error: the working folder was removed; change to another one, as cd ~")
+        return InputError.exit_code
     try:
         with space.catch_full_disk():
             code = body() or 0
@@ -294,6 +300,24 @@ def run_job(body: Callable[[], int | None]) -> int:
             raise
 
     return run_main(with_exit_code)
+
+
+def _open_standard_streams() -> None:
+    """Open /dev/null as each standard stream that the caller has closed (`>&-`).
+
+    Otherwise sys.stdout is None, and the next file that the process opens becomes its stdout, into
+    which libraries and child processes then write.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # the lowest free number, which is this one
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 (open until the end)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def _complain(text: str) -> None:

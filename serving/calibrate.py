@@ -26,7 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from common import storage
-from common.cli import Parser, output_place, require, run_main
+from common.cli import Parser, require, run_main
 from common.errors import ClusterError, InputError, JecError
 from common.machine import cores
 
@@ -417,7 +417,6 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--output",
-        type=output_place,
         required=True,
         metavar="DIR",
         help="folder for the outputs: path or address",

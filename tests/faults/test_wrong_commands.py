@@ -5,6 +5,8 @@ Every case runs in this process and in an empty folder, and must leave the folde
 
 import importlib
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -464,3 +466,26 @@ def test_a_missing_module_of_the_project_is_an_internal_error(capsys, tmp_path, 
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     assert cli.run_main(body) == cli.UNEXPECTED
     assert "unexpected" in capsys.readouterr().err
+
+
+def test_closed_standard_streams_are_replaced(tmp_path):
+    """Else stdout is None, and the next file that is opened gets its number."""
+    body = "print('lost'); file = open('file', 'w'); file.write(str(file.fileno()))"
+    program = f"from common import cli; raise SystemExit(cli.run_main(lambda: exec({body!r})))"
+    command = [sys.executable, "-c", program]
+    environment = {**os.environ, "PYTHONPATH": str(cli.ROOT)}
+    closing = ["bash", "-c", 'exec "$@" <&- >&- 2>&-', "bash", *command]
+    ended = subprocess.run(closing, cwd=tmp_path, env=environment, timeout=60, check=False)
+    assert ended.returncode == 0
+    assert int((tmp_path / "file").read_text()) > 2
+
+
+def test_a_working_folder_that_was_removed_is_named(tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    code, _, err = answer(capsys, "pipeline --list")
+    assert code == 2
+    assert "working folder was removed" in err
+    assert err.count("\n") == 1
