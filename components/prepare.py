@@ -176,8 +176,11 @@ def is_decoded(run: Run, split: str) -> bool:
     from weaver.prepared.columns import resolve_reference  # late: it imports awkward
 
     reference = run.folder.data(split)
-    content = storage.find_json(reference)
-    return content is not None and is_whole(resolve_reference(reference, content["dataset"]))
+    try:
+        place = storage.find_object(reference).get("dataset")
+    except InputError:  # a damaged file, which is written again
+        return False
+    return isinstance(place, str) and is_whole(resolve_reference(reference, place))
 
 
 def has_jet_columns(run: Run) -> bool:

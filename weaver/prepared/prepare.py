@@ -357,7 +357,7 @@ def main(argv: list[str] | None = None) -> int:
     def body() -> None:
         config = DataConfig.load(arguments.data_config)
         if arguments.derived_from:
-            description = storage.read_json(storage.join(arguments.derived_from, DESCRIPTION))
+            description = storage.read_object(storage.join(arguments.derived_from, DESCRIPTION))
             config = config.with_derived_parameters(description)
         if arguments.non_finite:
             config = config.with_non_finite(arguments.non_finite)
