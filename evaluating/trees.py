@@ -7,6 +7,7 @@ settings and the seed, so that later runs on the same data do not train them aga
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -131,8 +132,11 @@ def _load_or_train(
     place = storage.join(folder, f"trees-{digest}.json")
     predictions_place = storage.join(folder, f"trees-{digest}.npy")
     if storage.exists(place) and storage.exists(predictions_place):
-        predictions = np.load(io.BytesIO(storage.read_bytes(predictions_place)), allow_pickle=False)
-        return Trees(**storage.read_json(place)), predictions
+        # a damaged file is written again
+        with contextlib.suppress(InputError, TypeError, ValueError, EOFError):
+            content = io.BytesIO(storage.read_bytes(predictions_place))
+            predictions = np.load(content, allow_pickle=False)
+            return Trees(**storage.read_object(place)), predictions
 
     record, predictions = _train(places, config, test, fraction, seed)
     content = io.BytesIO()

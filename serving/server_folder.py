@@ -153,7 +153,7 @@ def running() -> Iterator[Running]:
     """Yield the servers of this user that run on this machine."""
     for path in _folders():
         # a server that is being started has none yet, and one may end while it is looked at
-        with contextlib.suppress(OSError, ValueError, TypeError):
+        with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
             record = Running(**json.loads((path / "server.json").read_text()))
             if _in_use(path):
                 yield record

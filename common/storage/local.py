@@ -145,6 +145,15 @@ def kind_of(mode: int) -> str:
     return "a device"
 
 
+def check_path(path: str) -> None:
+    """Raise InputError for a path that no file can have: too long, or a link to itself."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise InputError(f"{path} is no path: {error.strerror}") from None
+
+
 def check_writable_folder(path: str) -> None:
     """Raise InputError if a folder cannot be made or written to; no file remains there."""
     path = os.path.abspath(path)
