@@ -126,7 +126,7 @@ class Masks(Mapping[str, Mask]):
 
 
 def masks(columns: Mapping[str, np.ndarray]) -> Masks:
-    """Return the name -> which jets (N,), for every group, also for empty ones.
+    """Return which jets (N,) each group has, by name; also empty groups.
 
     columns: name -> (N,), at least genJetPt (GeV) and genJetEta. There are groups of flavours
     where columns has partonFlav and hadronFlav, and slices of PILEUP and of RESIDUALS where it has
