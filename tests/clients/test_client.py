@@ -178,6 +178,15 @@ def test_an_unknown_model_is_named_with_the_nearest(server):
         Client(server.url, "m-rwa").calibrate(jets(1))
 
 
+@pytest.mark.parametrize("change_case", [str.lower, str.upper, str.title])
+def test_a_gateway_may_change_the_case_of_headers(server, change_case):
+    server.change_case = change_case
+    answers = Client(server.url, NAME).calibrate(jets(3))
+    server.change_case = str
+    expected = Client(server.url, NAME).calibrate(jets(3))
+    assert answers.tolist() == expected.tolist()
+
+
 def test_a_server_of_another_protocol_is_refused(server):
     server.pages = {}
     with pytest.raises(InputError, match="does not speak the Open Inference Protocol v2"):

@@ -213,7 +213,7 @@ def _reason(reply: Reply) -> tuple[str, bool]:
 
     That form is {"error": ...}, or FastAPI's {"detail": ...}.
     """
-    location = next((v for k, v in reply.headers.items() if k.lower() == "location"), None)
+    location = reply.headers.get("Location")
     if location is not None:
         parts = urllib.parse.urlsplit(location)
         return f"it sends elsewhere, to {parts._replace(query='', fragment='').geturl()}", False
