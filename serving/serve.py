@@ -357,7 +357,7 @@ def _usage(server: triton.Server, models: Sequence[Model], ports: Ports, folder:
             f"  {curl} {url}/v2/models/{name}/infer -d @{shlex.quote(file)}",
             "",
             "  import json",
-            "  from serving.client import Client",
+            "  from jec_client import Client",
             f"  print(Client({url!r}, {name!r}).infer(json.load(open({file!r}))))",
         ]
     else:
@@ -366,7 +366,7 @@ def _usage(server: triton.Server, models: Sequence[Model], ports: Ports, folder:
             "what it takes and gives:",
             f"  {curl} {url}/v2/models/{name}",
             "",
-            "  from serving.client import Client",
+            "  from jec_client import Client",
             f"  print(Client({url!r}, {name!r}).metadata())",
         ]
     raw = [model for model in models if model.name.endswith(RAW_SUFFIX)]
