@@ -311,16 +311,25 @@ def _start_server(models: Sequence[Model], ports: Ports, log: Path) -> triton.Se
     Raises:
         InputError: If it cannot load the models, with the error of the server.
     """
-    try:
-        server = triton.start_models(
+
+    def start(http_port: int) -> triton.Server:
+        return triton.start_models(
             {model.name: model.folder for model in models},
             log=log,
             host=ports.host,
-            http_port=ports.http or _default_port(ports),
+            http_port=http_port,
             options=ports.options(),
             report=lambda line: print(line, flush=True) if "instead of" in line else None,
             owner=os.getpid(),
         )
+
+    try:
+        try:
+            server = start(ports.http or _default_port(ports))
+        except triton.PortInUse:
+            if ports.http:
+                raise
+            server = start(0)  # another process has just taken the usual port
     except triton.ServerEnded as error:
         names = ", ".join(model.name for model in models)
         raise InputError(f"the server cannot load {names}: {error.words}") from None
