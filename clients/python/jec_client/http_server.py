@@ -155,7 +155,7 @@ class HttpServer:
             except (http.client.HTTPException, OSError) as error:
                 if not isinstance(error, ConnectionError) or not may_wait(pause, ends):
                     raise Unreachable(
-                        f"no server answers at {self.url}: {error or repr(error)}"
+                        f"no server answers at {self.url}: {_failure(error)}"
                     ) from None
             time.sleep(pause or 0)
         raise AssertionError("the last attempt returns or raises")
@@ -206,6 +206,16 @@ def may_wait(pause: float | None, ends: float | None) -> bool:
 
 def _path(model: str) -> str:
     return f"/v2/models/{urllib.parse.quote(model, safe='')}"
+
+
+def _failure(error: http.client.HTTPException | OSError) -> str:
+    """Why there is no answer, and what to try if the server speaks another protocol."""
+    if isinstance(error, ssl.SSLError):
+        return f"{error}; if it has no TLS, write http:// instead of https://"
+    # a connection that is closed is one of these as well
+    if isinstance(error, http.client.BadStatusLine) and not isinstance(error, ConnectionError):
+        return "what it sends is not HTTP; write grpc:// for a port of gRPC, https:// for TLS"
+    return str(error) or repr(error)
 
 
 def _reason(reply: Reply) -> tuple[str, bool]:
