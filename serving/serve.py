@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from common import storage
-from common.cli import Parser, port_number, run_main, word
+from common.cli import Parser, port_number, run_main, stop_signals, word
 from common.errors import (
     ClusterError,
     FullDiskError,
@@ -271,8 +271,9 @@ def serve(places: Sequence[str], ports: Ports) -> None:
         print(f"warning: {warning}", file=sys.stderr)
     ports = _checked(ports)
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+    for number in stop_signals():
+        if number != signal.SIGINT:  # it raises KeyboardInterrupt
+            signal.signal(number, _interrupt)
     # folder of this process, which others remove if this process is killed
     folder = server_folder.create()
     log = folder.path / "server.log"

@@ -297,6 +297,20 @@ def test_a_server_that_does_not_start_again_ends_the_command(run, monkeypatch, c
     assert NAME in capsys.readouterr().err.partition("error: ")[2]
 
 
+@pytest.mark.parametrize("is_ignored", [True, False])
+def test_a_server_that_nohup_started_outlives_its_terminal(run, monkeypatch, is_ignored):
+    def start(*_):
+        raise KeyboardInterrupt
+
+    handled = []
+    before = signal.SIG_IGN if is_ignored else signal.SIG_DFL
+    monkeypatch.setattr(signal, "getsignal", lambda _: before)
+    monkeypatch.setattr(signal, "signal", lambda number, _: handled.append(number))
+    monkeypatch.setattr("serving.serve._start_server", start)
+    assert main([str(run)]) == 130
+    assert handled == [signal.SIGTERM] + [signal.SIGHUP] * (not is_ignored)
+
+
 @pytest.mark.parametrize(
     ("signal_error", "code"),
     [(KeyboardInterrupt(), 130), (InterruptedRun("by a signal"), InterruptedRun.exit_code)],
