@@ -10,6 +10,7 @@ import contextlib
 import math
 import os
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -245,6 +246,12 @@ def truth(text: str) -> bool:
     if str(text).lower() not in words:
         raise ValueError(f"'{text}' is not true or false")
     return words[str(text).lower()]
+
+
+def stop_signals() -> list[signal.Signals]:
+    """Return the signals that stop a command; SIGHUP (closed terminal) unless nohup ignores it."""
+    hangup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGINT, signal.SIGTERM, *hangup]
 
 
 def run_main(body: Callable[[], int | None]) -> int:

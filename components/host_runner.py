@@ -25,6 +25,7 @@ from typing import Any
 from unittest import mock
 
 from clusters import processes
+from common.cli import stop_signals
 from common.errors import InterruptedRun, JecError
 from common.project import ROOT
 
@@ -235,12 +236,6 @@ def _patched_kfp(session: _Session) -> Iterator[None]:
         ),
     ):
         yield
-
-
-def stop_signals() -> list[signal.Signals]:
-    """Return the signals that stop a run; SIGHUP (closed terminal) unless nohup ignores it."""
-    hangup = [] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP]
-    return [signal.SIGINT, signal.SIGTERM, *hangup]
 
 
 @contextlib.contextmanager

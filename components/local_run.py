@@ -20,6 +20,7 @@ from clusters.local import LocalCluster
 from clusters.orphans import RUN_VARIABLE
 from clusters.run_lock import LOCK, RunLock
 from common import pids, storage, tracking
+from common.cli import stop_signals
 from common.config import AUTO, NONE, RunConfig
 from common.errors import InputError, InterruptedRun, JecError
 from common.layout import RunFolder
@@ -92,7 +93,7 @@ class LocalRun:
         remove_workspaces(workspaces)
         work = workspaces / f"{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}"
         ir = work / "pipeline.yaml"
-        for number in host_runner.stop_signals():
+        for number in stop_signals():
             signal.signal(number, _interrupt)
         try:
             return self._chain(ir, work)

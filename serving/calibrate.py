@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 FORMATS = ("root", "parquet")
 NUM_CHECKERS = 8  # files that are opened in parallel
 MAX_LISTED = 5  # files that an error or a note lists
+SERVERS = ("http://", "https://", "grpc://", "grpcs://")  # begin the address of a model server
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -323,6 +324,11 @@ def _model(options: Namespace) -> Model:
         from serving.calibration.model import local_model
 
         require(bool(options.model), "there is no --model; give --model RUN, or --url URL")
+        require(
+            not options.model.startswith(SERVERS) or options.model.endswith(".onnx"),
+            f"--model {options.model} is the address of a server, not of a model.onnx; give --url"
+            " http://HOST:PORT, and --model NAME-raw if it has several",
+        )
         return local_model(options.model)
     from serving.calibration.served import served_model
 

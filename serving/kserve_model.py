@@ -106,13 +106,15 @@ class OnnxModel(Model):  # type: ignore[misc]  # kserve has no types
         for name, array in zip(self.outputs, results, strict=True):
             datatype = from_np_dtype(array.dtype)
             output = InferOutput(name=name, shape=list(array.shape), datatype=datatype)
-            output.set_data_from_numpy(array, binary_data=False)
+            # JSON has no infinity, which kserve would send as null
+            output.set_data_from_numpy(array, binary_data=payload.use_binary_outputs)
             outputs.append(output)
         return InferResponse(
             response_id=payload.id or uuid.uuid4().hex,  # required by kserve's response model
             model_name=self.name,
             model_version="1",
             infer_outputs=outputs,
+            use_binary_outputs=payload.use_binary_outputs,
         )
 
     def _check(self, tensors: Mapping[str, InferInput]) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from common import storage
-from common.cli import Parser, port_number, run_main, word
+from common.cli import Parser, port_number, run_main, stop_signals, word
 from common.errors import (
     ClusterError,
     FullDiskError,
@@ -271,8 +271,9 @@ def serve(places: Sequence[str], ports: Ports) -> None:
         print(f"warning: {warning}", file=sys.stderr)
     ports = _checked(ports)
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+    for number in stop_signals():
+        if number != signal.SIGINT:  # it raises KeyboardInterrupt
+            signal.signal(number, _interrupt)
     # folder of this process, which others remove if this process is killed
     folder = server_folder.create()
     log = folder.path / "server.log"
@@ -311,16 +312,25 @@ def _start_server(models: Sequence[Model], ports: Ports, log: Path) -> triton.Se
     Raises:
         InputError: If it cannot load the models, with the error of the server.
     """
-    try:
-        server = triton.start_models(
+
+    def start(http_port: int) -> triton.Server:
+        return triton.start_models(
             {model.name: model.folder for model in models},
             log=log,
             host=ports.host,
-            http_port=ports.http or _default_port(ports),
+            http_port=http_port,
             options=ports.options(),
             report=lambda line: print(line, flush=True) if "instead of" in line else None,
             owner=os.getpid(),
         )
+
+    try:
+        try:
+            server = start(ports.http or _default_port(ports))
+        except triton.PortInUse:
+            if ports.http:
+                raise
+            server = start(0)  # another process has just taken the usual port
     except triton.ServerEnded as error:
         names = ", ".join(model.name for model in models)
         raise InputError(f"the server cannot load {names}: {error.words}") from None
@@ -357,7 +367,7 @@ def _usage(server: triton.Server, models: Sequence[Model], ports: Ports, folder:
             f"  {curl} {url}/v2/models/{name}/infer -d @{shlex.quote(file)}",
             "",
             "  import json",
-            "  from serving.client import Client",
+            "  from jec_client import Client",
             f"  print(Client({url!r}, {name!r}).infer(json.load(open({file!r}))))",
         ]
     else:
@@ -366,7 +376,7 @@ def _usage(server: triton.Server, models: Sequence[Model], ports: Ports, folder:
             "what it takes and gives:",
             f"  {curl} {url}/v2/models/{name}",
             "",
-            "  from serving.client import Client",
+            "  from jec_client import Client",
             f"  print(Client({url!r}, {name!r}).metadata())",
         ]
     raw = [model for model in models if model.name.endswith(RAW_SUFFIX)]

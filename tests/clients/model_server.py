@@ -40,6 +40,8 @@ class ModelServer:
         self.headers: list[dict[str, str]] = []
         self.failures: list[tuple[int, bytes]] = []
         """Status and content of what the next requests about the model get; 0 breaks off."""
+        self.change_case: Callable[[str], str] = str
+        """Applied to the names of the headers of answers."""
         self.pages = {
             "/v2": {"name": "triton", "version": "2.64.0", "extensions": ["binary_tensor_data"]},
             "/v2/repository/index": [{"name": NAME}],
@@ -141,7 +143,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _send(self, status: int, content: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
         for name, value in ({"Content-Length": str(len(content))} | headers).items():
-            self.send_header(name, value)
+            self.send_header(self.owner.change_case(name), value)
         self.end_headers()
         self.wfile.write(content)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import multiprocessing
 import pickle
+import socket
 import ssl
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from common.errors import ClusterError, JecError
 from common.project import ROOT
 from jec_client import Client, InputError, NotServing, ServerError, Unreachable, validity
 from serving.client import Client as ClientOfTheProject
-from tests.clients.model_server import MOST, NAME, ModelServer
+from tests.clients.model_server import METADATA, MOST, NAME, ModelServer
 
 PACKAGE = ROOT / "clients" / "python"
 
@@ -173,6 +174,15 @@ def test_an_unknown_model_is_named_with_the_nearest(server):
         Client(server.url, "m-rwa").calibrate(jets(1))
 
 
+@pytest.mark.parametrize("change_case", [str.lower, str.upper, str.title])
+def test_a_gateway_may_change_the_case_of_headers(server, change_case):
+    server.change_case = change_case
+    answers = Client(server.url, NAME).calibrate(jets(3))
+    server.change_case = str
+    expected = Client(server.url, NAME).calibrate(jets(3))
+    assert answers.tolist() == expected.tolist()
+
+
 def test_a_server_of_another_protocol_is_refused(server):
     server.pages = {}
     with pytest.raises(InputError, match="does not speak the Open Inference Protocol v2"):
@@ -239,7 +249,6 @@ def test_answers_have_the_shape_that_the_server_names(server):
 
 
 def test_a_slow_answer_ends_at_the_deadline():
-    import socket
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -562,6 +571,38 @@ def test_a_certificate_is_checked_unless_verify_is_false(tls):
         )
     with pytest.raises(Unreachable, match=r"certificate of https\S+ .*verify="):
         Client(url, NAME).calibrate(columns)
+
+
+def test_a_scheme_of_another_port_is_refused_with_the_one_to_try(server):
+    with pytest.raises(Unreachable, match="write http://"):
+        Client(server.url.replace("http:", "https:"), NAME).calibrate(jets(1))
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+
+        def speak_http2() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"\x00\x00\x00\x04\x00\x00\x00\x00\x00\n")
+
+        thread = threading.Thread(target=speak_http2)
+        thread.start()
+        client = Client(f"http://127.0.0.1:{listener.getsockname()[1]}", NAME)
+        with pytest.raises(Unreachable, match="write grpc://"):
+            client.metadata()
+        thread.join()
+
+
+def test_columns_for_a_model_of_features_are_refused_with_the_model_of_columns(server):
+    name = NAME.removesuffix("-raw")
+    server.pages[f"/v2/models/{name}"] = {
+        **METADATA,
+        "inputs": [{"name": "features", "datatype": "FP32", "shape": [-1, 3, 4]}],
+    }
+    server.pages[f"/v2/models/{name}/config"] = {"max_batch_size": MOST}
+    with pytest.raises(InputError, match=f"the model {NAME} takes the columns of files"):
+        Client(server.url, name).calibrate(jets(1))
 
 
 @pytest.mark.parametrize("option", ["verify", "token", "cookies", "headers"])

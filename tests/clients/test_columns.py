@@ -179,6 +179,10 @@ REFUSED = {
     "lists of other lengths": ({"PF_id": [[1, 2], [4], [3]]}, "'PF_id'.*jet 1"),
     "another counter": ({"nPF": [2, 0, 2]}, "'PF_pT'.*length 1.*jet 2.*'nPF'.*2"),
     "fewer places": ({"PF_pT": PADDED[:, :1]}, "'PF_pT'.*1 places.*2.*jet 0"),
+    "fewer places than others": (
+        {"PF_pT": PADDED[:, :1], "PF_id": PADDED.astype(int)},
+        "'PF_pT'.*1 places.*2.*jet 0",
+    ),
     "two numbers": ({"jetPt": np.zeros((3, 2))}, "'jetPt'.*one number"),
     "two numbers of one jet": ({"jetPt": [[1.0], [2, 3], [4]]}, "'jetPt'.*jet 1"),
     "no lists": ({"PF_pT": [1.0, 2, 3]}, "'PF_pT'.*list"),
@@ -206,6 +210,24 @@ def test_wrong_columns_are_refused(what):
 def test_an_object_without_columns_is_refused(jets):
     with pytest.raises(InputError, match="the jets are"):
         prepare_inputs(jets)
+
+
+def test_fewer_places_than_the_model_has_are_enough_for_fewer_particles_only():
+    fixed = [
+        Tensor(name=t.name, dtype=t.dtype, shape=(-1, 5)) if t.takes_lists else t for t in INPUTS
+    ]
+    arrays = {"PF_pT": PADDED, "PF_id": PADDED.astype(int)}
+    jets = prepare_inputs({**AWKWARD, **arrays}, fixed)
+    assert jets.arrays(0, 3)["PF_pT"].tolist() == [[1, 2, 0, 0, 0], [0] * 5, [3, 0, 0, 0, 0]]
+    with pytest.raises(InputError, match=r"'PF_pT' has 2 places a jet, 'nPF' says 3 for jet 1"):
+        prepare_inputs({**AWKWARD, **arrays, "nPF": [2, 3, 1]}, fixed)
+
+
+def test_a_counter_beyond_all_columns_is_left_to_the_model():
+    arrays = {"PF_pT": PADDED, "PF_id": PADDED.astype(int), "nPF": [2, 1_000_000, 1]}
+    jets = prepare_inputs({**AWKWARD, **arrays}).arrays(0, 3)
+    assert jets["PF_pT"].shape == (3, 2)
+    assert jets["nPF"][:, 0].tolist() == [2, 1_000_000, 1]
 
 
 def test_integers_that_float32_represents_exactly_are_taken():

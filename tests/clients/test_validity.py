@@ -129,6 +129,13 @@ def test_a_malformed_range_is_refused(text):
         model_range(text)
 
 
+def test_the_page_lists_all_reasons_in_their_order():
+    table = (ROOT / "docs" / "using-the-model.md").read_text().partition("| reason |")[2]
+    rows = table.partition("\n\n")[0].replace("\\|", "/").splitlines()
+    reasons = [row.split("|")[1].strip(" `").replace("/", "|") for row in rows[2:]]
+    assert reasons == list(validity.REASONS)
+
+
 def test_the_module_imports_only_numpy():
     code = (
         "import sys; import jec_client.validity;"

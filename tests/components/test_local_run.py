@@ -52,7 +52,7 @@ def test_an_error_is_the_exit_code_and_names_the_run_to_resume(
 
     monkeypatch.setattr(host_runner, "run_pipeline", fail)
     monkeypatch.setattr("components.local_run.chain.compile_to", lambda path, config: path)
-    monkeypatch.setattr(host_runner, "stop_signals", list)
+    monkeypatch.setattr("components.local_run.stop_signals", list)
     assert local_run() == code
     assert (f"--resume {RUN_ID}" in capsys.readouterr().err) == resumable
     interrupted = storage.exists(local_run.run.folder.status)

@@ -224,17 +224,17 @@ def test_both_servers_return_valid_and_the_range(exported_run, jets, url):
     golden_folder = str(exported_run / "golden" / "small-raw")
     check = golden_check(url, "small-raw", golden_folder, 60)
     assert max(check.max_difference.values()) < 1e-5
-    jets["jetPt"][3] = -5
+    jets["jetPt"][3:6] = [[-5], [np.inf], [-np.inf]]
     client = Client(url, "small-raw")
     answer = client.ask(jets)
     assert answer["valid"].dtype == bool
-    assert answer["valid"][:, 0].tolist() == [index != 3 for index in range(100)]
-    assert answer["calibrated_pt"][3] == -5
+    assert answer["valid"][:, 0].tolist() == [index not in (3, 4, 5) for index in range(100)]
+    assert answer["calibrated_pt"][3:6, 0].tolist() == [-5, np.inf, -np.inf]
     with urllib.request.urlopen(f"{url}/v2/models/small-raw/config") as reply:
         limits = validity.range_of_config(json.load(reply))
     assert (limits.pt, limits.eta, limits.max_abs_eta) == ("jetPt", "jetEta", 2.5)
     counts = validity.count_invalid(jets, limits, valid=answer["valid"])
-    assert counts == {validity.NEGATIVE_PT: 1}
+    assert counts == {validity.NEGATIVE_PT: 1, validity.NOT_FINITE: 2}
     datatypes = {entry["name"]: entry["datatype"] for entry in client.metadata()["outputs"]}
     assert datatypes["valid"] == "BOOL"
 

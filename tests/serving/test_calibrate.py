@@ -585,6 +585,8 @@ def test_unusable_models_are_refused(tmp_path, run, onnx):
         tmp_path / "nothing.onnx": "there is no file",
         tmp_path / "run": "no exported model yet",
         tmp_path / "empty": "there is no model at",
+        "http://127.0.0.1:9/v2/models/pfn-raw": "give --url",
+        "grpc://127.0.0.1:9": "give --url",
     }.items():
         code, _, err = run(path, model=place)
         assert code == 2, place

@@ -25,7 +25,7 @@ from common.errors import InputError, InterruptedRun
 from serving import golden, serve, server_folder, server_processes
 from serving.client import Client, golden_check
 from serving.serve import main, models_at
-from serving.triton import PortInUse, Server, free_port
+from serving.triton import PortInUse, Server, ServerEnded, free_port
 from tests.disks import fill, small_disk
 from tests.exporting.small import write_repository
 from tests.serving.conftest import NAME
@@ -297,6 +297,20 @@ def test_a_server_that_does_not_start_again_ends_the_command(run, monkeypatch, c
     assert NAME in capsys.readouterr().err.partition("error: ")[2]
 
 
+@pytest.mark.parametrize("is_ignored", [True, False])
+def test_a_server_that_nohup_started_outlives_its_terminal(run, monkeypatch, is_ignored):
+    def start(*_):
+        raise KeyboardInterrupt
+
+    handled = []
+    before = signal.SIG_IGN if is_ignored else signal.SIG_DFL
+    monkeypatch.setattr(signal, "getsignal", lambda _: before)
+    monkeypatch.setattr(signal, "signal", lambda number, _: handled.append(number))
+    monkeypatch.setattr("serving.serve._start_server", start)
+    assert main([str(run)]) == 130
+    assert handled == [signal.SIGTERM] + [signal.SIGHUP] * (not is_ignored)
+
+
 @pytest.mark.parametrize(
     ("signal_error", "code"),
     [(KeyboardInterrupt(), 130), (InterruptedRun("by a signal"), InterruptedRun.exit_code)],
@@ -470,12 +484,33 @@ def test_two_equal_ports_are_refused_before_the_start(run, monkeypatch, capsys, 
     assert f"{flags[0]} and {flags[1]} are both {port}" in error
 
 
+@pytest.mark.parametrize("is_given", [True, False])
+def test_only_the_usual_port_is_replaced_if_it_is_taken_during_the_start(
+    run, monkeypatch, capsys, is_given
+):
+    starts = []
+
+    def start_models(models, **options):
+        starts.append(options["http_port"])
+        if options["http_port"]:
+            raise PortInUse(f"port {options['http_port']} is in use")
+        raise ServerEnded("", "the test ends here")
+
+    monkeypatch.setattr("serving.triton.start_models", start_models)
+    port = free_port()
+    monkeypatch.setattr("serving.serve.DEFAULT_PORT", port)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    error = refusal(capsys, run, *(("--port", port) if is_given else ()))
+    assert starts == ([port] if is_given else [port, 0])
+    assert (f"port {port} is in use" in error) == is_given
+
+
 def test_the_usual_port_of_http_is_left_to_grpc_if_that_is_there(run, monkeypatch):
     starts = []
 
     def start_models(models, **options):
         starts.append(options["http_port"])
-        raise PortInUse("the test ends here")
+        raise ServerEnded("", "the test ends here")
 
     monkeypatch.setattr("serving.triton.start_models", start_models)
     monkeypatch.setattr("serving.serve.DEFAULT_PORT", free_port())

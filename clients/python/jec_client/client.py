@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 BATCH = 1024
 """Jets in a request to a server that does not say how many it takes."""
 
+RAW_SUFFIX = "-raw"
+"""Ends the name of a model that takes the columns of files."""
+
 VALID = "valid"
 """The output that says whether a jet is one that the model is meant for."""
 
@@ -313,7 +316,12 @@ class Client:
             for table in tables(jets, names) if is_path else [table_of(jets, names)]:
                 yield prepare(table, model.inputs, counters)
         except InputError as error:
-            raise InputError(f"model {self.model}: {error}") from None
+            raise InputError(f"model {self.model}: {error}{self._raw_model()}") from None
+
+    def _raw_model(self) -> str:
+        """Name the server's model of columns, as the end of an error, if this is another model."""
+        raw = f"{self.model}{RAW_SUFFIX}"
+        return f"; the model {raw} takes the columns of files" if raw in self.models() else ""
 
     def _answers(
         self, model: Model, inputs: Mapping[str, np.ndarray], count: int, ends: float

@@ -43,7 +43,8 @@ class Reply:
 
     status: int
     reason: str
-    headers: Mapping[str, str]
+    headers: http.client.HTTPMessage
+    """By name in any case: gateways such as Envoy send all names in lower case."""
     content: bytes
 
 
@@ -129,7 +130,7 @@ class Connections:
         return Reply(
             status=answer.status,
             reason=answer.reason,
-            headers=dict(answer.headers),
+            headers=answer.headers,
             content=content,
         )
 

@@ -158,7 +158,7 @@ class HttpServer:
             except (http.client.HTTPException, OSError) as error:
                 if not isinstance(error, ConnectionError) or not may_wait(pause, ends):
                     raise Unreachable(
-                        f"no server answers at {self.url}: {error or repr(error)}"
+                        f"no server answers at {self.url}: {_failure(error)}"
                     ) from None
             time.sleep(pause or 0)
         raise AssertionError("the last attempt returns or raises")
@@ -211,12 +211,22 @@ def _path(model: str) -> str:
     return f"/v2/models/{urllib.parse.quote(model, safe='')}"
 
 
+def _failure(error: http.client.HTTPException | OSError) -> str:
+    """Why there is no answer, and what to try if the server speaks another protocol."""
+    if isinstance(error, ssl.SSLError):
+        return f"{error}; if it has no TLS, write http:// instead of https://"
+    # a connection that is closed is one of these as well
+    if isinstance(error, http.client.BadStatusLine) and not isinstance(error, ConnectionError):
+        return "what it sends is not HTTP; write grpc:// for a port of gRPC, https:// for TLS"
+    return str(error) or repr(error)
+
+
 def _reason(reply: Reply) -> tuple[str, bool]:
     """Return the server's words, and whether they have the form of a model server's.
 
     That form is {"error": ...}, or FastAPI's {"detail": ...}.
     """
-    location = next((v for k, v in reply.headers.items() if k.lower() == "location"), None)
+    location = reply.headers.get("Location")
     if location is not None:
         parts = urllib.parse.urlsplit(location)
         return f"it sends elsewhere, to {parts._replace(query='', fragment='').geturl()}", False

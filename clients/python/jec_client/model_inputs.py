@@ -120,7 +120,8 @@ def prepare(
         columns[name] = _fitting(column, by_name[name], count, name in groups)
     for counter in sorted(set(groups.values())):
         particles = [columns[name] for name, its in groups.items() if its == counter]
-        counts = _counts(counter, columns.get(counter), particles)
+        places = max(by_name[name].shape[1] for name, its in groups.items() if its == counter)
+        counts = _counts(counter, columns.get(counter), particles, places)
         if counter not in columns:
             column = Column(name=counter, values=counts)
             columns[counter] = _fitting(column, by_name[counter], count, False)
@@ -265,10 +266,14 @@ def _shape_words(tensor: Tensor) -> str:
     return f"the model takes the shape {tensor.shape[1:]} for each jet (-1: any size)"
 
 
-def _counts(counter: str, counter_column: Column | None, particles: Sequence[Column]) -> np.ndarray:
+def _counts(
+    counter: str, counter_column: Column | None, particles: Sequence[Column], places: int
+) -> np.ndarray:
     """Return how many particles each jet has, (N,).
 
-    Raises InputError if columns disagree, or if none gives the number.
+    places: how many the model has for each jet; -1 for any number. Raises InputError if columns
+    disagree, or if none gives the number. A number beyond all columns is no error here: the model
+    says that such a jet is not valid.
     """
     lists = [column for column in particles if column.counts is not None]
     counts = None
@@ -286,6 +291,7 @@ def _counts(counter: str, counter_column: Column | None, particles: Sequence[Col
             " many places for all jets, so that particles cannot be told from padding; add the"
             f" column '{counter}', or give lists without padding"
         )
+    most_places = max([places, *(c.values.shape[1] for c in particles if c.counts is None)])
     for column in particles:
         if column.counts is not None:
             differ = np.flatnonzero(counts != column.counts)
@@ -295,8 +301,10 @@ def _counts(counter: str, counter_column: Column | None, particles: Sequence[Col
                     f"column '{column.name}' has length {column.counts[jet]} in jet {jet},"
                     f" '{where}' says {counts[jet]}; correct one of them"
                 )
-        elif lists:
-            beyond = np.flatnonzero(counts > column.values.shape[1])
+        else:
+            # Padding to the places of other columns would make particles of zeros.
+            are_padded = (counts <= most_places) | bool(lists)
+            beyond = np.flatnonzero((counts > column.values.shape[1]) & are_padded)
             if len(beyond):
                 jet = beyond[0]
                 raise InputError(
