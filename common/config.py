@@ -47,7 +47,7 @@ from common.storage.addresses import (
 from common.storage.patterns import parse_one, split_patterns
 
 AUTO, NONE = "auto", "none"
-SERVED = "served"  # as --baseline: the run that was deployed last
+SERVED = "served"  # the value of --baseline for the run that was deployed last
 PREDICTOR_FORMS = ("model", "triton")
 # name of a Kubernetes Secret, and a key of it
 SECRET_NAME = re.compile(r"[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?")

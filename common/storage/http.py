@@ -30,7 +30,7 @@ from common.storage.levels import Child, matching_files
 from common.storage.retries import PassingError, retry
 from common.storage.source import REQUESTS, Source
 
-SECONDS = 60.0  # without a byte of an answer
+SECONDS = 60.0  # longest pause in an answer
 CHUNK = 2**20
 USER_AGENT = "jec-pipeline"
 OVERLOADED = (408, 425, 429, 500, 502, 503, 504)

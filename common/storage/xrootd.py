@@ -30,7 +30,7 @@ from common.storage.retries import PassingError, retry
 from common.storage.source import Source
 from common.storage.vectors import Range
 
-SECONDS = 60  # for one request, unless XRD_REQUESTTIMEOUT says otherwise
+SECONDS = 60  # limit of one request, unless XRD_REQUESTTIMEOUT is set
 DEFAULTS = {
     # seconds for one attempt to connect, and number of attempts; a dead server costs the product
     "ConnectionWindow": 5,

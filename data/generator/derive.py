@@ -43,8 +43,8 @@ GEN_PT_EDGES = np.array([
 # fmt: on
 """GeV; steps of about a third in pT."""
 MIN_JETS = 40  # a bin with fewer gives no point
-DEGREE = 4  # of the polynomial in log pT that smooths the points of one eta bin
-OFFSET_BLOCKS = 30  # of 100 bunch crossings: the offset is known to 1 % long before the response is
+DEGREE = 4  # degree of the polynomial in log pT that smooths the points of one eta bin
+OFFSET_BLOCKS = 30  # blocks of 100 bunch crossings: the offset is then known to 1 %
 
 
 class OffsetMaker:

@@ -33,7 +33,7 @@ from data.jetntuple import Columns
 # about 30 MB: a few files a worker when training reads them, and little memory to write one
 JETS_PER_FILE = 10_000
 MAX_SEED = 2**33  # event numbers hold the seed and must fit into 64 bits (blocks.EVENTS_PER_SEED)
-PARTIAL = ".partial-"  # hidden from storage.entries, storage.glob and shells
+PARTIAL = ".partial-"  # a prefix that storage.entries, storage.glob and shells do not list
 
 
 def generate(

@@ -42,10 +42,10 @@ from weaver.config.vocabulary import (
     VOCABULARY,
 )
 
-MOST_CHARACTERS = 200  # of an expression, in an error
-MOST_ARGUMENTS = 100  # of a function that takes any number of them
-MOST_BITS = 512  # of a power of integers: ((9 ** 60) ** 60) ** 60 would not end
-MAX_EXPONENT = 64  # of a power of integers: 9 ** 9 ** 9 would not end
+MOST_CHARACTERS = 200  # characters of an expression in an error
+MOST_ARGUMENTS = 100  # limit of a function that takes any number of arguments
+MOST_BITS = 512  # size of a power of integers: ((9 ** 60) ** 60) ** 60 would not end
+MAX_EXPONENT = 64  # limit in a power of integers: 9 ** 9 ** 9 would not end
 
 # Syntax that does not work on columns -> what to write instead.
 _FORBIDDEN_SYNTAX: dict[type[ast.AST], str] = {
