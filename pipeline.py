@@ -22,8 +22,9 @@ from pathlib import Path
 from common import config_file, cron, storage
 from common.choices import START_STEPS
 from common.cli import Parser, age, local_path, output_file, output_folder, run_main, size, word
-from common.config import AUTO, RunConfig, add_arguments
+from common.config import AUTO, RunConfig, add_arguments, check_image
 from common.errors import InputError, JecError
+from common.layout import DEFAULT_OUTPUT
 from common.storage.local import check_writable_folder
 from images.digests import image, unpushed
 
@@ -128,9 +129,9 @@ def build_parser() -> Parser:
     run.add_argument(
         "--output",
         type=local_path,
-        default=Path("runs"),
+        default=Path(DEFAULT_OUTPUT),
         metavar="DIR",
-        help="folder of the runs of this machine; DIR/latest is the newest (default: runs)",
+        help="folder of the runs of this machine; DIR/latest is the newest (default: %(default)s)",
     )
     run.add_argument(
         "--serve",
@@ -440,6 +441,7 @@ def act(flags: config_file.Flags, args: argparse.Namespace) -> int:
     # Packages are imported where they are used, so that --help need not load kfp and kubernetes.
     from components.step import use_endpoint
 
+    check_image("steps-image", args.steps_image)
     use_endpoint(args.s3_endpoint)
     if (
         args.status

@@ -1,13 +1,16 @@
-"""Test that prepare and training stream a data set ten times as large as their memory limit.
+"""Test that a data set ten times as large as the memory limit streams through the programs.
 
     make large                                     # 600 MB, with 6 GB of prepared data
     python -m benchmarks.large --limit 500 --times 10 --folder DIR
     python -m benchmarks.large --variables 40 --particles 200            # wide rows
     python -m benchmarks.large --variables 6 --full-digits --steps 400   # large files
+    python -m benchmarks.large --evaluate --variables 40 --particles 200
 
 The benchmark writes files of random jets, prepares them, and trains on them for one epoch. The
 numbers have few digits, so that the files are several times smaller than the prepared data; with
---full-digits the files are large too. Both programs run in a control group with a memory limit, so
+--full-digits the files are large too. With --evaluate, a pipeline without a limit trains a model on
+few jets, and the large data set is its test set; then the evaluation is repeated below the limit.
+The programs run in a control group with a memory limit, so
 that the kernel kills them if they need more. Its counters give their use: anonymous memory, which
 no file backs and which the kernel cannot reclaim, and the page cache of the files, which fills the
 rest of the limit. A limit on the address space (`ulimit -v`) would count mapped files too.
@@ -37,13 +40,24 @@ import yaml
 from benchmarks.measure import RESULTS, Report
 from common.cli import run_main
 from common.errors import JecError
+from common.layout import RAW_SUFFIX
 from common.project import ROOT
+from common.run import Run
 from common.storage import space
 
 CONFIG = ROOT / "data/jec_pfn_open.yaml"
 NETWORK = ROOT / "networks/pfn_regressor_open.py"
 SMALL = ("num_conv_layers", "1", "conv_dim", "8", "num_fc_layers", "1", "fc_dim", "8")
 """Options of the network: feeding is tried here, and a small network leaves it the most time."""
+SPACE = {
+    "parameters": [
+        {"name": "conv-dim", "type": "discrete", "list": ["8"]},
+        {"name": "loss", "type": "categorical", "list": ["quantile"]},
+    ]
+}
+"""Search space of the only trial of --evaluate."""
+SMALL_FILE = "data/small.root"
+LARGE = "data/large-*.root"
 JETS = 20_000  # of one file
 BASKET = 5_000  # jets
 BATCH = 500
@@ -198,9 +212,10 @@ def write_file(path: Path, jets: int, seed: int, kind: Rows) -> None:
         else:
             values = rng.integers(1, 9, counts.sum()) / 8
         particles[name] = ak.unflatten(values.astype(np.float32), counts)
-    scalars = {}
+    scalars: dict[str, np.ndarray] = {}
     for name in ("jetPt", "genJetPt"):
-        scalars[name] = rng.integers(30, 500, jets).astype(np.float32)
+        # files of two seeds have no jet in common
+        scalars[name] = (rng.integers(30, 500, jets) + seed / 8).astype(np.float32)
     for name in ("genJetEta", "jetEta", "jetPhi", "jetMass", "jetArea", "QG_ptD", "QG_axis2"):
         scalars[name] = rng.integers(1, 20, jets).astype(np.float32) / 10
     for name in ("QG_mult", "partonFlav", "hadronFlav"):
@@ -234,39 +249,26 @@ def size_of(folder: Path) -> int:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StreamResult:
-    """The result of `stream`."""
+class Result:
+    """The result of `stream` or `evaluate`."""
 
     root: int
     """Bytes of the ROOT files."""
     prepared: int
     """Bytes of the prepared data."""
     jets: int
-    trained: int
-    """Jets of the epoch."""
-    prepare: Use
-    train: Use
+    programs: dict[str, Use]
+    """What was done -> its use."""
 
 
-def stream(folder: Path, limit: int, least: int, kind: Rows, steps: int | None) -> StreamResult:
+def stream(folder: Path, limit: int, least: int, kind: Rows, steps: int | None) -> Result:
     """Write files whose prepared data have at least so many bytes; prepare and train below a limit.
 
     steps: batches of the epoch, by default all. Raises JecError where one of both fails.
     """
-    data = folder / "data"
-    data.mkdir(parents=True)
-    write_config(folder / "data.yaml", kind)
-    write_file(data / "val.root", 2_000, 0, kind)
-    val = _prepare(data / "val.root", folder, None, "--validation")
-    per_jet = size_of(val) / 2_000
-    files = int(np.ceil(least / (per_jet * JETS)))
-    need = (2 if kind.full_digits else 1.3) * files * per_jet * JETS
-    space.require_free(folder, int(need), "this data set")
-    write_file(data / "train-000.root", JETS, 1, kind)
-    for number in range(1, files):  # the same jets under other names: only the size matters here
-        shutil.copyfile(data / "train-000.root", data / f"train-{number:03}.root")
+    val = _write_files(folder, least, kind)
     uses = []
-    train = _prepare(data / "train-*.root", folder, (limit, uses))
+    train = _prepare(folder / LARGE, folder, (limit, uses))
     command = [sys.executable, "-m", "weaver.train", "--data-train", str(train)]
     command += ["--data-val", str(val), "--data-config", str(folder / "data.yaml")]
     command += ["--network-config", str(NETWORK), "--num-epochs", "1"]
@@ -278,15 +280,81 @@ def stream(folder: Path, limit: int, least: int, kind: Rows, steps: int | None) 
     command += ["--model-prefix", str(folder / "model"), "--regression-mode"]
     log = folder / "train.log"
     uses.append(_check_use(run_with_limit(command, limit, log), log))
-    jets = json.loads((train / "dataset.json").read_text())["num_jets"]
-    return StreamResult(
-        root=size_of(data),
+    jets = _num_jets(train)
+    trained = jets if steps is None else min(steps * BATCH, jets)
+    return Result(
+        root=size_of(folder / "data"),
         prepared=size_of(train),
         jets=jets,
-        trained=jets if steps is None else min(steps * BATCH, jets),
-        prepare=uses[0],
-        train=uses[1],
+        programs={"prepare": uses[0], f"training on {trained:,} jets": uses[1]},
     )
+
+
+def evaluate(folder: Path, limit: int, least: int, kind: Rows) -> Result:
+    """Evaluate a model below a limit; its test set is files like those of `stream`.
+
+    Raises JecError where the evaluation fails, or the pipeline that makes the model.
+    """
+    _write_files(folder, least, kind)
+    write_file(folder / "data/train.root", 2_000, 2, kind)
+    command = [sys.executable, "pipeline.py", "--runner", "local"]
+    command += ["--output", str(folder / "runs"), "--data-config", str(folder / "data.yaml")]
+    command += ["--data-train", str(folder / "data/train.root")]
+    command += ["--data-val", str(folder / SMALL_FILE), "--data-test", str(folder / LARGE)]
+    command += ["--search-space", json.dumps(SPACE), "--algorithm", "grid", "--max-trials", "1"]
+    command += ["--parallel-trials", "1", "--num-epochs", "1", "--num-cpus", "1"]
+    command += ["--batch-size", str(BATCH)]
+    command += ["--min-improvement", "1000000"]  # the gate refuses the model: nothing is served
+    log = folder / "pipeline.log"
+    with log.open("w") as file:
+        ended = subprocess.run(
+            command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, timeout=DEADLINE, check=False
+        )
+    if ended.returncode != 0:
+        end = "\n".join(log.read_text().splitlines()[-10:])
+        raise JecError(f"the pipeline ended with exit code {ended.returncode}:\n{end}")
+
+    run = (folder / "runs/latest").resolve()
+    (raw_model,) = (run / "model").glob(f"*{RAW_SUFFIX}")
+    name = raw_model.name.removesuffix(RAW_SUFFIX)
+    test = Path(Run.load(str(run)).record.data["test"].dataset)
+    for trees in test.parent.glob("trees-*"):
+        trees.unlink()  # the limited evaluation trains them again
+    log = folder / "evaluate.log"
+    command = [sys.executable, "-m", "evaluating.evaluate", "--run", str(run), "--name", name]
+    use = _check_use(run_with_limit(command, limit, log), log)
+    return Result(
+        root=size_of(folder / "data"),
+        prepared=size_of(test),
+        jets=_num_jets(test),
+        programs={"evaluate": use},
+    )
+
+
+def _write_files(folder: Path, least: int, kind: Rows) -> Path:
+    """Write the data config, a small file, and files with at least so many bytes when prepared.
+
+    Returns the folder of the small file's prepared data.
+    """
+    data = folder / "data"
+    data.mkdir(parents=True)
+    write_config(folder / "data.yaml", kind)
+    write_file(folder / SMALL_FILE, 2_000, 0, kind)
+    small = _prepare(folder / SMALL_FILE, folder, None, "--validation")
+    per_jet = size_of(small) / 2_000
+    files = int(np.ceil(least / (per_jet * JETS)))
+    need = (2 if kind.full_digits else 1.3) * files * per_jet * JETS
+    space.require_free(folder, int(need), "this data set")
+    first = data / "large-000.root"
+    write_file(first, JETS, 1, kind)
+    for number in range(1, files):  # the same jets under other names: only the size matters here
+        shutil.copyfile(first, data / f"large-{number:03}.root")
+    return small
+
+
+def _num_jets(prepared: Path) -> int:
+    number: int = json.loads((prepared / "dataset.json").read_text())["num_jets"]
+    return number
 
 
 def _prepare(
@@ -345,6 +413,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--full-digits", action="store_true", help="numbers with all digits: large files"
     )
+    parser.add_argument(
+        "--evaluate", action="store_true", help="evaluate a model, in place of prepare and train"
+    )
     parser.add_argument("--steps", type=int, help="batches of the epoch (default: all)")
     parser.add_argument("--folder", type=Path, help="make the data in a new folder below this one")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the results")
@@ -359,18 +430,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         with _work_folder(arguments.folder) as folder:
             least = int(limit * arguments.times)
-            streamed = stream(folder, limit, least, kind, arguments.steps)
-        write(streamed, limit, kind, arguments.results)
+            if arguments.evaluate:
+                result = evaluate(folder, limit, least, kind)
+            else:
+                result = stream(folder, limit, least, kind, arguments.steps)
+        write(result, limit, kind, arguments.results)
 
     return run_main(body)
 
 
-def write(streamed: StreamResult, limit: int, kind: Rows, results: Path) -> None:
+def write(result: Result, limit: int, kind: Rows, results: Path) -> None:
     """Write the results of a limit (bytes) into a folder."""
     report = Report("large", "A data set larger than the memory limit", results)
     rows = []
-    training = f"training on {streamed.trained:,} jets"
-    for name, use in (("prepare", streamed.prepare), (training, streamed.train)):
+    for name, use in result.programs.items():
         rows.append(
             [
                 name,
@@ -380,18 +453,20 @@ def write(streamed: StreamResult, limit: int, kind: Rows, results: Path) -> None
                 f"{use.seconds:.0f}",
             ]
         )
+    # Evaluations have a section of their own, beside that of the same files.
+    prefix = "evaluate, " if "evaluate" in result.programs else ""
     report.section(
-        f"limit of {limit / 1e6:.0f} MB: {kind}",
+        f"{prefix}limit of {limit / 1e6:.0f} MB: {kind}",
         columns=["program", "anonymous, MB", "peak with page cache, MB", "kills", "s"],
         rows=rows,
         notes=[
-            f"{streamed.jets:,} jets: {streamed.root / 1e9:.2f} GB of ROOT files,"
-            f" {streamed.prepared / 1e9:.2f} GB of prepared data,"
-            f" {streamed.prepared / limit:.1f} times the limit.",
+            f"{result.jets:,} jets: {result.root / 1e9:.2f} GB of ROOT files,"
+            f" {result.prepared / 1e9:.2f} GB of prepared data,"
+            f" {result.prepared / limit:.1f} times the limit.",
             "anonymous: the most memory at a time that no file backs. The page cache fills the rest"
             " of the limit; the kernel takes it back when it is needed.",
         ],
-        use=dataclasses.asdict(streamed),
+        use=dataclasses.asdict(result),
     )
     report.save()
 

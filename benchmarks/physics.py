@@ -329,7 +329,7 @@ class Bench:
                 features = np.stack([values[column] for column in columns], axis=1)
                 of_part[part] = dataclasses.replace(jets, features=features)
             answers[name], _ = fit_and_predict(
-                of_part["train"], of_part["val"], of_part["test"].features, seed=1
+                of_part["train"], of_part["val"], [of_part["test"].features], seed=1
             )
         return answers
 

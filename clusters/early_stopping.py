@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 
 from clusters.protocol import Manifest
 from common.choices import EARLY_STOPPING
-from common.cli import require
+from common.cli import is_whole, require
 from common.errors import unknown
 
 ALGORITHMS = tuple(name for name in EARLY_STOPPING if name != "none")
@@ -65,7 +65,7 @@ def settings(manifest: Manifest) -> dict[str, int] | None:
         value = setting["value"]
         require(name in values, f"spec.earlyStopping: {unknown('setting', name, values)}")
         require(
-            str(value).isdigit() and int(value) >= 1,
+            is_whole(str(value)) and int(value) >= 1,
             f"spec.earlyStopping.algorithmSettings.{name}: '{value}' is not a whole number"
             f" from 1 up; write one, such as {DEFAULTS.get(name)}",
         )

@@ -61,9 +61,14 @@ class Holder:
     def from_json(cls, values: object) -> Holder | None:
         """Return the holder of a record; None if the record is invalid, as in a truncated file."""
         try:
-            return cls(**values)  # type: ignore[arg-type]
+            holder = cls(**values)  # type: ignore[arg-type]
         except TypeError:
             return None
+        has_texts = all(
+            isinstance(text, str) for text in (holder.host, holder.started, holder.token)
+        )
+        has_numbers = isinstance(holder.pid, int) and isinstance(holder.renewed, int | float)
+        return holder if has_texts and has_numbers else None
 
     @property
     def is_here(self) -> bool:
@@ -198,7 +203,7 @@ def read_owner(folder: Path) -> Holder | None:
     """Return the recorded owner of the run with this local folder; None without a record."""
     try:
         return Holder.from_json(json.loads((folder / OWNER).read_text()))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 
@@ -243,7 +248,9 @@ def _read_remote(uri: str, token: str = "") -> Holder | None:
 
 
 def _seconds(text: str) -> float:
+    """Return Unix time from its text; 0 for another text, and for more than a date can hold."""
     try:
-        return float(text)
-    except ValueError:
+        time.localtime(float(text))
+    except (ValueError, OverflowError, OSError):
         return 0.0
+    return float(text)

@@ -103,7 +103,7 @@ class Rollout:
         If an earlier attempt was killed, the backup has it.
         """
         if existing and self._is_ours(existing):
-            backup = storage.find_json(self._backup, {})
+            backup = storage.find_object(self._backup)
             if backup.get("revision") == self._revision:
                 former: Manifest | None = backup["service"]
                 return former

@@ -31,8 +31,8 @@ from common.errors import (
 )
 from common.project import ROOT
 from common.storage import space
-from common.storage.addresses import check_text, check_url
-from common.storage.local import check_writable_file, check_writable_folder
+from common.storage.addresses import CONTROL, check_text, check_url
+from common.storage.local import check_path, check_writable_file, check_writable_folder
 
 UNEXPECTED = 70
 """Exit code of an unexpected exception: EX_SOFTWARE of sysexits.h."""
@@ -50,13 +50,17 @@ BROKEN_PIPE = 141
 class Parser(argparse.ArgumentParser):
     """argparse, whose errors also name the nearest flag or value.
 
-    Abbreviated flags are refused: a later version may have two flags with the same beginning.
+    Abbreviated flags are refused: a later version may have two flags with the same beginning. So
+    are an empty text and one with control characters, unless the flag has a `type=`; `type=str`
+    takes any text.
     """
 
     def __init__(self, **options: Any) -> None:
         """Create the parser with argparse's options; line breaks of a description are kept."""
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **options)
+        self.register("type", int, whole_number)
+        self.register("type", float, real_number)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse like argparse; refuse words that cannot be written in UTF-8."""
@@ -68,10 +72,20 @@ class Parser(argparse.ArgumentParser):
                 self.error(f"argument {word!r} is no text in UTF-8")
         return super().parse_known_args(args, namespace)
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        super()._check_value(action, value)
+        if action.type is None and isinstance(value, str):
+            try:
+                check_text(value)
+            except InputError as error:
+                raise argparse.ArgumentError(action, str(error)) from None
+
     def error(self, message: str) -> NoReturn:
         """End with one sentence and the nearest flag or value, exit code 2."""
         # Addresses are hidden: they may hold secrets, and this may go to the log of a pod.
         text = re.sub(r"\b\w+://\S+", "(an address)", message)
+        # a line break of a word would end the sentence
+        text = CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
         self.exit(2, f"error: {text}{self._hint(text)}\nsee: {self.prog} --help\n")
 
     def _hint(self, message: str) -> str:
@@ -94,7 +108,9 @@ def local_path(text: str) -> Path:
         check_text(text)
         if storage.is_local(text):
             is_relative = not text.startswith(("file:", "~"))
-            return Path(text) if is_relative else Path(storage.absolute(text))
+            path = Path(text) if is_relative else Path(storage.absolute(text))
+            check_path(str(path))
+            return path
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     raise argparse.ArgumentTypeError(f"'{text}' is an address; a path on this machine is needed")
@@ -134,6 +150,17 @@ def output_address(text: str) -> str:
     return text
 
 
+def output_place(text: str) -> str:
+    """A folder to be written to, as a path or an address; a path as by `output_folder`."""
+    try:
+        check_text(text)
+        if storage.is_local(text):
+            check_writable_folder(storage.absolute(text))
+    except JecError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
 def word(text: str) -> str:
     """Return a name, such as a run's id: neither empty nor with control characters."""
     try:
@@ -154,10 +181,39 @@ def size(text: str) -> float:
 
 
 def _quantity(text: str, units: dict[str, float], examples: str) -> float:
-    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)([A-Za-z])", text)
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([A-Za-z])", text)
     if match is None or match[2] not in units:
         raise argparse.ArgumentTypeError(f"'{text}' is none; give for example {examples}")
     return float(match[1]) * units[match[2]]
+
+
+def whole_number(text: str) -> int:
+    """Read a whole number, the type `int` of `Parser`. Raises ArgumentTypeError for another text.
+
+    int() also takes blanks, underscores and the digits of other scripts, which no other program of
+    the chain reads.
+    """
+    if not re.fullmatch(r"[+-]?[0-9]{1,20}", text):
+        raise argparse.ArgumentTypeError(f"'{text}' is no whole number; write digits, as 12")
+    return int(text)
+
+
+def real_number(text: str) -> float:
+    """Read a number, the type `float` of `Parser`. Raises ArgumentTypeError for another text."""
+    if not is_number(text):
+        raise argparse.ArgumentTypeError(f"'{text}' is no number; write one as 12, 0.5 or 1e-3")
+    return float(text)
+
+
+def is_whole(text: str) -> bool:
+    """Whether a text is a whole number, of at most 18 digits of ASCII, which int64 holds."""
+    return re.fullmatch(r"[0-9]{1,18}", text) is not None
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a finite number in ASCII, as JSON, YAML and Katib write it."""
+    form = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
+    return re.fullmatch(form, text) is not None and math.isfinite(float(text))
 
 
 def port_number(text: str) -> int:
@@ -169,10 +225,7 @@ def port_number(text: str) -> int:
 
 def seconds(text: str) -> float:
     """Read a finite number of seconds above 0. Raises ArgumentTypeError for another text."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
+    number = float(text) if is_number(text) else math.nan
     if not 0 < number <= LONGEST_SECONDS:
         raise argparse.ArgumentTypeError(
             f"'{text}' is no time; write seconds above 0 and at most {LONGEST_SECONDS:.0f}"
@@ -203,6 +256,12 @@ def run_main(body: Callable[[], int | None]) -> int:
     # Figures are drawn into files. Below a notebook's kernel the variable names its own backend,
     # which matplotlib refuses where the notebook's packages are not installed.
     os.environ["MPLBACKEND"] = "agg"
+    _open_standard_streams()
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        _complain("error: the working folder was removed; change to another one, as cd ~")
+        return InputError.exit_code
     try:
         with space.catch_full_disk():
             code = body() or 0
@@ -244,6 +303,24 @@ def run_job(body: Callable[[], int | None]) -> int:
             raise
 
     return run_main(with_exit_code)
+
+
+def _open_standard_streams() -> None:
+    """Open /dev/null as each standard stream that the caller has closed (`>&-`).
+
+    Otherwise sys.stdout is None, and the next file that the process opens becomes its stdout, into
+    which libraries and child processes then write.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # the lowest free number, which is this one
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 (open until the end)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def _complain(text: str) -> None:

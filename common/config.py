@@ -32,7 +32,7 @@ from common.choices import (
     RAW_MODELS,
     ROLLOUTS,
 )
-from common.cli import require, truth
+from common.cli import is_number, is_whole, require, truth
 from common.errors import InputError, unknown
 from common.storage.addresses import (
     CONTROL,
@@ -52,6 +52,12 @@ PREDICTOR_FORMS = ("model", "triton")
 # name of a Kubernetes Secret, and a key of it
 SECRET_NAME = re.compile(r"[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?")
 NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+# name of a resource, a label or a taint: an optional domain, then a name
+QUALIFIED_NAME = re.compile(
+    r"([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?"
+)
+QUALIFIED_FORM = "a-z, A-Z, 0-9, '-', '_' and '.', after a domain and '/' if it has one"
+IMAGE = re.compile(r"[A-Za-z0-9][-\w.:/@]{0,500}", re.ASCII)
 SECRET_KEY = re.compile(rf"({SECRET_NAME.pattern})/([-._A-Za-z0-9]{{1,253}})")
 RETIRED = ("webhook",)
 """Parameters of earlier versions that are left out, and never shown: the URL is a secret."""
@@ -701,9 +707,11 @@ class RunConfig:
             NAMESPACE.fullmatch(self.namespace) is not None,
             f"--namespace '{self.namespace}': write up to 63 of a-z, 0-9 and '-', or auto",
         )
+        check_image("weaver-image", self.weaver_image)
         require(
-            re.fullmatch(r"[^\s]+", self.weaver_image) is not None,
-            f"--weaver-image '{self.weaver_image}': write it as registry/project/name:tag",
+            QUALIFIED_NAME.fullmatch(self.gpu_resource) is not None,
+            f"--gpu-resource '{self.gpu_resource}': Kubernetes takes {QUALIFIED_FORM}, as"
+            " nvidia.com/gpu",
         )
 
     def _check_addresses(self) -> None:
@@ -761,10 +769,7 @@ class RunConfig:
         )
 
     def _check_goal(self) -> None:
-        try:
-            good = self.goal == NONE or math.isfinite(float(self.goal))
-        except ValueError:
-            good = False
+        good = self.goal == NONE or is_number(self.goal)
         require(good, f"--goal '{self.goal}': write a number, as 0.08, or none")
 
     def _check_pods(self) -> None:
@@ -783,9 +788,11 @@ class RunConfig:
         tolerations(self.tolerations)
         for name in ("nvidia_driver", "eos"):
             value = getattr(self, name)
+            is_path = value.startswith("/") and ":" not in value and ".." not in value.split("/")
             require(
-                value == NONE or value.startswith("/"),
-                f"--{flag(name)} '{value}': write a path that begins with /, or none",
+                value == NONE or is_path,
+                f"--{flag(name)} '{value}': write a path that begins with /, without ':' and '..',"
+                " or none",
             )
         require(
             self.kerberos_secret == NONE or self.eos != NONE,
@@ -895,9 +902,12 @@ MOST: dict[str, float] = {
 """Upper limits far above any use: a larger number is a typing error, or overflows later."""
 
 
-def is_whole(text: str) -> bool:
-    """Whether a text is a whole number, of at most 18 digits of ASCII, which int64 holds."""
-    return re.fullmatch(r"[0-9]{1,18}", text) is not None
+def check_image(name: str, text: str) -> None:
+    """Raise InputError for what is no name of an image, before pods wait for it in vain."""
+    require(
+        IMAGE.fullmatch(text) is not None,
+        f"--{name} '{text}': write it as registry/project/name:tag",
+    )
 
 
 def bucket_of(uri: str) -> str:
@@ -977,7 +987,7 @@ MOST_BYTES = 2**60  # more than any node has
 
 def quantity(name: str, text: str) -> float:
     """Bytes of a Kubernetes quantity such as 12Gi. Raises InputError for anything else."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([A-Za-z]*)", text)
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([A-Za-z]*)", text)
     if not match or match[2] not in UNITS:
         raise InputError(
             f"--{flag(name)} '{text}' is no quantity; write a number and one of"
@@ -999,7 +1009,7 @@ def cpus(name: str, text: str) -> float:
     >>> cpus("serving_cpus", "500m")
     0.5
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(m?)", text)
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(m?)", text)
     cores = float(match[1]) / (1000 if match[2] else 1) if match else 0.0
     require(
         0 < cores <= MOST["num_cpus"],
@@ -1016,7 +1026,8 @@ def selector(text: str) -> dict[str, str]:
     labels = {}
     for part in _parts(text):
         key, equals, value = part.partition("=")
-        if not equals or not key or label_value(value) != value:
+        is_label = equals and QUALIFIED_NAME.fullmatch(key) and _is_label_value(value)
+        if not is_label:
             raise InputError(
                 f"--node-selector '{part}' is no label; write key=value,key=value, or none"
             )
@@ -1040,9 +1051,19 @@ def tolerations(text: str) -> list[dict[str, str]]:
                 f"--tolerations '{part}': {wrong}; write key=value:NoSchedule, key:NoExecute or"
                 " key, or none"
             )
+        if not (QUALIFIED_NAME.fullmatch(key) and _is_label_value(value)):
+            raise InputError(
+                f"--tolerations '{part}': Kubernetes takes {QUALIFIED_FORM} as the key of a taint,"
+                " and the same characters as its value"
+            )
         operator = {"operator": "Equal", "value": value} if equals else {"operator": "Exists"}
         entries.append({"key": key, **operator, **({"effect": effect} if effect else {})})
     return entries
+
+
+def _is_label_value(text: str) -> bool:
+    """Whether Kubernetes takes a text as the value of a label or a taint; it may be empty."""
+    return not text or label_value(text) == text
 
 
 def _parts(text: str) -> list[str]:

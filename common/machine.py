@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import re
@@ -80,6 +81,18 @@ def memory_room() -> int | None:
             if limit != resource.RLIM_INFINITY and name in sizes:
                 rooms.append(limit - 1024 * int(sizes[name]))
     return max(min(rooms), 0) if rooms else None
+
+
+def return_freed_memory() -> None:
+    """Return memory that was freed to the system.
+
+    By default glibc keeps freed arrays of up to 32 MB for later ones, and with the settings of
+    weaver.fit.allocator all of them. They count for a memory limit, although most of them may never
+    be used again. Nothing happens with another C library.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def _limits() -> Iterator[tuple[int, Path]]:

@@ -17,17 +17,15 @@ def here(path: str) -> str:
 
     A path that is neither is returned unchanged.
     """
-    inside = ROOT / path
-    return (
-        str(inside)
-        if storage.is_local(path) and not os.path.exists(path) and inside.is_file()
-        else path
-    )
+    inside = str(ROOT / path)
+    # os.path.isfile is also false for a path that is too long, where Path.is_file raises OSError
+    is_here = storage.is_local(path) and not os.path.exists(path) and os.path.isfile(inside)
+    return inside if is_here else path
 
 
 def is_own(path: str) -> bool:
     """True for the relative path of a file of the project, which images hold as well."""
-    return storage.is_local(path) and (ROOT / path).is_file() and not Path(path).is_absolute()
+    return storage.is_local(path) and os.path.isfile(ROOT / path) and not Path(path).is_absolute()
 
 
 def version() -> str:

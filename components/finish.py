@@ -369,6 +369,7 @@ def main(argv: list[str] | None = None) -> int:
         )
     parser.add_argument(
         "--job-id",
+        type=str,
         default="",
         metavar="ID",
         help="KFP job id, from which prepare derives an 'auto' run id, and which marks the steps of"
@@ -382,6 +383,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--executor-input",
+        type=str,
         default="",
         metavar="JSON",
         help="KFP's executor input; leave it out by hand",

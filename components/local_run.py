@@ -254,7 +254,7 @@ class LocalRun:
         from serving.client import Client
 
         folder = run.folder
-        body = storage.read_json(storage.join(folder.golden(service.name), "request.json"))
+        body = storage.read_object(storage.join(folder.golden(service.name), "request.json"))
         outputs = Client(service.url, service.name).infer(body)["outputs"]
         answer, *quantiles = outputs[0]["data"]
         text = (

@@ -176,8 +176,11 @@ def is_decoded(run: Run, split: str) -> bool:
     from weaver.prepared.columns import resolve_reference  # late: it imports awkward
 
     reference = run.folder.data(split)
-    content = storage.find_json(reference)
-    return content is not None and is_whole(resolve_reference(reference, content["dataset"]))
+    try:
+        place = storage.find_object(reference).get("dataset")
+    except InputError:  # a damaged file, which is written again
+        return False
+    return isinstance(place, str) and is_whole(resolve_reference(reference, place))
 
 
 def has_jet_columns(run: Run) -> bool:
@@ -619,18 +622,24 @@ def main(argv: list[str] | None = None) -> int:
     add_arguments(parser)
     parser.add_argument(
         "--settings",
+        type=str,
         default="{}",
         metavar="JSON",
         help="the parameter `settings` of Kubeflow's form: the defaults of the other flags",
     )
     parser.add_argument(
-        "--job-id", default="", metavar="ID", help="KFP job id, from which the run id is derived"
+        "--job-id",
+        type=str,
+        default="",
+        metavar="ID",
+        help="KFP job id, from which the run id is derived",
     )
     parser.add_argument(
         "--run-output", default="", metavar="FILE", help="file to write the run's URI to"
     )
     parser.add_argument(
         "--executor-input",
+        type=str,
         default="",
         metavar="JSON",
         help="KFP's executor input; leave it out by hand",

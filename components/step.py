@@ -61,12 +61,14 @@ def parser(name: str, description: str) -> argparse.ArgumentParser:
     )
     result.add_argument(
         "--job-id",
+        type=str,
         default="",
         metavar="ID",
         help="KFP job id, by which a repeated attempt is recognised; leave it out by hand",
     )
     result.add_argument(
         "--executor-input",
+        type=str,
         default="",
         metavar="JSON",
         help="KFP's executor input; leave it out by hand",

@@ -6,12 +6,17 @@ Trials log their epochs themselves, and the evaluation's job logs the models
 
 from __future__ import annotations
 
-from typing import Any
-
 from common import storage, tracking
 from common.config import RunConfig
 from common.layout import RunFolder
-from common.records import MetricsRecord, SearchRecord, SummaryRecord, Trial, TrialStatus
+from common.records import (
+    MetricsRecord,
+    SearchRecord,
+    SummaryRecord,
+    Trial,
+    TrialStatus,
+    find_history,
+)
 from common.run import Run
 from components import step
 
@@ -83,8 +88,9 @@ def log_search(run: Run, search: SearchRecord) -> None:
 def _log_trial(tracker: tracking.Tracker, run: Run, trial: Trial, *, is_best: bool) -> None:
     mlflow_run = tracker.trial(trial.name)
     tracker.log_parameters(mlflow_run, trial.parameters)
-    history: list[dict[str, Any]] = storage.find_json(run.folder.history(trial.name), [])
-    tracker.log_epochs(mlflow_run, history)
+    history = run.folder.history(trial.name)
+    find_history(history)  # refuses a file of another form
+    tracker.log_epochs(mlflow_run, storage.find_json(history, []))
     tags = {
         tracking.STATUS: trial.status,
         "jec.best": str(is_best).lower(),

@@ -681,6 +681,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m data.from_nanoaod", description=__doc__)
     parser.add_argument(
         "files",
+        type=str,  # patterns, which line breaks may separate
         nargs="+",
         metavar="FILE",
         help="NanoAOD or PFNano files: paths, addresses or patterns",

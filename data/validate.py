@@ -120,6 +120,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m data.validate", description=__doc__)
     parser.add_argument(
         "files",
+        type=str,  # patterns, which line breaks may separate
         nargs="+",
         metavar="FILE",
         help=f"files of jets (tree {TREE_NAME}): paths, addresses or patterns; NAME:PATTERN names a"

@@ -20,14 +20,22 @@ from common.choices import GATE_REGIONS, GATES
 from common.cli import Parser, require, run_job
 from common.config import AUTO, NONE, RunConfig, flag
 from common.layout import RunFolder
+from common.machine import return_freed_memory
 from common.measurements import GateSettings
 from common.records import MetricsRecord
 from evaluating import inputs, results
-from evaluating.inference import BATCH_SIZE, load_session, predict, predict_baseline
+from evaluating.inference import (
+    BATCH_SIZE,
+    batch_size_for,
+    load_session,
+    predict,
+    predict_baseline,
+)
 from evaluating.measurement import Subject, measure
+from evaluating.memory import memory_warning
 from evaluating.mlflow_models import log_models
 from evaluating.permutation import importances
-from evaluating.requirements import check_observers
+from evaluating.requirements import check_observers, label_reason
 from evaluating.trees import compare
 from physics.bootstrap import REPLICATES
 
@@ -67,7 +75,7 @@ def evaluate(
             or 'none'.
         settings: The mode and the limits of the gate.
         replicates: Number of bootstrap draws.
-        batch_size: Jets per call of the model.
+        batch_size: Jets per call of the model, or fewer where memory is short.
 
     Returns:
         The content of metrics.json.
@@ -83,24 +91,39 @@ def evaluate(
     columns = test.observers()
     check_observers(columns, RunFolder(uri).data_config)
 
+    num_jets = {split: prepared.jets for split, prepared in records.run.record.data.items()}
+    if warning := memory_warning(len(test), num_jets.get("train", 0), num_jets.get("val", 0)):
+        print(warning, file=sys.stderr)
+
+    batch_of_model = batch_size_for(test, records.export, batch_size)
     session = load_session(uri, name)
-    predictions = predict(session, test, batch_size)
+    predictions = predict(session, test, batch_of_model)
+    input_importances = importances(
+        session,
+        test,
+        columns,
+        predictions.inference.jets_per_second,
+        settings.seed,
+        batch_of_model,
+    )
+    del session  # ONNX Runtime keeps the memory of its largest batch
     baseline_correction = predict_baseline(earlier, columns, batch_size) if earlier else None
     trees = compare(records.run, columns, fraction=records.data_fraction, seed=settings.seed)
-    input_importances = importances(
-        session, test, columns, predictions.inference.jets_per_second, settings.seed
-    )
+    return_freed_memory()
     metrics = measure(
         Subject(run=uri, model=name, baseline=earlier),
         records,
         columns,
         predictions,
-        inputs.label_values(predictions.labels, columns, test),
+        label_reason(
+            predictions.labels, inputs.label_values(predictions.labels, columns, test), columns
+        ),
         baseline_correction,
         trees,
         settings,
         replicates,
     )
+    return_freed_memory()
     metrics = dataclasses.replace(metrics, importances=input_importances)
 
     # Rounded before both are written, so that report and metrics.json agree in all digits.
@@ -170,7 +193,7 @@ def parser() -> Parser:
         type=int,
         default=BATCH_SIZE,
         metavar="N",
-        help="jets per call of the model (default: %(default)s)",
+        help="jets per call of the model, fewer where memory is short (default: %(default)s)",
     )
     return command
 

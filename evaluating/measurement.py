@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 
 import numpy as np
 from numpy.typing import NDArray
 
-from common import storage
+from common.machine import return_freed_memory
 from common.measurements import EdgeStep, GateSettings
 from common.progress import Progress
 from common.records import MetricsRecord, plain
 from evaluating.inference import Predictions
 from evaluating.inputs import Columns, RunRecords
 from evaluating.jet_columns import PILEUP
-from evaluating.requirements import label_reason
 from evaluating.trees import TreesComparison
 from physics import range_edges, uncertainty
 from physics.bootstrap import LEVEL
@@ -22,7 +22,6 @@ from physics.gate import judge
 from physics.metrics import REQUIRED_COLUMNS, Record, record_of, sample_of
 from physics.pileup import against_pileup
 from physics.residual_effect import residual_effect
-from physics.response import Floats
 from physics.tails import tails
 from reporting.headline import headline
 
@@ -43,7 +42,7 @@ def measure(
     inputs: RunRecords,
     columns: Columns,
     predictions: Predictions,
-    label: Floats | None,
+    label_problem: str,
     baseline: NDArray[np.float32] | None,
     trees: TreesComparison,
     settings: GateSettings,
@@ -56,7 +55,8 @@ def measure(
         inputs: Records of the run.
         columns: Observers of the test jets, (N,) each.
         predictions: Outputs of the model for these jets.
-        label: What the network learns, (N,), as `label_values` returns it.
+        label_problem: Why the label gives no correction of jetPt (`label_reason`); empty if it
+            does.
         baseline: Correction of an earlier model for the same jets, (N,).
         trees: Predictions of boosted trees for the same jets, and pile-up columns.
         settings: Mode and limits of the gate.
@@ -67,6 +67,9 @@ def measure(
     """
     all_columns = {**trees.pileup, **columns}
     pileup = next((name for name in PILEUP if name in all_columns), "")
+    # before the sample, whose arrays stay in memory
+    widths = widths_of(columns, predictions, replicates, settings.seed)
+    return_freed_memory()
     with Progress("bootstrap", total=replicates + 1, unit="draws") as progress:
         sample = sample_of(
             columns,
@@ -78,11 +81,11 @@ def measure(
             seed=settings.seed,
             advance=progress.advance,
         )
-    widths = widths_of(columns, predictions, replicates, settings.seed)
+    return_freed_memory()
     # The gate judges exact numbers; they are rounded later, for the file.
     gate, reasons = judge(sample, settings, widths)
-    if reason := label_reason(predictions.labels, label, columns):
-        reasons.insert(0, reason)
+    if label_problem:
+        reasons.insert(0, label_problem)
 
     content = {
         "passed": not reasons,
@@ -148,10 +151,10 @@ def jets_fingerprint(columns: Columns) -> str:
 
     The momenta (N,) are rounded, because files may store them in other types.
     """
-    parts = []
+    digest = hashlib.sha256()
     for name in REQUIRED_COLUMNS:
-        parts.append(np.round(np.asarray(columns[name], dtype=np.float64), 3).tobytes())
-    return storage.digest(b"".join(parts))
+        digest.update(np.round(np.asarray(columns[name], dtype=np.float64), 3).data)
+    return digest.hexdigest()
 
 
 def widths_of(

@@ -36,6 +36,7 @@ def importances(
     columns: Columns,
     jets_per_second: float | None,
     seed: int,
+    batch_size: int = BATCH_SIZE,
 ) -> Importances | None:
     """Measure the importance of each group of inputs on the test jets above 30 GeV.
 
@@ -45,6 +46,7 @@ def importances(
         columns: Observers of the test jets, (N,) each.
         jets_per_second: Speed of the model, which limits the number of jets.
         seed: Seed of the shuffling.
+        batch_size: Jets per call of the model.
 
     Returns:
         The loss of gain of each group; None with fewer than MIN_JETS jets, or where the response
@@ -70,8 +72,8 @@ def importances(
         def gain_with(shuffled_inputs: list[str], donors: np.ndarray) -> float:
             """Return the gain with these inputs of the jets `donors`, indices of shape (n,)."""
             parts = []
-            for start in range(0, number, BATCH_SIZE):
-                own, other = jets[start : start + BATCH_SIZE], donors[start : start + BATCH_SIZE]
+            for start in range(0, number, batch_size):
+                own, other = jets[start : start + batch_size], donors[start : start + batch_size]
                 tensors = predictor.tensors(own, dict.fromkeys(shuffled_inputs, other))
                 parts.append(predictor.run(tensors)[:, 0])
                 progress.advance(len(own))

@@ -7,11 +7,12 @@ settings and the seed, so that later runs on the same data do not train them aga
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,13 +26,23 @@ from common.run import Run
 from evaluating.inputs import Columns
 from evaluating.jet_columns import FRACTIONS, GROUP, JET, KEY_OBSERVERS, PILEUP
 from evaluating.requirements import label_reason
-from physics.boosted_trees import LEAST_JETS, MOST_JETS, SETTINGS, Jets, fit_and_predict
+from physics.boosted_trees import (
+    LEAST_JETS,
+    MOST_JETS,
+    SETTINGS,
+    Jets,
+    finite_jets,
+    fit_and_predict,
+)
 from weaver.feed.order import spread
 from weaver.prepared.columns import resolve_reference
 
 if TYPE_CHECKING:
     from weaver.config.data_config import DataConfig
     from weaver.feed.dataset import Dataset
+
+JETS_AT_A_TIME = 20_000
+"""Jets whose columns are read and predicted together: 4 MB in double precision."""
 
 NO_COLUMNS = (
     "prepare stored no jet-level columns, because this run is of an earlier version; a new run on"
@@ -121,8 +132,11 @@ def _load_or_train(
     place = storage.join(folder, f"trees-{digest}.json")
     predictions_place = storage.join(folder, f"trees-{digest}.npy")
     if storage.exists(place) and storage.exists(predictions_place):
-        predictions = np.load(io.BytesIO(storage.read_bytes(predictions_place)), allow_pickle=False)
-        return Trees(**storage.read_json(place)), predictions
+        # a damaged file is written again
+        with contextlib.suppress(InputError, TypeError, ValueError, EOFError):
+            content = io.BytesIO(storage.read_bytes(predictions_place))
+            predictions = np.load(content, allow_pickle=False)
+            return Trees(**storage.read_object(place)), predictions
 
     record, predictions = _train(places, config, test, fraction, seed)
     content = io.BytesIO()
@@ -147,7 +161,7 @@ def _train(
     record = Trees(
         columns=names,
         missing=[name for name in (*JET, *FRACTIONS) if name not in names],
-        num_training_jets=min(len(train.target), MOST_JETS),
+        num_training_jets=len(train.target),
         num_trees=num_trees,
         seconds=round(time.monotonic() - start, 2),
         scikit_learn=sklearn.__version__,
@@ -155,19 +169,41 @@ def _train(
     return record, predictions
 
 
-def _features(jets: Dataset) -> NDArray[np.float32]:
-    """Return the jet-level columns of all jets, (N, C)."""
-    features: NDArray[np.float32] = jets.batch(np.arange(len(jets))).inputs[GROUP].numpy()
-    return features
+def _features(
+    jets: Dataset, index: NDArray[np.int64] | None = None
+) -> Iterator[NDArray[np.float32]]:
+    """Yield the jet-level columns, (n, C), of at most JETS_AT_A_TIME jets at a time.
+
+    Args:
+        jets: Prepared jets with the columns.
+        index: Positions of the jets, (N,); all by default.
+    """
+    if index is None:
+        index = np.arange(len(jets))
+    for start in range(0, len(index), JETS_AT_A_TIME):
+        yield jets.batch(index[start : start + JETS_AT_A_TIME]).inputs[GROUP].numpy()
 
 
 def _jets(jets: Dataset, fraction: float = 1.0) -> Jets:
-    """Return a fraction of the jets for training, the same jets that weaver.train takes."""
+    """Return the jets for training: those with a finite target, at most MOST_JETS.
+
+    Args:
+        jets: Prepared jets with the columns.
+        fraction: Fraction of the jets, the same ones that weaver.train takes.
+    """
     number = max(round(len(jets) * fraction), 1)
     index = spread(np.arange(number), number, len(jets))
     (label,) = jets.data_config.label_names
+    target = jets.label(label)[index].astype(np.float64)
+    chosen = finite_jets(target, MOST_JETS)
+    index = index[chosen]
+    features = np.empty((len(index), len(jets.data_config.input_dicts[GROUP])), np.float64)
+    filled = 0
+    for part in _features(jets, index):
+        features[filled : filled + len(part)] = part
+        filled += len(part)
     return Jets(
-        features=_features(jets)[index],
-        target=np.asarray(jets.label(label), dtype=np.float64)[index],
-        weights=np.asarray(jets.weights(), dtype=np.float64)[index],
+        features=features,
+        target=target[chosen],
+        weights=jets.weights()[index].astype(np.float64),
     )

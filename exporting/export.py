@@ -51,7 +51,7 @@ from common.cli import Parser, run_job
 from common.config import NONE
 from common.errors import GateError, InputError, JecError, unknown
 from common.layout import RunFolder
-from common.records import ExportRecord, ModelRecord, ValidRangeRecord
+from common.records import ExportRecord, ModelRecord, ValidRangeRecord, find_history
 from common.storage import durable, space
 from exporting.candidates import ModelInfo, feature_model, raw_model
 from exporting.card import card_of, write_card
@@ -165,13 +165,15 @@ def build(
 
 def provenance(request: Export, data_config: DataConfig, info: ModelInfo) -> Mapping[str, object]:
     """Return the metadata of an ONNX file: origin, versions, training, label and inputs."""
-    run = storage.find_json(request.folder.run, {})
-    options = storage.find_json(request.folder.options(request.trial), {})
+    run = storage.find_object(request.folder.run)
+    options = storage.find_object(request.folder.options(request.trial))
     best_epoch = options.get("best_epoch", "unknown")
 
     # At the time of the export only validation metrics exist.
     metrics: Mapping[str, object] = {}
-    for epoch in storage.find_json(request.folder.history(request.trial), []):
+    history = request.folder.history(request.trial)
+    find_history(history)  # refuses a file of another form
+    for epoch in storage.find_json(history, []):
         if epoch.get("epoch") == best_epoch:
             metrics = epoch
             break

@@ -163,7 +163,7 @@ def write_configs(
 
     `facts` are parameters that no backend reads; clients read them at /v2/models/NAME/config.
     """
-    run = storage.find_json(request.folder.run, {})
+    run = storage.find_object(request.folder.run)
     config = RunConfig.from_dict(run.get("config", {}))
     if config.serving_gpus:
         cluster = triton_config(

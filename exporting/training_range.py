@@ -73,7 +73,7 @@ def local_training_jets(folder: RunFolder, validation: Dataset) -> Dataset | Non
     from weaver.prepared.columns import resolve_reference
 
     reference = folder.data("train")
-    place = storage.find_json(reference, {}).get("dataset", "")
+    place = storage.find_object(reference).get("dataset", "")
     prepared = resolve_reference(reference, place) if place else ""
     if not prepared or not storage.is_local(prepared) or not storage.exists(prepared):
         return None

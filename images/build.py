@@ -192,6 +192,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m images.build", description=__doc__)
     parser.add_argument(
         "--registry",
+        type=str,  # make gives an empty one
         default="",
         metavar="REGISTRY",
         help="where to push: host and project; the images' names follow it",

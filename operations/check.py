@@ -39,7 +39,7 @@ def check(config: RunConfig, args: argparse.Namespace) -> int:
     if on_kubeflow:
         where = f"on Kubeflow at {host} (from {source})" if host else "on Kubeflow"
     elif config.s3_bucket == AUTO:
-        config = config.replace(s3_bucket=str(args.output.resolve()))
+        config = config.replace(s3_bucket=storage.absolute(str(args.output)))
     hidden_states: tuple[State, ...] = ()
     if args.json:
         hidden_states = tuple(State)

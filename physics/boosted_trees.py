@@ -8,6 +8,7 @@ log(pT_gen / pT) as the networks do. The validation jets say when to stop.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -36,8 +37,8 @@ SETTINGS: dict[str, Any] = {
 class Jets:
     """Jets to learn from."""
 
-    features: NDArray[np.float32]
-    """(N, C)."""
+    features: Floats
+    """(N, C); scikit-learn makes a copy of all that are not float64."""
     target: Floats
     """log(pT_gen / pT): (N,)."""
     weights: Floats
@@ -45,9 +46,9 @@ class Jets:
 
     def finite(self, most: int | None = None) -> Jets:
         """Return the jets with a finite target; at most `most` of them, evenly spread."""
-        jets = np.flatnonzero(np.isfinite(self.target))
-        if most is not None and len(jets) > most:
-            jets = jets[np.arange(most) * len(jets) // most]
+        jets = finite_jets(self.target, most)
+        if len(jets) == len(self.target):
+            return self
         return Jets(
             features=self.features[jets],
             target=self.target[jets],
@@ -55,13 +56,22 @@ class Jets:
         )
 
 
+def finite_jets(target: Floats, most: int | None = None) -> NDArray[np.int64]:
+    """Return the positions of the jets with a finite target (N,); at most `most`, evenly spread."""
+    jets = np.flatnonzero(np.isfinite(target))
+    if most is not None and len(jets) > most:
+        jets = jets[np.arange(most) * len(jets) // most]
+    return jets
+
+
 def fit_and_predict(
-    train: Jets, val: Jets, features: NDArray[np.float32], *, seed: int
+    train: Jets, val: Jets, features: Iterable[Floats], *, seed: int
 ) -> tuple[NDArray[np.float32], int]:
     """Train trees on `train`, and predict the targets of other jets.
 
-    features: (M, C) of the jets to answer. Returns log(pT_gen / pT), (M,), and the number of trees.
-    The same jets and seed give the same answers.
+    features: (m, C) of the jets to answer, some jets at a time, because scikit-learn copies them to
+    float64. Returns log(pT_gen / pT) of all M jets, (M,), and the number of trees. The same jets
+    and seed give the same answers.
     """
     from sklearn.ensemble import HistGradientBoostingRegressor
     from threadpoolctl import threadpool_limits
@@ -79,6 +89,9 @@ def fit_and_predict(
             y_val=val.target,
             sample_weight_val=val.weights,
         )
-        # Without a jet there is nothing to predict, which scikit-learn refuses.
-        answers = trees.predict(features) if len(features) else np.zeros(0)
-    return answers.astype(np.float32), int(trees.n_iter_)
+        answers = [np.zeros(0, np.float32)]
+        for of_part in features:
+            # Without a jet there is nothing to predict, which scikit-learn refuses.
+            if len(of_part):
+                answers.append(trees.predict(of_part).astype(np.float32))
+    return np.concatenate(answers), int(trees.n_iter_)

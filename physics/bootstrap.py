@@ -37,6 +37,11 @@ REPLICATES = 500
 Their noise moves an interval's end by about a tenth of the interval's length.
 """
 
+FAMILIES_BYTES = 2**27
+"""Bytes of the sorted jets in memory. Where all families need more, they are sorted one part after
+another, and the draws are repeated for each part.
+"""
+
 Counts = NDArray[np.int32]
 """How often each jet occurs in a draw: (N,)."""
 
@@ -70,26 +75,48 @@ def bootstrap_quantiles(
         Calibration -> group -> (replicates + 1, len(at)): row 0 is the sample itself, the other
         rows are draws; the columns are the quantiles at the shares `at`.
     """
-    families = disjoint_families(groups)
+    names = list(groups)
+    sizes = [int(np.count_nonzero(groups[name])) for name in names]
+    parts = _parts(disjoint_families(groups), sizes)
     quantiles: dict[str, dict[str, Floats]] = {}
     steps = 0
     # One calibration after the other, so that only its sorted jets are in memory.
     for name, responses in values.items():
-        sorted_families = [sorted_family(responses, groups, family) for family in families]
-        rows = np.empty((len(groups), replicates + 1, len(at)))
-        rng = np.random.default_rng(seed)
-        for row in range(replicates + 1):
-            # Row 0 is the sample: every jet once.
-            num_jets = len(responses)
-            counts = np.ones(num_jets, dtype=np.int32) if row == 0 else draw(rng, num_jets)
-            for family in sorted_families:
-                rows[family.numbers, row] = _family_quantiles(family, counts, weights, at)
-            steps += 1
-            if advance and steps % len(values) == 0:
-                advance()
-        quantiles[name] = dict(zip(groups, rows, strict=True))
-        del sorted_families
+        rows = np.empty((len(names), replicates + 1, len(at)))
+        for part in parts:
+            sorted_families = [sorted_family(responses, groups, family) for family in part]
+            rng = np.random.default_rng(seed)
+            for row in range(replicates + 1):
+                # Row 0 is the sample: every jet once.
+                num_jets = len(responses)
+                counts = np.ones(num_jets, dtype=np.int32) if row == 0 else draw(rng, num_jets)
+                for family in sorted_families:
+                    rows[family.numbers, row] = _family_quantiles(family, counts, weights, at)
+                steps += 1
+                if advance and steps % (len(values) * len(parts)) == 0:
+                    advance()
+            del sorted_families
+        quantiles[name] = dict(zip(names, rows, strict=True))
     return quantiles
+
+
+def _parts(families: list[list[int]], sizes: list[int]) -> list[list[list[int]]]:
+    """Divide families into parts whose sorted jets need at most FAMILIES_BYTES, or a single family.
+
+    Args:
+        families: for each family the numbers of its groups.
+        sizes: jets of each group.
+    """
+    parts: list[list[list[int]]] = []
+    num_bytes = 0
+    for family in families:
+        of_family = sum(sizes[number] for number in family) * np.dtype(np.int32).itemsize
+        if not parts or num_bytes + of_family > FAMILIES_BYTES:
+            parts.append([])
+            num_bytes = 0
+        parts[-1].append(family)
+        num_bytes += of_family
+    return parts
 
 
 def _family_quantiles(family: Family, counts: Counts, weights: Floats | None, at: Floats) -> Floats:
@@ -123,24 +150,25 @@ def disjoint_families(groups: Mapping[str, Mask]) -> list[list[int]]:
         For each family the positions of its groups in `groups`.
     """
     families: list[list[int]] = []
-    occupied: list[Mask] = []
-    for number, mask in enumerate(groups.values()):
-        free = [place for place, jets in enumerate(occupied) if not np.any(jets & mask)]
+    occupied: list[NDArray[np.uint8]] = []  # of each family, in one bit a jet
+    for number, name in enumerate(groups):
+        bits = np.packbits(groups[name])
+        free = [place for place, jets in enumerate(occupied) if not np.any(jets & bits)]
         if free:
             families[free[0]].append(number)
-            occupied[free[0]] = occupied[free[0]] | mask
+            occupied[free[0]] |= bits
         else:
             families.append([number])
-            occupied.append(mask)
+            occupied.append(bits)
     return families
 
 
 def sorted_family(responses: Floats, groups: Mapping[str, Mask], numbers: list[int]) -> Family:
     """Build the family of the groups with these numbers; responses: (N,)."""
-    masks = list(groups.values())
+    names = list(groups)
     jets = []
     for number in numbers:
-        members = np.flatnonzero(masks[number])
+        members = np.flatnonzero(groups[names[number]])
         in_order = members[np.argsort(responses[members])]
         jets.append(in_order.astype(np.int32))  # half the memory, of which large samples need much
     sizes = [len(members) for members in jets]

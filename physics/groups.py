@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from physics import response as r
 from physics.response import Bin, Floats, Mask
@@ -85,15 +86,54 @@ FLAVOUR_BINS = [*r.bins(r.PT_EDGES), *CLOSURE_REGIONS, CLOSURE_ALL]
 """Where flavours are compared: the pT bins of the summary, then each region, and both together."""
 
 
-def masks(columns: Mapping[str, np.ndarray]) -> dict[str, Mask]:
-    """Return the name -> which jets (N,), for every group, also for empty ones.
+class Masks(Mapping[str, Mask]):
+    """Group -> which jets (N,) bool, in one bit a jet.
+
+    There are up to 300 groups, so that their masks would take more memory than all other numbers of
+    the jets. A mask is unpacked each time that it is read.
+    """
+
+    def __init__(self, num_jets: int) -> None:
+        """Make it without groups; num_jets: N."""
+        self.num_jets = num_jets
+        self._bits: dict[str, NDArray[np.uint8]] = {}
+
+    def __setitem__(self, name: str, mask: Mask) -> None:
+        """Add a group, or replace it."""
+        self._bits[name] = np.packbits(mask)
+
+    def __getitem__(self, name: str) -> Mask:
+        """Return a new mask."""
+        return np.unpackbits(self._bits[name], count=self.num_jets).view(np.bool_)
+
+    def __contains__(self, name: object) -> bool:
+        """Return whether there is such a group, without unpacking it."""
+        return name in self._bits
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names, in the order in which they were added."""
+        return iter(self._bits)
+
+    def __len__(self) -> int:
+        """Return the number of groups."""
+        return len(self._bits)
+
+    def select(self, names: Iterable[str]) -> Masks:
+        """Return those of these groups that exist, without copying them."""
+        selection = Masks(self.num_jets)
+        selection._bits = {name: self._bits[name] for name in names if name in self._bits}
+        return selection
+
+
+def masks(columns: Mapping[str, np.ndarray]) -> Masks:
+    """Return which jets (N,) each group has, by name; also empty groups.
 
     columns: name -> (N,), at least genJetPt (GeV) and genJetEta. There are groups of flavours
     where columns has partonFlav and hadronFlav, and slices of PILEUP and of RESIDUALS where it has
     these.
     """
     gen_pt, gen_eta = columns["genJetPt"], columns["genJetEta"]
-    groups: dict[str, Mask] = {}
+    groups = Masks(len(gen_pt))
     for bin_ in (*SUMMARY, *CURVES, *CLOSURE, CLOSURE_ALL):
         groups[bin_.name] = bin_.contains(gen_pt, gen_eta)
 

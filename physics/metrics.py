@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -64,7 +64,7 @@ class Sample:
     """Which jets of the test set can be measured: (num_jets,) bool, N of them True."""
     responses: Mapping[str, Floats]
     """Calibration -> response (N,), finite and positive."""
-    masks: Mapping[str, Mask]
+    masks: groups.Masks
     """Group -> which jets (N,), for the groups with at least MIN_JETS jets."""
     sizes: Mapping[str, int]
     """Group -> number of jets, of every group."""
@@ -138,22 +138,24 @@ def sample_of(
     if pileup is not None:
         columns = {**columns, groups.PILEUP: pileup}
     unmeasured: list[Record] = []
-    raw = responses.get("uncorrected")
-    if raw is not None and not usable(raw)[usable(responses["standard"])].all():
+    has_pt = usable(responses["standard"])
+    if "uncorrected" in responses and not usable(responses["uncorrected"])[has_pt].all():
         # A column that only the report uses must not decide which jets the gate uses.
         del responses["uncorrected"]
         reason = "jetRawPt has values that are not finite and positive"
-        unmeasured.append(unmeasured_record("uncorrected response", "all jets", len(raw), reason))
+        unmeasured.append(
+            unmeasured_record("uncorrected response", "all jets", len(output), reason)
+        )
 
     measurable, left_out, num_without_answer = _measurable(columns, responses)
-    columns = {name: np.asarray(values) for name, values in columns.items()}
     if not measurable.all():  # otherwise copies would take memory for nothing
-        columns = {name: values[measurable] for name, values in columns.items()}
-        responses = {name: values[measurable] for name, values in responses.items()}
+        columns = _SelectedColumns(columns, measurable)
+        for name in responses:  # one after another, since each is a copy
+            responses[name] = responses[name][measurable]
 
     masks = groups.masks(columns)
     sizes = {name: int(np.count_nonzero(mask)) for name, mask in masks.items()}
-    masks = {name: mask for name, mask in masks.items() if sizes[name] >= groups.MIN_JETS}
+    masks = masks.select(name for name in sizes if sizes[name] >= groups.MIN_JETS)
     quantiles: Quantiles = {name: {} for name in responses}
     if masks:
         quantiles = bootstrap_quantiles(
@@ -173,6 +175,33 @@ def sample_of(
         replicates=replicates,
         seed=seed,
     )
+
+
+class _SelectedColumns(Mapping[str, np.ndarray]):
+    """Columns of some jets, which are selected each time that a column is read.
+
+    The evaluation's columns are mapped from files, and copies of all would need memory.
+    """
+
+    def __init__(self, columns: Mapping[str, np.ndarray], jets: Mask) -> None:
+        """Take columns (num_jets,), and which jets to select, (num_jets,) bool."""
+        self.columns, self.jets = columns, jets
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """Return a copy of the selected jets' values."""
+        return np.asarray(self.columns[name])[self.jets]
+
+    def __contains__(self, name: object) -> bool:
+        """Return whether there is such a column, without reading it."""
+        return name in self.columns
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names."""
+        return iter(self.columns)
+
+    def __len__(self) -> int:
+        """Return the number of columns."""
+        return len(self.columns)
 
 
 def usable(response: Floats) -> Mask:
@@ -258,20 +287,27 @@ def calibrated_responses(
     columns: jetPt and genJetPt (GeV), perhaps jetRawPt. output, baseline, trees:
     log(pT_gen / jetPt).
     """
-    momenta = {"model": r.calibrated_pt(columns["jetPt"], output), "standard": columns["jetPt"]}
+    jet_pt, gen_pt = columns["jetPt"], columns["genJetPt"]
+    responses = {
+        "model": _served_response(r.calibrated_pt(jet_pt, output), gen_pt),
+        "standard": _served_response(jet_pt, gen_pt),
+    }
     if trees is not None:
-        momenta["trees"] = r.calibrated_pt(columns["jetPt"], trees)
+        responses["trees"] = _served_response(r.calibrated_pt(jet_pt, trees), gen_pt)
     if baseline is not None:
-        momenta["baseline"] = r.calibrated_pt(columns["jetPt"], baseline)
+        responses["baseline"] = _served_response(r.calibrated_pt(jet_pt, baseline), gen_pt)
     if "jetRawPt" in columns:
-        momenta["uncorrected"] = columns["jetRawPt"]
-    responses = {}
-    for name, pt in momenta.items():
-        # A served model answers in float32, which holds no larger momentum.
-        finite_pt = np.where(np.abs(pt) <= LARGEST, pt, np.nan)
-        response = r.response(finite_pt, columns["genJetPt"])
-        responses[name] = np.where(np.abs(response) <= LARGEST, response, np.nan)
+        responses["uncorrected"] = _served_response(columns["jetRawPt"], gen_pt)
     return responses
+
+
+def _served_response(pt: Floats, gen_pt: Floats) -> Floats:
+    """Return the response (N,) of momenta (N,) (GeV); NaN where there is none.
+
+    A served model answers in float32, which holds no larger momentum.
+    """
+    response = r.response(np.where(np.abs(pt) <= LARGEST, pt, np.nan), gen_pt)
+    return np.where(np.abs(response) <= LARGEST, response, np.nan)
 
 
 # ----------------------------------------------------------------------------- what is not measured
@@ -439,7 +475,7 @@ def _weighted(sample: Sample) -> tuple[Record | None, list[Record]]:
         return None, unmeasured
     quantiles = bootstrap_quantiles(
         sample.responses,
-        {bin_.name: sample.masks[bin_.name] for bin_ in bins},
+        sample.masks.select(bin_.name for bin_ in bins),
         replicates=sample.replicates,
         seed=sample.seed,
         # Weights are relative: the largest is 1, so that no sum of them overflows.
@@ -497,8 +533,9 @@ def _core(sample: Sample) -> list[Record]:
     for bin_ in groups.SUMMARY:
         if bin_.name in sample.masks:
             record: Record = {"bin": bin_.name}
+            mask = sample.masks[bin_.name]
             for name, values in sample.responses.items():
-                record[name] = moments(values[sample.masks[bin_.name]], rng)
+                record[name] = moments(values[mask], rng)
             records.append(record)
     return records
 

@@ -36,10 +36,7 @@ def residual_effect(
     pt = r.calibrated_pt(jets["jetPt"], np.asarray(without)[sample.measurable])
     response = r.response(pt, jets["genJetPt"])
     whole = groups.SUMMARY[-1]
-    masks = {}
-    for bin_ in (whole, *groups.CLOSURE):
-        if bin_.name in sample.masks:
-            masks[bin_.name] = sample.masks[bin_.name]
+    masks = sample.masks.select(bin_.name for bin_ in (whole, *groups.CLOSURE))
     if not masks or not usable(response).all():
         return None
     quantiles_without = bootstrap_quantiles(
@@ -66,7 +63,7 @@ def residual_effect(
                     "pt_range": bin_.range,
                     "pt_low": bin_.low,
                     "pt_high": None if math.isinf(bin_.high) else bin_.high,
-                    "num_jets": int(np.count_nonzero(masks[bin_.name])),
+                    "num_jets": sample.sizes[bin_.name],
                     "with_residual": bias_with,
                     "without": interval(biases["without"]),
                     "measured": reach <= MEASURED_TO,

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from physics import response as r
 from physics.bootstrap import LEVEL, REPLICATES, bootstrap_quantiles, interval
-from physics.groups import MIN_JETS, equal_slices
+from physics.groups import MIN_JETS, Masks, equal_slices
 from physics.interval import Interval
 from physics.metrics import LARGEST, Record
 from physics.response import Floats, Mask
@@ -137,17 +137,20 @@ def measure(
     # A jet without a momentum is no fault of the model's.
     measurable = np.isfinite(gen_pt) & (gen_pt > 0) & np.isfinite(pt) & (pt > 0)
     # A served model answers with float32: a larger number is no answer.
-    finite = (np.abs(answers) <= LARGEST).all(axis=1)
+    finite = np.ones(len(answers), dtype=bool)
+    for column in answers.T:
+        finite &= np.abs(column) <= LARGEST
     usable = measurable & finite & r.in_region(columns["genJetEta"], "all")
     if np.count_nonzero(usable) < MIN_JETS:
         return None
 
     jets = {}
     for name in ("jetPt", "genJetPt", "genJetEta"):
-        jets[name] = np.asarray(columns[name], dtype=np.float64)[usable]
+        jets[name] = np.asarray(columns[name])[usable].astype(np.float64)
     # (N, C) -> C columns of the usable jets
-    usable_answers = np.asarray(answers, dtype=np.float64)[usable].T
-    quantiles = dict(zip(names, usable_answers, strict=True))
+    quantiles = {}
+    for name, column in zip(names, answers.T, strict=True):
+        quantiles[name] = column[usable].astype(np.float64)
     true = np.log(jets["genJetPt"] / jets["jetPt"])
     groups = width_groups(main.half(quantiles), jets)
     at = np.array([main.low_level, 0.5, main.high_level])
@@ -253,20 +256,22 @@ def coverage_in_regions(
     return records
 
 
-def width_groups(half: Floats, jets: Mapping[str, Floats]) -> dict[str, Mask]:
+def width_groups(half: Floats, jets: Mapping[str, Floats]) -> Masks:
     """Return the groups of jets by their predicted half-width (N,): name -> which jets (N,).
 
     `slice 0`, `slice 1`, ... by rising width, `all`, and the `narrow` and `wide` halves of
     `wider_half`. Those with fewer than MIN_JETS jets are left out.
     """
-    groups: dict[str, Mask] = {}
+    groups = Masks(len(half))
     for number, (low, high) in enumerate(itertools.pairwise(equal_slices(half, SLICES))):
         groups[f"slice {number}"] = (half >= low) & (half < high)
     wide = wider_half(half, jets)
     groups["all"] = np.ones(len(half), dtype=bool)
     groups["narrow"] = wide < 0
     groups["wide"] = wide > 0
-    return {name: mask for name, mask in groups.items() if np.count_nonzero(mask) >= MIN_JETS}
+    return groups.select(
+        name for name, mask in groups.items() if np.count_nonzero(mask) >= MIN_JETS
+    )
 
 
 def _widths(

@@ -390,6 +390,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m serving.calibrate", description=__doc__)
     parser.add_argument(
         "files",
+        type=str,  # patterns, which line breaks may separate
         nargs="+",
         metavar="FILE",
         help="files of jets: paths, addresses (s3://, root://, https://), patterns, or"
@@ -415,7 +416,10 @@ def main(argv: list[str] | None = None) -> int:
         help="with --url: file with cookies, or '$NAME' of an environment variable",
     )
     parser.add_argument(
-        "--output", required=True, metavar="DIR", help="folder for the outputs: path or address"
+        "--output",
+        required=True,
+        metavar="DIR",
+        help="folder for the outputs: path or address",
     )
     parser.add_argument(
         "--format",

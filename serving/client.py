@@ -84,8 +84,8 @@ def golden_check(
     answers: list[Body] = []
     for size in SIZES:
         request_file, response_file = file_names(size)
-        request = storage.read_json(storage.join(golden_uri, request_file))
-        response = storage.read_json(storage.join(golden_uri, response_file))
+        request = storage.read_object(storage.join(golden_uri, request_file))
+        response = storage.read_object(storage.join(golden_uri, response_file))
         answer = _infer_until(client, request, start + deadline, deadline, is_running)
         answers.append(answer)
         difference = max_difference(answer, response)
@@ -125,7 +125,7 @@ def round_trips(
     client = Client(url, name, headers=headers)
     trips: dict[str, RoundTrip] = {}
     for size in SIZES:
-        request = storage.read_json(storage.join(golden_uri, file_names(size)[0]))
+        request = storage.read_object(storage.join(golden_uri, file_names(size)[0]))
         client.infer(request)
         times: list[float] = []
         while not times or (len(times) < repeats and sum(times) < ROUND_TRIP_SECONDS):
@@ -190,7 +190,7 @@ def main(argv: list[str] | None = None) -> int:
     def body() -> None:
         require_url("--url", options.url)
         answer = Client(options.url, options.model, timeout=options.timeout).infer(
-            storage.read_json(options.request)
+            storage.read_object(options.request)
         )
         print(json.dumps(answer, indent=2))
 

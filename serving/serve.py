@@ -9,12 +9,14 @@ It starts the server alone, trains and measures nothing, and writes nothing into
 from __future__ import annotations
 
 import dataclasses
+import glob
 import os
 import shlex
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+import urllib.request
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,11 +30,16 @@ from common.errors import (
     InterruptedRun,
     StorageError,
 )
-from common.layout import RAW_SUFFIX, RunFolder
+from common.layout import DEFAULT_OUTPUT, RAW_SUFFIX, RunFolder
 from common.records import ModelCard
 from serving import restarts, server_folder, triton
 
 DEFAULT_PORT = 8000
+MAX_PLACES = 3  # in an error
+GIVE_A_PLACE = (
+    "give the folder of a run (it has run.json) or a model repository (NAME/config.pbtxt,"
+    " NAME/1/model.onnx)"
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,22 +101,48 @@ def models_at(place: str) -> list[Model]:
     if storage.exists(storage.join(place, "config.pbtxt")):
         repository, _, name = place.rpartition("/")
         return _models({name: place}, RunFolder(repository.rpartition("/")[0]), "")
-    if not storage.exists(place):
-        raise InputError(
-            f"there is nothing at {place}; give the folder of a run (it has run.json) or a model"
-            " repository (NAME/config.pbtxt, NAME/1/model.onnx)"
-        )
-    folders = triton.models_of(place)
-    if not folders:
-        raise InputError(
+    folders = {}
+    problem = f"there is nothing at {place}"
+    if storage.exists(place):
+        folders = triton.models_of(place)
+        problem = (
             f"{place} is neither a run nor a model repository: it has no run.json and no"
             " NAME/config.pbtxt"
         )
+    if not folders:
+        others = " or ".join(_places_near(place))
+        what_to_give = f"did you mean {others}?" if others else GIVE_A_PLACE
+        raise InputError(f"{problem}; {what_to_give}")
     return _models(folders, RunFolder(place.rpartition("/")[0]), "")
+
+
+def _places_near(place: str) -> list[str]:
+    """Return runs and models that a user may mean by a place that is none, the nearest first.
+
+    They are the folder above a file or a version of a model, and on this machine the runs in the
+    place, or of its name in ./runs.
+    """
+    above = place
+    for _ in range(3):  # from NAME/1/model.onnx to NAME
+        above = above.rpartition("/")[0]
+        if above.rpartition("/")[0] in ("", "s3:/"):
+            break  # a bucket, or a folder of the whole disk
+        if any(storage.exists(storage.join(above, file)) for file in ("config.pbtxt", "run.json")):
+            return [above]
+    if not storage.is_local(place):
+        return []
+    pattern = storage.join(glob.escape(place), "*", "run.json")
+    runs = [entry.uri.removesuffix("/run.json") for entry in storage.glob(pattern)]
+    name = storage.name(place)
+    of_name = storage.join(place.removesuffix(name), DEFAULT_OUTPUT, name)
+    if storage.exists(storage.join(of_name, "run.json")):
+        runs.append(of_name)
+    return sorted(runs)[:MAX_PLACES]
 
 
 def _models(folders: dict[str, str], run: RunFolder, warning: str) -> list[Model]:
     models = []
+    names_on_card = _names_on_card(run)
     for name, folder in folders.items():
         files = {entry.uri[len(folder) + 1 :] for entry in storage.entries(folder)}
         versions = {file.split("/")[0] for file in files if file.endswith("/model.onnx")}
@@ -118,19 +151,26 @@ def _models(folders: dict[str, str], run: RunFolder, warning: str) -> list[Model
                 f"the model {name} at {folder} is not complete: there is no {name}/1/model.onnx"
             )
         request = storage.join(run.golden(name), "request.json")
-        of_run = ModelCard.find(run.card)
-        has_card = of_run is not None and name in of_run.models
         models.append(
             Model(
                 name=name,
                 folder=folder,
                 request=request if storage.exists(request) else "",
                 warning=warning,
-                card=run.card_page if has_card else "",
+                card=run.card_page if name in names_on_card else "",
             )
         )
     # the model that a run is about before its raw one
     return sorted(models, key=lambda model: (model.name.endswith(RAW_SUFFIX), model.name))
+
+
+def _names_on_card(run: RunFolder) -> list[str]:
+    """Return the models that the card beside them describes; none if it cannot be read."""
+    try:
+        card = ModelCard.find(run.card)
+    except (InputError, StorageError):  # damaged, of another version, or not readable
+        return []
+    return [] if card is None else card.models
 
 
 def _refusal(run: RunFolder) -> str:
@@ -141,7 +181,7 @@ def _refusal(run: RunFolder) -> str:
     """
     try:
         metrics = storage.find_json(run.metrics)
-    except InputError as error:
+    except (InputError, StorageError) as error:
         return f"{error}: nobody knows how good the model of {run.uri} is"
     if metrics is None:
         return f"{run.uri} was not evaluated: nobody knows how good its model is"
@@ -162,6 +202,38 @@ def served_already(models: Sequence[Model]) -> dict[str, server_folder.Running]:
             if _real(model.folder) in folders:
                 servers_by_folder[model.folder] = running
     return servers_by_folder
+
+
+def _report_served(
+    models: Sequence[Model], servers_by_folder: Mapping[str, server_folder.Running]
+) -> None:
+    """Print where all these models are served already.
+
+    Raises:
+        InputError: If only some of them are.
+    """
+    names_by_pid: dict[int, list[str]] = {}
+    text_by_pid = {}
+    others = []
+    for model in models:
+        running = servers_by_folder.get(model.folder)
+        if running is None:
+            others.append(model.name)
+            continue
+        pid = running.pid_to_kill
+        names_by_pid.setdefault(pid, []).append(model.name)
+        text_by_pid[pid] = f"already served at {running.url} (pid {pid})"
+    if len(text_by_pid) == 1 and not others:
+        print(*text_by_pid.values())
+        return
+    lines = [f"{', '.join(names)}: {text_by_pid[pid]}" for pid, names in names_by_pid.items()]
+    if others:
+        pids = " ".join(map(str, names_by_pid))
+        raise InputError(
+            f"{'; '.join(lines)}; to serve {', '.join(others)} give its place alone, or first end"
+            f" what runs: kill {pids}"
+        )
+    print(*lines, sep="\n")
 
 
 def _real(folder: str) -> str:
@@ -193,22 +265,11 @@ def serve(places: Sequence[str], ports: Ports) -> None:
 
     servers_by_folder = served_already(models)
     if servers_by_folder:
-        others = [model.name for model in models if model.folder not in servers_by_folder]
-        running = next(iter(servers_by_folder.values()))
-        text = f"already served at {running.url} (pid {running.pid})"
-        if others:
-            names = ", ".join(model.name for model in models if model.folder in servers_by_folder)
-            raise InputError(
-                f"{names}: {text}; to serve {', '.join(others)} as well, leave it out or end that"
-                f" server: kill {running.pid}"
-            )
-        print(text)
+        _report_served(models, servers_by_folder)
         return
     for warning in dict.fromkeys(model.warning for model in models if model.warning):
         print(f"warning: {warning}", file=sys.stderr)
-    for port in (ports.http, ports.grpc, ports.metrics):
-        if port:
-            _check_port(ports.host, port)
+    ports = _checked(ports)
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
@@ -221,7 +282,10 @@ def serve(places: Sequence[str], ports: Ports) -> None:
         ports_again = dataclasses.replace(ports, http=urlsplit(servers[0].url).port or 0)
         try:
             servers.append(_start_server(models, ports_again, log))
-        except InputError as error:  # it was served before, so that the input is not wrong
+        except FullDiskError:
+            raise
+        # it was served before, so that the input is not wrong
+        except (InputError, StorageError) as error:
             raise ClusterError(f"the model server does not start again: {error}") from None
         print(f"the server runs again (pid {servers[-1].pid})", flush=True)
         return servers[-1].pid
@@ -231,6 +295,8 @@ def serve(places: Sequence[str], ports: Ports) -> None:
         print(_usage(servers[0], models, ports, folder.path), flush=True)
         restarts.keep_running(servers[0].pid, restart, log=log, report=_warn)
     except (InterruptedRun, KeyboardInterrupt):
+        if not servers:  # it was never ready
+            raise
         print("the server has ended", flush=True)
     finally:
         if servers:
@@ -250,7 +316,7 @@ def _start_server(models: Sequence[Model], ports: Ports, log: Path) -> triton.Se
             {model.name: model.folder for model in models},
             log=log,
             host=ports.host,
-            http_port=ports.http or _default_port(ports.host),
+            http_port=ports.http or _default_port(ports),
             options=ports.options(),
             report=lambda line: print(line, flush=True) if "instead of" in line else None,
             owner=os.getpid(),
@@ -274,19 +340,21 @@ def _usage(server: triton.Server, models: Sequence[Model], ports: Ports, folder:
     if ports.host == triton.ANY_ADDRESS:
         url = url.replace(triton.HOST, socket.gethostname())
     name, request = models[0].name, models[0].request
+    curl = "curl -s --noproxy '*'" if _uses_proxy(url) else "curl -s"
     lines = [f"{', '.join(model.name for model in models)}: served by {server.kind} at {url}"]
     cards = dict.fromkeys(model.card for model in models if model.card)
     lines += [f"model card: {card}" for card in cards]
+    host = urlsplit(url).hostname
     if ports.grpc:
-        lines.append(f"gRPC at {ports.host}:{ports.grpc}")
+        lines.append(f"gRPC at {host}:{ports.grpc}")
     if ports.metrics:
-        lines.append(f"metrics at http://{ports.host}:{ports.metrics}/metrics")
+        lines.append(f"metrics at http://{host}:{ports.metrics}/metrics")
     if request:
         file = _local(request, folder / "request.json")
         lines += [
             "",
             "ask it about one jet:",
-            f"  curl -s {url}/v2/models/{name}/infer -d @{shlex.quote(file)}",
+            f"  {curl} {url}/v2/models/{name}/infer -d @{shlex.quote(file)}",
             "",
             "  import json",
             "  from serving.client import Client",
@@ -296,20 +364,42 @@ def _usage(server: triton.Server, models: Sequence[Model], ports: Ports, folder:
         lines += [
             "",
             "what it takes and gives:",
-            f"  curl -s {url}/v2/models/{name}",
+            f"  {curl} {url}/v2/models/{name}",
             "",
             "  from serving.client import Client",
             f"  print(Client({url!r}, {name!r}).metadata())",
         ]
-    raw = [model.name for model in models if model.name.endswith(RAW_SUFFIX)]
+    raw = [model for model in models if model.name.endswith(RAW_SUFFIX)]
     if raw:
-        lines += [
-            "",
-            "calibrate jets with the columns of a file (docs/using-the-model.md):",
-            "  from jec_client import Client",
-            f"  Client({url!r}, {raw[0]!r}).calibrate(jets)",
-        ]
+        lines += ["", *_calibration(url, raw[0], folder)]
     return "\n".join([*lines, "", "Ctrl-C ends it"])
+
+
+def _calibration(url: str, model: Model, folder: Path) -> list[str]:
+    """Return lines of Python that calibrate jets with a model of columns."""
+    lines = ["calibrate jets with the columns of a file (docs/using-the-model.md):"]
+    if not model.request:
+        return [
+            *lines,
+            "  from jec_client import Client",
+            f"  Client({url!r}, {model.name!r}).calibrate('FILE.root:TREE')",
+        ]
+    file = _local(model.request, folder / "raw-request.json")
+    return [
+        *lines,
+        "  import json, numpy, pathlib",
+        "  from jec_client import Client",
+        f"  inputs = json.loads(pathlib.Path({file!r}).read_text())['inputs']  # of one jet",
+        "  jets = {x['name']: numpy.reshape(x['data'], x['shape']) for x in inputs}",
+        f"  print(Client({url!r}, {model.name!r}).calibrate(jets).tolist())",
+    ]
+
+
+def _uses_proxy(url: str) -> bool:
+    """Whether curl would send a request for this server to a proxy of the environment."""
+    proxies = urllib.request.getproxies()
+    host = urlsplit(url).hostname or ""
+    return bool({"http", "all"} & set(proxies)) and not urllib.request.proxy_bypass(host)
 
 
 def _local(request: str, copy: Path) -> str:
@@ -317,29 +407,63 @@ def _local(request: str, copy: Path) -> str:
     return request if storage.is_local(request) else str(storage.download(request, copy))
 
 
-def _check_port(host: str, port: int) -> None:
-    """Check that the port is free.
+def _checked(ports: Ports) -> Ports:
+    """Return the ports with the number of the host's address, because Triton takes no names.
 
     Raises:
-        InputError: If it is in use, or the host is not an address of this machine.
+        InputError: If the host is not an IPv4 address of this machine, a port is in use, or two
+            ports are equal.
     """
+    if ":" in ports.host:
+        raise InputError(
+            f"--host {ports.host} is an IPv6 address or has a port; give an IPv4 address, such as"
+            f" {triton.HOST}, and the port with --port"
+        )
+    try:
+        ports = dataclasses.replace(ports, host=socket.gethostbyname(ports.host))
+        _bind(ports.host, 0)
+    # UnicodeError: a part of the host's name is too long
+    except (OSError, UnicodeError) as error:
+        raise InputError(
+            f"--host {ports.host} is not an address of this machine: {_reason(error)}; give"
+            f" {triton.HOST}, or {triton.ANY_ADDRESS} for all its addresses"
+        ) from None
+    flag_by_port: dict[int, str] = {}
+    for flag, port in (
+        ("--port", ports.http),
+        ("--grpc-port", ports.grpc),
+        ("--metrics-port", ports.metrics),
+    ):
+        if not port:
+            continue
+        other = flag_by_port.setdefault(port, flag)
+        if other != flag:
+            raise InputError(f"{other} and {flag} are both {port}; give two ports")
+        try:
+            _bind(ports.host, port)
+        except OSError as error:
+            raise InputError(
+                f"cannot listen at {ports.host}:{port}: {_reason(error)}; give another {flag}"
+            ) from None
+    return ports
+
+
+def _bind(host: str, port: int) -> None:
+    """Take a port for a moment; port 0 tries the host alone. Raises OSError if it is not free."""
     with socket.socket() as listener:
         # a port whose last server has just ended is free
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-        # UnicodeError: a part of the host's name is too long
-        except (OSError, UnicodeError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise InputError(
-                f"cannot listen at {host}:{port}: {reason}; give another one"
-            ) from None
+        listener.bind((host, port))
 
 
-def _default_port(host: str) -> int:
-    """Return Triton's usual port if it is free, else 0."""
+def _reason(error: OSError | UnicodeError) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _default_port(ports: Ports) -> int:
+    """Return Triton's usual port for HTTP if it is free, else 0."""
     try:
-        _check_port(host, DEFAULT_PORT)
+        _checked(dataclasses.replace(ports, http=DEFAULT_PORT))
     except InputError:
         return 0
     return DEFAULT_PORT
@@ -350,7 +474,7 @@ def _warn(line: str) -> None:
 
 
 def _interrupt(*_: Any) -> None:
-    raise InterruptedRun("stopped by a signal")
+    raise InterruptedRun("by a signal")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -359,6 +483,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "places",
         nargs="+",
+        type=word,
         metavar="RUN_OR_REPOSITORY",
         help="folder or s3:// URI of a run, or of a model repository (NAME/config.pbtxt)",
     )

@@ -69,15 +69,17 @@ class ServerFolder:
         self.repository.mkdir()
         for name, uri in models.items():
             place = self.repository / name
+            onnx = storage.join(storage.absolute(uri), "1", "model.onnx")
+            copy = onnx
             if storage.is_local(uri):
+                if not storage.exists(uri):
+                    raise InputError(f"the model {name} is no longer at {uri}; put it back there")
                 place.symlink_to(storage.absolute(uri), target_is_directory=True)
             else:
                 storage.download(uri, place)
-            onnx = place / "1" / "model.onnx"
-            if onnx.is_file():
-                check_model(
-                    storage.join(storage.absolute(uri), "1", "model.onnx"), onnx.read_bytes()
-                )
+                copy = str(place / "1" / "model.onnx")
+            if storage.exists(copy):
+                check_model(onnx, storage.read_bytes(copy))
 
     def record(self, running: Running) -> None:
         """Record what the server serves."""
@@ -96,6 +98,13 @@ class Running:
     url: str
     models: dict[str, str]
     """Name -> the folder or s3:// URI that it was loaded from."""
+    owner: int | None = None
+    """pid of the command that restarts the server and ends it; None for a server without one."""
+
+    @property
+    def pid_to_kill(self) -> int:
+        """The process whose end is the end of the server."""
+        return self.pid if self.owner is None else self.owner
 
 
 def create() -> ServerFolder:
@@ -144,7 +153,7 @@ def running() -> Iterator[Running]:
     """Yield the servers of this user that run on this machine."""
     for path in _folders():
         # a server that is being started has none yet, and one may end while it is looked at
-        with contextlib.suppress(OSError, ValueError, TypeError):
+        with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
             record = Running(**json.loads((path / "server.json").read_text()))
             if _in_use(path):
                 yield record

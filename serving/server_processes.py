@@ -66,7 +66,11 @@ def launch(
         )
     _children[process.pid] = process
     if owner is not None:
-        _guards[process.pid] = _guard(process.pid, owner, log)
+        try:
+            _guards[process.pid] = _guard(process.pid, owner, log)
+        except BaseException:
+            stop(process.pid, seconds=2)  # nobody would end it
+            raise
     return process
 
 

@@ -12,6 +12,7 @@ with `owner`, it is stopped when that process ends.
 from __future__ import annotations
 
 import dataclasses
+import glob
 import os
 import re
 import subprocess
@@ -98,7 +99,11 @@ def start(
 
 
 def models_of(repository: str) -> dict[str, str]:
-    """Return the folder of each model of a Triton repository, by name."""
+    """Return the folder of each model of a Triton repository, by name.
+
+    Raises:
+        StorageError: If the repository cannot be read.
+    """
     repository = storage.absolute(repository)
     if not storage.is_local(repository):
         names = set()
@@ -107,7 +112,8 @@ def models_of(repository: str) -> dict[str, str]:
             if file == "config.pbtxt":
                 names.add(name)
     else:
-        names = {path.parent.name for path in Path(repository).glob("*/config.pbtxt")}
+        pattern = storage.join(glob.escape(repository), "*", "config.pbtxt")
+        names = {entry.uri.split("/")[-2] for entry in storage.glob(pattern)}
     return {name: storage.join(repository, name) for name in sorted(names)}
 
 
@@ -168,7 +174,7 @@ def start_models(
             pid, port = attempt.start_on_port(http_port)
             url = f"http://{attempt.client_host}:{port}"
             try:
-                folder.record(Running(pid=pid, url=url, models=dict(models)))
+                folder.record(Running(pid=pid, url=url, models=dict(models), owner=owner))
             except BaseException:
                 stop(pid, seconds=2)  # no command could name it
                 raise

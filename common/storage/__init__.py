@@ -46,6 +46,7 @@ __all__ = [
     "entries",
     "exists",
     "find_json",
+    "find_object",
     "fingerprint",
     "forget_client",
     "glob",
@@ -57,6 +58,7 @@ __all__ = [
     "open_source",
     "read_bytes",
     "read_json",
+    "read_object",
     "read_text",
     "upload",
     "write_bytes",
@@ -154,6 +156,24 @@ def find_json(uri: str, default: Any = None) -> Any:
     Raises InputError where it is no JSON.
     """
     return read_json(uri) if exists(uri) else default
+
+
+def read_object(uri: str) -> dict[str, Any]:
+    """The JSON object in a file. Raises InputError where it is missing, or is none."""
+    content = read_json(uri)
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{uri} holds a {type(content).__name__}, not names with values; correct the file there"
+        )
+    return content
+
+
+def find_object(uri: str) -> dict[str, Any]:
+    """The JSON object in a file, or an empty one where there is no such file.
+
+    Raises InputError where it is no JSON object.
+    """
+    return read_object(uri) if exists(uri) else {}
 
 
 def write_bytes(uri: str, content: bytes) -> None:

@@ -231,11 +231,13 @@ def absolute(uri: str) -> str:
     """Return the address in its one form, without dependence on the working directory.
 
     A relative path becomes absolute, `root://server/path` becomes `root://server//path`. Raises
-    InputError for an unknown scheme.
+    InputError for an unknown scheme, and for S3 without a bucket.
     """
     scheme = scheme_of(uri)
     if scheme == LOCAL:
         return os.path.abspath(os.path.expanduser(local_path(uri)))
+    if scheme == S3:
+        split_s3(uri)
     if scheme in XROOTD:
         server, path = split_xrootd(uri)
         return f"{server}/{path}".rstrip("/")

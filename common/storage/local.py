@@ -6,6 +6,7 @@ import contextlib
 import errno
 import glob as python_glob
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -27,6 +28,7 @@ USER_ERRORS = (
 """Errors that another path or other rights would avoid."""
 NO_RIGHTS = (errno.EACCES, errno.EPERM)
 """Errors that other rights would avoid; a token of a network disk may have expired."""
+WILDCARD = re.compile(r"[*?[]")
 
 
 def explain(
@@ -100,9 +102,20 @@ def open_source(path: str, _entry: Entry | None = None) -> Source:
 
 
 def exists(path: str) -> bool:
-    """Whether there is a file or folder of this path."""
+    """Whether there is a file or folder of this path.
+
+    Raises AccessError in a folder that may not be read, where nobody can know.
+    """
     with _translate_errors(path):
-        return os.path.exists(path)
+        try:
+            os.stat(path)
+        except OSError as error:
+            if error.errno in NO_RIGHTS:
+                raise
+            return False
+        except ValueError:  # a name that no disk can have
+            return False
+    return True
 
 
 def read_bytes(path: str) -> bytes:
@@ -130,6 +143,15 @@ def kind_of(mode: int) -> str:
     if stat.S_ISSOCK(mode):
         return "a socket"
     return "a device"
+
+
+def check_path(path: str) -> None:
+    """Raise InputError for a path that no file can have: too long, or a link to itself."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise InputError(f"{path} is no path: {error.strerror}") from None
 
 
 def check_writable_folder(path: str) -> None:
@@ -214,7 +236,7 @@ def entries(path: str) -> list[Entry]:
         return _entries_of([path], refuse_special=True)
     files: list[str] = []
     visited = set()
-    for folder, folders, names in os.walk(path, followlinks=True):
+    for folder, folders, names in os.walk(path, followlinks=True, onerror=_refuse_unreadable):
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in visited:
             folders.clear()
@@ -225,17 +247,34 @@ def entries(path: str) -> list[Entry]:
     return _entries_of(files)
 
 
+def _refuse_unreadable(error: OSError) -> None:
+    """Raise AccessError for a folder that may not be listed; its files would be missing."""
+    if error.errno in NO_RIGHTS:
+        raise explain(error, error.filename) from error
+
+
 def glob(pattern: str) -> list[Entry]:
     """Return the files that match, by the rules of Python's glob: only folders that match are read.
 
-    The pattern may be relative: what the working directory is called does not matter.
+    The pattern may be relative: what the working directory is called does not matter. Raises
+    AccessError if nothing matches because the first folder may not be listed.
     """
     if pattern.startswith("~"):
         home, slash, rest = pattern.partition("/")
         pattern = python_glob.escape(os.path.expanduser(home)) + slash + rest
-    return _entries_of(
-        [os.path.abspath(path) for path in python_glob.iglob(pattern)], refuse_special=True
-    )
+    paths = [os.path.abspath(path) for path in python_glob.iglob(pattern)]
+    if not paths:
+        start, *rest_of_pattern = WILDCARD.split(pattern, maxsplit=1)
+        try:
+            if rest_of_pattern:
+                os.scandir(os.path.dirname(start) or ".").close()
+            else:
+                os.stat(pattern)
+        except OSError as error:
+            _refuse_unreadable(error)
+        except ValueError:  # a name that no disk can have
+            pass
+    return _entries_of(paths, refuse_special=True)
 
 
 def _entries_of(paths: list[str], *, refuse_special: bool = False) -> list[Entry]:

@@ -126,6 +126,14 @@ def error_of_program(text: str, *folders: str | os.PathLike[str]) -> FullDiskErr
     return error_of_folder(full_folder(*folders) or folders[0], num_bytes)
 
 
+def working_folder() -> str:
+    """Return the working folder; '/' where it was removed."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return "/"
+
+
 @contextlib.contextmanager
 def catch_full_disk(*folders: str | os.PathLike[str]) -> Iterator[None]:
     """Raise FullDiskError where anything in the block fails because a disk is full.
@@ -140,7 +148,7 @@ def catch_full_disk(*folders: str | os.PathLike[str]) -> Iterator[None]:
     except JecError:
         raise
     except Exception as error:
-        places = folders or (os.getcwd(),)
+        places = folders or (working_folder(),)
         cause = _full_disk(error, places)
         if cause is None:
             raise

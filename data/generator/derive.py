@@ -28,7 +28,13 @@ from common.progress import Progress
 from data import ragged
 from data.generator import detector, jec, pileup, quark_gluon, reconstruction, workers
 from data.generator.blocks import LIBRARY, BlockMaker, Recipe, pythia_seed, random_generator
-from data.generator.generate import available_cores, check_installed, terminated_as_interrupt
+from data.generator.generate import (
+    MAX_SEED,
+    available_cores,
+    check_installed,
+    check_workers,
+    terminated_as_interrupt,
+)
 from data.generator.jec import StandardJEC
 from data.generator.quark_gluon import Likelihood, Shape
 from data.generator.table import Table
@@ -43,6 +49,7 @@ GEN_PT_EDGES = np.array([
 # fmt: on
 """GeV; steps of about a third in pT."""
 MIN_JETS = 40  # a bin with fewer gives no point
+MOST_EVENTS = 100_000_000  # all jets of them are held in memory
 DEGREE = 4  # degree of the polynomial in log pT that smooths the points of one eta bin
 OFFSET_BLOCKS = 30  # blocks of 100 bunch crossings: the offset is then known to 1 %
 
@@ -268,12 +275,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def _derive_and_write(options: Namespace) -> None:
     check_installed()
-    require(options.events >= 1000, f"--events is {options.events}; at least 1000 are needed")
     require(
-        options.workers is None or options.workers >= 1,
-        f"--workers is {options.workers}; it must be at least 1",
+        1000 <= options.events <= MOST_EVENTS,
+        f"--events is {options.events}; it must be between 1000 and {MOST_EVENTS:,}",
     )
-    require(options.seed >= 0, f"--seed is {options.seed}; it must be 0 or larger")
+    check_workers(options.workers)
+    require(
+        0 <= options.seed <= MAX_SEED, f"--seed is {options.seed}; it must be from 0 to {MAX_SEED}"
+    )
     recipe = Recipe(seed=options.seed)
     blocks = options.events // recipe.events_per_block
     with terminated_as_interrupt():

@@ -33,6 +33,8 @@ from data.jetntuple import Columns
 # about 30 MB: a few files a worker when training reads them, and little memory to write one
 JETS_PER_FILE = 10_000
 MAX_SEED = 2**33  # event numbers hold the seed and must fit into 64 bits (blocks.EVENTS_PER_SEED)
+MOST_JETS = 1_000_000_000  # about 1 TB
+MOST_WORKERS = 1024
 PARTIAL = ".partial-"  # a prefix that storage.entries, storage.glob and shells do not list
 
 
@@ -122,14 +124,16 @@ def check_installed() -> None:
     )
 
 
-def check_numbers(*, jets: int, recipe: Recipe, workers: int | None, jets_per_file: int) -> None:
+def check_numbers(
+    *, jets: int, recipe: Recipe, workers: int | None, jets_per_file: int = JETS_PER_FILE
+) -> None:
     """Raise InputError for a number out of range; the error names the flag."""
-    require(jets >= 1, f"--jets is {jets}; give at least 1")
+    require(1 <= jets <= MOST_JETS, f"--jets is {jets}; it must be between 1 and {MOST_JETS:,}")
     require(
         0 <= recipe.seed <= MAX_SEED,
         f"--seed is {recipe.seed}; it must be between 0 and {MAX_SEED}",
     )
-    require(workers is None or workers >= 1, f"--workers is {workers}; it must be at least 1")
+    check_workers(workers)
     require(
         1 <= recipe.events_per_block <= 10_000,
         f"--events-per-block is {recipe.events_per_block}; it must be between 1 and 10000",
@@ -138,6 +142,14 @@ def check_numbers(*, jets: int, recipe: Recipe, workers: int | None, jets_per_fi
         0 <= recipe.pileup <= 200, f"--pileup is {recipe.pileup:g}; it must be between 0 and 200"
     )
     require(jets_per_file >= 1, f"--jets-per-file is {jets_per_file}; it must be at least 1")
+
+
+def check_workers(workers: int | None) -> None:
+    """Raise InputError for a number of processes that no machine has cores for."""
+    require(
+        workers is None or 1 <= workers <= MOST_WORKERS,
+        f"--workers is {workers}; it must be between 1 and {MOST_WORKERS}",
+    )
 
 
 def available_cores() -> int:

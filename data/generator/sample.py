@@ -23,7 +23,7 @@ from pathlib import Path
 
 from common import scratch, storage
 from common.choices import SPLITS
-from common.cli import Parser, require, run_main
+from common.cli import Parser, output_place, require, run_main
 from common.errors import InputError
 from common.pids import is_alive
 from common.storage import durable, space
@@ -53,6 +53,11 @@ def ensure_sample(
         len(jets) == len(SPLITS),
         f"a sample needs three numbers of jets (train, val, test), not {len(jets)}",
     )
+    # each part has a seed of its own, three times as large
+    largest = generate.MAX_SEED // len(SPLITS) - 1
+    require(0 <= seed <= largest, f"--seed is {seed}; it must be between 0 and {largest}")
+    for number, count in enumerate(jets):
+        generate.check_numbers(jets=count, recipe=recipe(seed, number), workers=workers)
     root = storage.join(storage.absolute(storage_uri), "samples", name(jets, seed))
     if not is_whole(root):
         generate.check_installed()
@@ -172,6 +177,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--storage",
         required=True,
+        type=output_place,
         metavar="URI",
         help="a directory, s3://bucket/prefix or root://server//path",
     )

@@ -47,6 +47,8 @@ def test_valid_jets_have_no_reason():
         ({"jetPt": np.nan}, validity.NOT_FINITE),
         ({"jetEta": 1e39}, validity.NOT_FINITE),  # infinite in single precision
         ({"nPF": 4}, validity.NOT_FINITE),  # counts a place that holds NaN
+        ({"PF_pT": 2e38}, validity.NOT_FINITE),  # the model's sum over three particles overflows
+        ({"PF_pT": 2e38, "nPF": 1}, ""),
         ({"nPF": 6, "PF_pT": 1}, validity.COUNTER),
         ({"nPF": -1}, validity.COUNTER),
         ({"nPF": 0}, validity.NO_PARTICLES),

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from common import machine
+from common.project import ROOT
+from weaver.fit.allocator import ENVIRONMENT as ALLOCATOR
 
 
 @pytest.mark.parametrize(
@@ -123,3 +129,35 @@ def test_free_memory_is_the_limit_of_the_process_minus_its_use(
         lambda kind_of_limit: (limits.get(kind_of_limit, unlimited), unlimited),
     )
     assert machine.memory_room() == room
+
+
+RETURN_MEMORY = """
+import re
+from pathlib import Path
+from common.machine import return_freed_memory
+
+def anonymous() -> int:
+    return int(re.search(r"RssAnon:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+
+arrays = [bytearray(2**20) for _ in range(64)]
+for number in range(0, 64, 2):
+    arrays[number] = None
+kept = anonymous()
+return_freed_memory()
+print(kept - anonymous())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_freed_memory_between_arrays_returns_to_the_system():
+    environment = {**os.environ, **ALLOCATOR, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(
+        [sys.executable, "-c", RETURN_MEMORY],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    # every second of 64 arrays of 1024 kB
+    assert int(ended.stdout) > 30 * 1024

@@ -4,11 +4,12 @@ import errno
 import os
 import re
 import threading
+from pathlib import Path
 
 import pytest
 
 from common import storage
-from common.errors import InputError, StorageError
+from common.errors import AccessError, InputError, StorageError
 
 
 @pytest.fixture(params=["directory", "s3", "root"])
@@ -187,6 +188,43 @@ def test_invalid_s3_addresses_are_input_errors(s3_server, no_pauses, tmp_path, u
         with pytest.raises(InputError, match=re.escape(uri)):
             use(uri)
     assert no_pauses == []
+
+
+@pytest.fixture
+def unreadable(tmp_path, monkeypatch) -> Path:
+    """A folder with a file that root cannot read either, as on AFS without a token."""
+    folder = tmp_path / "unreadable"
+    folder.mkdir()
+    (folder / "a.root").touch()
+
+    def refused_below(function):
+        def refuse(path, *arguments, **options):
+            is_listed = function.__name__ == "scandir" and Path(path) == folder
+            if is_listed or folder in Path(path).parents:
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return function(path, *arguments, **options)
+
+        return refuse
+
+    for function in (os.stat, os.lstat, os.scandir):
+        monkeypatch.setattr(os, function.__name__, refused_below(function))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda folder: storage.exists(f"{folder}/run.json"),
+        lambda folder: storage.glob(f"{folder}/*.root"),
+        lambda folder: storage.glob(f"{folder}/a.root"),
+        lambda folder: storage.entries(str(folder)),
+        lambda folder: storage.entries(str(folder.parent)),
+    ],
+    ids=["exists", "glob", "glob of a file", "entries", "entries above"],
+)
+def test_an_unreadable_folder_is_not_an_empty_one(unreadable, use):
+    with pytest.raises(AccessError, match=re.escape(str(unreadable))):
+        use(unreadable)
 
 
 @pytest.mark.parametrize(

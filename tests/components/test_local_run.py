@@ -75,7 +75,7 @@ def test_a_model_server_that_ends_too_often_ends_the_serving(local_run, monkeypa
     start = time.monotonic()
     with pytest.raises(JecError, match=r"the GPU is gone"):
         local_run._keep_serving()
-    assert time.monotonic() - start < 1.0
+    assert time.monotonic() - start < 10
     status = StatusRecord.load(local_run.run.folder.status)
     assert (status.step, status.state) == ("pipeline", "failed")
     assert "the GPU is gone" in status.reason

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import filelock
 import pytest
 
 from data import jetntuple
@@ -13,10 +14,16 @@ SEED, JETS = 7, 500  # test_generate.py makes the same again in other ways
 
 
 @pytest.fixture(scope="session")
-def generated(tmp_path_factory) -> Path:
-    """A file of JETS jets with SEED, made by two workers."""
-    folder = tmp_path_factory.mktemp("generated")
-    (path,) = generate.generate(folder, jets=JETS, recipe=blocks.Recipe(seed=SEED), workers=2)
+def generated(tmp_path_factory, worker_id) -> Path:
+    """A file of JETS jets with SEED, made by two workers, shared by all test processes."""
+    session = tmp_path_factory.getbasetemp()
+    folder = (session if worker_id == "master" else session.parent) / "generated"
+    with filelock.FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            unfinished = folder.with_name("generated.unfinished")
+            generate.generate(unfinished, jets=JETS, recipe=blocks.Recipe(seed=SEED), workers=2)
+            unfinished.rename(folder)
+    (path,) = folder.iterdir()
     return path
 
 

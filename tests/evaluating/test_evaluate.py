@@ -15,9 +15,9 @@ from onnx import TensorProto, helper
 from common import storage
 from common.errors import InputError
 from common.layout import RunFolder
-from common.records import MetricsRecord, plain
+from common.records import MemoryRecord, MetricsRecord, plain
 from common.run import Run
-from evaluating import evaluate, inputs, requirements, results
+from evaluating import evaluate, inference, inputs, memory, requirements, results
 from evaluating.inference import load_session, predict
 from tests.physics.jets import make_jets, target_of
 from tests.records import metrics_record
@@ -384,3 +384,58 @@ def test_a_label_of_derived_variables_is_checked_by_its_values(
     put_model(run, model.SerializeToString())
     assert command(run) == 0
     assert read_strictly(run / "metrics.json")["passed"] is passes
+
+
+@pytest.mark.parametrize(
+    ("room", "batch_size"),
+    [
+        pytest.param(None, 1000, id="without a limit"),
+        pytest.param(10**9, 1000, id="enough"),
+        # 0.3 of it are 300 jets of 1000 bytes for the model and 12 for three copies of the input
+        pytest.param(1012 * 1000, 256, id="a power of two"),
+        pytest.param(10, 1, id="not even for one jet"),
+    ],
+)
+def test_batches_are_as_large_as_the_memory_allows(monkeypatch, documents, room, batch_size):
+    monkeypatch.setattr(inference, "memory_room", lambda: room)
+    measured = MemoryRecord(sizes=[1], growth=[1], bytes_per_jet=1000, budget=1)
+    export = dataclasses.replace(documents.export, memory=measured)
+    assert inference.batch_size_for(TestJets(make_jets(10)), export, 1000) == batch_size
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_an_evaluation_below_a_memory_limit_gives_the_same_results(run, monkeypatch, capsys):
+    assert command(run) == 0
+    assert "warning" not in capsys.readouterr().err
+    without_limit = read_strictly(run / "metrics.json")
+
+    monkeypatch.setattr(inference, "memory_room", lambda: 10**6)
+    monkeypatch.setattr(memory, "memory_room", lambda: 10**6)
+    assert command(run) == 0
+    warning = capsys.readouterr().err.splitlines()[0]
+    for fact in ("2,500 test jets", "1.0 MB", "--memory", "--data-test"):
+        assert fact in warning
+    metrics = read_strictly(run / "metrics.json")
+    assert metrics["inference"].pop("batch_size") < 1000
+    assert without_limit["inference"].pop("batch_size") == 1000
+    for content in (metrics, without_limit):
+        del content["inference"]["jets_per_second"]
+        del content["headline"]["onnx_jets_per_second"]
+        del content["importances"]  # of as many jets as the speed allows
+    assert metrics == without_limit
+
+
+@pytest.mark.parametrize(
+    ("numbers", "missing"),
+    [
+        pytest.param((10**6, 10**5, 10**4), 0, id="enough"),
+        pytest.param((10**6 + 1, 10**5, 10**4), 220, id="too many test jets"),
+        pytest.param((0, 500_000, 233_333), 0, id="enough for trees"),
+        pytest.param((0, 10**7, 300_000), 20 * 10**6, id="at most 500,000 jets train trees"),
+    ],
+)
+def test_a_warning_says_that_memory_may_not_suffice(monkeypatch, numbers, missing):
+    room = 150 * 10**6 + 220 * 10**6
+    monkeypatch.setattr(memory, "memory_room", lambda: room)
+    assert max(memory.needed_bytes(*numbers) - room, 0) == missing
+    assert bool(memory.memory_warning(*numbers)) == (missing > 0)

@@ -4,6 +4,7 @@ the others unchanged.
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 import urllib.request
@@ -16,7 +17,7 @@ import pytest
 
 from common import storage
 from common.records import ExportRecord
-from serving import golden, triton, validity
+from serving import golden, serve, triton, validity
 from serving.client import Client, golden_check
 from tests.docs.printed import python_block
 from tests.exporting.test_export import ROOT, make_run, run_export
@@ -118,6 +119,17 @@ def test_an_invalid_jet_gets_the_standard_correction(exported_run, session, jets
     assert counts == {reason: 1}
 
 
+def test_particles_whose_sum_overflows_are_invalid_for_a_reason(session, jets):
+    jets["PF_pT"][7, :3] = 2e38
+    jets["PF_pT"][8, 2] = 2e38  # its sum does not
+    jets["PF_pT"][9, 3:] = 2e38  # no particles
+    answers = ask(session, jets)
+    assert np.flatnonzero(~answers["valid"][:, 0]).tolist() == [7]
+    text = session.get_modelmeta().custom_metadata_map[validity.KEY]
+    counts = validity.count_invalid(jets, validity.model_range(text), valid=answers["valid"])
+    assert counts == {validity.NOT_FINITE: 1}
+
+
 def test_jets_at_the_edges_of_the_range_and_any_padding_are_valid(exported_run, session, jets):
     limits = ExportRecord.load(str(exported_run / "model" / "export.json")).valid_range
     before = ask(session, jets)
@@ -194,6 +206,18 @@ def url(request, exported_run, tmp_path_factory) -> str:
     )
     yield server.url
     triton.stop(server.pid)
+
+
+def test_the_lines_that_serve_prints_calibrate_one_jet(exported_run, url, tmp_path, capsys):
+    server = triton.Server(pid=1, url=url, kind="triton", log="")
+    text = serve._usage(server, serve.models_at(str(exported_run)), serve.Ports(), tmp_path)
+    lines = text.partition("calibrate jets")[2].splitlines()
+    exec("\n".join(line.strip() for line in lines if line.startswith("  ")), {})
+    (jet,) = ast.literal_eval(capsys.readouterr().out)
+    response = storage.read_json(str(exported_run / "golden" / "small-raw" / "response.json"))
+    answers = golden.arrays(response["outputs"])
+    for name, value in jet.items():
+        assert value == pytest.approx(answers[name].item(), rel=1e-5)
 
 
 def test_both_servers_return_valid_and_the_range(exported_run, jets, url):

@@ -7,11 +7,13 @@ import pytest
 
 from clusters import run_lock
 from clusters.local_study import Study, rename_damaged_study
+from common import storage
 from common.errors import InputError
 from common.layout import RunFolder
 from common.records import ServiceRecord, StatusRecord, SummaryRecord
 from common.run import Run, read_run
 from components import step
+from components.prepare import is_decoded
 
 pytestmark = pytest.mark.faults
 
@@ -64,7 +66,18 @@ def test_a_garbage_status_is_written_anew_by_the_next_step(tmp_path, content):
     assert step.read_status(Run.uri).steps["train"].state == "running"
 
 
-@pytest.mark.parametrize("content", GARBAGE[:-1], ids=ascii)
+WRONG_OWNERS = [
+    b'{"pid": "1"}',
+    b'{"pid": [1]}',
+    b'{"pid": 1, "started": 1.5}',
+    b'{"pid": 1, "host": {}, "token": ""}',
+    b'{"pid": 1, "host": "x", "renewed": "now"}',
+]
+
+
+@pytest.mark.parametrize(
+    "content", [*GARBAGE, *WRONG_OWNERS], ids=lambda content: ascii(content[:40])
+)
 def test_a_garbage_owner_record_names_no_owner(tmp_path, content):
     folder = tmp_path / "local"
     folder.mkdir()
@@ -74,6 +87,34 @@ def test_a_garbage_owner_record_names_no_owner(tmp_path, content):
     lock.take(lambda line: None)
     assert run_lock.read_owner(folder) is not None
     lock.release()
+
+
+def test_the_text_of_an_owner_with_an_impossible_time_has_no_traceback():
+    assert "process 7 on x" in str(run_lock.Holder(pid=7, host="x", started="1e300"))
+
+
+@pytest.mark.parametrize("content", [b"[]", b"3", b"null", b'"x"', b"NaN", b"[" * 10**5], ids=ascii)
+def test_a_file_without_names_and_values_is_refused_with_its_path(tmp_path, content):
+    path = tmp_path / "file.json"
+    path.write_bytes(content)
+    for read in (storage.read_object, storage.find_object):
+        with pytest.raises(InputError, match=str(path)):
+            read(str(path))
+    path.unlink()
+    assert storage.find_object(str(path)) == {}
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"dataset": 3}', b'{"dataset": "x"}'])
+def test_a_garbage_reference_to_prepared_data_counts_as_missing(tmp_path, content):
+    """The set is then prepared again."""
+
+    class Run:
+        folder = RunFolder(str(tmp_path))
+
+    path = Path(Run.folder.data("train"))
+    path.parent.mkdir()
+    path.write_bytes(content)
+    assert not is_decoded(Run(), "train")
 
 
 @pytest.fixture

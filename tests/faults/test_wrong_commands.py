@@ -5,6 +5,8 @@ Every case runs in this process and in an empty folder, and must leave the folde
 
 import importlib
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -18,6 +20,7 @@ pytestmark = pytest.mark.faults
 PREPARE = "components.prepare --run-id r-1 --s3-bucket . --data-train x --data-val x --data-test x"
 TRAIN = "weaver.train --data-config d.yaml --network-config n.py --data-train x"
 CLIENT = "serving.client --model m --request r.json"
+WHERE = ("--data", "x.root", "--output", "new")
 NUL = "\0"
 LINE = "runs\nmore"
 LONG = "x" * 300
@@ -128,6 +131,61 @@ CASES = [
     (f"{TRAIN} --model-prefix t --clip-grad-norm inf", 2, ["--clip-grad-norm", "inf"]),
     (f"{TRAIN} --model-prefix t --num-epochs 1e300", 2, ["--num-epochs", "1e300"]),
     (f"{TRAIN} --model-prefix t --seed 1e30", 2, ["--seed", "1e30"]),
+    # Digits of other scripts, underscores and blanks, which int() and float() take.
+    ("pipeline --max-trials ３", 2, ["--max-trials", "３"]),
+    ("pipeline --max-trials 1_000", 2, ["--max-trials", "1_000"]),
+    (["pipeline", "--num-epochs", " 5"], 2, ["--num-epochs", "' 5'"]),
+    ("pipeline --max-closure ０", 2, ["--max-closure", "０"]),
+    ("pipeline --goal ９", 2, ["--goal", "９"]),
+    ("pipeline --goal 1_0", 2, ["--goal", "1_0"]),
+    ("pipeline --steps-cpus ９", 2, ["--steps-cpus", "９"]),
+    ("pipeline --serving-memory ９Gi", 2, ["--serving-memory", "９Gi"]),
+    ("pipeline --ephemeral-storage ９Gi", 2, ["--ephemeral-storage", "９Gi"]),
+    ("pipeline --prune --older-than ３d", 2, ["--older-than", "３d"]),
+    (f"{CLIENT} --url http://127.0.0.1:9 --timeout ５", 2, ["--timeout", "５"]),
+    (f"{TRAIN} --model-prefix t --num-epochs 1_0", 2, ["--num-epochs", "1_0"]),
+    (f"{TRAIN} --model-prefix t --gpus ０", 2, ["--gpus", "０"]),
+    (f"{TRAIN} --model-prefix t --lr-finder nan,1,10", 2, ["--lr-finder", "nan"]),
+    (f"{TRAIN} --model-prefix t --lr-finder 1e-5,1,1", 2, ["--lr-finder", "STEPS"]),
+    (f"{TRAIN} --model-prefix t --cross-validation x%999999999", 2, ["x%999999999"]),
+    ("data.generate --jets 10 --output new --workers 99999", 2, ["--workers", "1024"]),
+    ("data.generate --jets 99999999999 --output new", 2, ["--jets", "1,000,000,000"]),
+    ("data.sample --storage new --workers -1", 2, ["--workers", "-1"]),
+    ("data.sample --storage new --jets 10 0 10", 2, ["--jets", "0"]),
+    ("data.sample --storage new --seed 99999999999", 2, ["--seed", "99999999999"]),
+    ("data.derive --output new --events 99999999999", 2, ["--events", "99999999999"]),
+    # Paths that no file can have.
+    ("pipeline --check --output loop", 2, ["--output", "loop", "symbolic links"]),
+    ("pipeline --list --output loop/runs", 2, ["--output", "loop", "symbolic links"]),
+    (["pipeline", "--list", "--output", LONG], 2, ["--output", "too long"]),
+    ([*PREPARE.split(), "--data-config", LONG], 2, ["xxx", "too long"]),
+    ([*PREPARE.split(), "--network-config", LONG], 2, ["xxx", "too long"]),
+    # Texts with line breaks or without a letter, in flags of every program.
+    (["data.sample", "--storage", "a\nb"], 2, ["--storage", r"a\nb"]),
+    (["data.sample", "--storage", f"a{NUL}b"], 2, ["--storage", r"a\x00b"]),
+    (["data.sample", "--storage", ""], 2, ["--storage", "empty"]),
+    ("data.sample --storage file/samples", 2, ["--storage", "file"]),
+    (["serving.calibrate", "x.root", "--output", ""], 2, ["--output", "empty"]),
+    (["serving.calibrate", "x.root", "--output", "a\nb"], 2, ["--output", r"a\nb"]),
+    ("serving.calibrate x.root --model x --output file/o", 2, ["--output", "file"]),
+    (["weaver.prepare", "--data-config", "a\nb", *WHERE], 2, ["--data-config", r"a\nb"]),
+    (["weaver.prepare", "--data-config", "", *WHERE], 2, ["--data-config", "empty"]),
+    ("weaver.prepare --data-config x --no-such y", 2, ["--data, --output"]),
+    (["exporting.export", "--run", "a\x1b[2J", "--trial", "t", "--name", "n"], 2, [r"\x1b"]),
+    (["evaluating.evaluate", "--run", "", "--name", "n"], 2, ["--run", "empty"]),
+    (["components.deploy", "--run", "a\nb", "--passed", "true"], 2, ["--run", r"a\nb"]),
+    ([*TRAIN.split(), "--model-prefix", "t", "-c", "a\nb"], 2, ["--data-config", r"a\nb"]),
+    # Words that Kubernetes would refuse when the first pod is created.
+    (["pipeline", "--gpu-resource", "a b"], 2, ["--gpu-resource", "a b"]),
+    ("pipeline --gpu-resource nvidia/", 2, ["--gpu-resource", "nvidia/"]),
+    (["pipeline", "--tolerations", "a b:NoSchedule"], 2, ["--tolerations", "a b"]),
+    ("pipeline --tolerations key=a/b", 2, ["--tolerations", "a/b"]),
+    ("pipeline --node-selector zone-=a", 2, ["--node-selector", "zone-"]),
+    ("pipeline --weaver-image \u202eimage", 2, ["--weaver-image"]),
+    ("pipeline --steps-image ../image", 2, ["--steps-image", "../image"]),
+    ("pipeline --eos /var/../eos", 2, ["--eos", "/var/../eos"]),
+    ("pipeline --nvidia-driver /a:b", 2, ["--nvidia-driver", "/a:b"]),
+    (["pipeline", "--no-such\nflag"], 2, [r"--no-such\nflag"]),
     # Names.
     ("pipeline --namespace Team_A", 2, ["--namespace", "Team_A"]),
     (["pipeline", "--namespace", "a\nb"], 2, ["--namespace", r"a\nb"]),
@@ -249,6 +307,7 @@ def place(tmp_path, monkeypatch):
     Path("regex.yaml").write_text(own.read_text() + "\nfile_magic: {is_qcd: {'qcd[': 1}}\n")
     Path("folder").mkdir()
     Path("dangling").symlink_to("nowhere")
+    Path("loop").symlink_to("loop")
     for name in ("pipe", "pipe.root"):
         os.mkfifo(name)
     return tmp_path
@@ -407,3 +466,26 @@ def test_a_missing_module_of_the_project_is_an_internal_error(capsys, tmp_path, 
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     assert cli.run_main(body) == cli.UNEXPECTED
     assert "unexpected" in capsys.readouterr().err
+
+
+def test_closed_standard_streams_are_replaced(tmp_path):
+    """Else stdout is None, and the next file that is opened gets its number."""
+    body = "print('lost'); file = open('file', 'w'); file.write(str(file.fileno()))"
+    program = f"from common import cli; raise SystemExit(cli.run_main(lambda: exec({body!r})))"
+    command = [sys.executable, "-c", program]
+    environment = {**os.environ, "PYTHONPATH": str(cli.ROOT)}
+    closing = ["bash", "-c", 'exec "$@" <&- >&- 2>&-', "bash", *command]
+    ended = subprocess.run(closing, cwd=tmp_path, env=environment, timeout=60, check=False)
+    assert ended.returncode == 0
+    assert int((tmp_path / "file").read_text()) > 2
+
+
+def test_a_working_folder_that_was_removed_is_named(tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    code, _, err = answer(capsys, "pipeline --list")
+    assert code == 2
+    assert "working folder was removed" in err
+    assert err.count("\n") == 1

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from physics import bootstrap
 from physics import response as r
 from physics.bootstrap import (
     bootstrap_quantiles,
@@ -124,3 +125,39 @@ def test_only_the_sorted_jets_of_one_calibration_are_in_memory():
     tracemalloc.stop()
     assert peak / number < 80  # bytes a jet; all families of all calibrations would take 80 alone
     assert len(calls) == 4
+
+
+@pytest.mark.parametrize("weights", [None, np.random.default_rng(1).exponential(size=3000)])
+def test_families_that_are_sorted_in_parts_give_the_same_numbers(monkeypatch, weights):
+    rng = np.random.default_rng(4)
+    values = {name: rng.normal(1, 0.1, 3000) for name in ("model", "standard")}
+    groups = {f"group {place}": rng.random(3000) < 0.8 for place in range(5)}
+    options = {"replicates": 6, "seed": 2, "weights": weights}
+    whole = bootstrap_quantiles(values, groups, **options)
+    calls = []
+    # two families have up to 2 * 3000 jets of 4 bytes; the third part has one family
+    monkeypatch.setattr(bootstrap, "FAMILIES_BYTES", 2 * 3000 * 4)
+    parts = bootstrap_quantiles(values, groups, advance=lambda: calls.append(1), **options)
+    for name in values:
+        for group in groups:
+            assert np.array_equal(parts[name][group], whole[name][group])
+    assert len(calls) == 7
+
+
+def test_only_one_part_of_the_families_is_in_memory(monkeypatch):
+    number = 100_000
+    rng = np.random.default_rng(0)
+    values = {"model": rng.normal(1, 0.1, number)}
+    groups = {f"group {place}": rng.random(number) < 0.9 for place in range(20)}
+
+    def peak() -> int:
+        tracemalloc.start()
+        bootstrap_quantiles(values, groups, replicates=1)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak_bytes
+
+    all_families = peak()
+    monkeypatch.setattr(bootstrap, "FAMILIES_BYTES", 10 * number)  # two families and a half
+    # 20 families have 72 bytes a jet, two of them 7.
+    assert peak() < all_families - 60 * number

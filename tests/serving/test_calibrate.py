@@ -445,8 +445,10 @@ def test_an_empty_output_is_refused(tmp_path, onnx, capsys, monkeypatch):
     """An empty variable of a shell does not fill the folder that one is in."""
     monkeypatch.chdir(tmp_path)
     path = write_jets(tmp_path / "in" / "x.root", jets(10))
-    assert calibrate.main([str(path), "--model", str(onnx), "--output", ""]) == 2
-    assert "--output is empty" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        calibrate.main([str(path), "--model", str(onnx), "--output", ""])
+    assert ended.value.code == 2
+    assert "--output: it is empty" in capsys.readouterr().err
     assert [entry.name for entry in tmp_path.iterdir()] == ["in"]
 
 

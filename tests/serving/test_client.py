@@ -80,7 +80,7 @@ def test_golden_check_does_not_wait_for_a_server_that_has_ended(golden_uri):
     with pytest.raises(ClusterError, match="m ended") as error:
         golden_check(url, "m", golden_uri, 30, is_running=lambda: False)
     assert not isinstance(error.value, DeadlineError)
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < 10
 
 
 def answer_of(value: float) -> dict:

@@ -122,6 +122,18 @@ def test_a_new_process_with_the_owners_pid_is_not_the_owner(launch):
     assert not is_alive(pid)
 
 
+def test_a_server_whose_guard_cannot_start_is_stopped(launch, monkeypatch):
+    children = psutil.Process().children()
+
+    def refuse(*_):
+        raise PermissionError("no more processes")
+
+    monkeypatch.setattr(server_processes, "_guard", refuse)
+    with pytest.raises(PermissionError):
+        launch(owner=os.getpid())
+    assert psutil.Process().children() == children
+
+
 def test_stop_ends_the_guard_too(launch):
     pid, *_ = launch(owner=os.getpid())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -20,11 +21,11 @@ import numpy as np
 import pytest
 
 from common import storage
-from common.errors import InputError
-from serving import golden, server_folder, server_processes
+from common.errors import InputError, InterruptedRun
+from serving import golden, serve, server_folder, server_processes
 from serving.client import Client, golden_check
 from serving.serve import main, models_at
-from serving.triton import Server, free_port
+from serving.triton import PortInUse, Server, free_port
 from tests.disks import fill, small_disk
 from tests.exporting.small import write_repository
 from tests.serving.conftest import NAME
@@ -111,7 +112,9 @@ def test_the_printed_lines_work_and_nothing_is_written_into_the_run(triton_runs,
         )
         (server,) = [running for running in server_folder.running() if running.url == url_of(text)]
         assert again.returncode == 0
-        assert again.stdout == f"already served at {server.url} (pid {server.pid})\n"
+        # a signal to the server itself would only restart it
+        assert again.stdout == f"already served at {server.url} (pid {process.pid})\n"
+        assert server.pid != process.pid
         assert golden_check(server.url, NAME, str(run / "golden" / NAME), 10).answer
     assert process.returncode == 0
     assert times(run) == before
@@ -175,6 +178,44 @@ def test_metrics_of_any_content_do_not_prevent_serving(run, metrics, words):
         assert warnings == {""}
 
 
+@pytest.fixture
+def refuse_to_read(monkeypatch):
+    """Make a file unreadable, for root as well."""
+    read_bytes = Path.read_bytes
+
+    def refuse(file: Path) -> None:
+        def read_other(path):
+            if path == file:
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return read_bytes(path)
+
+        monkeypatch.setattr(Path, "read_bytes", read_other)
+
+    return refuse
+
+
+def test_unreadable_metrics_do_not_prevent_serving(run, refuse_to_read):
+    (run / "metrics.json").write_text('{"passed": true}')
+    refuse_to_read(run / "metrics.json")
+    (model,) = models_at(str(run))
+    assert "metrics.json: Permission denied" in model.warning
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"format": 1000}', None])
+def test_a_card_that_cannot_be_read_does_not_prevent_serving(run, refuse_to_read, content):
+    (run / "model_card.json").write_text(content or "{}")
+    if content is None:
+        refuse_to_read(run / "model_card.json")
+    (model,) = models_at(str(run))
+    assert model.card == ""
+
+
+def test_an_unreadable_model_is_refused_by_its_own_path(run, refuse_to_read, capsys):
+    onnx = run / "model" / NAME / "1" / "model.onnx"
+    refuse_to_read(onnx)
+    assert f"cannot read {onnx}: Permission denied" in refusal(capsys, run)
+
+
 def server_at(url: str) -> server_folder.Running:
     (server,) = [running for running in server_folder.running() if running.url == url]
     return server
@@ -188,7 +229,7 @@ def test_a_killed_server_is_restarted_and_ends_with_its_killed_command(triton_ru
         kill_time = time.monotonic()
         os.kill(server.pid, signal.SIGKILL)
         assert f"pid {server.pid}" in process.stderr.readline()
-        assert time.monotonic() - kill_time < 2
+        assert time.monotonic() - kill_time < 20  # on a loaded machine too
         assert "runs again" in process.stdout.readline()
         again = server_at(url_of(text))
         assert again.pid != server.pid
@@ -257,6 +298,42 @@ def test_a_server_that_does_not_start_again_ends_the_command(run, monkeypatch, c
 
 
 @pytest.mark.parametrize(
+    ("signal_error", "code"),
+    [(KeyboardInterrupt(), 130), (InterruptedRun("by a signal"), InterruptedRun.exit_code)],
+    ids=["SIGINT", "SIGTERM"],
+)
+def test_a_signal_before_the_server_is_ready_is_no_success(
+    run, monkeypatch, capsys, signal_error, code
+):
+    def start(*_):
+        raise signal_error
+
+    monkeypatch.setattr("serving.serve._start_server", start)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert main([str(run)]) == code
+    assert capsys.readouterr().out == ""
+
+
+def test_a_model_that_was_moved_away_is_named_by_a_restart(run, monkeypatch, capsys):
+    def start(models, ports, log):
+        if not servers:
+            servers.append(Server(pid=2**22 + 1, url="http://127.0.0.1:1", kind="triton", log=""))
+            return servers[0]
+        return start_server(models, ports, log)
+
+    servers = []
+    start_server = serve._start_server
+    monkeypatch.setattr("serving.serve._start_server", start)
+    monkeypatch.setattr("serving.restarts.FIRST_PAUSE", 0.0)
+    monkeypatch.setattr(
+        "serving.restarts.last_errors", lambda log: run.rename(run.with_name("moved"))
+    )
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert main([str(run)]) == 1
+    assert f"{NAME} is no longer at {run / 'model' / NAME}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("damage", "words"),
     [
         (lambda run: (run / "model" / NAME / "1" / "model.onnx").write_bytes(b"no"), NAME),
@@ -274,6 +351,62 @@ def test_a_refused_command_leaves_no_server(triton_runs, run, damage, words, cap
     assert list(server_folder.running()) == servers
 
 
+@pytest.mark.parametrize("owner", [None, 12])
+def test_models_that_are_served_already_are_told_with_the_process_to_end(
+    run, tmp_path, monkeypatch, capsys, owner
+):
+    write_repository(tmp_path / "other", "other")
+    of_run = {NAME: str(run / "model" / NAME)}
+    of_other = {"other": str(tmp_path / "other" / "model" / "other")}
+    servers = [
+        server_folder.Running(pid=11, url="http://127.0.0.1:1", models=of_run, owner=owner),
+        server_folder.Running(pid=21, url="http://127.0.0.1:2", models=of_other),
+    ]
+    monkeypatch.setattr(server_folder, "running", lambda: iter(servers))
+    assert main([str(run)]) == 0
+    assert capsys.readouterr().out == f"already served at http://127.0.0.1:1 (pid {owner or 11})\n"
+    assert main([str(run), str(tmp_path / "other" / "model")]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{NAME}: already served at http://127.0.0.1:1 (pid {owner or 11})",
+        "other: already served at http://127.0.0.1:2 (pid 21)",
+    ]
+    del servers[1]
+    error = refusal(capsys, run, tmp_path / "other" / "model")
+    assert "http://127.0.0.1:1" in error
+    assert error.endswith(f"kill {owner or 11}\n")
+
+
+@pytest.mark.parametrize(
+    ("place", "other"),
+    [
+        (f"runs/pfn-1a2b3c4d/model/{NAME}/1/model.onnx", f"runs/pfn-1a2b3c4d/model/{NAME}"),
+        (f"runs/pfn-1a2b3c4d/model/{NAME}/1", f"runs/pfn-1a2b3c4d/model/{NAME}"),
+        ("runs/pfn-1a2b3c4d/run.json", "runs/pfn-1a2b3c4d"),
+        ("runs/pfn-1a2b3c4d/golden", "runs/pfn-1a2b3c4d"),
+        ("runs", "runs/pfn-1a2b3c4d"),
+        ("pfn-1a2b3c4d", "runs/pfn-1a2b3c4d"),
+    ],
+)
+def test_a_place_without_a_model_is_refused_with_the_one_meant(
+    run, monkeypatch, capsys, place, other
+):
+    monkeypatch.chdir(run.parents[1])
+    assert refusal(capsys, place).endswith(f"; did you mean {run.parents[1] / other}?\n")
+
+
+def test_a_file_of_a_model_on_s3_is_refused_with_its_folder(run, s3_bucket, capsys):
+    model = f"{s3_bucket}/{run.name}/model/{NAME}"
+    storage.upload(run / "model" / NAME, model)
+    assert refusal(capsys, f"{model}/1/model.onnx").endswith(f"; did you mean {model}?\n")
+
+
+def test_an_address_of_nothing_is_refused(capsys):
+    assert "'s3://' names no bucket" in refusal(capsys, "s3://")
+    with pytest.raises(SystemExit) as end:
+        main([""])
+    assert end.value.code == 2
+
+
 def test_two_models_of_one_name_are_refused(run, tmp_path, capsys):
     other = tmp_path / "other"
     shutil.copytree(run / "model", other)
@@ -289,7 +422,67 @@ def test_a_port_that_is_taken_is_refused(run, capsys):
         port = listener.getsockname()[1]
         for flag in ("--port", "--grpc-port", "--metrics-port"):
             assert f"127.0.0.1:{port}" in refusal(capsys, run, flag, port)
-    assert "192.0.2.1:9999" in refusal(capsys, run, "--host", "192.0.2.1", "--port", 9999)
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "a b", "a" * 64, "::1", "[::1]"])
+@pytest.mark.parametrize("port", [(), ("--port", 9999)])
+def test_an_address_of_another_machine_is_refused_before_the_start(
+    run, monkeypatch, capsys, host, port
+):
+    monkeypatch.setattr("serving.serve._start_server", None)
+    assert f"--host {host}" in refusal(capsys, run, "--host", host, *port)
+
+
+@pytest.mark.parametrize(("host", "address"), [("localhost", "127.0.0.1"), ("0", "0.0.0.0")])
+def test_a_name_of_this_machine_becomes_its_address(host, address):
+    """Triton waits for ever if it gets a name."""
+    assert serve._checked(serve.Ports(host=host)).host == address
+
+
+@pytest.mark.parametrize(
+    ("proxies", "is_bypassed"),
+    [
+        ({}, False),
+        ({"http_proxy": "http://127.0.0.1:9"}, True),
+        ({"all_proxy": "http://127.0.0.1:9"}, True),
+        ({"https_proxy": "http://127.0.0.1:9"}, False),
+        ({"http_proxy": "http://127.0.0.1:9", "no_proxy": "localhost,127.0.0.1"}, False),
+    ],
+)
+def test_the_printed_curl_line_avoids_a_proxy(run, monkeypatch, proxies, is_bypassed):
+    for name in list(os.environ):
+        if name.lower().endswith("_proxy"):
+            monkeypatch.delenv(name)
+    for name, value in proxies.items():
+        monkeypatch.setenv(name, value)
+    server = Server(pid=1, url="http://127.0.0.1:8123", kind="triton", log="")
+    text = serve._usage(server, models_at(str(run)), serve.Ports(), run)
+    assert f"  curl -s {'--noproxy' if is_bypassed else 'http:'}" in text
+
+
+@pytest.mark.parametrize(
+    "flags", [("--port", "--grpc-port"), ("--grpc-port", "--metrics-port")], ids=" ".join
+)
+def test_two_equal_ports_are_refused_before_the_start(run, monkeypatch, capsys, flags):
+    monkeypatch.setattr("serving.serve._start_server", None)
+    port = free_port()
+    error = refusal(capsys, run, flags[0], port, flags[1], port)
+    assert f"{flags[0]} and {flags[1]} are both {port}" in error
+
+
+def test_the_usual_port_of_http_is_left_to_grpc_if_that_is_there(run, monkeypatch):
+    starts = []
+
+    def start_models(models, **options):
+        starts.append(options["http_port"])
+        raise PortInUse("the test ends here")
+
+    monkeypatch.setattr("serving.triton.start_models", start_models)
+    monkeypatch.setattr("serving.serve.DEFAULT_PORT", free_port())
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert main([str(run)]) == 2
+    assert main([str(run), "--grpc-port", str(serve.DEFAULT_PORT)]) == 2
+    assert starts == [serve.DEFAULT_PORT, 0]
 
 
 def test_s3_without_rights_or_bucket_is_refused(run, s3_bucket, monkeypatch, capsys, no_pauses):

@@ -281,6 +281,8 @@ class DataConfig:
         parameters: `derived_parameters` of another config, or a dataset.json, which has the same
         keys. Raises InputError where the numbers do not fit this config.
         """
+        if not isinstance(parameters.get("preprocess_params"), Mapping):
+            raise InputError(f"{self.source}: the derived numbers lack preprocess_params")
         config = self.with_preprocess_params(parameters["preprocess_params"])
         hists = parameters.get("reweight_hists")
         if hists and self.reweighting:
@@ -295,7 +297,9 @@ class DataConfig:
         parameters: `derived_parameters` of another config. Numbers that this config has stay.
         Raises InputError where `parameters` lacks a number too.
         """
-        other = parameters["preprocess_params"]
+        other = parameters.get("preprocess_params")
+        if not isinstance(other, Mapping):
+            raise InputError(f"{self.source}: the derived numbers lack preprocess_params")
         params = dict(self.preprocess_params)
         for name in self.missing_preprocess_params:
             if name not in other or other[name]["center"] == AUTO:

@@ -137,7 +137,7 @@ class TrialFolder:
         uri = self.path("derived.json")
         if not data_config.missing_preprocess_params or not storage.exists(uri):
             return data_config
-        return data_config.with_missing_parameters(storage.read_json(uri))
+        return data_config.with_missing_parameters(storage.read_object(uri))
 
     def save(self, state: State, trial: TrialProgress) -> None:
         """Write checkpoint.pt. `state` holds weights, optimizer and configuration."""
@@ -215,7 +215,7 @@ def read_best(trial_uri: str) -> State:
             raise
         best = {
             "model": read_weights(copy),
-            "network_options": storage.read_json(options).get("network_options"),
+            "network_options": storage.read_object(options).get("network_options"),
         }
         _note(f"{error}; taking the weights of {copy}, which is written with it")
     if "model" not in best or not isinstance(best.get("network_options"), Mapping):

@@ -20,6 +20,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from common.cli import is_whole
 from common.errors import ClusterError, InputError
 
 # pods of one job may be scheduled, and pull their image, minutes apart
@@ -252,6 +253,6 @@ def listener(address: str, port: int) -> int:
 def _number(name: str, default: int) -> int:
     """Read a whole number from an environment variable. Raises InputError for other text."""
     text = os.environ.get(name, str(default))
-    if not text.isdigit():
+    if not is_whole(text):
         raise InputError(f"the environment variable {name} must be a whole number, not '{text}'")
     return int(text)

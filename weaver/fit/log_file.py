@@ -52,6 +52,7 @@ def log_to_file(path: str) -> Iterator[None]:
         return
     if not storage.is_local(path):
         raise InputError(f"--log-file {path}: give a path on this machine")
+    path = storage.absolute(path)
     if "LOCAL_RANK" in os.environ:
         path = f"{path}.{int(os.environ['LOCAL_RANK']):03d}"
     try:

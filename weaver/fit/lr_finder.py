@@ -12,9 +12,9 @@ import math
 from typing import TypedDict
 
 from common import storage
-from common.errors import InputError
 from common.progress import Progress
 from weaver.fit.fit import Fit
+from weaver.fit.options import lr_range
 
 SMOOTHING = 0.9  # weight of the earlier losses in their running mean
 DIVERGENCE = 4.0  # stop when the running mean exceeds its minimum by this factor
@@ -34,7 +34,7 @@ def run_lr_finder(fit: Fit, words: str) -> LrFinderResult:
     words: "START,END,STEPS", the first and the last rate and the number of steps. "proposed" in the
     result is `steepest_rate`. Raises InputError for numbers that make no sense.
     """
-    first, last, steps = _numbers(words)
+    first, last, steps = lr_range(words)
     rates: list[float] = []
     losses: list[float] = []
     means: list[float] = []
@@ -83,18 +83,3 @@ def steepest_rate(rates: list[float], means: list[float]) -> float:
         if math.isfinite(after)
     ]
     return min(falls)[1] if falls else rates[0]
-
-
-def _numbers(words: str) -> tuple[float, float, int]:
-    try:
-        first, last, steps = words.split(",")
-        values = float(first), float(last), int(steps)
-    except ValueError:
-        raise InputError(
-            f"--lr-finder must be START,END,STEPS as in 1e-5,1,100, not '{words}'"
-        ) from None
-    if not 0 < values[0] < values[1] < math.inf or values[2] < 2:
-        raise InputError(
-            f"--lr-finder {words}: START must be above 0 and below END, STEPS at least 2"
-        )
-    return values

@@ -21,8 +21,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from common.choices import PRECISIONS
+from common.cli import is_number, is_whole
 from common.errors import InputError, JecError, unknown
-from common.storage.addresses import absolute, check_text, is_local, refuse_secrets, scheme_of
+from common.storage.addresses import (
+    absolute,
+    check_text,
+    is_local,
+    refuse_secrets,
+    scheme_of,
+)
 from common.storage.local import check_writable_file, check_writable_folder
 from weaver.fit.schedulers import CURVES, WARMUP_CURVES
 
@@ -133,16 +140,12 @@ def number(
     highest = min(most, LARGEST_WHOLE) if kind is int else most
 
     def parse(text: str) -> Any:
-        try:
-            value = float(text)
-            fits = (
-                least <= value <= highest
-                and math.isfinite(value)
-                and not (above and value == least)
-                and (kind is float or value == int(value))
-            )
-        except (ValueError, OverflowError):
-            fits = False
+        value = float(text) if is_number(text) else math.nan
+        fits = (
+            least <= value <= highest
+            and not (above and value == least)
+            and (kind is float or value == int(value))
+        )
         if not fits:
             raise argparse.ArgumentTypeError(
                 f"must be a {'whole ' if kind is int else ''}number {bounds}, not '{text}'"
@@ -996,8 +999,11 @@ def _unusable_address(options: TrainOptions) -> str | None:
         *("data_config", "network_config", "model_prefix", "load_model_weights", "metrics_log"),
         *("log_file", "tensorboard_log_dir", "predict_output", "export_onnx", "triton_config"),
     ):
+        text = getattr(options, name)
         try:
-            scheme_of(getattr(options, name))
+            if text:
+                check_text(text)
+            scheme_of(text)
         except InputError as error:
             return f"--{name.replace('_', '-')}: {error}"
     for name in ("data_train", "data_val", "data_test"):
@@ -1097,10 +1103,9 @@ def _contradiction(options: TrainOptions) -> str | None:
 
 def _wrong_form(options: TrainOptions) -> str | None:
     """The error for a flag whose value has the wrong form; None if there is none."""
-    if options.cross_validation and not re.fullmatch(r".+%\s*[1-9]\d*", options.cross_validation):
-        return (
-            f"--cross-validation must be VARIABLE%K as in event%5, not '{options.cross_validation}'"
-        )
+    folds = options.cross_validation
+    if folds and not re.fullmatch(r".+%\s*[1-9][0-9]{0,3}", folds):
+        return f"--cross-validation must be VARIABLE%K as in event%5, not '{folds}'"
     if options.predict_output and not options.predict_output.endswith(
         (".npz", ".root", ".parquet")
     ):
@@ -1110,11 +1115,30 @@ def _wrong_form(options: TrainOptions) -> str | None:
     if options.export_onnx and not options.export_onnx.endswith(".onnx"):
         return f"--export-onnx must end in .onnx, not '{options.export_onnx}'"
     for flag_name, gpus in (("gpus", options.gpus), ("predict-gpus", options.predict_gpus)):
-        if not re.fullmatch(r"auto|(\d+(,\d+)*)?", gpus or ""):
+        if not re.fullmatch(r"auto|([0-9]+(,[0-9]+)*)?", gpus or ""):
             return (
                 f"--{flag_name} must be auto, numbers such as 0 or 0,1, or '' for the CPU, not"
                 f" '{gpus}'"
             )
-    if options.lr_finder and not re.fullmatch(r"[^,]+,[^,]+,\s*\d+", options.lr_finder):
-        return f"--lr-finder must be START,END,STEPS as in 1e-5,1,100, not '{options.lr_finder}'"
+    if options.lr_finder:
+        try:
+            lr_range(options.lr_finder)
+        except InputError as error:
+            return str(error)
     return None
+
+
+def lr_range(words: str) -> tuple[float, float, int]:
+    """The first and the last rate, and the number of steps, of --lr-finder START,END,STEPS.
+
+    Raises InputError for numbers that make no sense.
+    """
+    parts = [part.strip() for part in words.split(",")]
+    if len(parts) != 3 or not all(map(is_number, parts)) or not is_whole(parts[2]):
+        raise InputError(f"--lr-finder must be START,END,STEPS as in 1e-5,1,100, not '{words}'")
+    first, last, steps = float(parts[0]), float(parts[1]), int(parts[2])
+    if not 0 < first < last or not 2 <= steps <= LARGEST_WHOLE:
+        raise InputError(
+            f"--lr-finder {words}: START must be above 0 and below END, STEPS at least 2"
+        )
+    return first, last, steps

@@ -5,7 +5,8 @@
 
 The raw model computes its output `valid` by the same rule (weaver/onnx/raw_model.py):
 
-    every number of the jet and of its particles is finite (in single precision)
+    every number of the jet and of its particles is finite (in single precision), and so is the sum
+        of the particles' numbers, which the graph computes to check them all at once
     the pT that the label divides by is in the range of the training
     |jetEta| is not above the selection's limit, if jetEta is among the inputs
     each counter is from 0 to the number of places, and at least one counter is above 0
@@ -144,10 +145,17 @@ def valid_jets(
         any_particle |= counts > 0
     if program.counters:
         valid &= any_particle
+    totals = {counter: np.zeros(len(valid), np.float32) for counter in program.counters}
     for name, column in program.inputs.items():
-        if column.dtype.kind == "f":
-            finite = np.isfinite(jets[name])
-            if column.particles:
-                finite |= np.arange(finite.shape[1]) >= jets[column.counter]
-            valid &= finite.all(axis=1)
+        if column.dtype.kind != "f":
+            continue
+        values = np.abs(jets[name])
+        if column.particles:
+            is_particle = np.arange(values.shape[1]) < jets[column.counter]
+            with np.errstate(over="ignore"):
+                totals[column.counter] += values.sum(axis=1, where=is_particle)
+        else:
+            valid &= np.isfinite(values).all(axis=1)
+    for total in totals.values():
+        valid &= np.isfinite(total)
     return valid

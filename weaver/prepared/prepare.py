@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from common import storage
-from common.cli import run_main
+from common.cli import Parser, output_place, run_main
 from common.errors import InputError
 from common.storage import Entry, space
 from weaver.config.data_config import DataConfig
@@ -300,9 +300,7 @@ def _reference(
 
 def argument_parser() -> argparse.ArgumentParser:
     """The arguments of `python -m weaver.prepare`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m weaver.prepare", description=(__doc__ or "").splitlines()[0]
-    )
+    parser = Parser(prog="python -m weaver.prepare", description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--data-config",
         required=True,
@@ -311,6 +309,7 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--data",
+        type=str,  # patterns, which line breaks may separate
         required=True,
         nargs="+",
         metavar="PATTERN",
@@ -318,6 +317,7 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--output",
+        type=output_place,
         required=True,
         metavar="URI",
         help="folder, s3:// or root:// address; the data are written to cache/ below it",
@@ -357,7 +357,7 @@ def main(argv: list[str] | None = None) -> int:
     def body() -> None:
         config = DataConfig.load(arguments.data_config)
         if arguments.derived_from:
-            description = storage.read_json(storage.join(arguments.derived_from, DESCRIPTION))
+            description = storage.read_object(storage.join(arguments.derived_from, DESCRIPTION))
             config = config.with_derived_parameters(description)
         if arguments.non_finite:
             config = config.with_non_finite(arguments.non_finite)

@@ -194,20 +194,30 @@ def count_invalid(
 def _finite(
     columns: Mapping[str, NDArray[Any]], limits: ModelRange, num_jets: int
 ) -> NDArray[np.bool_]:
-    """Whether all numbers of a jet, (N,), are finite in single precision."""
+    """Whether all numbers of a jet, (N,), are finite in single precision.
+
+    The model adds up the numbers of the particles of one counter, because a sum keeps NaN and
+    infinity. Where that sum overflows, as for many numbers of 1e38, the jet is not valid either.
+    """
     counter_of = {}
     for counter, branches in limits.counters.items():
         for branch in branches:
             counter_of[branch] = counter
+    totals = {counter: np.zeros(num_jets, np.float32) for counter in limits.counters}
     finite = np.ones(num_jets, bool)
     for name, column in columns.items():
         if column.dtype.kind != "f":
             continue
-        of_column = np.isfinite(_single(column))
+        values = np.abs(_single(column)).reshape(num_jets, -1)
         if name in counter_of:
             counts = _one_a_jet(columns[counter_of[name]])
-            of_column |= np.arange(column.shape[1]) >= counts[:, None]
-        finite &= of_column.reshape(num_jets, -1).all(axis=1)
+            is_particle = np.arange(column.shape[1]) < counts[:, None]
+            with np.errstate(over="ignore"):
+                totals[counter_of[name]] += values.sum(axis=1, where=is_particle)
+        else:
+            finite &= np.isfinite(values).all(axis=1)
+    for total in totals.values():
+        finite &= np.isfinite(total)
     return finite
 
 
