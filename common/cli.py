@@ -151,7 +151,7 @@ def output_address(text: str) -> str:
 
 
 def output_place(text: str) -> str:
-    """A folder to be written to, as a path or an address; a path as by `output_folder`."""
+    """Return a folder to be written to, as a path or an address; a path as by `output_folder`."""
     try:
         check_text(text)
         if storage.is_local(text):
@@ -206,12 +206,12 @@ def real_number(text: str) -> float:
 
 
 def is_whole(text: str) -> bool:
-    """Whether a text is a whole number, of at most 18 digits of ASCII, which int64 holds."""
+    """Return whether a text is a whole number, of at most 18 digits of ASCII, which int64 holds."""
     return re.fullmatch(r"[0-9]{1,18}", text) is not None
 
 
 def is_number(text: str) -> bool:
-    """Whether a text is a finite number in ASCII, as JSON, YAML and Katib write it."""
+    """Return whether a text is a finite number in ASCII, as JSON, YAML and Katib write it."""
     form = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
     return re.fullmatch(form, text) is not None and math.isfinite(float(text))
 

@@ -986,7 +986,7 @@ MOST_BYTES = 2**60  # more than any node has
 
 
 def quantity(name: str, text: str) -> float:
-    """Bytes of a Kubernetes quantity such as 12Gi. Raises InputError for anything else."""
+    """Return bytes of a Kubernetes quantity such as 12Gi. Raises InputError for anything else."""
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([A-Za-z]*)", text)
     if not match or match[2] not in UNITS:
         raise InputError(
@@ -1062,7 +1062,7 @@ def tolerations(text: str) -> list[dict[str, str]]:
 
 
 def _is_label_value(text: str) -> bool:
-    """Whether Kubernetes takes a text as the value of a label or a taint; it may be empty."""
+    """Return whether Kubernetes takes a text (or an empty one) as a label's or taint's value."""
     return not text or label_value(text) == text
 
 

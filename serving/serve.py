@@ -396,7 +396,7 @@ def _calibration(url: str, model: Model, folder: Path) -> list[str]:
 
 
 def _uses_proxy(url: str) -> bool:
-    """Whether curl would send a request for this server to a proxy of the environment."""
+    """Return whether curl would send a request for this server to a proxy of the environment."""
     proxies = urllib.request.getproxies()
     host = urlsplit(url).hostname or ""
     return bool({"http", "all"} & set(proxies)) and not urllib.request.proxy_bypass(host)

@@ -102,7 +102,7 @@ def open_source(path: str, _entry: Entry | None = None) -> Source:
 
 
 def exists(path: str) -> bool:
-    """Whether there is a file or folder of this path.
+    """Return whether there is a file or folder of this path.
 
     Raises AccessError in a folder that may not be read, where nobody can know.
     """

@@ -1102,7 +1102,7 @@ def _contradiction(options: TrainOptions) -> str | None:
 
 
 def _wrong_form(options: TrainOptions) -> str | None:
-    """The error for a flag whose value has the wrong form; None if there is none."""
+    """Return the error for a flag whose value has the wrong form; None if there is none."""
     folds = options.cross_validation
     if folds and not re.fullmatch(r".+%\s*[1-9][0-9]{0,3}", folds):
         return f"--cross-validation must be VARIABLE%K as in event%5, not '{folds}'"
@@ -1129,7 +1129,7 @@ def _wrong_form(options: TrainOptions) -> str | None:
 
 
 def lr_range(words: str) -> tuple[float, float, int]:
-    """The first and the last rate, and the number of steps, of --lr-finder START,END,STEPS.
+    """Return the first and the last rate, and the number of steps, of --lr-finder START,END,STEPS.
 
     Raises InputError for numbers that make no sense.
     """

@@ -299,7 +299,7 @@ def _reference(
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """The arguments of `python -m weaver.prepare`."""
+    """Return the arguments of `python -m weaver.prepare`."""
     parser = Parser(prog="python -m weaver.prepare", description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--data-config",

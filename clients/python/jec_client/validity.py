@@ -194,7 +194,7 @@ def count_invalid(
 def _finite(
     columns: Mapping[str, NDArray[Any]], limits: ModelRange, num_jets: int
 ) -> NDArray[np.bool_]:
-    """Whether all numbers of a jet, (N,), are finite in single precision.
+    """Return whether all numbers of a jet, (N,), are finite in single precision.
 
     The model adds up the numbers of the particles of one counter, because a sum keeps NaN and
     infinity. Where that sum overflows, as for many numbers of 1e38, the jet is not valid either.
