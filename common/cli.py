@@ -69,7 +69,7 @@ class Parser(argparse.ArgumentParser):
             try:
                 word.encode()
             except UnicodeEncodeError:
-                self.error(f"argument {word!r} is no text in UTF-8")
+                self.error(f"argument {word!r} is not text in UTF-8")
         return super().parse_known_args(args, namespace)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -194,14 +194,14 @@ def whole_number(text: str) -> int:
     the chain reads.
     """
     if not re.fullmatch(r"[+-]?[0-9]{1,20}", text):
-        raise argparse.ArgumentTypeError(f"'{text}' is no whole number; write digits, as 12")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number; write digits, as 12")
     return int(text)
 
 
 def real_number(text: str) -> float:
     """Read a number, the type `float` of `Parser`. Raises ArgumentTypeError for another text."""
     if not is_number(text):
-        raise argparse.ArgumentTypeError(f"'{text}' is no number; write one as 12, 0.5 or 1e-3")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number; write one as 12, 0.5 or 1e-3")
     return float(text)
 
 
@@ -219,7 +219,7 @@ def is_number(text: str) -> bool:
 def port_number(text: str) -> int:
     """Read a TCP port. Raises ArgumentTypeError for another text."""
     if not re.fullmatch(r"[0-9]{1,5}", text) or not 1 <= int(text) <= 65535:
-        raise argparse.ArgumentTypeError(f"'{text}' is no port; write a number from 1 to 65535")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a port; write a number from 1 to 65535")
     return int(text)
 
 
@@ -228,7 +228,7 @@ def seconds(text: str) -> float:
     number = float(text) if is_number(text) else math.nan
     if not 0 < number <= LONGEST_SECONDS:
         raise argparse.ArgumentTypeError(
-            f"'{text}' is no time; write seconds above 0 and at most {LONGEST_SECONDS:.0f}"
+            f"'{text}' is not a time; write seconds above 0 and at most {LONGEST_SECONDS:.0f}"
         )
     return number
 

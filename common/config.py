@@ -990,7 +990,7 @@ def quantity(name: str, text: str) -> float:
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([A-Za-z]*)", text)
     if not match or match[2] not in UNITS:
         raise InputError(
-            f"--{flag(name)} '{text}' is no quantity; write a number and one of"
+            f"--{flag(name)} '{text}' is not a quantity; write a number and one of"
             f" {', '.join(u for u in UNITS if u)}, as 12Gi"
         )
     amount = float(match[1]) * UNITS[match[2]]
@@ -1013,7 +1013,7 @@ def cpus(name: str, text: str) -> float:
     cores = float(match[1]) / (1000 if match[2] else 1) if match else 0.0
     require(
         0 < cores <= MOST["num_cpus"],
-        f"--{flag(name)} '{text}' is no number of CPUs; write 2, 0.5 or 500m",
+        f"--{flag(name)} '{text}' is not a number of CPUs; write 2, 0.5 or 500m",
     )
     return cores
 
@@ -1029,7 +1029,7 @@ def selector(text: str) -> dict[str, str]:
         is_label = equals and QUALIFIED_NAME.fullmatch(key) and _is_label_value(value)
         if not is_label:
             raise InputError(
-                f"--node-selector '{part}' is no label; write key=value,key=value, or none"
+                f"--node-selector '{part}' is not a label; write key=value,key=value, or none"
             )
         labels[key] = value
     return labels

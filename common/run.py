@@ -87,7 +87,7 @@ class Run:
         place = RunFolder(uri).run
         if not storage.exists(place):
             raise InputError(
-                f"{uri} is no run: it has no run.json (prepare writes it when all is in place)"
+                f"{uri} is not a run: it has no run.json (prepare writes it when all is in place)"
             )
         content = read_run(place)
         record = RunRecord.from_json(content, place)

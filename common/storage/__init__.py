@@ -138,7 +138,7 @@ def read_text(uri: str) -> str:
     try:
         return read_bytes(uri).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"{uri} is no text in UTF-8: {error.reason}; give a text file") from None
+        raise InputError(f"{uri} is not text in UTF-8: {error.reason}; give a text file") from None
 
 
 def read_json(uri: str) -> Any:

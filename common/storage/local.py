@@ -59,7 +59,7 @@ def _translate_errors(
 ) -> Iterator[None]:
     """Turn the system's errors into ours."""
     if "\0" in path:
-        raise InputError(f"{path!r} is no path: it holds a null byte")
+        raise InputError(f"{path!r} is not a path: it holds a null byte")
     try:
         yield
     except OSError as error:
@@ -151,7 +151,7 @@ def check_path(path: str) -> None:
         os.stat(path)
     except OSError as error:
         if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-            raise InputError(f"{path} is no path: {error.strerror}") from None
+            raise InputError(f"{path} is not a path: {error.strerror}") from None
 
 
 def check_writable_folder(path: str) -> None:

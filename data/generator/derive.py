@@ -2,9 +2,10 @@
 
     python -m data.derive
 
-writes standard_jec.json and quark_gluon.json into this folder (another with --output), which
-data.generator.generate applies. Needed after any change of the detector or of the pile-up. The
-method is in data.generator.jec and data.generator.quark_gluon; 60,000 events take some minutes.
+It writes standard_jec.json and quark_gluon.json, which `python -m data.generate` applies, into the
+folder of this package, or into --output. Repeat it after a change of the detector or of the
+pile-up: 60,000 events take some minutes. The methods are described in data/generator/jec.py and
+data/generator/quark_gluon.py.
 """
 
 from __future__ import annotations

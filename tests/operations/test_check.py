@@ -1055,7 +1055,7 @@ def test_an_invalid_host_is_an_error_of_one_line(monkeypatch, capsys, host):
         assert "no endpoint" in answer.out
     else:
         assert code == 2
-        assert "--host: 'kubeflow' is no URL" in answer.err
+        assert "--host: 'kubeflow' is not a URL" in answer.err
 
 
 @pytest.mark.parametrize(

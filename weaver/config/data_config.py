@@ -558,7 +558,7 @@ def _check_together(document: Document, config: DataConfig) -> None:
                 re.compile(str(pattern))
             except (re.error, RecursionError, OverflowError) as error:
                 raise document.error(
-                    f"file_magic:{variable}", f"{pattern!r} is no regular expression: {error}"
+                    f"file_magic:{variable}", f"{pattern!r} is not a regular expression: {error}"
                 ) from None
     if document.options.get("bucketing") is not None:
         document.check_keys("bucketing", document.mapping("bucketing"), {"var", "bins"})

@@ -190,7 +190,7 @@ class Expression:
 
     def _check_name(self, node: ast.Name) -> Iterator[str]:
         if node.id in MODULES:
-            raise self._error(f"'{node.id}' is no column; write {node.id}.something")
+            raise self._error(f"'{node.id}' is not a column; write {node.id}.something")
         if node.id == "len" or node.id in HELPERS:
             raise self._error(f"'{node.id}' is a function; write {node.id}(...)")
         if node.id.startswith("_"):
