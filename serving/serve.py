@@ -111,8 +111,8 @@ def models_at(place: str) -> list[Model]:
         )
     if not folders:
         others = " or ".join(_places_near(place))
-        what_to_give = f"did you mean {others}?" if others else GIVE_A_PLACE
-        raise InputError(f"{problem}; {what_to_give}")
+        cure = f"did you mean {others}?" if others else GIVE_A_PLACE
+        raise InputError(f"{problem}; {cure}")
     return _models(folders, RunFolder(place.rpartition("/")[0]), "")
 
 

@@ -151,7 +151,9 @@ def check_path(path: str) -> None:
         os.stat(path)
     except OSError as error:
         if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-            raise InputError(f"{path} is not a path: {error.strerror}") from None
+            raise InputError(
+                f"no file can have the path {path}: {error.strerror}; give another path"
+            ) from None
 
 
 def check_writable_folder(path: str) -> None:

@@ -116,7 +116,9 @@ def check(status: Any, uri: str, file: Any = None) -> None:
     if status.code == SERVER_ERROR and status.errno == NOT_FOUND:
         raise InputError(f"there is no file {uri}; correct the address")
     if status.code == SERVER_ERROR and NOT_A_FOLDER in status.message:
-        raise InputError(f"{uri}: its parent on {server} is a file, not a folder")
+        raise InputError(
+            f"{uri}: its parent on {server} is a file, not a folder; correct the address"
+        )
     if status.code == SERVER_ERROR and status.errno in NOT_A_FILE:
         raise InputError(f"{uri} is a folder; name a file in it")
     is_refused = status.code == SERVER_ERROR and status.errno in NOT_AUTHORIZED

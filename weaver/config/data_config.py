@@ -282,7 +282,10 @@ class DataConfig:
         keys. Raises InputError where the numbers do not fit this config.
         """
         if not isinstance(parameters.get("preprocess_params"), Mapping):
-            raise InputError(f"{self.source}: the derived numbers lack preprocess_params")
+            raise InputError(
+                f"{self.source}: the derived numbers lack preprocess_params; prepare the"
+                " training data again"
+            )
         config = self.with_preprocess_params(parameters["preprocess_params"])
         hists = parameters.get("reweight_hists")
         if hists and self.reweighting:
@@ -299,7 +302,10 @@ class DataConfig:
         """
         other = parameters.get("preprocess_params")
         if not isinstance(other, Mapping):
-            raise InputError(f"{self.source}: the derived numbers lack preprocess_params")
+            raise InputError(
+                f"{self.source}: the derived numbers lack preprocess_params; prepare the"
+                " training data again"
+            )
         params = dict(self.preprocess_params)
         for name in self.missing_preprocess_params:
             if name not in other or other[name]["center"] == AUTO:

@@ -85,7 +85,7 @@ def test_a_checkpoint_cannot_run_code(tmp_path):
             return open, (str(tmp_path / "opened"), "w")
 
     torch.save({"model": Harmful()}, tmp_path / "checkpoint.pt")
-    with pytest.raises(InputError, match="no checkpoint that can be read"):
+    with pytest.raises(InputError, match="not a checkpoint that can be read"):
         read_tensors(str(tmp_path / "checkpoint.pt"))
     assert not (tmp_path / "opened").exists()
 
