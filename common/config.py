@@ -932,7 +932,7 @@ def flag(name: str) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, skip: tuple[str, ...] = ()) -> None:
-    """One flag a field, in the field's group.
+    """Add one flag for each field, in the field's group.
 
     A boolean flag without a value is true; Kubeflow always writes a value.
     """
@@ -1036,7 +1036,7 @@ def selector(text: str) -> dict[str, str]:
 
 
 def tolerations(text: str) -> list[dict[str, str]]:
-    """Kubernetes' tolerations from a list with commas.
+    """Return Kubernetes' tolerations from a list with commas.
 
     An entry is key=value:Effect, key:Effect (any value) or key (any value and effect). Raises
     InputError for an effect that does not exist.

@@ -125,7 +125,7 @@ def kubernetes_name(network_config: str) -> str:
 
 
 def make_run_id(network_config: str, job_id: str) -> str:
-    """`<network file's name>-<8 hex>`, the run's id.
+    """Return `<network file's name>-<8 hex>`, the run's id.
 
     It is the same for one KFP job however often prepare is repeated, another for a cloned run.
     """

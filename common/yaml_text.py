@@ -74,7 +74,7 @@ def _line_of_fault(root: Any) -> int:
 
 
 def _problem(error: Exception) -> str:
-    """PyYAML's message without the quoted line of the file, which may contain a secret."""
+    """Return PyYAML's message without the quoted line of the file, which may contain a secret."""
     problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
     if not problem or mark is None:
         return " ".join(str(error).split())

@@ -235,7 +235,7 @@ def convert(
 
 
 def check_branches(uri: str, present: set[str]) -> tuple[list[str], list[str]]:
-    """(branches to read, descriptions of missing branches).
+    """Return (branches to read, descriptions of missing branches).
 
     Raises InputError if one of REQUIRED_BRANCHES is not there.
     """
@@ -514,7 +514,7 @@ def _candidates(arrays: Arrays, jets: _Jets) -> tuple[_Members | None, Columns]:
 
 
 def from_pv(arrays: Arrays, charge: np.ndarray) -> np.ndarray:
-    """PF_fromPV from PFNano's branches (see the module's text): (N,) int.
+    """Return PF_fromPV from PFNano's branches (see the module's text): (N,) int.
 
     charge: of the candidates, (N,). 0 for tracks if the file has no such branch.
     """
@@ -650,7 +650,7 @@ def _generator_particles(
 
 
 def _event(arrays: Arrays, jets: _Jets) -> Columns:
-    """Per-event values, repeated for each jet of the event."""
+    """Return per-event values, repeated for each jet of the event."""
 
     def value(name: str | None, default: float) -> np.ndarray:
         if name is None or name not in arrays:

@@ -173,7 +173,7 @@ def likelihood(jets: Columns) -> Iterable[Comparison]:
 
 
 def area_under_roc(signal: np.ndarray, background: np.ndarray) -> float:
-    """P(signal > background) + P(equal) / 2, NaN where either is empty.
+    """Return P(signal > background) + P(equal) / 2, NaN where either is empty.
 
     Source: D. Bamber, J. Math. Psychol. 12 (1975) 387.
 

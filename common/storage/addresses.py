@@ -260,7 +260,7 @@ def split_s3(uri: str) -> tuple[str, str]:
 
 
 def split_xrootd(uri: str) -> tuple[str, str]:
-    """`root://server` and the absolute path on it.
+    """Return `root://server` and the absolute path on it.
 
     Raises InputError where no server is named, or where the address holds a token or a password:
     arguments are visible to others and stored with the run.

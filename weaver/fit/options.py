@@ -917,7 +917,7 @@ def auto_name(options: TrainOptions) -> str:
 
 
 def notes(options: TrainOptions) -> list[str]:
-    """Notes for the user: flags without effect, and differences from weaver-core."""
+    """Return notes for the user: flags without effect, and differences from weaver-core."""
     lines: list[str] = []
     for name, (needs, reason) in NEEDS.items():
         default = getattr(TrainOptions, name, {})

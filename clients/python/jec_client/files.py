@@ -52,7 +52,7 @@ def tables(path: str | os.PathLike[str], column_names: Sequence[str]) -> Iterato
 
 
 def _kind(file: str) -> str:
-    """'root' or 'parquet', by the first bytes of a file here, else by its name."""
+    """Return 'root' or 'parquet', by the first bytes of a file here, else by its name."""
     kinds = {b"root": "root", b"PAR1": "parquet"}
     if "://" not in file:
         try:
