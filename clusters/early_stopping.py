@@ -22,7 +22,7 @@ from common.cli import is_whole, require
 from common.errors import unknown
 
 ALGORITHMS = tuple(name for name in EARLY_STOPPING if name != "none")
-DEFAULTS = {"min_trials_required": 3, "start_step": 4}  # Katib's own
+DEFAULTS = {"min_trials_required": 3, "start_step": 4}  # Katib's defaults
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

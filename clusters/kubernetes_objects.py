@@ -21,7 +21,7 @@ SUGGESTION_LABEL = "katib.kubeflow.org/suggestion"
 SERVICE_LABEL = "serving.kserve.io/inferenceservice"
 # digest of the spec of a job or service; KServe copies it to the pods of this spec
 REVISION_LABEL = "jec/revision"
-REMOVAL_SECONDS = 300.0  # pods may take their whole grace period
+REMOVAL_SECONDS = 300.0  # limit of a removal: pods may take their whole grace period
 QUIET_SECONDS = 4.0  # most removals end within this time
 
 

@@ -38,12 +38,12 @@ from clusters.reasons import (
 from clusters.waiting import Wait, ignore
 from common.errors import ClusterError
 
-DESCRIPTION_SECONDS = 30.0  # for the requests that explain why a service does not answer
+DESCRIPTION_SECONDS = 30.0  # limit of the requests that explain why a service is silent
 # KServe's status may still refer to the previous spec: a complaint counts after so many
 # repetitions.
 NUM_COMPLAINTS = 3
 KNATIVE_REVISION = "serving.knative.dev/revision"  # label of pods in Serverless mode
-RAW_MODES = ("RawDeployment", "Standard")  # its names before and since KServe 0.16
+RAW_MODES = ("RawDeployment", "Standard")  # names of the mode before and since KServe 0.16
 PREDICTOR = (
     "predictor"  # in the names of objects that KServe creates for a service in RawDeployment mode
 )

@@ -29,8 +29,8 @@ from common.records import Trial, TrialStatus
 
 POLL = 0.2  # seconds
 HEARTBEAT = 15.0  # seconds between two lines about trials that are still running
-DEFAULT_TRIALS = 30  # without maxTrialCount, with which Katib would never end
-DEFAULT_PARALLEL = 3  # Katib's own
+DEFAULT_TRIALS = 30  # limit if there is no maxTrialCount; Katib would never end
+DEFAULT_PARALLEL = 3  # Katib's default
 
 
 class LocalSearch:

@@ -40,7 +40,7 @@ from clusters.trials import UNFINISHED, progress_line, trial_of
 from clusters.waiting import Wait, ignore
 from clusters.workflow import KFP_RUN_LABEL
 
-SECONDS = 60.0  # for reading all objects of a run
+SECONDS = 60.0  # limit for reading all objects of a run
 # containers whose logs belong to a run, the most useful first
 LOG_CONTAINERS = ("pytorch", "kserve-container", "main", "storage-initializer")
 

@@ -35,9 +35,9 @@ from common.errors import ClusterError, DeadlineError
 NO_POD = "has no pod yet"
 # every pod passes these states; only a pod that stays in one is reported
 USUAL_REASONS = {NO_POD, NOT_SCHEDULED, CREATING}
-LOG_LINES = 20  # of a failed container: the end of a traceback and what preceded it
+LOG_LINES = 20  # lines of a failed container: the end of a traceback and what preceded it
 SERVER = "kserve-container"
-SERVER_LOG_LINES = 400  # of a model server, which prints tables of options after the reason
+SERVER_LOG_LINES = 400  # more for a model server, which prints tables of options after the reason
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

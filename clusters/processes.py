@@ -22,9 +22,9 @@ from common.storage import space
 
 GRACE = 15.0  # seconds between SIGTERM and SIGKILL: enough to write a checkpoint
 TAIL = 12  # log lines shown of a process that failed
-ERROR = "error: "  # before the sentence with which our programs end (common.cli.run_main)
+ERROR = "error: "  # start of the sentence with which our programs end (common.cli.run_main)
 PR_SET_PDEATHSIG = 1
-DEFAULT_BACKOFF_LIMIT = 6  # of Kubernetes
+DEFAULT_BACKOFF_LIMIT = 6  # Kubernetes' default
 
 
 def ends_with_parent() -> None:

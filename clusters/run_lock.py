@@ -24,9 +24,9 @@ from common import storage
 from common.errors import InputError, JecError
 from common.pids import start_time
 
-OWNER = "pipeline.json"  # below <run>/local: the process that runs it
-LOCK = "lock"  # beside it: locked by that process
-REMOTE = "lock.json"  # below <run> in a remote storage
+OWNER = "pipeline.json"  # file below <run>/local that names the process that runs it
+LOCK = "lock"  # file beside it, which that process locks
+REMOTE = "lock.json"  # object below <run> in a remote storage
 RENEWAL_SECONDS = 20.0
 STALE_SECONDS = 120.0
 """A lock of another machine is stale if it was not renewed for so long."""

@@ -22,7 +22,7 @@ from clusters.protocol import Manifest
 from clusters.waiting import Wait, ignore
 from common.errors import ClusterError, DeadlineError
 
-SECONDS = 20.0  # for one question; a cluster that takes longer is overloaded
+SECONDS = 20.0  # limit for one question; a cluster that takes longer is overloaded
 # deployments (namespace, name) of each controller in the usual installations
 CONTROLLERS = {
     "Katib": (("kubeflow", "katib-controller"),),

@@ -17,7 +17,7 @@ from clusters.waiting import Wait
 from common.errors import ClusterError
 from common.records import TERMINATED
 
-KFP_RUN_LABEL = "pipeline/runid"  # on the pods of a KFP run
+KFP_RUN_LABEL = "pipeline/runid"  # label of the pods of a KFP run
 MAIN = "main"  # the container with the step's own program; the others are Argo's
 STOPPED = "the step was stopped or evicted, or its pod was deleted, from outside"
 POD_DELETED = "pod deleted"

@@ -70,7 +70,7 @@ class Parser(argparse.ArgumentParser):
             try:
                 word.encode()
             except UnicodeEncodeError:
-                self.error(f"argument {word!r} is no text in UTF-8")
+                self.error(f"argument {word!r} is not text in UTF-8")
         return super().parse_known_args(args, namespace)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
@@ -152,7 +152,7 @@ def output_address(text: str) -> str:
 
 
 def output_place(text: str) -> str:
-    """A folder to be written to, as a path or an address; a path as by `output_folder`."""
+    """Return a folder to be written to, as a path or an address; a path as by `output_folder`."""
     try:
         check_text(text)
         if storage.is_local(text):
@@ -195,24 +195,24 @@ def whole_number(text: str) -> int:
     the chain reads.
     """
     if not re.fullmatch(r"[+-]?[0-9]{1,20}", text):
-        raise argparse.ArgumentTypeError(f"'{text}' is no whole number; write digits, as 12")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number; write digits, as 12")
     return int(text)
 
 
 def real_number(text: str) -> float:
     """Read a number, the type `float` of `Parser`. Raises ArgumentTypeError for another text."""
     if not is_number(text):
-        raise argparse.ArgumentTypeError(f"'{text}' is no number; write one as 12, 0.5 or 1e-3")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number; write one as 12, 0.5 or 1e-3")
     return float(text)
 
 
 def is_whole(text: str) -> bool:
-    """Whether a text is a whole number, of at most 18 digits of ASCII, which int64 holds."""
+    """Return whether a text is a whole number, of at most 18 digits of ASCII, which int64 holds."""
     return re.fullmatch(r"[0-9]{1,18}", text) is not None
 
 
 def is_number(text: str) -> bool:
-    """Whether a text is a finite number in ASCII, as JSON, YAML and Katib write it."""
+    """Return whether a text is a finite number in ASCII, as JSON, YAML and Katib write it."""
     form = r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?"
     return re.fullmatch(form, text) is not None and math.isfinite(float(text))
 
@@ -220,7 +220,7 @@ def is_number(text: str) -> bool:
 def port_number(text: str) -> int:
     """Read a TCP port. Raises ArgumentTypeError for another text."""
     if not re.fullmatch(r"[0-9]{1,5}", text) or not 1 <= int(text) <= 65535:
-        raise argparse.ArgumentTypeError(f"'{text}' is no port; write a number from 1 to 65535")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a port; write a number from 1 to 65535")
     return int(text)
 
 
@@ -229,7 +229,7 @@ def seconds(text: str) -> float:
     number = float(text) if is_number(text) else math.nan
     if not 0 < number <= LONGEST_SECONDS:
         raise argparse.ArgumentTypeError(
-            f"'{text}' is no time; write seconds above 0 and at most {LONGEST_SECONDS:.0f}"
+            f"'{text}' is not a time; write seconds above 0 and at most {LONGEST_SECONDS:.0f}"
         )
     return number
 

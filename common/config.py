@@ -47,7 +47,7 @@ from common.storage.addresses import (
 from common.storage.patterns import parse_one, split_patterns
 
 AUTO, NONE = "auto", "none"
-SERVED = "served"  # as --baseline: the run that was deployed last
+SERVED = "served"  # the value of --baseline for the run that was deployed last
 PREDICTOR_FORMS = ("model", "triton")
 # name of a Kubernetes Secret, and a key of it
 SECRET_NAME = re.compile(r"[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?")
@@ -932,7 +932,7 @@ def flag(name: str) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, skip: tuple[str, ...] = ()) -> None:
-    """One flag a field, in the field's group.
+    """Add one flag for each field, in the field's group.
 
     A boolean flag without a value is true; Kubeflow always writes a value.
     """
@@ -986,11 +986,11 @@ MOST_BYTES = 2**60  # more than any node has
 
 
 def quantity(name: str, text: str) -> float:
-    """Bytes of a Kubernetes quantity such as 12Gi. Raises InputError for anything else."""
+    """Return bytes of a Kubernetes quantity such as 12Gi. Raises InputError for anything else."""
     match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([A-Za-z]*)", text)
     if not match or match[2] not in UNITS:
         raise InputError(
-            f"--{flag(name)} '{text}' is no quantity; write a number and one of"
+            f"--{flag(name)} '{text}' is not a quantity; write a number and one of"
             f" {', '.join(u for u in UNITS if u)}, as 12Gi"
         )
     amount = float(match[1]) * UNITS[match[2]]
@@ -1013,7 +1013,7 @@ def cpus(name: str, text: str) -> float:
     cores = float(match[1]) / (1000 if match[2] else 1) if match else 0.0
     require(
         0 < cores <= MOST["num_cpus"],
-        f"--{flag(name)} '{text}' is no number of CPUs; write 2, 0.5 or 500m",
+        f"--{flag(name)} '{text}' is not a number of CPUs; write 2, 0.5 or 500m",
     )
     return cores
 
@@ -1029,14 +1029,14 @@ def selector(text: str) -> dict[str, str]:
         is_label = equals and QUALIFIED_NAME.fullmatch(key) and _is_label_value(value)
         if not is_label:
             raise InputError(
-                f"--node-selector '{part}' is no label; write key=value,key=value, or none"
+                f"--node-selector '{part}' is not a label; write key=value,key=value, or none"
             )
         labels[key] = value
     return labels
 
 
 def tolerations(text: str) -> list[dict[str, str]]:
-    """Kubernetes' tolerations from a list with commas.
+    """Return Kubernetes' tolerations from a list with commas.
 
     An entry is key=value:Effect, key:Effect (any value) or key (any value and effect). Raises
     InputError for an effect that does not exist.
@@ -1062,7 +1062,7 @@ def tolerations(text: str) -> list[dict[str, str]]:
 
 
 def _is_label_value(text: str) -> bool:
-    """Whether Kubernetes takes a text as the value of a label or a taint; it may be empty."""
+    """Return whether Kubernetes takes a text (or an empty one) as a label's or taint's value."""
     return not text or label_value(text) == text
 
 

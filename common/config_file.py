@@ -184,7 +184,7 @@ def _text(path: str, where: str) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise InputError(f"{where} is no text in UTF-8; --write-config prints a file") from None
+        raise InputError(f"{where} is not text in UTF-8; --write-config prints a file") from None
 
 
 _NAMES: dict[type, str] = {

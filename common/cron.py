@@ -101,11 +101,11 @@ def _number(field: Field, word: str, text: str, *, names: bool = True) -> int:
         return field.low + field.names.index(word.lower())
     if word.isascii() and word.isdigit():
         return int(word)
-    raise _refusal(text, f"'{word}' is no {field.name}")
+    raise _refusal(text, f"'{word}' is not a valid {field.name}")
 
 
 def _refusal(text: str, reason: str) -> InputError:
     return InputError(
-        f"'{text}' is no cron expression: {reason}; write minute, hour, day, month and weekday, as"
-        " '0 3 * * 1' for Mondays at 3:00; a field more in front is the second"
+        f"'{text}' is not a cron expression: {reason}; write minute, hour, day, month and"
+        " weekday, as '0 3 * * 1' for Mondays at 3:00, with an optional field for seconds in front"
     )

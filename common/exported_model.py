@@ -9,7 +9,7 @@ from common.errors import InputError
 from common.layout import RunFolder
 
 ONNX = "/1/model.onnx"
-RECORD = "export.json"  # beside the models of a run
+RECORD = "export.json"  # file beside the models of a run
 SHOWN = 12  # characters of a digest in an error
 
 

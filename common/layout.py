@@ -12,7 +12,7 @@ from common.storage.addresses import local_path
 LAST_SUCCESS = "last_success"
 """Folder beside the runs: the last completed run for each set of parameters."""
 DEFAULT_OUTPUT = "runs"  # folder of the runs of this machine
-RAW_SUFFIX = "-raw"  # of the model that takes the columns of the files
+RAW_SUFFIX = "-raw"  # ending of the name of the model that takes the columns of the files
 
 
 @dataclasses.dataclass(frozen=True)

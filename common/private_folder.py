@@ -31,7 +31,7 @@ def make(path: Path, variable: str) -> Path:
     if stat.S_ISLNK(status.st_mode):
         problem = "is a link"
     elif not stat.S_ISDIR(status.st_mode):
-        problem = "is no folder"
+        problem = "is not a folder"
     elif status.st_uid != os.getuid():
         problem = f"belongs to another user (uid {status.st_uid}, you are {os.getuid()})"
     elif status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):

@@ -24,7 +24,7 @@ def here(path: str) -> str:
 
 
 def is_own(path: str) -> bool:
-    """True for the relative path of a file of the project, which images hold as well."""
+    """Return True for the relative path of a file of the project, which images hold as well."""
     return storage.is_local(path) and os.path.isfile(ROOT / path) and not Path(path).is_absolute()
 
 

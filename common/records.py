@@ -97,7 +97,7 @@ def _parse(content: object, form: type[Value], where: str) -> Value:
         reasons = "; ".join(cattrs.transform_error(error))
         # A list of records has no name of its own.
         name = getattr(form, "__name__", str(form))
-        raise InputError(f"{where} is no {name}: {reasons}") from error
+        raise InputError(f"{where} does not hold a valid {name}: {reasons}") from error
     return value
 
 
@@ -173,7 +173,7 @@ class Record:
         version = content.get("format", 1)
         if not isinstance(version, int):
             raise InputError(
-                f"{where} has the format {version!r}, which is no number; it was not written by"
+                f"{where} has the format {version!r}, which is not a number; it was not written by"
                 " this project"
             )
         if version > cls.FORMAT:

@@ -87,7 +87,7 @@ class Run:
         place = RunFolder(uri).run
         if not storage.exists(place):
             raise InputError(
-                f"{uri} is no run: it has no run.json (prepare writes it when all is in place)"
+                f"{uri} is not a run: it has no run.json (prepare writes it when all is in place)"
             )
         content = read_run(place)
         record = RunRecord.from_json(content, place)
@@ -125,7 +125,7 @@ def kubernetes_name(network_config: str) -> str:
 
 
 def make_run_id(network_config: str, job_id: str) -> str:
-    """`<network file's name>-<8 hex>`, the run's id.
+    """Return `<network file's name>-<8 hex>`, the run's id.
 
     It is the same for one KFP job however often prepare is repeated, another for a cloned run.
     """

@@ -39,7 +39,7 @@ SECRET_KEYS = (ADDRESS, *CREDENTIALS)
 REQUEST_SECONDS = 15
 """Timeout of one request, unless the user sets MLFLOW_HTTP_REQUEST_TIMEOUT."""
 RETRIES = 1
-MOST_METRICS = 1000  # in one request of log-batch
+MOST_METRICS = 1000  # metrics in one request of log-batch
 MOST_PARAMETERS = 100
 LONGEST_VALUE = 6000  # characters of a parameter
 LONGEST_TAG = 2000

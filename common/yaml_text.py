@@ -12,22 +12,6 @@ MOST_NODES = 1_000_000
 """Values in all, each use of an alias counted: a few lines of aliases may stand for 10^9."""
 
 
-_KINDS: dict[type, str] = {
-    dict: "a mapping",
-    list: "a list",
-    str: "text",
-    type(None): "an empty value",
-    bool: "true or false",
-    int: "a number",
-    float: "a number",
-}
-
-
-def kind_of(value: object) -> str:
-    """Describe in words what type a value from a YAML or JSON file has, for an error."""
-    return _KINDS.get(type(value), f"a {type(value).__name__}")
-
-
 def load(text: str, where: str) -> Any:
     """Return the content of a YAML or JSON text; `where` begins the errors.
 
@@ -90,11 +74,27 @@ def _line_of_fault(root: Any) -> int:
 
 
 def _problem(error: Exception) -> str:
-    """PyYAML's message without the quoted line of the file, which may contain a secret."""
+    """Return PyYAML's message without the quoted line of the file, which may contain a secret."""
     problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
     if not problem or mark is None:
         return " ".join(str(error).split())
     return f"{problem} (line {mark.line + 1}, column {mark.column + 1})"
+
+
+_KINDS: dict[type, str] = {
+    dict: "a mapping",
+    list: "a list",
+    str: "text",
+    type(None): "an empty value",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+}
+
+
+def kind_of(value: object) -> str:
+    """Describe in words what type a value from a YAML or JSON file has, for an error."""
+    return _KINDS.get(type(value), f"a {type(value).__name__}")
 
 
 def _check(root: Any, where: str) -> None:

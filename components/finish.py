@@ -90,7 +90,7 @@ def webhook() -> str:
         except OSError as error:
             raise InputError(f"{source} cannot be read: {error.strerror or error}") from None
         except UnicodeDecodeError:  # whose text would show a part of the secret
-            raise InputError(f"{source} is no text in UTF-8; write the URL into it") from None
+            raise InputError(f"{source} is not text in UTF-8; write the URL into it") from None
         if not url:
             raise InputError(f"{source} is empty; write the URL into it")
     if url and not url.startswith(("http://", "https://")):

@@ -21,8 +21,8 @@ HOUR = 3600  # seconds
 RETRIES = 2  # further attempts of a step after its first failure
 # A pod's deadline is longer than the step's own ones, whose errors say what the step waited for.
 MARGIN = HOUR // 4
-SERVICE_DEADLINE = 1800.0  # until a service is ready: a fresh node pulls Triton's large image first
-GOLDEN_DEADLINE = 300.0  # until it has answered the golden requests
+SERVICE_DEADLINE = 1800.0  # limit for a start: a fresh node pulls Triton's large image first
+GOLDEN_DEADLINE = 300.0  # limit for the answers to the golden requests
 
 WEBHOOK = "JEC_WEBHOOK"
 """Variable with the URL that finish posts the run's summary to; WEBHOOK_FILE names a file with it.

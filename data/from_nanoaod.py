@@ -1,4 +1,4 @@
-"""Converts NanoAOD with particle-flow candidates (PFNano) into the JetNtuple schema, one jet a row.
+"""Convert NanoAOD with particle-flow candidates (PFNano) to the JetNtuple schema: one jet per row.
 
     python -m data.from_nanoaod 'pfnano/*.root' --output DIR [--all-events] [--events-per-file 5000]
 
@@ -8,13 +8,13 @@ Branches without a source in NanoAOD are listed after the conversion:
 * PF_fromPV: PFNano has the quality of the association and dz to the leading vertex, not the vertex
   that a track was assigned to. A track counts as from the leading vertex if |dz| < 0.1 cm; then 3
   if its quality is 7 (used in the fit), else 2; others are 1 below quality 6 and 0 from there on.
-  Neutral candidates have 2, as MiniAOD gives them.
+  Neutral candidates have 2, as in MiniAOD.
 * physFlav: the nearest outgoing parton of the hard process (GenPart, status 23) within dR < 0.4.
 * Generator jets are matched by distance, dR < 0.2, as in the generator; NanoAOD's own
   Jet_genJetIdx allows 0.4.
 * Jets are those of NanoAOD's `Jet` collection: charged hadron subtraction in Run 2, PUPPI in Run 3.
-* Plain NanoAOD has no candidates: nPF, multiplicities by type, shapes and girth are then 0, which
-  suffices to measure the standard calibration only.
+* Plain NanoAOD has no candidates: nPF, multiplicities by type, shapes and girth are then 0. Such
+  files are good for measuring the standard calibration, and not for training.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ def convert(
 
 
 def check_branches(uri: str, present: set[str]) -> tuple[list[str], list[str]]:
-    """(branches to read, descriptions of missing branches).
+    """Return (branches to read, descriptions of missing branches).
 
     Raises InputError if one of REQUIRED_BRANCHES is not there.
     """
@@ -514,7 +514,7 @@ def _candidates(arrays: Arrays, jets: _Jets) -> tuple[_Members | None, Columns]:
 
 
 def from_pv(arrays: Arrays, charge: np.ndarray) -> np.ndarray:
-    """PF_fromPV from PFNano's branches (see the module's text): (N,) int.
+    """Return PF_fromPV from PFNano's branches (see the module's text): (N,) int.
 
     charge: of the candidates, (N,). 0 for tracks if the file has no such branch.
     """
@@ -650,7 +650,7 @@ def _generator_particles(
 
 
 def _event(arrays: Arrays, jets: _Jets) -> Columns:
-    """Per-event values, repeated for each jet of the event."""
+    """Return per-event values, repeated for each jet of the event."""
 
     def value(name: str | None, default: float) -> np.ndarray:
         if name is None or name not in arrays:

@@ -98,7 +98,7 @@ def delta_phi(a: np.ndarray, b: np.ndarray | float = 0.0) -> np.ndarray:
 
 
 def take(values: np.ndarray, index: np.ndarray, otherwise: np.ndarray | float) -> np.ndarray:
-    """values[index], and `otherwise` (a number or (N,)) where the index is negative: (N,).
+    """Return values[index], and `otherwise` (a number or (N,)) where the index is negative: (N,).
 
     >>> take(np.array([7, 8]), np.array([1, -1]), 0).tolist()
     [8, 0]

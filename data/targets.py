@@ -18,7 +18,7 @@ from physics import response as r
 
 RESOLUTION = {50.0: 0.187, 111.0: 0.137, 245.0: 0.101, 540.0: 0.076, 1192.0: 0.063}
 """pT (GeV) -> IQR / median of the response of the standard JEC in the barrel."""
-RESOLUTION_TOLERANCE = 0.15  # relative
+RESOLUTION_TOLERANCE = 0.15  # relative difference
 WINDOW = 1.15  # jets within this factor of a target's pT are measured for it
 
 GAP_EDGES = (30.0, 60.0, 100.0, 200.0, 400.0, 1000.0)
@@ -173,7 +173,7 @@ def likelihood(jets: Columns) -> Iterable[Comparison]:
 
 
 def area_under_roc(signal: np.ndarray, background: np.ndarray) -> float:
-    """P(signal > background) + P(equal) / 2, NaN where either is empty.
+    """Return P(signal > background) + P(equal) / 2, NaN where either is empty.
 
     Source: D. Bamber, J. Math. Psychol. 12 (1975) 387.
 

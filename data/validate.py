@@ -84,7 +84,7 @@ def type_name(interpretation: Any) -> str:
 
 
 def _columns(tree: Any, start: int, stop: int) -> Columns:
-    """Return the schema's branches of jets start, ..., stop - 1 of uproot's tree."""
+    """The schema's branches of jets start, ..., stop - 1 of uproot's tree."""
     import awkward as ak
 
     names = list(BY_NAME)

@@ -4,9 +4,9 @@
         [--baseline runs/EARLIER_RUN_ID] [--gate strict] [--min-improvement 0]
 
 It writes metrics.json, report.html and the figures into the run's folder. It measures the file that
-is deployed, <run>/model/<name>/1/model.onnx, with ONNX Runtime. A model that does not pass the gate
-is no error: the exit code is 0, and metrics.json says `passed: false` with the reasons, which the
-condition of the pipeline reads.
+is deployed, <run>/model/<name>/1/model.onnx, with ONNX Runtime. If the model does not pass the
+gate, the exit code is still 0: metrics.json has `passed: false` and the reasons, and the pipeline's
+condition reads it.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from common.records import RateRecord
 
 BATCHES = (32, 1000)
 """Batch sizes: typical requests for an event and for a file."""
-SECONDS = 0.05  # of each of REPEATS measurements
+SECONDS = 0.05  # duration of each of REPEATS measurements
 REPEATS = 3
 LONG = 0.3  # seconds; a longer execution is measured once, including its warm-up
 

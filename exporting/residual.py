@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 # Of a large validation set. A bin is then known to 0.1 %, and ParticleNet takes a few minutes.
 MAX_JETS = 200_000
 BATCH_SIZE = 500
-TOLERANCE = 1e-6  # of r by correctionlib
+TOLERANCE = 1e-6  # largest difference between r and what correctionlib computes
 NAME = "residual"
 SCHEMA_VERSION = 2
 

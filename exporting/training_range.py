@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from weaver.feed.dataset import Dataset
     from weaver.onnx.valid_range import ValidRange
 
-MAX_JETS = 200_000  # for |eta| where the selection has no limit
+MAX_JETS = 200_000  # jets that give |eta| if the selection has no limit
 
 MEANINGS = {
     "output": "log(true pT / reconstructed pT) and its quantiles, in the order of output_columns",

@@ -59,8 +59,8 @@ def source() -> Source:
         return Source(commit=commit, created=_output([*git, "log", "-1", "--format=%cI"]))
     except (OSError, subprocess.CalledProcessError) as error:
         raise InputError(
-            f"images are labelled with their commit, and {ROOT} is no git checkout ({error}); build"
-            " them in a clone"
+            f"images are labelled with their commit, but {ROOT} is not a git checkout ({error});"
+            " build them in a clone"
         ) from None
 
 

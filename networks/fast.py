@@ -172,7 +172,7 @@ def _plain_edge_sum(centre: torch.Tensor, x: torch.Tensor, rows: Rows) -> torch.
 def edge_sum_norm_relu(
     centre: torch.Tensor, x: torch.Tensor, index: torch.Tensor, norm: nn.Module
 ) -> torch.Tensor:
-    """ReLU(norm(centre_i + x_j)) on the edges: shapes as of edge_sum.
+    """Compute ReLU(norm(centre_i + x_j)) on the edges: shapes as of edge_sum.
 
     In training, `norm` uses the mean and variance over all edges. Both are computed from sums over
     particles, so that `norm` is applied to the particles, of which there are k times fewer.
@@ -220,7 +220,7 @@ def _edge_statistics(
 def edges_with_one(
     x: torch.Tensor, rows: Rows, weight: torch.Tensor, bias: torch.Tensor, *, keep: bool
 ) -> torch.Tensor:
-    """ReLU(W (x_i, x_j - x_i) + b) on edges: x (N, P, C), weight (D, 2C) -> (N, P, k, D).
+    """Compute ReLU(W (x_i, x_j - x_i) + b) on edges: x (N, P, C), weight (D, 2C) -> (N, P, k, D).
 
     With `keep` the answer has D + 1 features, the last of which is one.
     """

@@ -41,7 +41,7 @@ LOGIN_PAGE = re.compile(
     r"/(auth|oauth2?|dex|login|sign_?in|sso|realms|keycloak|authorize)\b|[/.]auth[./]",
     re.IGNORECASE,
 )
-SECONDS = 30.0  # for one page of a login
+SECONDS = 30.0  # limit for one page of a login
 SESSION_COOKIE = (None, 0, -1)
 """Expiry of a cookie that lives as long as its session: curl writes 0, some browsers write -1."""
 

@@ -20,7 +20,7 @@ from operations.status import local_processes
 from operations.target import Target
 from serving import server_folder, triton
 
-TERMINATION_SECONDS = 300.0  # for Kubeflow to end a run: its pods get a grace period each
+TERMINATION_SECONDS = 300.0  # limit for Kubeflow to end a run: its pods get a grace period each
 STEP_SECONDS = 10.0
 """So long after a termination no step still runs and creates objects (Argo 3.7.3: after 3 s)."""
 POLL = 2.0

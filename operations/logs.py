@@ -10,7 +10,7 @@ from common.errors import InputError, unknown
 from components.steps import NAMES, STEPS
 from operations.target import Target
 
-LINES = 200  # printed of each pod or file
+LINES = 200  # lines of each pod or file
 PLACES = {step.name: step.logs for step in STEPS if step.logs}
 """Step -> the folder below <run>/local that holds its logs."""
 

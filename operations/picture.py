@@ -16,7 +16,7 @@ from components.steps import step_of
 
 # in pixels
 WIDTH, HEIGHT, GAP, MARGIN = 160, 44, 112, 16
-ARC = 26  # between arrows that pass above the boxes
+ARC = 26  # distance between arrows that pass above the boxes
 
 STYLE = """\
   <style>

@@ -28,8 +28,8 @@ from operations.auth import LOGIN_PAGE, Credentials, credentials, notebook_token
 from operations.endpoint import IN_CLUSTER, IN_CLUSTER_URL
 
 # The ServiceAccounts that servers run steps as, if a run names none.
-SINGLE_USER_ACCOUNT = "pipeline-runner"  # in the server's own namespace
-MULTI_USER_ACCOUNT = "default-editor"  # in the namespace of the run
+SINGLE_USER_ACCOUNT = "pipeline-runner"  # an account in the server's own namespace
+MULTI_USER_ACCOUNT = "default-editor"  # an account in the namespace of the run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

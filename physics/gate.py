@@ -285,7 +285,7 @@ def closure_places(sample: Sample, settings: GateSettings) -> dict[str, str]:
 
 
 def closure_tests(sample: Sample, settings: GateSettings) -> Iterator[Test]:
-    """|median response - 1| in each bin and slice with enough jets."""
+    """Return |median response - 1| in each bin and slice with enough jets."""
     for group, where in closure_places(sample, settings).items():
         if group not in judged_groups(sample):
             continue

@@ -27,7 +27,7 @@ MIN_FLAVOUR_JETS = 100
 
 RESIDUALS = ("rhoAll", "PV_npvsGood", "jetMult", "QG_mult", "jetPhi")
 """Columns against which the remaining bias is measured, where they are among the observers."""
-SLICES = 8  # of each of these columns, with equally many jets
+SLICES = 8  # slices of each of these columns, with equally many jets
 
 ETA_SLICES = tuple(itertools.pairwise(np.linspace(-2.5, 2.5, 11).round(2).tolist()))
 """(low, high) of eta, upper edge excluded, from CLOSURE_FROM up."""

@@ -37,7 +37,7 @@ from physics.response import Floats, Mask
 
 MEDIAN = "median"
 ONE_SIGMA = 0.68  # the band that the report shows, where a network has several
-SLICES = 8  # of the predicted width, with equally many jets
+SLICES = 8  # slices of the predicted width, with equally many jets
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from physics.ranks import mean_ranks
 MIN_TRIALS = 8
 PERMUTATIONS = 1000
 CHANCE = 0.95  # quantile of the shares of permuted losses
-GROUPS = 3  # of a range: low, middle, high
+GROUPS = 3  # parts of a range: low, middle, high
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

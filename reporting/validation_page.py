@@ -28,7 +28,7 @@ from reporting.drawing import (
 Jets: TypeAlias = Mapping[str, NDArray[Any]]
 """Columns of data.summary, by name: one number a jet, (N,)."""
 
-MIN_JETS = 100  # of a flavour; the distribution of fewer jets is dominated by fluctuations
+MIN_JETS = 100  # jets of a flavour; the distribution of fewer is dominated by fluctuations
 
 
 class Finding(Protocol):

@@ -5,11 +5,11 @@ r"""Calibrate files of jets: for each file a friend tree with the calibrated pT 
         --output calibrated --format parquet
     python -m serving.calibrate 'data/*.root' --url http://127.0.0.1:8000 --output calibrated
 
-FILES are JetNtuple files (one jet an entry) or PFNano (events with Jet_ and PFCands_ branches), of
-simulation or of collisions: no generator information is needed. Each entry of a file has one in its
-output, in the same order. Jets that the model was not trained for keep the standard
-correction, and their column `valid` is false. docs/calibrate.md explains the columns, and what the
-correction means in collision data.
+A FILE is in the JetNtuple schema (one jet per entry) or PFNano (events with Jet_ and PFCands_
+branches). It may be simulation or collision data, because no generator information is needed. The
+output has one entry for each entry of the file, in the same order. Jets outside of the training's
+range keep the standard correction, and their column `valid` is false. docs/calibrate.md explains
+the columns, and what the correction means in collision data.
 
 After an interruption, the same command continues: existing outputs of the same model and the same
 files are reused.

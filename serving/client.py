@@ -24,7 +24,7 @@ from common.errors import ClusterError, DeadlineError, GateError, UnreachableErr
 from common.records import GoldenAnswers, RoundTrip
 from serving.golden import SIZES, TOLERANCE, Body, file_names, max_difference
 
-RETRY_SECONDS = 1.0  # between two requests to a service that is not ready
+RETRY_SECONDS = 1.0  # pause between two requests to a service that is not ready
 # for the requests of one size: enough for ten requests of half a second
 ROUND_TRIP_SECONDS = 5.0
 

@@ -11,7 +11,7 @@ from clusters.server_log import error_lines
 from common.errors import ClusterError
 from serving import triton
 
-WATCH_SECONDS = 0.5  # between two checks of the server
+WATCH_SECONDS = 0.5  # pause between two checks of the server
 MAX_RESTARTS = 3
 FIRST_PAUSE = 1.0  # seconds before the first restart; doubled for each further one
 STEADY_SECONDS = 600.0

@@ -111,8 +111,8 @@ def models_at(place: str) -> list[Model]:
         )
     if not folders:
         others = " or ".join(_places_near(place))
-        what_to_give = f"did you mean {others}?" if others else GIVE_A_PLACE
-        raise InputError(f"{problem}; {what_to_give}")
+        cure = f"did you mean {others}?" if others else GIVE_A_PLACE
+        raise InputError(f"{problem}; {cure}")
     return _models(folders, RunFolder(place.rpartition("/")[0]), "")
 
 
@@ -406,7 +406,7 @@ def _calibration(url: str, model: Model, folder: Path) -> list[str]:
 
 
 def _uses_proxy(url: str) -> bool:
-    """Whether curl would send a request for this server to a proxy of the environment."""
+    """Return whether curl would send a request for this server to a proxy of the environment."""
     proxies = urllib.request.getproxies()
     host = urlsplit(url).hostname or ""
     return bool({"http", "all"} & set(proxies)) and not urllib.request.proxy_bypass(host)

@@ -25,7 +25,7 @@ from serving.server_folder import ServerFolder
 IDENTITY = "JEC_SERVER_ID"
 """Environment variable with the identity of a server, unique for each start."""
 
-STOP_SECONDS = 10  # for pending requests when the server is told to stop
+STOP_SECONDS = 10  # limit for pending requests when the server is told to stop
 KILL_SECONDS = 5  # a killed process ends at once, unless the machine is overloaded
 
 # Children of this process, which must be waited for when they end.

@@ -42,7 +42,7 @@ KINDS = ("auto", "triton", "kserve-server")
 PORT_ATTEMPTS = 4
 # Seconds: Triton needs about 3, kserve's imports about 10, a loaded machine several times that.
 START_DEADLINE = 120.0
-LOG_LINES = 15  # of a server's log in an error
+LOG_LINES = 15  # lines of a server's log in an error
 _PORT_IN_USE = re.compile(
     r"address already in use|failed to start HTTP service|Errno 98", re.IGNORECASE
 )

@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from common import storage
 from evaluating.jet_columns import FRACTIONS
 from serving import server_processes, triton
 from serving.client import Client
+from tests.servers.handling import handling
 from tests.watching import Watch
 from tests.weaver.conftest import synthetic_jets, write_jets
 
@@ -140,12 +140,8 @@ class Hook(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def hook():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hook)
-    server.paths = []
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with handling(Hook, paths=[]) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

@@ -22,12 +22,12 @@ PROFILE_PASSES = 12
 
 
 def show(options: TrainOptions) -> None:
-    """Print the network, its number of parameters and its operations a jet on stdout."""
+    """Print the network, its number of parameters and its operations per jet on stdout."""
     model, shapes = _network(options)
     print(model)
     trainable = num_parameters(model)
     jet = operations(model, shapes)
-    print(f"{trainable:,} parameters, {jet:,.0f} floating-point operations a jet")
+    print(f"{trainable:,} parameters, {jet:,.0f} floating-point operations per jet")
 
 
 def profile(options: TrainOptions) -> None:

@@ -48,7 +48,7 @@ from weaver.network.objective import Objective
 from weaver.network.precision import choose
 from weaver.read.files import WHOLE, find
 
-SPLIT = re.compile(r"([\w.+-]+)%(\d+)")  # of name%N:pattern, which makes an output for N files
+SPLIT = re.compile(r"([\w.+-]+)%(\d+)")  # name%N:pattern, which makes an output for N files
 
 ROWS_AT_A_TIME = 2**20  # jets in a basket of ROOT predictions, as in weaver-core
 

@@ -138,7 +138,7 @@ def read_text(uri: str) -> str:
     try:
         return read_bytes(uri).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"{uri} is no text in UTF-8: {error.reason}; give a text file") from None
+        raise InputError(f"{uri} is not text in UTF-8: {error.reason}; give a text file") from None
 
 
 def read_json(uri: str) -> Any:
@@ -159,7 +159,7 @@ def find_json(uri: str, default: Any = None) -> Any:
 
 
 def read_object(uri: str) -> dict[str, Any]:
-    """The JSON object in a file. Raises InputError where it is missing, or is none."""
+    """Return the JSON object in a file. Raises InputError where it is missing, or is none."""
     content = read_json(uri)
     if not isinstance(content, dict):
         raise InputError(
@@ -169,7 +169,7 @@ def read_object(uri: str) -> dict[str, Any]:
 
 
 def find_object(uri: str) -> dict[str, Any]:
-    """The JSON object in a file, or an empty one where there is no such file.
+    """Return the JSON object in a file, or an empty one where there is no such file.
 
     Raises InputError where it is no JSON object.
     """

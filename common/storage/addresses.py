@@ -125,7 +125,7 @@ def unknown_scheme(uri: str, scheme: str) -> InputError:
     problem = f"'{uri}': unknown scheme '{scheme}:'"
     near = nearest(scheme, SCHEMES, 1)
     if scheme in SCHEMES:
-        problem = f"'{uri}' is no address; write {SCHEMES[scheme]}"
+        problem = f"'{uri}' is not an address; write {SCHEMES[scheme]}"
     elif near and scheme not in FOREIGN:
         problem += f"; did you mean {SCHEMES[near[0]]}?"
     return InputError(
@@ -159,13 +159,13 @@ def check_url(text: str) -> None:
                 " MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and _PASSWORD, of MLflow)"
             )
         if parts.scheme not in HTTP or not parts.hostname:
-            problem = "is no URL of a server"
+            problem = "is not a URL of a server"
         elif CONTROL.search(text) or " " in text or not HOST.fullmatch(parts.hostname):
             problem = f"names no host: {parts.hostname!r}"
         elif parts.port == 0:
             problem = "has the port 0"
     except ValueError as error:  # a port that is no number, an address in brackets that is none
-        problem = f"is no URL: {error}"
+        problem = f"is not a URL: {error}"
     if problem:
         without_login = re.sub(r"//[^/@]*@", "//", text)  # without a login
         raise InputError(f"{without_login!r} {problem}; write https://HOST or https://HOST:PORT")
@@ -260,7 +260,7 @@ def split_s3(uri: str) -> tuple[str, str]:
 
 
 def split_xrootd(uri: str) -> tuple[str, str]:
-    """`root://server` and the absolute path on it.
+    """Return `root://server` and the absolute path on it.
 
     Raises InputError where no server is named, or where the address holds a token or a password:
     arguments are visible to others and stored with the run.

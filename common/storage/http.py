@@ -30,7 +30,7 @@ from common.storage.levels import Child, matching_files
 from common.storage.retries import PassingError, retry
 from common.storage.source import REQUESTS, Source
 
-SECONDS = 60.0  # without a byte of an answer
+SECONDS = 60.0  # longest pause in an answer
 CHUNK = 2**20
 USER_AGENT = "jec-pipeline"
 OVERLOADED = (408, 425, 429, 500, 502, 503, 504)
@@ -248,7 +248,9 @@ def glob(pattern: str) -> list[Entry]:
     try:
         parts = urllib.parse.urlsplit(pattern)
     except ValueError as error:
-        raise InputError(f"'{pattern}' is no address: {error}; write https://server/path") from None
+        raise InputError(
+            f"'{pattern}' is not an address: {error}; write https://server/path"
+        ) from None
     root = f"{parts.scheme}://{parts.netloc}"
     files = matching_files(root, parts.path, WILDCARDS, _children)
     return [_entry(file.uri) for file in files]
@@ -362,7 +364,7 @@ def _answer(uri: str, byte_range: str = "", page: bool = False) -> Iterator[Any]
             " PEM file of the authority that signed its certificate in REQUESTS_CA_BUNDLE"
         ) from None
     except requests.exceptions.InvalidURL:
-        raise InputError(f"'{uri}' is no address; write https://server/path") from None
+        raise InputError(f"'{uri}' is not an address; write https://server/path") from None
     except requests.RequestException as error:
         raise _unreachable(uri, error) from None
 

@@ -59,7 +59,7 @@ def _translate_errors(
 ) -> Iterator[None]:
     """Turn the system's errors into ours."""
     if "\0" in path:
-        raise InputError(f"{path!r} is no path: it holds a null byte")
+        raise InputError(f"{path!r} is not a path: it holds a null byte")
     try:
         yield
     except OSError as error:
@@ -102,7 +102,7 @@ def open_source(path: str, _entry: Entry | None = None) -> Source:
 
 
 def exists(path: str) -> bool:
-    """Whether there is a file or folder of this path.
+    """Return whether there is a file or folder of this path.
 
     Raises AccessError in a folder that may not be read, where nobody can know.
     """
@@ -151,7 +151,9 @@ def check_path(path: str) -> None:
         os.stat(path)
     except OSError as error:
         if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-            raise InputError(f"{path} is no path: {error.strerror}") from None
+            raise InputError(
+                f"no file can have the path {path}: {error.strerror}; give another path"
+            ) from None
 
 
 def check_writable_folder(path: str) -> None:

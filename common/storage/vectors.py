@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 Range = tuple[int, int]
 """Place of the first byte, and the place after the last one."""
 
-REQUESTS = 16  # at a time in the threads; each caller makes one more request itself
+REQUESTS = 16  # requests at a time in the threads; each caller makes one more itself
 PIECE = 16 * 2**20  # largest number of bytes in a piece
 # Vectored reads of XRootD. Both limits of an item are the defaults of its servers.
 VECTOR_ITEM = 2 * 2**20 - 16  # largest number of bytes in an item

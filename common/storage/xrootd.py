@@ -30,7 +30,7 @@ from common.storage.retries import PassingError, retry
 from common.storage.source import Source
 from common.storage.vectors import Range
 
-SECONDS = 60  # for one request, unless XRD_REQUESTTIMEOUT says otherwise
+SECONDS = 60  # limit of one request, unless XRD_REQUESTTIMEOUT is set
 DEFAULTS = {
     # seconds for one attempt to connect, and number of attempts; a dead server costs the product
     "ConnectionWindow": 5,
@@ -116,7 +116,9 @@ def check(status: Any, uri: str, file: Any = None) -> None:
     if status.code == SERVER_ERROR and status.errno == NOT_FOUND:
         raise InputError(f"there is no file {uri}; correct the address")
     if status.code == SERVER_ERROR and NOT_A_FOLDER in status.message:
-        raise InputError(f"{uri}: what is above it on {server} is a file")
+        raise InputError(
+            f"{uri}: its parent on {server} is a file, not a folder; correct the address"
+        )
     if status.code == SERVER_ERROR and status.errno in NOT_A_FILE:
         raise InputError(f"{uri} is a folder; name a file in it")
     is_refused = status.code == SERVER_ERROR and status.errno in NOT_AUTHORIZED

@@ -86,7 +86,7 @@ def _proxy() -> str:
             return f"{missing}; unset X509_USER_PROXY to log in with a token."
         return f"{missing}."
     except ValueError:
-        return f"{path} is no X509 proxy ({renew})."
+        return f"{path} is not an X509 proxy ({renew})."
     if end < _now():
         return f"The X509 proxy {path} expired on {_text(end)}; renew it: {renew}."
     return f"The X509 proxy {path} is valid until {_text(end)}."

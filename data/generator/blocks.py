@@ -80,6 +80,6 @@ def random_generator(seed: int, number: int) -> np.random.Generator:
 
 
 def pythia_seed(seed: int, number: int) -> int:
-    """Pythia's own seed for block `number`: 1 to events.MAX_SEED."""
+    """Return Pythia's own seed for block `number`: 1 to events.MAX_SEED."""
     (state,) = np.random.SeedSequence([seed, number, 1]).generate_state(1, np.uint64)
     return 1 + int(state % np.uint64(events.MAX_SEED))

@@ -2,9 +2,10 @@
 
     python -m data.derive
 
-writes standard_jec.json and quark_gluon.json into this folder (another with --output), which
-data.generator.generate applies. Needed after any change of the detector or of the pile-up. The
-method is in data.generator.jec and data.generator.quark_gluon; 60,000 events take some minutes.
+It writes standard_jec.json and quark_gluon.json, which `python -m data.generate` applies, into the
+folder of this package, or into --output. Repeat it after a change of the detector or of the
+pile-up: 60,000 events take some minutes. The methods are described in data/generator/jec.py and
+data/generator/quark_gluon.py.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ GEN_PT_EDGES = np.array([
 """GeV; steps of about a third in pT."""
 MIN_JETS = 40  # a bin with fewer gives no point
 MOST_EVENTS = 100_000_000  # all jets of them are held in memory
-DEGREE = 4  # of the polynomial in log pT that smooths the points of one eta bin
-OFFSET_BLOCKS = 30  # of 100 bunch crossings: the offset is known to 1 % long before the response is
+DEGREE = 4  # degree of the polynomial in log pT that smooths the points of one eta bin
+OFFSET_BLOCKS = 30  # blocks of 100 bunch crossings: the offset is then known to 1 %
 
 
 class OffsetMaker:

@@ -240,7 +240,7 @@ def track_candidates(
 
 
 def vertex_association(vertex: np.ndarray, pt: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """PF_fromPV of tracks (N,) of a true vertex (0 = hard collision) and pT (GeV).
+    """Return PF_fromPV of tracks (N,) of a true vertex (0 = hard collision) and pT (GeV).
 
     Soft tracks point back badly, so that some tracks of the hard collision are assigned to other
     vertices. Pile-up tracks that no vertex uses stay in the jets (PU section 3). The shares are

@@ -49,7 +49,7 @@ LONG_LIVED = (310, 3112, 3122, 3222, 3312, 3322, 3334)
 the strange baryons. Generator jets consist of these, as in CMS, and the detector gets their decay
 products."""
 
-MAX_SEED = 900_000_000  # of Pythia's generator
+MAX_SEED = 900_000_000  # largest seed of Pythia's generator
 
 HARD_PROCESS = 23
 """|status| in Pythia of the outgoing particles of the hardest process.

@@ -35,7 +35,7 @@ JETS_PER_FILE = 10_000
 MAX_SEED = 2**33  # event numbers hold the seed and must fit into 64 bits (blocks.EVENTS_PER_SEED)
 MOST_JETS = 1_000_000_000  # about 1 TB
 MOST_WORKERS = 1024
-PARTIAL = ".partial-"  # hidden from storage.entries, storage.glob and shells
+PARTIAL = ".partial-"  # a prefix that storage.entries, storage.glob and shells do not list
 
 
 def generate(

@@ -56,7 +56,7 @@ class StandardJEC:
         return np.clip(number, 0, len(self.eta_edges) - 2)
 
     def l1(self, pt: np.ndarray, eta: np.ndarray, area: np.ndarray, rho: np.ndarray) -> np.ndarray:
-        """L1 factor (N,): 1 - area × offset / pT, at least MIN_L1.
+        """Return the L1 factor (N,): 1 - area × offset / pT, at least MIN_L1.
 
         pt: raw pT (GeV); area: of the jet; rho: of the event (GeV per unit area); all (N,).
         """
@@ -66,7 +66,7 @@ class StandardJEC:
         return np.maximum(1 - offset / pt, MIN_L1)
 
     def l2l3(self, pt: np.ndarray, eta: np.ndarray) -> np.ndarray:
-        """L2L3 factor (N,) for the L1-corrected pT (GeV)."""
+        """Return the L2L3 factor (N,) for the L1-corrected pT (GeV)."""
         eta_bin = self.eta_bin(eta)
         log_pt = np.log(np.maximum(pt, MIN_PT))
         factor = np.ones(len(pt))

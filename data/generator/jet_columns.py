@@ -328,7 +328,7 @@ def generator_angles(
 def _event_columns(
     block: ReconstructedBlock, selection: JetSelection, first_event: int, lumi: int
 ) -> Columns:
-    """Per-event values, repeated for each jet of the event."""
+    """Return per-event values, repeated for each jet of the event."""
     event = selection.jets.event
     events = len(block.hard)
     per_event = {

@@ -15,12 +15,12 @@ from data import ragged
 from data.generator.events import MINIMUM_BIAS, Collider, Particles, minimum_bias
 
 MEAN_COLLISIONS = 23.0
-SPREAD = 0.28  # of the mean, relative: from the start to the end of a fill and over the year
+SPREAD = 0.28  # relative to the mean: from the start to the end of a fill and over the year
 # collisions; each use is turned in phi and mirrored in eta. With a quarter of them samples differ
 # by per cents
 LIBRARY_SIZE = 2000
 VERTEX_EFFICIENCY = 0.7  # the other collisions have too few tracks, or lie too close to one another
-MAX_ETA = 3.5  # where the detector ends
+MAX_ETA = 3.5  # end of the detector
 
 # Softer particles leave no signal (data.generator.detector): curling tracks, photons and hadrons
 # far below threshold.

@@ -118,7 +118,10 @@ def load(path: Path = STANDARD) -> Likelihood:
             " python -m data.derive"
         ) from None
     if ratio.shape != _SHAPE:
-        raise InputError(f"{path}: log_ratio has the shape {ratio.shape}, expected {_SHAPE}")
+        raise InputError(
+            f"{path}: log_ratio has the shape {ratio.shape}, expected {_SHAPE}; derive it with:"
+            " python -m data.derive"
+        )
     return Likelihood(ratio)
 
 

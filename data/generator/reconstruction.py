@@ -213,7 +213,7 @@ def parton_flavour(hard: HardEvents, parton: Pairs, hadron_flavour: np.ndarray) 
 
 
 def hadron_flavour(hard: HardEvents, heavy: Pairs, jets: int) -> np.ndarray:
-    """5 for a jet with a b hadron, 4 for one with a c hadron and no b hadron, else 0: (J,)."""
+    """Return 5 for a jet with a b hadron, 4 for one with a c and no b hadron, else 0: (J,)."""
     jet, index = heavy
     bottom = is_hadron_with(hard.heavy.id[index], 5)
     flavour = np.zeros(jets, dtype=np.int64)

@@ -1,11 +1,11 @@
-"""The sample that is used when no data are given: generated once, kept in the storage.
+"""Generate the sample that a run uses without data files: once, and kept in the storage.
 
     python -m data.sample --storage runs
 
-makes <storage>/samples/<name>/{train,val,test}/*.root and prints the three patterns. The name holds
-the numbers of jets, the seed and a digest of the generator's constants; a sample is whole when its
-sample.json, written last, lists exactly the files that are there. An incomplete sample is made
-again.
+It writes <storage>/samples/<name>/{train,val,test}/*.root and prints the three patterns. The name
+contains the numbers of jets, the seed and a digest of the generator's constants. sample.json, which
+is written last, lists the files. If it is missing or lists other files than there are, the sample
+is incomplete and generated again.
 """
 
 from __future__ import annotations

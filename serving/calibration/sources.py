@@ -153,7 +153,7 @@ def _identity(
     for name in types:
         values = _identity_column(columns[name])
         if values is None:
-            raise InputError(f"{uri}: '{name}' is not one number for each entry")
+            raise InputError(f"{uri}: '{name}' must have one number for each entry")
         identity[name] = values
     return identity
 

@@ -34,7 +34,7 @@ from weaver.read.remote import AHEAD_BYTES, Readers
 WAITING = 6
 SCRATCH = "jec-calibrate-"
 """Prefix of folders for incomplete outputs."""
-FILE_END = Load(list)  # follows the parts of each file
+FILE_END = Load(list)  # the mark after the parts of each file
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

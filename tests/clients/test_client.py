@@ -483,7 +483,7 @@ def test_several_threads_share_a_client(server):
     ],
 )
 def test_an_invalid_address_is_refused(url):
-    with pytest.raises(InputError, match="no address of a server"):
+    with pytest.raises(InputError, match="not the address of a server"):
         Client(url, NAME)
 
 

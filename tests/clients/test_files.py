@@ -94,7 +94,7 @@ def test_the_tree_with_the_columns_is_read_unless_another_is_named(client, tmp_p
         client.calibrate(f"{path}:other")
     with pytest.raises(InputError, match="cannot be read"):
         client.calibrate(f"{path}:missing")
-    with pytest.raises(InputError, match="no tree"):
+    with pytest.raises(InputError, match="not a tree"):
         client.calibrate(f"{path}:deep")
     path = write(tmp_path / "two.root", {"first": some, "second": others})
     with pytest.raises(InputError, match=r"two\.root:first, .*two\.root:second"):

@@ -2,13 +2,13 @@
 
 import http.server
 import re
-import threading
 
 import pytest
 
 from clusters import registry as registry_module
 from clusters.registry import Reference, ask_manifest, digest_of, stored_login
 from common.errors import ClusterError, InputError
+from tests.servers.handling import handling
 
 DIGEST = "sha256:" + "0a" * 32
 
@@ -50,11 +50,8 @@ class Registry(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def registry():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Registry)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    yield f"127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with handling(Registry) as server:
+        yield f"127.0.0.1:{server.server_port}"
 
 
 @pytest.mark.parametrize(

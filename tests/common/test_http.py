@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.server
 import re
 import socket
-import threading
 
 import pytest
 import urllib3
@@ -14,6 +13,7 @@ from common import http as http_module
 from common.errors import UnreachableError
 from common.http import REASONS
 from common.machine import free_port
+from tests.servers.handling import handling
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -39,13 +39,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.requests, server.codes = [], []
-    server.url = f"http://127.0.0.1:{server.server_port}/secret-part"
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with handling(Handler, requests=[], codes=[]) as server:
+        server.url += "/secret-part"
+        yield server
 
 
 @pytest.mark.parametrize(

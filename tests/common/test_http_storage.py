@@ -128,7 +128,7 @@ def test_a_web_page_is_recognised_by_its_beginning(server, begin):
 
 
 def test_a_pattern_without_a_server_is_refused(server):
-    with pytest.raises(InputError, match="no address"):
+    with pytest.raises(InputError, match="not an address"):
         storage.glob("http://[::1/x*")
 
 

@@ -63,7 +63,7 @@ def test_the_summary_of_every_end(run, name, state, metrics, expected, message):
     summary = finish.finish(run.uri, step.Artifacts(""))
     assert summary.state == expected
     assert message in summary.reason
-    assert storage.exists(run.folder.summary) == bool(name), "what is no run gets no folder"
+    assert storage.exists(run.folder.summary) == bool(name), "what is not a run gets no folder"
     assert finish.as_markdown(summary).startswith(f"# pfn-00000000: {expected}\n")
 
 

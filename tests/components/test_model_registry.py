@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.server
 import json
 import re
-import threading
 import urllib.parse
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from common.errors import InputError, UnreachableError
 from common.run import Run
 from components import model_registry
 from tests.records import export_record, metrics_record
+from tests.servers.handling import handling
 
 SCHEMAS = json.loads(Path(__file__).with_name("model_registry_schemas.json").read_text())
 ROOT = "/api/model_registry/v1alpha3/"
@@ -108,16 +108,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def registry(monkeypatch):
     """A registry that asks for a token, which this process has."""
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.entries, server.requests, server.token = [], [], "canary-5d1f"
-    server.url = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setenv("JEC_MODEL_REGISTRY_TOKEN", server.token)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with handling(Handler, entries=[], requests=[], token="canary-5d1f") as server:
+        monkeypatch.setenv("JEC_MODEL_REGISTRY_TOKEN", server.token)
+        yield server
 
 
 def run_with(tmp_path, url: str) -> Run:

@@ -89,4 +89,4 @@ def test_the_status_says_how_a_step_ended(run, error, state, reason):
 def test_a_folder_without_run_json_is_no_run(tmp_path, capsys):
     arguments = step.parser("search", "").parse_args(["--run", str(tmp_path)])
     assert step.main("search", arguments, lambda run: None) == 2
-    assert "is no run" in capsys.readouterr().err
+    assert "is not a run" in capsys.readouterr().err

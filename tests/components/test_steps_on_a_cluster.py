@@ -35,6 +35,7 @@ from tests.clusters.controllers import KServe, Node, Play
 from tests.clusters.scripts import UP, later, loss, node_of
 from tests.operations.test_check import create_needs
 from tests.records import export_record, metrics_record
+from tests.servers.handling import handling
 from tests.training.trials_in_storage import write_trial
 
 fake = clusters_conftest.fake
@@ -87,13 +88,8 @@ def model_server():
         def log_message(self, *_):
             pass
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.requests, server.off, server.code = [], np.float32(0), 200
-    server.url = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with handling(Handler, requests=[], off=np.float32(0), code=200) as server:
+        yield server
 
 
 def call(module, run, *args) -> int:

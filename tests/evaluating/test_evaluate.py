@@ -117,7 +117,7 @@ def read_strictly(path) -> dict:
     """JSON as other languages read it: no NaN, no Infinity."""
 
     def refuse(constant):
-        raise AssertionError(f"{constant} is no JSON")
+        raise AssertionError(f"{constant} is not JSON")
 
     return json.loads(path.read_text(), parse_constant=refuse)
 

@@ -82,7 +82,7 @@ def test_a_cache_that_is_a_link_is_refused(shared, prepared_set, tmp_path):
 
 def test_a_cache_that_is_a_file_is_refused(shared, prepared_set):
     cache_of(shared).write_text("")
-    with pytest.raises(InputError, match="no folder"):
+    with pytest.raises(InputError, match="not a folder"):
         columns.local_copy(str(prepared_set), always=True)
 
 

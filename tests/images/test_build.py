@@ -177,7 +177,7 @@ def test_an_impossible_build_is_an_error(engines, capsys, installed, arguments, 
 
 def test_the_commit_says_whether_files_differ(tmp_path, monkeypatch):
     monkeypatch.setattr(build, "ROOT", tmp_path)
-    with pytest.raises(InputError, match="no git checkout"):
+    with pytest.raises(InputError, match="not a git checkout"):
         build.source()
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     (tmp_path / "file").write_text("one")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import http.server
 import json
-import threading
 import time
 import urllib.parse
 
@@ -14,6 +13,7 @@ import pytest
 from common.errors import ClusterError, InputError
 from operations.auth import AuthError, credentials
 from operations.server import connect
+from tests.servers.handling import handling
 
 HOST = "https://kubeflow.example.org/pipeline"
 
@@ -211,11 +211,8 @@ class Dex(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def dex():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Dex)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with handling(Dex) as server:
+        yield server.url
 
 
 def test_a_login_at_dex(dex, monkeypatch):

@@ -7,7 +7,6 @@ from __future__ import annotations
 import base64
 import http.server
 import json
-import threading
 
 import pytest
 import yaml
@@ -34,6 +33,7 @@ from operations.quantities import amount, quantity_text
 from operations.render import objects, placeholder_run
 from tests.clusters import conftest as clusters_conftest
 from tests.clusters.admission import pod_security
+from tests.servers.handling import handling
 from tests.weaver import conftest as weaver_conftest
 
 # fixtures of other rooms
@@ -914,11 +914,8 @@ class Registry(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def registry():
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Registry)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    yield f"127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with handling(Registry) as server:
+        yield f"127.0.0.1:{server.server_port}"
 
 
 @pytest.mark.parametrize(
@@ -1055,7 +1052,7 @@ def test_an_invalid_host_is_an_error_of_one_line(monkeypatch, capsys, host):
         assert "no endpoint" in answer.out
     else:
         assert code == 2
-        assert "--host: 'kubeflow' is no URL" in answer.err
+        assert "--host: 'kubeflow' is not a URL" in answer.err
 
 
 @pytest.mark.parametrize(

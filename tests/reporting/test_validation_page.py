@@ -75,7 +75,7 @@ def test_too_few_jets_or_numbers_give_no_figure(jets):
     single = [Measured(topic="candidates a jet")]
     names = [drawing.name for drawing in drawings({"few": few}, single)]
     assert "likelihood" not in names, "the distribution of few jets shows nothing"
-    assert not any(name.startswith("candidates") for name in names), "one number is no figure"
+    assert not any(name.startswith("candidates") for name in names), "one number is not a figure"
 
 
 def test_names_and_values_never_become_markup(jets):

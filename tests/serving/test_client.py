@@ -152,7 +152,7 @@ def test_an_answer_that_is_not_json_is_an_error(serve_answers):
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "ftp://host", "http://"])
 def test_an_invalid_address_is_refused(url):
-    with pytest.raises(InputError, match="is no address of a server; write http://host:port"):
+    with pytest.raises(InputError, match="is not the address of a server; write http://host:port"):
         Client(url, "m")
 
 

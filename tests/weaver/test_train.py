@@ -35,7 +35,7 @@ def whole(prepared, tmp_path_factory):
 def test_the_same_command_after_a_kill_ends_with_the_same_weights(prepared, whole, tmp_path):
     words = command(prepared, tmp_path / "trial", metrics_log=tmp_path / "metrics.log", **WORDS)
     process = start(words)
-    wait_until(lambda: len(history(tmp_path / "trial")) >= 1, process=process, seconds=30)
+    wait_until(lambda: len(history(tmp_path / "trial")) >= 1, process=process, seconds=100)
     process.send_signal(signal.SIGKILL)
     finish(process)
     assert process.returncode == -signal.SIGKILL
@@ -53,7 +53,7 @@ def test_the_same_command_after_a_kill_ends_with_the_same_weights(prepared, whol
 def test_sigterm_writes_a_checkpoint_and_exits_with_143(prepared, whole, tmp_path):
     words = command(prepared, tmp_path, **WORDS)
     process = start(words)
-    wait_until(lambda: len(history(tmp_path)) >= 1, process=process, seconds=30)
+    wait_until(lambda: len(history(tmp_path)) >= 1, process=process, seconds=100)
     process.terminate()
     messages = finish(process)
     assert process.returncode == 143, messages

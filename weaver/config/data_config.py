@@ -282,7 +282,10 @@ class DataConfig:
         keys. Raises InputError where the numbers do not fit this config.
         """
         if not isinstance(parameters.get("preprocess_params"), Mapping):
-            raise InputError(f"{self.source}: the derived numbers lack preprocess_params")
+            raise InputError(
+                f"{self.source}: the derived numbers lack preprocess_params; prepare the"
+                " training data again"
+            )
         config = self.with_preprocess_params(parameters["preprocess_params"])
         hists = parameters.get("reweight_hists")
         if hists and self.reweighting:
@@ -299,7 +302,10 @@ class DataConfig:
         """
         other = parameters.get("preprocess_params")
         if not isinstance(other, Mapping):
-            raise InputError(f"{self.source}: the derived numbers lack preprocess_params")
+            raise InputError(
+                f"{self.source}: the derived numbers lack preprocess_params; prepare the"
+                " training data again"
+            )
         params = dict(self.preprocess_params)
         for name in self.missing_preprocess_params:
             if name not in other or other[name]["center"] == AUTO:
@@ -558,7 +564,7 @@ def _check_together(document: Document, config: DataConfig) -> None:
                 re.compile(str(pattern))
             except (re.error, RecursionError, OverflowError) as error:
                 raise document.error(
-                    f"file_magic:{variable}", f"{pattern!r} is no regular expression: {error}"
+                    f"file_magic:{variable}", f"{pattern!r} is not a regular expression: {error}"
                 ) from None
     if document.options.get("bucketing") is not None:
         document.check_keys("bucketing", document.mapping("bucketing"), {"var", "bins"})

@@ -46,8 +46,8 @@ class Document:
         self.source = source
         if not isinstance(options, dict):
             raise InputError(
-                f"{source} is no data config: expected a mapping with 'inputs' and 'labels', found"
-                f" {kind(options)}"
+                f"{source} is not a data config: expected a mapping with 'inputs' and 'labels',"
+                f" found {kind(options)}"
             )
         self.options: Options = options
         self.functions: dict[str, Expression] = {}

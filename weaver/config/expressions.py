@@ -42,10 +42,10 @@ from weaver.config.vocabulary import (
     VOCABULARY,
 )
 
-MOST_CHARACTERS = 200  # of an expression, in an error
-MOST_ARGUMENTS = 100  # of a function that takes any number of them
-MOST_BITS = 512  # of a power of integers: ((9 ** 60) ** 60) ** 60 would not end
-MAX_EXPONENT = 64  # of a power of integers: 9 ** 9 ** 9 would not end
+MOST_CHARACTERS = 200  # characters of an expression in an error
+MOST_ARGUMENTS = 100  # limit of a function that takes any number of arguments
+MOST_BITS = 512  # size of a power of integers: ((9 ** 60) ** 60) ** 60 would not end
+MAX_EXPONENT = 64  # limit in a power of integers: 9 ** 9 ** 9 would not end
 
 # Syntax that does not work on columns -> what to write instead.
 _FORBIDDEN_SYNTAX: dict[type[ast.AST], str] = {
@@ -190,7 +190,7 @@ class Expression:
 
     def _check_name(self, node: ast.Name) -> Iterator[str]:
         if node.id in MODULES:
-            raise self._error(f"'{node.id}' is no column; write {node.id}.something")
+            raise self._error(f"'{node.id}' is not a column; write {node.id}.something")
         if node.id == "len" or node.id in HELPERS:
             raise self._error(f"'{node.id}' is a function; write {node.id}(...)")
         if node.id.startswith("_"):

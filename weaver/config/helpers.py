@@ -66,7 +66,7 @@ def _stack(arrays: Sequence[Column], axis: int = 1) -> Column:
 
 
 def _hash(*columns: Column) -> np.ndarray:
-    """(N,) int64: a hash of each jet's numbers.
+    """Return (N,) int64: a hash of each jet's numbers.
 
     It is Python's hash of the tuple of numbers, as in weaver-core. NaN counts as 0, because Python
     gives each NaN a hash of its own. Raises InputError for lists, and for text, whose hash changes
@@ -84,7 +84,7 @@ def _hash(*columns: Column) -> np.ndarray:
 
 
 def _pad(array: Column, maxlen: int, value: float = 0, dtype: str = "float32") -> np.ndarray:
-    """(N, maxlen): the first entries of each jet, padded with `value`."""
+    """Return (N, maxlen): the first entries of each jet, padded with `value`."""
     import awkward as ak
 
     if isinstance(array, np.ndarray) and array.ndim >= 2 and array.shape[1] == maxlen:
@@ -96,7 +96,7 @@ def _pad(array: Column, maxlen: int, value: float = 0, dtype: str = "float32") -
 
 
 def _repeat_pad(array: Column, maxlen: int, dtype: str = "float32") -> np.ndarray:
-    """(N, maxlen): the entries of each jet, repeated up to maxlen; 0 for a jet without entries."""
+    """Return (N, maxlen): the entries of each jet, repeated; 0 for a jet without entries."""
     import awkward as ak
 
     lists = _as_lists(array, dtype)

@@ -163,7 +163,7 @@ def _ends_in_unit_axis(array: Any) -> bool:
 
 
 def _longest(array: Any, axis: int) -> np.ndarray:
-    """(N,): the length of each jet's longest list at an axis."""
+    """Return (N,): the length of each jet's longest list at an axis."""
     if isinstance(array, np.ndarray):
         return np.full(len(array), array.shape[axis], float)
     import awkward as ak

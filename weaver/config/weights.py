@@ -229,7 +229,7 @@ def scale_base(hists: Histograms, weights: np.ndarray, threshold: float) -> Hist
 def jet_weights(
     columns: Columns, reweighting: Reweighting, hists: Mapping[str, np.ndarray]
 ) -> np.ndarray:
-    """(N,) float32: the weight of each jet, from the histogram of its class."""
+    """Return (N,) float32: the weight of each jet, from the histogram of its class."""
     x, y = (columns[name] for name in reweighting.variables)
     x_bins, y_bins = reweighting.bins
     weights = np.zeros(len(x), np.float32)
@@ -290,7 +290,7 @@ class Sampler:
         self._per_chance = self.size / total
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
-        """(size,) int64: positions of the epoch's jets, block by block, a jet's copies together.
+        """Return (size,) int64: the epoch's jets, block by block, a jet's copies together.
 
         This is systematic sampling. Each jet is an interval whose length is its average number of
         copies; the intervals follow each other in random order. Points at distance 1, from a random

@@ -337,7 +337,7 @@ class _Sequence:
         return self.offsets.nbytes + (0 if self.values is None else self.values.nbytes)
 
     def gather(self, index: np.ndarray) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Runs of particles (N, P, C) of the jets `index`, and the number to keep of each, (N,).
+        """Return runs of particles (N, P, C) of the jets `index`, and the number to keep of each.
 
         The runs are None if all particles have the same values.
         """
@@ -356,7 +356,7 @@ class _Sequence:
         return torch.from_numpy(rows), torch.from_numpy(num_kept)
 
     def pad(self, rows: torch.Tensor | None, num_kept: torch.Tensor) -> torch.Tensor:
-        """(N, P, C) and (N,) -> (N, C, P), with the pad value after the particles to keep."""
+        """Turn (N, P, C) and (N,) into (N, C, P), with the pad value after the kept particles."""
         pad = self._pads.on(num_kept.device)
         if rows is None:
             rows = self._constant.on(num_kept.device).expand(len(num_kept), self.length, -1)
@@ -366,7 +366,7 @@ class _Sequence:
         return torch.where(real[:, None, :], rows.transpose(1, 2), pad[:, None], out=result)
 
     def read_ahead(self, start: int, stop: int) -> None:
-        """As Dataset.read_ahead."""
+        """See Dataset.read_ahead."""
         if self._read_ahead is None:
             self._read_ahead = _ReadAhead(self.offsets), _ReadAhead(self.values)
         of_offsets, of_values = self._read_ahead
@@ -400,7 +400,7 @@ class _Runs:
         )
 
     def take(self, start: np.ndarray) -> np.ndarray:
-        """(N,) -> (N, length, C), with 0 beyond the end of the values."""
+        """Turn (N,) into (N, length, C), with 0 beyond the end of the values."""
         runs = self.inner[np.minimum(start, self.last)].reshape(len(start), *self.shape)
         # at most the last `length` jets of the data set
         for index in np.flatnonzero(start > self.last):

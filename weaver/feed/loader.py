@@ -179,7 +179,7 @@ class Loader:
         return ExplicitOrder(np.random.default_rng(key).permutation(places))
 
     def _jets(self, order: Order, number: int) -> tuple[np.ndarray, int]:
-        """This rank's jets of a global batch, and how many of them are not padding.
+        """Return this rank's jets of a global batch, and how many of them are not padding.
 
         Padding repeats a jet, so that all ranks have batches of the same size.
         """

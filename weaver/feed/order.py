@@ -145,7 +145,7 @@ class BlockShuffle:
         return self._jets
 
     def _bounds(self, number: int) -> list[tuple[int, int]]:
-        """(start, stop) of each block of a round, as indices into the `count` jets."""
+        """Return (start, stop) of each block of a round, as indices into the `count` jets."""
         bounds = []
         for block in self.blocks[number * ROUND : (number + 1) * ROUND].tolist():
             start = block * self.block

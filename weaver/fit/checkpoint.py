@@ -219,7 +219,7 @@ def read_best(trial_uri: str) -> State:
         }
         _note(f"{error}; taking the weights of {copy}, which is written with it")
     if "model" not in best or not isinstance(best.get("network_options"), Mapping):
-        raise InputError(f"{uri} is no best.pt of weaver.train; give one")
+        raise InputError(f"{uri} is not a best.pt of weaver.train; give one")
     return best
 
 
@@ -336,12 +336,12 @@ def read_tensors(uri: str) -> State:
 
     content = storage.read_bytes(uri)
     if damage := checksum.damage(content):
-        raise DamagedCheckpoint(f"{uri} is no checkpoint that can be read: {damage}")
+        raise DamagedCheckpoint(f"{uri} is not a checkpoint that can be read: {damage}")
     try:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise DamagedCheckpoint(f"{uri} is no checkpoint that can be read: {reason}") from None
+        raise DamagedCheckpoint(f"{uri} is not a checkpoint that can be read: {reason}") from None
 
 
 def command_digest(configuration: Settings, patterns: Sequence[str]) -> str:

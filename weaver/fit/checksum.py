@@ -43,7 +43,7 @@ def damage(content: bytes) -> str:
         return "" if content == bare + _comment(bare) else "its checksum does not fit"
     if not content.startswith(b"PK"):
         # torch.save made no archives before version 1.6
-        return "" if content.startswith(b"\x80") else "it is no file of torch.save"
+        return "" if content.startswith(b"\x80") else "it is not a file of torch.save"
     if content[-END : -END + 4] != END_MARK or content[-2:] != b"\0\0":
         return "its end is missing or damaged"
     return _member_damage(content)

@@ -24,7 +24,7 @@ def training_configs(options: TrainOptions) -> tuple[DataConfig, DataConfig]:
             if of_train != of_val:
                 raise InputError(
                     f"{val.source} has the {what} {of_val}, but {train.source} has {of_train};"
-                    " training and validation take equal ones"
+                    " training and validation must have the same"
                 )
     if options.extra_selection_train:
         train = train.with_extra_selection(

@@ -16,7 +16,7 @@ from common.progress import Progress
 from weaver.fit.fit import Fit
 from weaver.fit.options import lr_range
 
-SMOOTHING = 0.9  # of the running mean of the losses
+SMOOTHING = 0.9  # weight of the earlier losses in their running mean
 DIVERGENCE = 4.0  # stop when the running mean exceeds its minimum by this factor
 
 

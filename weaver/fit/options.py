@@ -179,7 +179,7 @@ def pairs(words: Sequence[str]) -> OptionValues:
         name, colon, value = part.partition(":")
         if not colon or not name.strip() or not value.strip():
             raise argparse.ArgumentTypeError(
-                f"'{' '.join(words)}' is no option; write 'name value' or name:value,name:value"
+                f"'{' '.join(words)}' is not an option; write 'name value' or name:value,name:value"
             )
         values[name.strip().replace("-", "_")] = literal(value.strip())
     return values
@@ -258,8 +258,8 @@ class TrainOptions:
     )
     cross_validation: str = flag(
         "",
-        "VARIABLE%K: train K times, in folders that end in _fold0, ..., each time without the jets"
-        " with VARIABLE % K == fold, which become the fold's test jets",
+        "train K times, in folders that end in _fold0, ..., each time without the jets with"
+        " VARIABLE % K == fold, which become the fold's test jets",
     )
     demo: bool = flag(
         False,
@@ -316,7 +316,7 @@ class TrainOptions:
     )
     steps_per_epoch: int | None = flag(
         None,
-        "steps an epoch; a pass over the data may then extend over several epochs",
+        "steps per epoch; a pass over the data may then extend over several epochs",
         type=number(int, 1),
     )
     samples_per_epoch: int | None = flag(None, "the same in jets", type=number(int, 1))
@@ -326,12 +326,12 @@ class TrainOptions:
         type=number(int, -1),
     )
     samples_per_epoch_val: int | None = flag(None, "the same in jets", type=number(int, 1))
-    batch_size: int = flag(128, "jets a step, over all ranks together", type=number(int, 1))
+    batch_size: int = flag(128, "jets per step, over all ranks together", type=number(int, 1))
     batch_size_val: int = flag(
-        0, "jets a step of validation (default: --batch-size)", type=number(int, 1)
+        0, "jets per step of validation (default: --batch-size)", type=number(int, 1)
     )
     batch_size_test: int = flag(
-        0, "jets a step of prediction (default: --batch-size)", type=number(int, 1)
+        0, "jets per step of prediction (default: --batch-size)", type=number(int, 1)
     )
     data_fraction: float = flag(
         1.0, "fraction of the training jets to use", type=number(float, 0, 1, above=True)
@@ -393,8 +393,8 @@ class TrainOptions:
     )
     lr_finder: str = flag(
         "",
-        "START,END,STEPS: raise the learning rate from START to END and write lr_finder.json"
-        " instead of training",
+        "raise the learning rate from START to END in STEPS steps and write lr_finder.json, instead"
+        " of training",
     )
     patience: int = flag(
         0,
@@ -445,7 +445,7 @@ class TrainOptions:
     log_file: str = flag("", "file to write all messages to; {auto} as in --model-prefix")
     tensorboard: str = flag(
         "",
-        "comment: write TensorBoard's files to runs/<time>_<machine><comment>, as weaver-core does",
+        "write TensorBoard's files to runs/<time>_<machine><COMMENT>, as weaver-core does",
     )
     tensorboard_log_dir: str = flag(
         "auto", "TensorBoard's files: auto (in the trial's folder), none, a folder or an address"
@@ -482,7 +482,7 @@ class TrainOptions:
     )
     print: bool = flag(
         False,
-        "print the network, its number of parameters and its operations a jet; do not train",
+        "print the network, its number of parameters and its operations per jet; do not train",
         action=argparse.BooleanOptionalAction,
     )
 
@@ -540,7 +540,7 @@ class TrainOptions:
 
     @property
     def size_test(self) -> int:
-        """Jets a step of prediction."""
+        """Jets per step of prediction."""
         return self.batch_size_test or self.batch_size
 
     @property
@@ -556,7 +556,7 @@ class TrainOptions:
         return (0.0, self.train_val_split), (self.train_val_split, 1.0)
 
     def steps(self, in_data: int) -> int:
-        """Return the number of steps an epoch.
+        """Return the number of steps per epoch.
 
         `in_data` is the number of steps in a pass over the data.
         """
@@ -917,7 +917,7 @@ def auto_name(options: TrainOptions) -> str:
 
 
 def notes(options: TrainOptions) -> list[str]:
-    """Notes for the user: flags without effect, and differences from weaver-core."""
+    """Return notes for the user: flags without effect, and differences from weaver-core."""
     lines: list[str] = []
     for name, (needs, reason) in NEEDS.items():
         default = getattr(TrainOptions, name, {})
@@ -1102,7 +1102,7 @@ def _contradiction(options: TrainOptions) -> str | None:
 
 
 def _wrong_form(options: TrainOptions) -> str | None:
-    """The error for a flag whose value has the wrong form; None if there is none."""
+    """Return the error for a flag whose value has the wrong form; None if there is none."""
     folds = options.cross_validation
     if folds and not re.fullmatch(r".+%\s*[1-9][0-9]{0,3}", folds):
         return f"--cross-validation must be VARIABLE%K as in event%5, not '{folds}'"
@@ -1129,7 +1129,7 @@ def _wrong_form(options: TrainOptions) -> str | None:
 
 
 def lr_range(words: str) -> tuple[float, float, int]:
-    """The first and the last rate, and the number of steps, of --lr-finder START,END,STEPS.
+    """Return the first and the last rate, and the number of steps, of --lr-finder START,END,STEPS.
 
     Raises InputError for numbers that make no sense.
     """

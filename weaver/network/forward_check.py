@@ -115,7 +115,7 @@ def check_class_numbers(numbers: np.ndarray, name: str, outputs: int) -> None:
         odd = block[(block != np.floor(block)) | (block < 0)]
         if len(odd):
             raise InputError(
-                f"label '{name}' is {odd[0]:g} for a jet, which is no number of a class (0, 1,"
+                f"label '{name}' is {odd[0]:g} for a jet, which is not the number of a class (0, 1,"
                 " ...); to regress it, add --regression-mode"
             )
         if block.max() >= outputs:

@@ -172,7 +172,7 @@ class NetworkFile:
     def _call(self, name: str, data_config, options: Mapping[str, Any]):
         function = getattr(self.module(), name, None)
         if not callable(function):
-            raise InputError(f"{self.uri}: {name} is no function; expected {name}(data_config)")
+            raise InputError(f"{self.uri}: {name} is not a function; expected {name}(data_config)")
         try:
             with self._import_path():
                 return function(data_config, **options)

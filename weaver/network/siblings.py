@@ -16,7 +16,7 @@ from common import storage
 from common.errors import InputError
 
 FILE_NAME = re.compile(r"[\w][\w./-]*\.(py|json|ya?ml|txt|csv|npy|npz|pt|pth|onnx)")
-MOST_BYTES = 64 * 2**20  # of all siblings together, because every run gets a copy of them
+MOST_BYTES = 64 * 2**20  # size of all siblings together, because every run gets a copy of them
 
 Siblings = dict[str, bytes]
 """Path relative to the network file's folder -> content."""

@@ -34,7 +34,7 @@ SHORT_JETS = 4  # jets at each length other than the data config's
 # (seed, lowest value) of the sets of jets, of which one must agree. A network may take the
 # logarithm of a variable, so that the values of the last set are positive.
 DRAWS = ((1, -1), (2, -1), (3, 0))
-LINES = 3  # of a network file, in an error
+LINES = 3  # lines of a network file in an error
 
 Inputs = dict[str, np.ndarray]
 """Input of the network -> (N, C, P) or (N, C) float32."""

@@ -85,7 +85,7 @@ def layer_differences(
 
 
 def _forms(array: np.ndarray, shape: tuple[int, ...]) -> list[np.ndarray]:
-    """Forms of the array that have the shape: the file may contain it transposed or extended."""
+    """Return forms of the array of this shape: the file may hold it transposed or extended."""
     forms = [array]
     if array.ndim > 2:
         forms.append(array.swapaxes(-1, -2))  # the layout of a convolution

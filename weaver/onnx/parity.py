@@ -157,7 +157,7 @@ def _with_multiplicity(
 def torch_answers(
     model, input_names: Sequence[str], inputs: Mapping[str, np.ndarray], batch_size: int = 500
 ) -> np.ndarray:
-    """PyTorch's answers (N, outputs) on the CPU; the model must be in evaluation mode.
+    """Return PyTorch's answers (N, outputs) on the CPU; the model must be in evaluation mode.
 
     Several output tensors, (N, 1) or (N,), are concatenated.
     """

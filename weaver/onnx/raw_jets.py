@@ -31,7 +31,7 @@ from weaver.prepared.columns import DatasetWriter
 from weaver.read import files
 from weaver.read.jagged import evaluate
 
-EXTRA_PARTICLES = 20  # in golden jets, in addition to the length of the longest input
+EXTRA_PARTICLES = 20  # particles of golden jets beyond the length of the longest input
 # files from which jets are taken: several, because files may differ in pT, and few, because each
 # needs round trips on S3
 FILES = 4

@@ -550,7 +550,7 @@ def physical_outputs(
 
 
 def _valid(run: _Run, program: RawProgram, limits: ValidRange) -> torch.Tensor:
-    """(N, 1): which jets are valid, by the rule of weaver.onnx.valid_range, in the graph."""
+    """Return (N, 1): which jets are valid, by the rule of weaver.onnx.valid_range, in the graph."""
     columns: list[torch.Tensor] = []  # (N, 1) each
     bounds: list[tuple[float, float]] = []
 
@@ -935,7 +935,7 @@ class _Run:
         return torch.minimum(counts, self.places(branch))
 
     def real_places(self, counter: str, branch: str) -> torch.Tensor:
-        """(N, P): True for places with a particle, in branches of this counter."""
+        """Return (N, P): True for places with a particle, in branches of this counter."""
         places: Any = self.places(branch)  # not a Python number, which would become a constant
         real: torch.Tensor = torch.arange(places) < self.clamped_counter(counter, branch)
         return real
@@ -1010,7 +1010,7 @@ class _Run:
         return self.place_counts[branch]
 
     def real(self, value: Value) -> torch.Tensor:
-        """(N, P): True for places with a particle, of a value of particles."""
+        """Return (N, P): True for places with a particle, of a value of particles."""
         if value.counts is not None and value.counts.op == "counter":
             return self.real_places(*value.counts.args)
         return torch.arange(self(value).shape[1])[None, :] < self.counts(value)
@@ -1157,7 +1157,7 @@ class _Cut(_Run):
         self.known_mask: torch.Tensor | None = None
 
     def mask(self, real: torch.Tensor) -> torch.Tensor:
-        """`real` (N, length) as numbers: 1 for a particle, 0 for padding."""
+        """Return `real` (N, length) as numbers: 1 for a particle, 0 for padding."""
         if self.known_mask is None:
             self.known_mask = real.float()
         return self.known_mask

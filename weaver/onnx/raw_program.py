@@ -290,7 +290,7 @@ class _Compiler:
         )
 
     def function_of(self, node: ast.Call) -> tuple[str, str]:
-        """(module, name) of the function; the module is empty for a helper."""
+        """Return (module, name) of the function; the module is empty for a helper."""
         match node.func:
             case ast.Name(id=name):
                 return "", name

@@ -201,7 +201,7 @@ def _check_entry(where: str, entry, max_batch_size: int, data_type: int, shape: 
 
 
 def _signature(value) -> tuple[int, list[int]]:
-    """Triton's data type and the shape of a tensor of the graph."""
+    """Return Triton's data type and the shape of a tensor of the graph."""
     import onnx
 
     tensor = value.type.tensor_type

@@ -126,7 +126,7 @@ def valid_jets(
     eta: NDArray[np.floating] | None,
     limits: ValidRange,
 ) -> NDArray[np.bool_]:
-    """(N,): which raw jets are valid.
+    """Return (N,): which raw jets are valid.
 
     jets: the raw model's inputs, (N, 1) and (N, P). reference_pt (GeV), eta: (N,), as the data
     config computes them from the jets.

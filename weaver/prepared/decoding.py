@@ -43,13 +43,13 @@ from weaver.read.remote import AHEAD_BYTES, Readers
 Report = Callable[[str], None]
 MOST_EXPANSION = 2.0
 """Largest ratio of the bytes of padded input variables to the bytes that a step reads."""
-MOST_THREADS = 8  # each has a step and its rows in memory
+MOST_THREADS = 8  # limit, because each thread has a step and its rows in memory
 LEAST_STEP = 2**18  # smallest number of bytes in a step, if memory is short
 # Memory of the preparation: the bytes that a step reads and the padded inputs count twice for each
 # thread and four times for steps that wait or are written, plus three ranges of baskets. Measured
 # with 40 variables of 200 particles: 342 MB with two threads and 279 with one, at 36 MB a step.
 SHARES_OF_THREAD, SHARES_OF_OTHERS, RANGES = 2, 4, 3
-SHARE_OF_ROOM = 0.7  # of the available memory; the rest is for what is not counted here
+SHARE_OF_ROOM = 0.7  # share of the available memory; the rest is for what is not counted here
 
 TREATMENTS = {
     "weaver": "NaN is replaced by 0; infinity stays unless it is clipped",

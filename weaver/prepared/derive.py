@@ -90,7 +90,10 @@ def _center_and_scale(
 ) -> tuple[float, float]:
     count = sum(number for _, number in parts)
     if not count:
-        raise InputError(f"{config.source}: preprocess: auto finds no value of '{name}'")
+        raise InputError(
+            f"{config.source}: preprocess: auto: no training jet has a value of '{name}'; remove"
+            " the variable, or make the selection wider"
+        )
     common = np.result_type(*(dtype for dtype, _ in parts))
     # np.percentile subtracts, which true and false do not
     dtype = np.dtype(np.float32) if common.kind == "b" else common

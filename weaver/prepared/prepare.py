@@ -51,7 +51,7 @@ from weaver.read import files as data_files
 # raise it if the same files decode to other numbers; data are then prepared again, but earlier
 # prepared data of finished runs can still be read
 DECODING_VERSION = 2
-STORAGE_REQUESTS = 16  # at the same time
+STORAGE_REQUESTS = 16  # requests at the same time
 OBJECTS = 50_000  # new objects between garbage collections; an open file has some ten thousand
 
 
@@ -299,7 +299,7 @@ def _reference(
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """The arguments of `python -m weaver.prepare`."""
+    """Return the arguments of `python -m weaver.prepare`."""
     parser = Parser(prog="python -m weaver.prepare", description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--data-config",

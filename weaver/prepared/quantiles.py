@@ -18,7 +18,7 @@ Pieces = Callable[[], Iterable[np.ndarray]]
 def percentiles(
     pieces: Pieces, dtype: np.dtype, count: int, shares: Sequence[float]
 ) -> list[float]:
-    """np.percentile(values, shares) of `count` values of a type, none of which is NaN."""
+    """Return np.percentile(values, shares) of `count` values of a type, none of which is NaN."""
     places = np.array(shares) / 100 * (count - 1)
     lower = np.floor(places).astype(np.int64)
     upper = np.minimum(lower + 1, count - 1)

@@ -37,7 +37,7 @@ def shared_jets(sets: Mapping[str, str]) -> Iterator[tuple[str, str, int, int]]:
 
 
 def among(jets: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """(N,) bool: which of `jets` (N, 3), float32, are among `others` (M, 3), to the last bit."""
+    """Return which of `jets` (N, 3), float32, are among `others` (M, 3), to the last bit."""
     # The first two numbers are compared as one 64-bit integer, which is ten times as fast as
     # comparing rows, and excludes nearly all jets.
     pairs = _as_one_number(jets)

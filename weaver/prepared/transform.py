@@ -508,7 +508,7 @@ def _column(expression: Expression, columns: Columns, count: int) -> Column:
 
 
 def _condition(expression: Expression, columns: Columns, count: int) -> np.ndarray:
-    """(N,) bool: which jets pass a condition; a missing value counts as false."""
+    """Return (N,) bool: which jets pass a condition; a missing value counts as false."""
     values = _column(expression, columns, count)
     if values.ndim != 1:
         raise InputError(

@@ -172,7 +172,7 @@ def find_tree(uri: str, file: Any, treename: str | None) -> str:
         raise unreadable(uri, error) from error
     if not keys and not ntuples and not getattr(file, "_fSeekKeys", 1):
         raise DamagedFile(
-            f"{uri} was never closed by the program that wrote it, so that it lists nothing;"
+            f"{uri} was never closed by the program that wrote it, so its index is missing;"
             f" {REMEDY}"
         )
     if treename is not None:

@@ -28,7 +28,7 @@ def open_file(uri: str) -> Iterator[Any]:
     try:
         import pyarrow.parquet
     except ImportError:
-        raise InputError(f"to read {uri}, install pyarrow; type: pip install pyarrow") from None
+        raise InputError(f"{uri} needs pyarrow; type: pip install pyarrow") from None
     with contextlib.ExitStack() as stack:
         source = uri if storage.is_local(uri) else stack.enter_context(storage.open_file(uri))
         yield stack.enter_context(pyarrow.parquet.ParquetFile(source))

@@ -31,7 +31,7 @@ LEAST_END, MOST_END = 2**12, 2**16  # limits of that, in bytes; a tree of 200 br
 # requests are needed; each takes a millisecond of CPU time
 REQUEST_BYTES = 2**23
 READERS = 8  # steps that are read at the same time
-AHEAD_BYTES = 2**26  # read before decoding: 0.2 s of a line with 300 MB/s
+AHEAD_BYTES = 2**26  # bytes read before decoding: 0.2 s of a line with 300 MB/s
 
 
 def join(ranges: Iterable[Range], share: float = GAP_SHARE) -> list[Range]:

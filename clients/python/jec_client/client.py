@@ -185,8 +185,8 @@ class Client:
         parts = _parts(self.url)
         if not parts.hostname or parts.scheme not in ("http", "https", "grpc", "grpcs"):
             raise InputError(
-                f"'{self.url}' is no address of a server; write http://host:port, https://host or"
-                " grpc://host:port"
+                f"'{self.url}' is not the address of a server; write http://host:port,"
+                " https://host or grpc://host:port"
             )
         if "@" in parts.netloc:
             raise InputError("the address holds a login; give it without, and token= or cookies=")
@@ -199,7 +199,7 @@ class Client:
                 " server"
             )
         if not 0 < self.timeout <= threading.TIMEOUT_MAX:
-            raise InputError(f"timeout={self.timeout:g} is no number of seconds above 0")
+            raise InputError(f"timeout={self.timeout:g} is not a number of seconds above 0")
         server = {key: value for key, value in settings.items() if key not in ("url", "model")}
         timeout = server.pop("timeout")
         self._server: Server = _server_class(parts.scheme)(self.url, timeout, **server)
@@ -460,7 +460,7 @@ def _seconds(option: str, value: float) -> float:
     except (TypeError, ValueError):
         seconds = math.nan
     if math.isnan(seconds):
-        raise InputError(f"{option}={value!r} is no number of seconds; give one, as 30.0")
+        raise InputError(f"{option}={value!r} is not a number of seconds; give one, as 30.0")
     return seconds
 
 
@@ -501,7 +501,7 @@ def _parts(url: str) -> urllib.parse.SplitResult:
             raise ValueError("it holds a blank or a control character")
     except ValueError as error:
         raise InputError(
-            f"'{url}' is no address of a server: {error}; write http://HOST:PORT"
+            f"'{url}' is not the address of a server: {error}; write http://HOST:PORT"
         ) from None
     return parts
 
@@ -511,7 +511,7 @@ def _tensor(entry: Mapping[str, Any]) -> Tensor:
 
     datatype = entry["datatype"]
     if not isinstance(entry["name"], str):
-        raise ValueError(f"{entry['name']!r} is no name")
+        raise ValueError(f"{entry['name']!r} is not a name")
     if datatype not in protocol.DTYPES:
         raise ValueError(f"'{entry['name']}' is {datatype}, and no numbers")
     shape = tuple(int(size) for size in entry["shape"])

@@ -277,8 +277,9 @@ def _to_numpy(name: str, array: ak.Array) -> np.ndarray:
         values: np.ndarray = np.ma.getdata(ak.to_numpy(ak.to_backend(array, "cpu")))
     except (TypeError, ValueError):
         raise InputError(
-            f"column '{name}' is {_ellipsis(str(array.type))}, which is no list of numbers for each"
-            " jet; give one jet an entry (ak.flatten(..., axis=1) takes events apart)"
+            f"column '{name}' has the type {_ellipsis(str(array.type))}; expected numbers, or a"
+            " list of numbers for each jet, with one jet in each entry; ak.flatten(..., axis=1)"
+            " turns events into jets"
         ) from None
     return _numbers(name, values)
 

@@ -72,7 +72,7 @@ class Secret:
             try:
                 text = Path(self.file).read_text()
             except (OSError, UnicodeDecodeError) as error:
-                reason = getattr(error, "strerror", None) or "it is no text"
+                reason = getattr(error, "strerror", None) or "it is not text"
                 raise InputError(f"{self.option}: cannot read {where}: {reason}") from None
         if not text.strip():
             raise InputError(f"{self.option}: {where} is empty; write the secret into it")
@@ -121,7 +121,7 @@ def _of_jar(cookies: Secret, host: str) -> list[str]:
     except (http.cookiejar.LoadError, OSError):
         # its text quotes the line, which is a secret
         raise InputError(
-            f"cookies: {cookies} is no cookie file in Netscape's format, which begins with"
+            f"cookies: {cookies} is not a cookie file in Netscape's format, which begins with"
             " '# Netscape HTTP Cookie File'; write one with curl --cookie-jar or"
             " auth-get-sso-cookie"
         ) from None
@@ -144,6 +144,6 @@ def _printable(text: str, secret: Secret) -> str:
     if not text.isascii() or not text.isprintable():
         raise InputError(
             f"{secret.option}: {secret} holds a line break or another character that no header can"
-            " hold; it is to be one line of ASCII"
+            " hold; write it as one line of ASCII"
         )
     return text

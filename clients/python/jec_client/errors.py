@@ -74,10 +74,7 @@ class Refused(ServerError):
 
 
 def nearest(name: str, choices: Iterable[str], count: int = 3) -> list[str]:
-    """Return the names among `choices` that look most like `name`, best first.
-
-    Empty if none does.
-    """
+    """The names among `choices` that look most like `name`, best first; empty if none does."""
     sorted_choices = sorted({str(choice) for choice in choices})
     by_lower_case = {choice.lower(): choice for choice in reversed(sorted_choices)}
     matches = difflib.get_close_matches(name.lower(), by_lower_case, n=count, cutoff=0.5)
@@ -85,7 +82,7 @@ def nearest(name: str, choices: Iterable[str], count: int = 3) -> list[str]:
 
 
 def unknown(what: str, name: str, choices: Iterable[str]) -> str:
-    """Return the sentence for a name that does not exist, with the nearest names or all of them."""
+    """The sentence for a name that does not exist, with the nearest names or all of them."""
     sorted_choices = sorted({str(choice) for choice in choices})
     near = nearest(name, sorted_choices)
     if near:

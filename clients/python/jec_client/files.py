@@ -52,7 +52,7 @@ def tables(path: str | os.PathLike[str], column_names: Sequence[str]) -> Iterato
 
 
 def _kind(file: str) -> str:
-    """'root' or 'parquet', by the first bytes of a file here, else by its name."""
+    """Return 'root' or 'parquet', by the first bytes of a file here, else by its name."""
     kinds = {b"root": "root", b"PAR1": "parquet"}
     if "://" not in file:
         try:
@@ -96,7 +96,7 @@ def _of_root(file: str, tree: str, column_names: Sequence[str]) -> Iterator[Tabl
         root_tree = root_file[tree or _tree(root_file, file, column_names)]
         if not hasattr(root_tree, "iterate"):
             raise InputError(
-                f"'{tree}' in {file} is no tree; give one behind the path, as FILE:TREE"
+                f"'{tree}' in {file} is not a tree; give one behind the path, as FILE:TREE"
             )
         names = list(root_tree.keys(recursive=False))
         there = [name for name in column_names if name in names]

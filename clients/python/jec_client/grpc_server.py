@@ -98,7 +98,7 @@ class GrpcServer:
         }
 
     def config(self, model: str, *, ends: float | None = None) -> protocol.Body:
-        """Triton's configuration of a model; empty where the server does not have such."""
+        """Return Triton's configuration of a model; empty where the server does not have such."""
         try:
             config = self._call("ModelConfig", ends, name=model).config
         except (Refused, NotServing):

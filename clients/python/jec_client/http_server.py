@@ -73,7 +73,7 @@ class HttpServer:
         return self._object(_path(model), ends)
 
     def config(self, model: str, *, ends: float | None = None) -> protocol.Body:
-        """Triton's configuration of a model; empty where the server does not have such."""
+        """Return Triton's configuration of a model; empty where the server does not have such."""
         try:
             return self._object(f"{_path(model)}/config", ends)
         except (Refused, NotServing):

@@ -79,7 +79,7 @@ class ModelRange:
         ):
             raise ValueError("'counters' does not hold a list of inputs for each counter")
         if not all(isinstance(name, str) for name in self._inputs()):
-            raise ValueError("'pt', 'eta' or 'counters' holds what is no name of an input")
+            raise ValueError("'pt', 'eta' or 'counters' has a value that names no input")
 
     def _inputs(self) -> list[str]:
         names = [name for name in (self.pt, self.eta) if name is not None]
@@ -91,7 +91,7 @@ class ModelRange:
         """Raise ValueError where the range is judged by an input that the model does not have."""
         absent = [name for name in self._inputs() if name not in names]
         if absent:
-            raise ValueError(f"'{KEY}' names '{absent[0]}', which is no input of the model")
+            raise ValueError(f"'{KEY}' names '{absent[0]}', which is not an input of the model")
 
 
 def model_range(text: str) -> ModelRange:
@@ -107,7 +107,7 @@ def model_range(text: str) -> ModelRange:
         return ModelRange(**known_fields)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"'{KEY}' of the model is no range (JSON with min_pt and max_pt) but {text[:200]!r}:"
+            f"'{KEY}' of the model is not a range (JSON with min_pt and max_pt) but {text[:200]!r}:"
             f" {error}"
         ) from None
 
@@ -194,7 +194,7 @@ def count_invalid(
 def _finite(
     columns: Mapping[str, NDArray[Any]], limits: ModelRange, num_jets: int
 ) -> NDArray[np.bool_]:
-    """Whether all numbers of a jet, (N,), are finite in single precision.
+    """Return whether all numbers of a jet, (N,), are finite in single precision.
 
     The model adds up the numbers of the particles of one counter, because a sum keeps NaN and
     infinity. Where that sum overflows, as for many numbers of 1e38, the jet is not valid either.

@@ -115,7 +115,7 @@ def test_sigterm_raises_only_inside_the_with_block():
     ("flags", "message"),
     [
         pytest.param(["--jets", "0"], "--jets is 0", id="no jets"),
-        pytest.param(["--jets", "many"], "'many' is no whole number", id="jets not a number"),
+        pytest.param(["--jets", "many"], "'many' is not a whole number", id="jets not a number"),
         pytest.param(
             ["--seed", "-1"], "--seed is -1; it must be between 0 and", id="negative seed"
         ),

@@ -332,7 +332,7 @@ def test_branch_magic_renames_the_branches_to_read():
         ),
         "data_fraction": ({"preprocess": {"data_fraction": 0}}, "data_fraction must be above 0"),
         "no inputs": ({"inputs": None}, "no 'inputs'"),
-        "group is no mapping": (
+        "group is not a mapping": (
             {"inputs": {"g": ["a"]}},
             "inputs:g: expected length and vars, found a list",
         ),
@@ -370,7 +370,7 @@ def test_branch_magic_renames_the_branches_to_read():
             {"inputs": group(["a", 1, 2, 3, 4, 5, 6])},
             "each of vars is a name or [name, subtract_by",
         ),
-        "value is no number": (
+        "value is not a number": (
             {"inputs": group(["a", "zero"])},
             "inputs:g:a: center: expected a number, found 'zero'",
         ),
@@ -465,7 +465,7 @@ def test_an_invalid_config_is_refused_with_the_reason(changes, reason):
         ("a: [1", "neither YAML nor JSON"),
         ("- a\n- b", "expected a mapping"),
         ("", "found an empty value"),
-        (b"\xff\xfe\x00", "is no text in UTF-8"),
+        (b"\xff\xfe\x00", "is not text in UTF-8"),
     ],
 )
 def test_a_file_without_a_data_config_is_refused(tmp_path, text, reason):

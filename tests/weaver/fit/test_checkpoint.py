@@ -75,7 +75,7 @@ def test_a_checkpoint_with_other_settings_is_refused(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"nothing", b"PK\x03\x04 cut off"])
 def test_a_damaged_checkpoint_is_refused_by_name(tmp_path, content):
     (tmp_path / "checkpoint.pt").write_bytes(content)
-    with pytest.raises(InputError, match=r"checkpoint.pt is no checkpoint that can be read"):
+    with pytest.raises(InputError, match=r"checkpoint.pt is not a checkpoint that can be read"):
         TrialFolder(str(tmp_path)).load(CONFIGURATION)
 
 
@@ -85,7 +85,7 @@ def test_a_checkpoint_cannot_run_code(tmp_path):
             return open, (str(tmp_path / "opened"), "w")
 
     torch.save({"model": Harmful()}, tmp_path / "checkpoint.pt")
-    with pytest.raises(InputError, match="no checkpoint that can be read"):
+    with pytest.raises(InputError, match="not a checkpoint that can be read"):
         read_tensors(str(tmp_path / "checkpoint.pt"))
     assert not (tmp_path / "opened").exists()
 

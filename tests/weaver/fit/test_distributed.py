@@ -56,7 +56,7 @@ def test_two_ranks_train_like_one_rank_with_the_same_global_batch(prepared, tmp_
 
 def test_a_rank_that_dies_ends_the_other_with_a_reason(prepared, tmp_path):
     first, second = start_ranks(command(prepared, tmp_path, **{**WORDS, "num_epochs": 1000}))
-    wait_until(lambda: len(history(tmp_path)) >= 1, process=first, seconds=30)
+    wait_until(lambda: len(history(tmp_path)) >= 1, process=first, seconds=100)
     second.send_signal(signal.SIGKILL)
     died = time.monotonic()
     messages = finish(first)
@@ -71,7 +71,7 @@ def test_a_rank_that_dies_ends_the_other_with_a_reason(prepared, tmp_path):
 def test_ranks_of_one_machine_listen_on_the_loopback_only(prepared, tmp_path):
     first, second = start_ranks(command(prepared, tmp_path, **{**WORDS, "num_epochs": 1000}))
     try:
-        wait_until(lambda: len(history(tmp_path)) >= 1, process=first, seconds=30)
+        wait_until(lambda: len(history(tmp_path)) >= 1, process=first, seconds=100)
         addresses = listening(first.pid) | listening(second.pid)
     finally:
         for process in (first, second):
@@ -113,7 +113,7 @@ def test_torchrun_of_one_machine_listens_on_the_loopback_only(prepared, tmp_path
     )
     ranks = []
     try:
-        wait_until(lambda: len(history(tmp_path)) >= 1, process=agent, seconds=60)
+        wait_until(lambda: len(history(tmp_path)) >= 1, process=agent, seconds=100)
         ranks = psutil.Process(agent.pid).children(recursive=True)
         addresses = [listening(pid) for pid in (agent.pid, *(rank.pid for rank in ranks))]
     finally:
@@ -144,7 +144,7 @@ def test_loopback_addresses_are_recognised(address, local):
 def test_sigterm_to_one_rank_stops_all_ranks_after_the_same_step(prepared, tmp_path):
     words = command(prepared, tmp_path, **{**WORDS, "num_epochs": 1000})
     first, second = start_ranks(words)
-    wait_until(lambda: len(history(tmp_path)) >= 1, process=first, seconds=30)
+    wait_until(lambda: len(history(tmp_path)) >= 1, process=first, seconds=100)
     second.terminate()
     messages = [finish(process) for process in (first, second)]
     assert [first.returncode, second.returncode] == [143, 143], messages

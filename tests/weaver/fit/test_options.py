@@ -102,7 +102,7 @@ def test_whole_numbers_may_come_as_floats_from_a_search():
         (["--start-lr=0"], "must be a number above 0, not '0'"),
         (["--start-lr=nan"], "not 'nan'"),
         (["--data-fraction=1.5"], "above 0 and at most 1, not '1.5'"),
-        (["--network-option", "fc_dim"], "'fc_dim' is no option; write 'name value' or name:value"),
+        (["--network-option", "fc_dim"], "'fc_dim' is not an option; write 'name value'"),
         (
             ["--data-test=t"],
             "--data-test needs --predict-output, because the test set is used only for",

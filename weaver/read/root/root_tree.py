@@ -20,13 +20,13 @@ from weaver.read.remote import Fetch
 from weaver.read.root.inflate import inflate
 
 HEAD = 4096  # bytes of a file that contain its header and its root directory's record
-LARGE_FILE = 1_000_000  # added to the version of a file with 64-bit addresses
+LARGE_FILE = 1_000_000  # ROOT adds it to the version of a file with 64-bit addresses
 LARGE_KEY = 1000  # the same for records
-LENGTH_FLAG = 0x4000_0000  # set in the length before an object
-CLASS = 0x8000_0000  # set in a reference to a class whose name occurred before
+LENGTH_FLAG = 0x4000_0000  # a flag in the length before an object
+CLASS = 0x8000_0000  # a flag in a reference to a class whose name occurred before
 NEW_CLASS = 0xFFFF_FFFF
-CLASS_OFFSET = 2  # added to ROOT's references
-REFERENCE_FLAG = 1 << 4  # set in an object that is followed by a process id
+CLASS_OFFSET = 2  # ROOT adds it to its references
+REFERENCE_FLAG = 1 << 4  # a flag in an object that is followed by a process id
 DIRECTORIES = ("TDirectory", "TDirectoryFile")
 TREE_VERSION, BRANCH_VERSION = 20, 13
 TYPES = {
@@ -38,7 +38,7 @@ TYPES = {
     "TLeafB": "i1",
     "TLeafO": "?",
 }
-DEPTH = 10  # of nested directories
+DEPTH = 10  # levels of nested directories
 
 _TREE_NUMBERS = struct.Struct(">qqqqqdiiiiIqqqqqq")
 _BRANCH_NUMBERS = struct.Struct(">iiiiq")
