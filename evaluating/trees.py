@@ -194,9 +194,8 @@ def _jets(jets: Dataset, fraction: float = 1.0) -> Jets:
     number = max(round(len(jets) * fraction), 1)
     index = spread(np.arange(number), number, len(jets))
     (label,) = jets.data_config.label_names
-    target = jets.label(label)[index].astype(np.float64)
-    chosen = finite_jets(target, MOST_JETS)
-    index = index[chosen]
+    target = jets.label(label)  # mapped from its file, as the weights
+    index = index[finite_jets(target[index], MOST_JETS)]
     features = np.empty((len(index), len(jets.data_config.input_dicts[GROUP])), np.float64)
     filled = 0
     for part in _features(jets, index):
@@ -204,6 +203,6 @@ def _jets(jets: Dataset, fraction: float = 1.0) -> Jets:
         filled += len(part)
     return Jets(
         features=features,
-        target=target[chosen],
+        target=target[index].astype(np.float64),
         weights=jets.weights()[index].astype(np.float64),
     )

@@ -121,6 +121,40 @@ def test_trees_train_on_the_same_fraction_of_jets_as_the_network(whole):
     assert "500" in trees.compare(whole, observers, fraction=0.5, seed=1).record.reason
 
 
+def test_trees_read_only_the_jets_that_they_learn_from(whole, monkeypatch):
+    training = columns_of(whole, "train")
+    all_features = training.batch(np.arange(len(training))).inputs[GROUP].numpy()
+    sizes = []
+
+    class Counted:
+        """Prepared jets that count the jets of each batch."""
+
+        def __getattr__(self, name):
+            return getattr(training, name)
+
+        def __len__(self):
+            return len(training)
+
+        def batch(self, index):
+            sizes.append(len(index))
+            return training.batch(index)
+
+        def label(self, name):
+            values = np.array(training.label(name))
+            values[:10] = np.nan
+            return values
+
+    monkeypatch.setattr(trees, "MOST_JETS", 100)
+    monkeypatch.setattr(trees, "JETS_AT_A_TIME", 30)
+    jets = trees._jets(Counted())
+    finite = np.arange(10, len(training))
+    chosen = finite[np.arange(100) * len(finite) // 100]
+    assert np.array_equal(jets.features, all_features[chosen])
+    assert np.array_equal(jets.target, training.label("target")[chosen])
+    assert np.array_equal(jets.weights, training.weights()[chosen])
+    assert sizes == [30, 30, 30, 10]
+
+
 def test_trees_without_kinds_of_candidates_use_the_other_columns(make_run):
     run = make_run(kinds=False)
     comparison = trees.compare(run, dataset_of(run, "test").observers(), seed=1)

@@ -435,7 +435,7 @@ def test_an_evaluation_below_a_memory_limit_gives_the_same_results(run, monkeypa
     ],
 )
 def test_a_warning_says_that_memory_may_not_suffice(monkeypatch, numbers, missing):
-    room = 150 * 10**6 + 220 * 10**6
+    room = memory.FIXED_BYTES + 220 * 10**6
     monkeypatch.setattr(memory, "memory_room", lambda: room)
     assert max(memory.needed_bytes(*numbers) - room, 0) == missing
     assert bool(memory.memory_warning(*numbers)) == (missing > 0)

@@ -50,7 +50,6 @@ def traced_sample(jets) -> tuple[float, float, Sample]:
 def test_a_sample_of_jets(traced_sample):
     remaining, most, sample = traced_sample
     assert sample.left_out == {"no generator jet (genJetPt is 0)": NUMBER / 1000}
-    print(remaining, most)
     # 40 of five responses, 30 of 240 masks, and 10 of the quantiles, whatever the number of jets
     assert remaining < 90
     # 56 of the sorted jets of one calibration, and 20 of a draw
@@ -60,7 +59,6 @@ def test_a_sample_of_jets(traced_sample):
 def test_the_residual_effect(traced_sample):
     sample = traced_sample[2]
     _, most, effect = traced(lambda: residual_effect(sample, np.zeros(NUMBER)))
-    print(most)
     assert effect is not None
     assert most < 80
 
@@ -70,6 +68,5 @@ def test_the_quantiles_of_a_network(jets):
     answers = np.sort(rng.normal(0, 0.1, (NUMBER, 3)), axis=1).astype(np.float32)
     names = ["q16", "median", "q84"]
     _, most, record = traced(lambda: uncertainty.measure(jets, answers, names, replicates=1))
-    print(most)
     assert record is not None
     assert most < 130
