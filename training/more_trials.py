@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from common import storage
-from common.config import NONE, RunConfig, is_whole
+from common.cli import is_whole
+from common.config import NONE, RunConfig
 from common.errors import InputError
 from common.layout import RunFolder
 from common.records import SearchRecord
