@@ -4,6 +4,7 @@ Every case runs in this process and in an empty folder, and must leave the folde
 """
 
 import importlib
+import io
 import os
 import subprocess
 import sys
@@ -486,12 +487,20 @@ def test_closed_standard_streams_are_replaced(tmp_path):
     assert int((tmp_path / "file").read_text()) > 2
 
 
+def test_a_letter_that_the_output_cannot_encode_is_escaped(monkeypatch):
+    content = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(content, encoding="ascii"))
+    assert cli.run_main(lambda: print("1 \xb1 2")) == 0
+    assert content.getvalue() == rb"1 \xb1 2" + b"\n"
+
+
 def test_a_working_folder_that_was_removed_is_named(tmp_path, capsys, monkeypatch):
     folder = tmp_path / "folder"
     folder.mkdir()
     monkeypatch.chdir(folder)
     folder.rmdir()
-    code, _, err = answer(capsys, "pipeline --list")
-    assert code == 2
-    assert "working folder was removed" in err
-    assert err.count("\n") == 1
+    for words in ("pipeline --list", "data.validate x.root --page page.html", "weaver.train -i x"):
+        code, _, err = answer(capsys, words)
+        assert code == 2
+        assert "working folder was removed" in err
+        assert "Traceback" not in err
