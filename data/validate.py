@@ -21,8 +21,8 @@ from typing import Any
 
 from common import storage
 from common.cli import Parser, output_address, require, run_main
-from common.progress import Progress
 from common.errors import InputError
+from common.progress import Progress
 from common.storage.addresses import is_storage_scheme
 from data import checks, summary
 from data.checks import ERROR, Finding

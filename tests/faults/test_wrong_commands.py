@@ -6,6 +6,7 @@ Every case runs in this process and in an empty folder, and must leave the folde
 import importlib
 import io
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -504,3 +505,15 @@ def test_a_working_folder_that_was_removed_is_named(tmp_path, capsys, monkeypatc
         assert code == 2
         assert "working folder was removed" in err
         assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("program", ["pipeline.py", "/elsewhere/script.py"])
+def test_an_interrupt_while_modules_are_imported_is_one_line(program):
+    """Only in programs of this project."""
+    path = os.path.join(cli.ROOT, program)
+    code = f"import sys; sys.argv = [{path!r}]; import common; raise KeyboardInterrupt"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=cli.ROOT, capture_output=True, timeout=60, check=False
+    )
+    assert ended.returncode == -signal.SIGINT
+    assert (b"Traceback" in ended.stderr) is (program != "pipeline.py")
