@@ -316,6 +316,8 @@ def _prepare_standard_streams() -> None:
         except OSError:
             # the lowest free number, which is this one
             os.open(os.devnull, os.O_RDWR)
+    if sys.stdin is None:
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 (never closed)
     if sys.stdout is None:
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 (never closed)
     if sys.stderr is None:
