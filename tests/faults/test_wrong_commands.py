@@ -478,10 +478,17 @@ def test_a_missing_module_of_the_project_is_an_internal_error(capsys, tmp_path, 
 
 def test_closed_standard_streams_are_replaced(tmp_path):
     """Else stdout is None, and the next file that is opened gets its number."""
-    body = (
-        "print('lost' + sys.stdin.read()); file = open('file', 'w'); file.write(str(file.fileno()))"
-    )
-    program = f"import sys; from common import cli; raise SystemExit(cli.run_main(lambda: exec({body!r})))"
+    program = """if True:
+        import sys
+        from common import cli
+
+        def body():
+            print("lost" + sys.stdin.read())
+            with open("file", "w") as file:
+                file.write(str(file.fileno()))
+
+        raise SystemExit(cli.run_main(body))
+    """
     command = [sys.executable, "-c", program]
     environment = {**os.environ, "PYTHONPATH": str(cli.ROOT)}
     closing = ["bash", "-c", 'exec "$@" <&- >&- 2>&-', "bash", *command]
