@@ -98,6 +98,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def write(file: Path) -> None:
     """Write the picture of the pipeline with its default parameters."""
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(svg(graph.tasks()), encoding="utf-8")
 
 

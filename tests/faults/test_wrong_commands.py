@@ -177,6 +177,9 @@ CASES = [
     (["evaluating.evaluate", "--run", "", "--name", "n"], 2, ["--run", "empty"]),
     (["components.deploy", "--run", "a\nb", "--passed", "true"], 2, ["--run", r"a\nb"]),
     ([*TRAIN.split(), "--model-prefix", "t", "-c", "a\nb"], 2, ["--data-config", r"a\nb"]),
+    ([*PREPARE.split(), "--settings", "[" * 50_000], 2, ["settings", "not JSON"]),
+    ([*PREPARE.split(), "--settings", '{"a": ' + "9" * 5000 + "}"], 2, ["settings", "not JSON"]),
+    (["clusters.ticket", "--principal", "a", "--secret", "b", "--keytab", LONG], 2, ["keytab"]),
     # Words that Kubernetes would refuse when the first pod is created.
     (["pipeline", "--gpu-resource", "a b"], 2, ["--gpu-resource", "a b"]),
     ("pipeline --gpu-resource nvidia/", 2, ["--gpu-resource", "nvidia/"]),
