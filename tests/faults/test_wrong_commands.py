@@ -177,6 +177,8 @@ CASES = [
     (["evaluating.evaluate", "--run", "", "--name", "n"], 2, ["--run", "empty"]),
     (["components.deploy", "--run", "a\nb", "--passed", "true"], 2, ["--run", r"a\nb"]),
     ([*TRAIN.split(), "--model-prefix", "t", "-c", "a\nb"], 2, ["--data-config", r"a\nb"]),
+    ("exporting.export --run r --trial t --name n --opset 999", 2, ["--opset 999", "20"]),
+    (f"{TRAIN} --model-prefix t --export-onnx m.onnx --onnx-opset 999", 2, ["--onnx-opset", "20"]),
     ([*PREPARE.split(), "--settings", "[" * 50_000], 2, ["settings", "not JSON"]),
     ([*PREPARE.split(), "--settings", '{"a": ' + "9" * 5000 + "}"], 2, ["settings", "not JSON"]),
     (["clusters.ticket", "--principal", "a", "--secret", "b", "--keytab", LONG], 2, ["keytab"]),
