@@ -368,7 +368,7 @@ def _follow_log(log: Path, report: Report) -> Iterator[None]:
     is_over = threading.Event()
 
     def follow() -> None:
-        with log.open(errors="replace") as file:
+        with log.open(encoding="utf-8", errors="replace") as file:
             while True:
                 last = is_over.is_set()
                 for line in file:

@@ -10,6 +10,7 @@ create it.
 from __future__ import annotations
 
 import base64
+import os
 import subprocess
 import sys
 import tempfile
@@ -29,7 +30,7 @@ def new_ticket(keytab: Path, principal: str) -> bytes:
         InputError: If there is no keytab or no kinit.
         ClusterError: If the KDC refuses or does not answer.
     """
-    if not keytab.is_file():
+    if not os.path.isfile(keytab):  # Path.is_file raises OSError for a path that is too long
         raise InputError(
             f"there is no keytab {keytab}; make one and put it into the Secret krb-keytab, as"
             " docs/cern.md says"

@@ -50,3 +50,5 @@ MAX_FLAVOUR_RATIO = 1.05
 
 MAX_COVERAGE_POINTS = 4.0
 """An uncertainty of a jet that is 10 % too small covers 63.5 % in place of 68 %."""
+OPSETS = (12, 20)
+"""Lowest and highest opset of an exported model; torch's exporter that traces has no later one."""

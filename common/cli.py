@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import math
 import os
 import re
@@ -44,6 +45,7 @@ SIZE_UNITS = {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 TRACEBACK = "jec-traceback-"
 """Prefix of the names of files with tracebacks, in the temporary folder."""
 TRACEBACK_SECONDS = 30 * 86400.0
+NO_WORKING_FOLDER = "the working folder was removed; change to another one, as cd ~"
 BROKEN_PIPE = 141
 """Exit code if the reader of our output has ended (`| head`): what shells show for SIGPIPE."""
 
@@ -65,6 +67,8 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse like argparse; refuse words that cannot be written in UTF-8."""
+        if not _has_working_folder():  # the checks of paths need it
+            self.error(NO_WORKING_FOLDER)
         words: Sequence[str] = sys.argv[1:] if args is None else args
         for word in words:
             try:
@@ -263,11 +267,9 @@ def run_main(body: Callable[[], int | None]) -> int:
     # Figures are drawn into files. Below a notebook's kernel the variable names its own backend,
     # which matplotlib refuses where the notebook's packages are not installed.
     os.environ["MPLBACKEND"] = "agg"
-    _open_standard_streams()
-    try:
-        os.getcwd()
-    except FileNotFoundError:
-        _complain("error: the working folder was removed; change to another one, as cd ~")
+    _prepare_standard_streams()
+    if not _has_working_folder():
+        _complain(f"error: {NO_WORKING_FOLDER}")
         return InputError.exit_code
     try:
         with space.catch_full_disk():
@@ -312,7 +314,7 @@ def run_job(body: Callable[[], int | None]) -> int:
     return run_main(with_exit_code)
 
 
-def _open_standard_streams() -> None:
+def _prepare_standard_streams() -> None:
     """Open /dev/null as each standard stream that the caller has closed (`>&-`).
 
     Otherwise sys.stdout is None, and the next file that the process opens becomes its stdout, into
@@ -324,10 +326,23 @@ def _open_standard_streams() -> None:
         except OSError:
             # the lowest free number, which is this one
             os.open(os.devnull, os.O_RDWR)
+    if sys.stdin is None:
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 (never closed)
     if sys.stdout is None:
-        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 (open until the end)
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 (never closed)
     if sys.stderr is None:
-        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 (never closed)
+    # where the locale is not UTF-8, as stderr always does
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _has_working_folder() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _complain(text: str) -> None:
@@ -383,7 +398,7 @@ def report_unexpected(error: Exception) -> int:
     try:
         _remove_old_tracebacks()
         with tempfile.NamedTemporaryFile(
-            "w", prefix=TRACEBACK, suffix=".txt", delete=False, errors="replace"
+            "w", encoding="utf-8", prefix=TRACEBACK, suffix=".txt", delete=False, errors="replace"
         ) as file:
             file.write(f"{sys.argv}\n{trace}")
     except OSError:

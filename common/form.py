@@ -125,7 +125,7 @@ def fields_of_settings(text: str) -> dict[str, Any]:
     """
     try:
         settings = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f'{SETTINGS} is not JSON: {error}; write an object such as {{"pods_memory": "12Gi"}}'
         ) from None

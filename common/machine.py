@@ -20,7 +20,9 @@ def processor() -> tuple[str, list[str]]:
     try:
         fields = dict(
             re.findall(
-                r"^(model name|flags)\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE
+                r"^(model name|flags)\s*: (.*)$",
+                Path("/proc/cpuinfo").read_text(encoding="utf-8"),
+                re.MULTILINE,
             )
         )
     except OSError:
@@ -75,7 +77,9 @@ def memory_room() -> int | None:
     for limit, folder in _limits():
         rooms.append(limit - _not_reclaimable(folder))
     if OWN_STATUS.exists():
-        sizes = dict(re.findall(r"^(\w+):\s+(\d+) kB$", OWN_STATUS.read_text(), re.MULTILINE))
+        sizes = dict(
+            re.findall(r"^(\w+):\s+(\d+) kB$", OWN_STATUS.read_text(encoding="utf-8"), re.MULTILINE)
+        )
         for kind, name in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
             limit = resource.getrlimit(kind)[0]
             if limit != resource.RLIM_INFINITY and name in sizes:
@@ -120,7 +124,7 @@ def _not_reclaimable(folder: Path) -> int:
 def _limit_files() -> Iterator[Path]:
     """Yield the files of the limits of this process' groups, and of all groups above them."""
     try:
-        lines = OWN_CGROUPS.read_text().splitlines()
+        lines = OWN_CGROUPS.read_text(encoding="utf-8").splitlines()
     except OSError:  # no Linux
         return
     for line in lines:

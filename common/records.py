@@ -65,10 +65,13 @@ def _converter() -> Any:
     from cattrs.gen import make_dict_unstructure_fn
 
     converter = cattrs.Converter()
-    # JSON has one kind of number: a float that was written as 3 stays 3 when it is written again.
-    converter.register_structure_hook(
-        float, lambda value, _: value if isinstance(value, int) else float(value)
-    )
+
+    def structure_float(value: Any, _: Any) -> float:
+        number = float(value)  # OverflowError for a whole number that no float holds
+        # JSON has one kind of number: a float that was written as 3 stays 3 when written again.
+        return value if isinstance(value, int) else number
+
+    converter.register_structure_hook(float, structure_float)
 
     def is_dataclass(cls: Any) -> bool:
         # A generic one with its parameter, Calibrated[Interval], is no class of its own.

@@ -12,14 +12,23 @@ MOST_NODES = 1_000_000
 """Values in all, each use of an alias counted: a few lines of aliases may stand for 10^9."""
 
 
+LARGEST = 2_000_000
+"""Characters, far above any real file; PyYAML reads about 100,000 in a second."""
+
+
 def load(text: str, where: str) -> Any:
     """Return the content of a YAML or JSON text; `where` begins the errors.
 
-    Raises InputError for a text that is no YAML, and for one with a key twice in a mapping, where
-    PyYAML would silently take the last.
+    Raises InputError for a text that is no YAML or too long, and for one with a key twice in a
+    mapping, where PyYAML would silently take the last.
     """
     import yaml
 
+    if len(text) > LARGEST:
+        raise InputError(
+            f"{where} has {len(text):,} characters, and no such file needs more than {LARGEST:,};"
+            " is it the right file?"
+        )
     node = None
     try:
         loader = yaml.SafeLoader(text)

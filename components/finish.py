@@ -86,7 +86,7 @@ def webhook() -> str:
     if not url and (path := os.environ.get(WEBHOOK_FILE)):
         source = f"{WEBHOOK_FILE} {path}"
         try:
-            url = Path(path).read_text().strip()
+            url = Path(path).read_text(encoding="utf-8").strip()
         except OSError as error:
             raise InputError(f"{source} cannot be read: {error.strerror or error}") from None
         except UnicodeDecodeError:  # whose text would show a part of the secret

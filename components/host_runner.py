@@ -115,7 +115,7 @@ def _without_retries(path: Path) -> str:
     """
     import yaml
 
-    documents = list(yaml.safe_load_all(path.read_text()))
+    documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
     dags = [
         documents[0]["root"]["dag"],
         *(part["dag"] for part in documents[0]["components"].values() if "dag" in part),
@@ -279,7 +279,7 @@ def _quiet() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.INFO)
     with (
-        open(os.devnull, "w") as nowhere,
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
         contextlib.redirect_stdout(nowhere),
         warnings.catch_warnings(),
     ):

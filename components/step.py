@@ -301,7 +301,9 @@ def user(config: RunConfig) -> str:
         return label_value("")
     inside = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
     return label_value(
-        inside.read_text() if config.namespace == AUTO and inside.exists() else config.namespace
+        inside.read_text(encoding="utf-8")
+        if config.namespace == AUTO and inside.exists()
+        else config.namespace
     )
 
 
@@ -354,7 +356,7 @@ def write_output(path: str, value: str) -> None:
     """Write a KFP output parameter to its file; nothing for an empty path, without KFP."""
     if path:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(value)
+        Path(path).write_text(value, encoding="utf-8")
 
 
 class Artifacts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -111,6 +112,37 @@ def schema(where: str, present: Mapping[str, str]) -> list[Finding]:
                         f" {branch.dtype.name}"
                     ),
                     remedy="harmless if the values fit",
+                )
+            )
+    return findings
+
+
+def forms(where: str, arrays: Mapping[str, Any]) -> list[Finding]:
+    """Find branches that hold no numbers, or lists of other lengths than the schema.
+
+    arrays: branch of the schema -> awkward array of the same jets.
+    """
+    import awkward as ak
+
+    findings = []
+    for name, array in arrays.items():
+        counter = BY_NAME[name].counter
+        problem = ""
+        if ak.to_numpy(ak.flatten(array, axis=None)).dtype.kind not in "biuf":
+            problem = "holds no numbers"
+        elif array.ndim != (2 if counter else 1):
+            is_list = "a list" if array.ndim > 1 else "one number"
+            needed = "a list" if counter else "one number"
+            problem = f"holds {is_list} for each jet, the schema has {needed}"
+        elif counter and (ak.to_numpy(ak.num(array)) != ak.to_numpy(arrays[counter])).any():
+            problem = f"holds lists whose lengths are not those in {counter}"
+        if problem:
+            findings.append(
+                Finding(
+                    level=ERROR,
+                    where=where,
+                    problem=f"branch {name} {problem}",
+                    remedy="write the file again as data/jetntuple.py describes it",
                 )
             )
     return findings

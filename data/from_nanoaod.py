@@ -41,7 +41,7 @@ from data.generator.detector import Candidates
 from data.generator.events import HARD_PROCESS
 from data.generator.reconstruction import GEN_MATCH, nearest
 from data.jetntuple import Columns
-from data.trees import find_files, open_tree
+from data.trees import find_files, open_tree, read_branches
 from weaver.read.files import SUFFIXES
 
 TREE = "Events"
@@ -208,17 +208,17 @@ def convert(
     whose two leading jets both pass. Raises InputError for a file that cannot be read or lacks one
     of REQUIRED_BRANCHES.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     label = storage.name(uri)
     name = name or Path(label).stem
     paths: list[Path] = []
     jets = events = 0
     with open_tree(uri, TREE, "as NanoAOD has it") as tree:
         names, lacking = check_branches(uri, set(tree.keys()))
+        folder.mkdir(parents=True, exist_ok=True)
         with Progress(f"converting {label}", total=tree.num_entries, unit="events") as progress:
             for number, start in enumerate(range(0, tree.num_entries, events_per_file)):
                 stop = start + events_per_file
-                arrays = tree.arrays(names, entry_start=start, entry_stop=stop, how=dict)
+                arrays = read_branches(uri, tree, names, start, stop)
                 columns = columns_of(arrays, all_events=all_events)
                 if jetntuple.length(columns):
                     path = folder / f"{name}_{number:03d}.root"

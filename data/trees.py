@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from common.errors import InputError
+from common.errors import InputError, JecError
 from weaver.read.opening import DamagedFile, choose_tree, open_file
 
 
@@ -43,4 +43,22 @@ def open_tree(uri: str, tree: str, hint: str) -> Iterator[Any]:
         if tree not in {path.rpartition(";")[0] for path in paths}:
             trees = ", ".join(sorted(set(file.keys(cycle=False)))) or "nothing"
             raise InputError(f"{uri}: no tree {tree} ({hint}); the file holds {trees}")
-        yield file[choose_tree(uri, paths, tree)]
+        item = file[choose_tree(uri, paths, tree)]
+        if not hasattr(item, "arrays"):  # a histogram, for example
+            raise InputError(f"{uri}: {tree} is a {item.classname}, which holds no jets")
+        yield item
+
+
+def read_branches(uri: str, tree: Any, names: list[str], start: int, stop: int) -> dict[str, Any]:
+    """Read entries start, ..., stop - 1 of branches of `open_tree`, as awkward arrays by name.
+
+    Raises InputError where the file is damaged.
+    """
+    try:
+        arrays: dict[str, Any] = tree.arrays(names, entry_start=start, entry_stop=stop, how=dict)
+    except JecError:
+        raise
+    except Exception as error:  # uproot raises many kinds for a damaged file
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise InputError(f"{uri} is damaged and cannot be read to its end: {reason}") from error
+    return arrays

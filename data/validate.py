@@ -21,13 +21,14 @@ from typing import Any
 
 from common import storage
 from common.cli import Parser, output_address, require, run_main
+from common.errors import InputError
 from common.progress import Progress
 from common.storage.addresses import is_storage_scheme
 from data import checks, summary
 from data.checks import ERROR, Finding
 from data.jetntuple import BY_NAME, TREE, TREE_NAME, Columns, concatenate
 from data.targets import Comparison, compare
-from data.trees import find_files, open_tree
+from data.trees import find_files, open_tree, read_branches
 
 SET = re.compile(r"(?P<name>[A-Za-z_]\w*):(?!//)(?P<pattern>.+)")
 CHUNK = 20_000  # jets read at a time: with 150 candidates of 9 branches each about 100 MB
@@ -56,6 +57,8 @@ def validate(sets: Mapping[str, list[str]]) -> tuple[dict[str, Columns], list[Fi
 def _summaries(uri: str, findings: list[Finding]) -> Iterator[Columns]:
     """Read a file's jets, a chunk at a time; append problems to `findings`."""
     with open_tree(uri, TREE, "python -m data.from_nanoaod makes one of NanoAOD") as tree:
+        if not hasattr(tree, "branches"):
+            raise InputError(f"{uri}: {TREE} is a {tree.classname}; this command reads TTrees")
         present = {branch.name: type_name(branch.interpretation) for branch in tree.branches}
         schema = checks.schema(uri, present)
         findings += schema
@@ -65,7 +68,12 @@ def _summaries(uri: str, findings: list[Finding]) -> Iterator[Columns]:
             f"reading {storage.name(uri)}", total=tree.num_entries, unit="jets"
         ) as progress:
             for start in range(0, tree.num_entries, CHUNK):
-                columns = _columns(tree, start, start + CHUNK)
+                arrays = read_branches(uri, tree, list(BY_NAME), start, start + CHUNK)
+                wrong_forms = checks.forms(uri, arrays)
+                if wrong_forms:
+                    findings += wrong_forms
+                    return
+                columns = _columns(arrays)
                 findings += checks.values(uri, columns)
                 yield summary.summarise(columns)
                 progress.advance(len(columns["jetPt"]))
@@ -83,12 +91,10 @@ def type_name(interpretation: Any) -> str:
     return values.to_dtype.newbyteorder("=").name
 
 
-def _columns(tree: Any, start: int, stop: int) -> Columns:
-    """The schema's branches of jets start, ..., stop - 1 of uproot's tree."""
+def _columns(arrays: Mapping[str, Any]) -> Columns:
+    """The schema's columns, (N,) or (entries of all jets,), of uproot's arrays."""
     import awkward as ak
 
-    names = list(BY_NAME)
-    arrays = tree.arrays(names, entry_start=start, entry_stop=stop, how=dict)
     columns = {}
     for name, array in arrays.items():
         values = ak.to_numpy(ak.flatten(array, axis=None))

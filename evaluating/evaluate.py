@@ -43,6 +43,9 @@ from physics.bootstrap import REPLICATES
 MIN_VALUES = {"replicates": 20, "batch_size": 1, "seed": 0}
 """Smallest allowed value of these options."""
 
+MAX_VALUES = {"replicates": 100_000, "batch_size": 100_000_000, "seed": 2**31 - 1}
+"""Largest allowed value of these options: each draw takes milliseconds and is held in memory."""
+
 LIMITS = (
     "min_improvement",
     "max_closure",
@@ -206,6 +209,11 @@ def main(argv: list[str] | None = None) -> int:
         for name, lowest in MIN_VALUES.items():
             require(
                 options[name] >= lowest, f"--{flag(name)} {options[name]}: give at least {lowest}"
+            )
+            highest = MAX_VALUES[name]
+            require(
+                options[name] <= highest,
+                f"--{flag(name)} {options[name]}: give at most {highest:,}",
             )
         for name in LIMITS:
             value = options[name]

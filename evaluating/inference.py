@@ -138,7 +138,16 @@ class Predictor:
         self.residual = None
         """Residual correction of the model; None without one."""
         if "residual" in self.metadata:
-            self.residual = from_json(json.loads(self.metadata["residual"]))
+            self.residual = from_json(self.parsed("residual", "null"))
+
+    def parsed(self, key: str, default: str) -> Any:
+        """Return the JSON value of an entry of the metadata. Raises InputError where it is none."""
+        try:
+            return json.loads(self.metadata.get(key, default))
+        except (ValueError, RecursionError):
+            raise InputError(
+                f"the model's metadata '{key}' are no JSON; export the model again"
+            ) from None
 
     def tensors(
         self, index: NDArray[np.int64], others: Mapping[str, NDArray[np.int64]] | None = None
@@ -182,8 +191,7 @@ def predict(
 
     predictor = Predictor(session, test)
     # The export writes the names of the output columns into the metadata of the model.
-    metadata = predictor.metadata
-    columns = json.loads(metadata.get("output_columns", "[]"))
+    columns = predictor.parsed("output_columns", "[]")
     batches = []
     before_residual = []
     abs_eta = []
@@ -225,9 +233,9 @@ def predict(
         output=output,
         columns=columns,
         inference=speed,
-        valid_range=json.loads(metadata.get("valid_range", "null")),
+        valid_range=predictor.parsed("valid_range", "null"),
         abs_eta=np.concatenate(abs_eta) if abs_eta else None,
-        labels=json.loads(metadata.get("label", "{}")),
+        labels=predictor.parsed("label", "{}"),
         without_residual=np.concatenate(before_residual) if before_residual else None,
     )
 

@@ -46,8 +46,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common import card, project, scratch, storage
-from common.choices import RAW_MODELS
-from common.cli import Parser, run_job
+from common.choices import OPSETS, RAW_MODELS
+from common.cli import Parser, require, run_job
 from common.config import NONE
 from common.errors import GateError, InputError, JecError, unknown
 from common.layout import RunFolder
@@ -314,6 +314,11 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
 
     def body() -> None:
+        lowest, highest = OPSETS
+        require(
+            lowest <= options.opset <= highest,
+            f"--opset {options.opset}: give a number from {lowest} to {highest}",
+        )
         arguments = vars(options).copy()
         own_card = arguments.pop("card")
         request = Export(**arguments | {"run": storage.absolute(options.run)})

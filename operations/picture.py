@@ -98,7 +98,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def write(file: Path) -> None:
     """Write the picture of the pipeline with its default parameters."""
-    file.write_text(svg(graph.tasks()))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(svg(graph.tasks()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -222,6 +222,6 @@ def _copy_lock(folder: Path) -> Iterator[None]:
     if not lock.exists():
         yield
         return
-    with open(open_lock(lock), "r+") as file:
+    with open(open_lock(lock), "r+", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield

@@ -58,5 +58,5 @@ def keep_running(
 
 def last_errors(log: Path) -> str:
     """Return the error lines of a server's log, or its end if it has none."""
-    text = log.read_text(errors="replace") if log.exists() else ""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
     return error_lines(text) or triton.last_lines(text)

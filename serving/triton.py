@@ -229,7 +229,7 @@ class _Start:
 
     def say(self, line: str) -> None:
         """Report a line, and append it to the log."""
-        with open(self.log, "a") as output:
+        with open(self.log, "a", encoding="utf-8") as output:
             output.write(line + "\n")
         self.report(line)
 

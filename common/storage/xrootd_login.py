@@ -77,7 +77,7 @@ def _proxy() -> str:
     path = os.environ.get("X509_USER_PROXY") or default_proxy()
     renew = "voms-proxy-init --voms cms"
     try:
-        content = Path(path).read_text()
+        content = Path(path).read_text(encoding="utf-8")
         end = _certificate_end(content)
     except OSError:
         missing = f"There is no X509 proxy {path} ({renew})"
@@ -141,7 +141,7 @@ def _token() -> str:
         path = Path(token_file or f"{folder}/bt_u{user}")
         place = str(path)
         try:
-            token = path.read_text().strip()
+            token = path.read_text(encoding="utf-8").strip()
         except OSError:
             missing = "BEARER_TOKEN is not set"
             if token_file:

@@ -86,7 +86,7 @@ class StandardJEC:
 def load(path: Path = STANDARD) -> StandardJEC:
     """Read the constants. Raises InputError where the file is missing or is not of this form."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         bins = content["bins"]
         return StandardJEC(
             eta_edges=np.array(content["eta_edges"], dtype=float),

@@ -107,7 +107,7 @@ def derive(pt: np.ndarray, eta: np.ndarray, shapes: Shape, flavour: np.ndarray) 
 def load(path: Path = STANDARD) -> Likelihood:
     """Read the densities. Raises InputError where the file is missing or is not of this form."""
     try:
-        ratio = np.array(json.loads(path.read_text())["log_ratio"], dtype=float)
+        ratio = np.array(json.loads(path.read_text(encoding="utf-8"))["log_ratio"], dtype=float)
     except FileNotFoundError:
         raise InputError(
             f"there is no file {path}; derive it with: python -m data.derive"

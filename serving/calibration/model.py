@@ -322,7 +322,7 @@ def _texts(where: str, metadata: Mapping[str, str], key: str) -> dict[str, str]:
     """
     try:
         content = json.loads(metadata.get(key) or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
         raise InputError(

@@ -34,3 +34,15 @@ def test_the_tree_names_every_exception_class():
     defined = exception_classes()
     assert {"JecError", "NoCluster", "UnsupportedFile"} <= defined
     assert defined <= set(re.findall(r"\w+", errors.__doc__))
+
+
+def test_the_text_of_an_error_holds_no_character_that_steers_a_terminal():
+    text = str(errors.InputError("a\x1b[2Jb\rc\x85d\u2028e\nf"))
+    assert text == r"a\x1b[2Jb\rc\x85d\u2028e" + "\nf"
+
+
+def test_an_unknown_name_may_be_any_value_of_a_file():
+    for value in (3, -1.5, None, [1], {"a": 1}):
+        assert f"'{value}'" in errors.unknown("type", value, ["int", "double"])
+    assert r"'in\nt'; did you mean 'int'" in errors.unknown("type", "in\nt", ["int", "double"])
+    assert len(errors.unknown("type", "x" * 10**6, ["int", "double"])) < 300

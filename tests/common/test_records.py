@@ -96,8 +96,9 @@ def test_a_loss_of_null_is_no_loss(tmp_path):
         ({"format": 2}, ["format 2"]),
         ({"num_jets": "many"}, ["MetricsRecord", "num_jets"]),
         ({"gain": {"value": 1.0, "low": 0.5}}, ["MetricsRecord", "gain", "high"]),
+        ({"gain": {"value": 10**400, "low": 0.5, "high": 1}}, ["MetricsRecord", "gain", "value"]),
     ],
-    ids=["a later form", "no number", "half an interval"],
+    ids=["a later form", "no number", "half an interval", "more than a float holds"],
 )
 def test_an_invalid_record_is_refused_with_its_file_and_field(content, facts):
     with pytest.raises(InputError) as refusal:

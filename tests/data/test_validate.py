@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from common.errors import InputError
-from data import checks, jetntuple, summary, targets, validate
+from data import checks, from_nanoaod, jetntuple, summary, targets, validate
 
 
 @pytest.fixture(scope="module")
@@ -185,3 +185,54 @@ def test_the_name_of_a_set_stands_before_a_colon(generated):
     folder = generated.parent
     sets = validate.named_sets([f"train:{folder}/*.root", str(generated)])
     assert list(sets) == ["train", "jets"]
+
+
+NUMBERS = {
+    "nPF": [1, 2],
+    "jetPt": [30.0, 40.0],
+    "PF_pT": [[1.0], [2.0, 3.0]],
+    "PF_dR": [[0.1], [0.2, 0.3]],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "words"),
+    [
+        ("jetPt", ["a", "b"], "no numbers"),
+        ("jetPt", [[30.0], [40.0]], "a list for each jet"),
+        ("PF_pT", [1.0, 2.0], "one number for each jet"),
+        ("PF_pT", [["a"], ["b", "c"]], "no numbers"),
+        ("PF_dR", [[0.1], [0.2]], "lengths"),
+        ("nPF", [np.nan, np.nan], "lengths"),
+    ],
+)
+def test_a_branch_of_another_form_is_an_error(name, values, words):
+    import awkward as ak
+
+    arrays = {branch: ak.Array(values) for branch, values in NUMBERS.items()}
+    assert checks.forms("here", arrays) == []
+    findings = checks.forms("here", arrays | {name: ak.Array(values)})
+    assert {finding.level for finding in findings} == {checks.ERROR}
+    assert words in findings[-1].problem
+
+
+def test_a_histogram_in_place_of_the_tree_is_named(tmp_path):
+    import uproot
+
+    with uproot.recreate(tmp_path / "x.root") as file:
+        file[jetntuple.TREE] = np.histogram([1, 2, 3])
+    with pytest.raises(InputError, match=r"x\.root.*TH1"):
+        validate.validate({"jets": [str(tmp_path / "x.root")]})
+
+
+def test_a_file_without_its_end_is_damaged(generated, tmp_path):
+    path = tmp_path / "x.root"
+    path.write_bytes(generated.read_bytes()[: generated.stat().st_size // 2])
+    with pytest.raises(InputError, match=r"x\.root"):
+        validate.validate({"jets": [str(path)]})
+
+
+def test_a_file_that_is_no_nanoaod_leaves_no_folder(generated, tmp_path):
+    folder = tmp_path / "new"
+    assert from_nanoaod.main([str(generated), "--output", str(folder)]) == 2
+    assert not folder.exists()

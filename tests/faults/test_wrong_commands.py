@@ -4,7 +4,9 @@ Every case runs in this process and in an empty folder, and must leave the folde
 """
 
 import importlib
+import io
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -175,6 +177,11 @@ CASES = [
     (["evaluating.evaluate", "--run", "", "--name", "n"], 2, ["--run", "empty"]),
     (["components.deploy", "--run", "a\nb", "--passed", "true"], 2, ["--run", r"a\nb"]),
     ([*TRAIN.split(), "--model-prefix", "t", "-c", "a\nb"], 2, ["--data-config", r"a\nb"]),
+    ("exporting.export --run r --trial t --name n --opset 999", 2, ["--opset 999", "20"]),
+    (f"{TRAIN} --model-prefix t --export-onnx m.onnx --onnx-opset 999", 2, ["--onnx-opset", "20"]),
+    ([*PREPARE.split(), "--settings", "[" * 50_000], 2, ["settings", "not JSON"]),
+    ([*PREPARE.split(), "--settings", '{"a": ' + "9" * 5000 + "}"], 2, ["settings", "not JSON"]),
+    (["clusters.ticket", "--principal", "a", "--secret", "b", "--keytab", LONG], 2, ["keytab"]),
     # Words that Kubernetes would refuse when the first pod is created.
     (["pipeline", "--gpu-resource", "a b"], 2, ["--gpu-resource", "a b"]),
     ("pipeline --gpu-resource nvidia/", 2, ["--gpu-resource", "nvidia/"]),
@@ -220,6 +227,9 @@ CASES = [
     (f"{PREPARE} --search-space wide.yaml", 2, ["fc-dim", "100000000000"]),
     (f"{PREPARE} --search-space lr.yaml", 2, ["start-lr", "max"]),
     (f"{PREPARE} --search-space huge.yaml", 2, ["huge.yaml"]),
+    (f"{PREPARE} --search-space number.yaml", 2, ["fc-dim", "distribution", "-1"]),
+    (f"{PREPARE} --search-space lines.yaml", 2, ["fc-dim", r"in\nt"]),
+    (f"{PREPARE} --search-space long.yaml", 2, ["long.yaml", "2,000,000"]),
     (f"{PREPARE} --search-space twice.yaml", 2, ["twice.yaml", "line 2", "'type'"]),
     (f"{PREPARE} --search-space deep.yaml", 2, ["deep.yaml", "nested"]),
     (f"{PREPARE} --search-space bomb.yaml", 2, ["bomb.yaml", "aliases"]),
@@ -277,6 +287,9 @@ FILES = {
     "wide.yaml": SPACE.format(name="fc-dim", kind="int", low=1, high=10**11),
     "lr.yaml": SPACE.format(name="start-lr", kind="double", low=0.001, high=".inf"),
     "huge.yaml": SPACE.format(name="fc-dim", kind="int", low=1, high="9" * 5000),
+    "number.yaml": "parameters: [{name: fc-dim, type: int, min: 1, max: 2, distribution: -1}]",
+    "lines.yaml": 'parameters: [{name: fc-dim, type: "in\\nt", min: 1, max: 2}]',
+    "long.yaml": "# " + "x" * 2_000_000,
     "twice.yaml": "type: int\ntype: double\n",
     "deep.yaml": DEEP,
     "bomb.yaml": BOMB,
@@ -470,8 +483,17 @@ def test_a_missing_module_of_the_project_is_an_internal_error(capsys, tmp_path, 
 
 def test_closed_standard_streams_are_replaced(tmp_path):
     """Else stdout is None, and the next file that is opened gets its number."""
-    body = "print('lost'); file = open('file', 'w'); file.write(str(file.fileno()))"
-    program = f"from common import cli; raise SystemExit(cli.run_main(lambda: exec({body!r})))"
+    program = """if True:
+        import sys
+        from common import cli
+
+        def body():
+            print("lost" + sys.stdin.read())
+            with open("file", "w") as file:
+                file.write(str(file.fileno()))
+
+        raise SystemExit(cli.run_main(body))
+    """
     command = [sys.executable, "-c", program]
     environment = {**os.environ, "PYTHONPATH": str(cli.ROOT)}
     closing = ["bash", "-c", 'exec "$@" <&- >&- 2>&-', "bash", *command]
@@ -480,12 +502,32 @@ def test_closed_standard_streams_are_replaced(tmp_path):
     assert int((tmp_path / "file").read_text()) > 2
 
 
+def test_a_letter_that_the_output_cannot_encode_is_escaped(monkeypatch):
+    content = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(content, encoding="ascii"))
+    assert cli.run_main(lambda: print("1 \xb1 2")) == 0
+    assert content.getvalue() == rb"1 \xb1 2" + b"\n"
+
+
 def test_a_working_folder_that_was_removed_is_named(tmp_path, capsys, monkeypatch):
     folder = tmp_path / "folder"
     folder.mkdir()
     monkeypatch.chdir(folder)
     folder.rmdir()
-    code, _, err = answer(capsys, "pipeline --list")
-    assert code == 2
-    assert "working folder was removed" in err
-    assert err.count("\n") == 1
+    for words in ("pipeline --list", "data.validate x.root --page page.html", "weaver.train -i x"):
+        code, _, err = answer(capsys, words)
+        assert code == 2
+        assert "working folder was removed" in err
+        assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("program", ["pipeline.py", "/elsewhere/script.py"])
+def test_an_interrupt_while_modules_are_imported_is_one_line(program):
+    """Only in programs of this project."""
+    path = os.path.join(cli.ROOT, program)
+    code = f"import sys; sys.argv = [{path!r}]; import common; raise KeyboardInterrupt"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=cli.ROOT, capture_output=True, timeout=60, check=False
+    )
+    assert ended.returncode == -signal.SIGINT
+    assert (b"Traceback" in ended.stderr) is (program != "pipeline.py")

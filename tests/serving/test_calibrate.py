@@ -602,6 +602,7 @@ def test_unusable_models_are_refused(tmp_path, run, onnx):
         ("label", '{"target": 5 }'),
         ("label", '{"target": "np.log("}'),
         ("trained_on", "[1]"),
+        ("trained_on", "[" * 100_000),
         ("valid_range", "no JSON"),
         ("valid_range", '{"min_pt": "low", "max_pt": null}'),
         ("valid_range", '{"min_pt": 1, "max_pt": 2, "pt": "elsewhere"}'),

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from common.choices import PRECISIONS
+from common.choices import OPSETS, PRECISIONS
 from common.cli import is_number, is_whole
 from common.errors import InputError, JecError, unknown
 from common.storage.addresses import (
@@ -461,7 +461,7 @@ class TrainOptions:
         "write the network with the trial's best weights to this .onnx file, with preprocess.json"
         " beside it; do not train",
     )
-    onnx_opset: int = flag(17, "opset of --export-onnx", type=number(int, 12))
+    onnx_opset: int = flag(17, "opset of --export-onnx", type=number(int, *OPSETS))
     triton_config: str = flag("", "with --export-onnx: file for Triton's config.pbtxt")
     s3_model: str = flag(
         "",

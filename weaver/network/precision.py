@@ -75,7 +75,7 @@ def choose(name: str, device: torch.device) -> Precision:
 def cpu_flags(path: str = "/proc/cpuinfo") -> set[str]:
     """Return instruction sets of this machine's CPU; empty where the system has no such file."""
     try:
-        lines = Path(path).read_text().splitlines()
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
     except OSError:
         return set()
     flags: set[str] = set()

@@ -99,7 +99,11 @@ def peak_bytes() -> int:
     Raises GateError on systems other than Linux, which do not report it.
     """
     status = Path("/proc/self/status")
-    peak = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    peak = (
+        re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))
+        if status.exists()
+        else None
+    )
     if peak is None:
         raise GateError(f"{status} has no VmHWM, by which a model's memory is measured")
     return int(peak[1]) * 1024

@@ -634,7 +634,7 @@ def _lock(path: Path, what: str) -> Iterator[None]:
     what: the data that are copied, for the error. Raises StorageError after FETCH_SECONDS.
     """
     deadline = time.monotonic() + FETCH_SECONDS
-    with open(private_folder.open_lock(path), "r+") as file:
+    with open(private_folder.open_lock(path), "r+", encoding="utf-8") as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

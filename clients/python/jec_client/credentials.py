@@ -70,7 +70,7 @@ class Secret:
         else:
             where = self.file
             try:
-                text = Path(self.file).read_text()
+                text = Path(self.file).read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
                 reason = getattr(error, "strerror", None) or "it is not text"
                 raise InputError(f"{self.option}: cannot read {where}: {reason}") from None

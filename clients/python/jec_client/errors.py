@@ -23,6 +23,9 @@ SIGNATURE = re.compile(
 )
 """A parameter of an address that grants access: the signature of a presigned address, a token."""
 
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+"""Characters that change what a terminal shows; a line break is left to texts of several lines."""
+
 
 def without_secrets(text: str) -> str:
     """Return the text without the logins and signatures of the addresses in it."""
@@ -37,8 +40,9 @@ class JecError(Exception):
     """Whether another attempt may succeed, although nobody has changed anything."""
 
     def __str__(self) -> str:
-        """Return the text without userinfo and signatures of addresses."""
-        return without_secrets(super().__str__())
+        """Return the text without userinfo and signatures of addresses, and safe for terminals."""
+        text = without_secrets(super().__str__())
+        return CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 class InputError(JecError):
@@ -73,19 +77,30 @@ class Refused(ServerError):
         self.code = code
 
 
-def nearest(name: str, choices: Iterable[str], count: int = 3) -> list[str]:
+LONGEST_NAME = 200
+"""Characters of a name that an error shows."""
+
+
+def nearest(name: object, choices: Iterable[str], count: int = 3) -> list[str]:
     """The names among `choices` that look most like `name`, best first; empty if none does."""
+    lower_name = str(name)[:LONGEST_NAME].lower()
     sorted_choices = sorted({str(choice) for choice in choices})
     by_lower_case = {choice.lower(): choice for choice in reversed(sorted_choices)}
-    matches = difflib.get_close_matches(name.lower(), by_lower_case, n=count, cutoff=0.5)
+    matches = difflib.get_close_matches(lower_name, by_lower_case, n=count, cutoff=0.5)
     return [by_lower_case[match] for match in matches]
 
 
-def unknown(what: str, name: str, choices: Iterable[str]) -> str:
-    """The sentence for a name that does not exist, with the nearest names or all of them."""
+def unknown(what: str, name: object, choices: Iterable[str]) -> str:
+    """The sentence for a name that does not exist, with the nearest names or all of them.
+
+    name: may be any value of a user's file, such as a number.
+    """
+    text = str(name)
+    shown = text[:LONGEST_NAME] + ("..." if len(text) > LONGEST_NAME else "")
+    shown = shown if shown.isprintable() else repr(shown)[1:-1]
     sorted_choices = sorted({str(choice) for choice in choices})
     near = nearest(name, sorted_choices)
     if near:
-        return f"unknown {what} '{name}'; did you mean {' or '.join(repr(n) for n in near)}?"
+        return f"unknown {what} '{shown}'; did you mean {' or '.join(repr(n) for n in near)}?"
     first_names = ", ".join(sorted_choices[:20]) + (", ..." if len(sorted_choices) > 20 else "")
-    return f"unknown {what} '{name}'; there are: {first_names or 'none'}"
+    return f"unknown {what} '{shown}'; there are: {first_names or 'none'}"
