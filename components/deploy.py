@@ -180,6 +180,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--url-output",
+        type=str,
         default="",
         metavar="FILE",
         help=f"file to write the service's URL to, or '{NOT_DEPLOYED}'",

@@ -45,7 +45,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = step.parser("evaluate", __doc__)
     parser.add_argument("--trial", required=True, metavar="NAME", help="trial that was exported")
     parser.add_argument(
-        "--passed-output", default="", metavar="FILE", help="file to write 'true' or 'false' to"
+        "--passed-output",
+        type=str,
+        default="",
+        metavar="FILE",
+        help="file to write 'true' or 'false' to",
     )
     args = parser.parse_args(argv)
 

@@ -635,7 +635,7 @@ def main(argv: list[str] | None = None) -> int:
         help="KFP job id, from which the run id is derived",
     )
     parser.add_argument(
-        "--run-output", default="", metavar="FILE", help="file to write the run's URI to"
+        "--run-output", type=str, default="", metavar="FILE", help="file to write the run's URI to"
     )
     parser.add_argument(
         "--executor-input",

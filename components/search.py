@@ -263,6 +263,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = step.parser("search", __doc__)
     parser.add_argument(
         "--best-trial-output",
+        type=str,
         default="",
         metavar="FILE",
         help="file to write the best trial's name to",

@@ -169,7 +169,6 @@ CASES = [
     ("data.sample --storage file/samples", 2, ["--storage", "file"]),
     (["serving.calibrate", "x.root", "--output", ""], 2, ["--output", "empty"]),
     (["serving.calibrate", "x.root", "--output", "a\nb"], 2, ["--output", r"a\nb"]),
-    ("serving.calibrate x.root --model x --output file/o", 2, ["--output", "file"]),
     (["weaver.prepare", "--data-config", "a\nb", *WHERE], 2, ["--data-config", r"a\nb"]),
     (["weaver.prepare", "--data-config", "", *WHERE], 2, ["--data-config", "empty"]),
     ("weaver.prepare --data-config x --no-such y", 2, ["--data, --output"]),
