@@ -24,8 +24,6 @@ from weaver.network.network_file import NetworkFile, option_names, option_rules
 
 MAX_PARAMETERS_IN_MEMORY = 50_000_000
 """Largest network that is built in memory (200 MB); larger ones only on the meta device."""
-MAX_TRAINABLE_PARAMETERS = 10_000_000_000
-"""With gradients and the two moments of Adam these take 160 GB, more than any GPU has."""
 
 
 def check_options(space: list[Parameter], network_config: str, source: str) -> None:
@@ -117,27 +115,11 @@ def _build(network: NetworkFile, data_config: Any, options: Mapping[str, object]
     """
     import torch
 
-    from weaver.network.construction_limit import ConstructionLimit, limit_construction
+    from weaver.network.construction_limit import check_size, limit_construction
     from weaver.network.forward_check import check_shapes
     from weaver.network.network_file import check_is_module, check_loss, num_parameters
 
-    size = 0
-    limit = ConstructionLimit()
-    try:
-        with limit_construction(network.uri) as limit, torch.device("meta"):
-            model, _ = network.build(data_config, options)
-    except InputError:
-        # A network may use numbers while it is built, and the meta device has none.
-        if limit.excess:
-            raise
-    else:
-        check_is_module(network.uri, model)
-        size = num_parameters(model)
-    if size > MAX_TRAINABLE_PARAMETERS:
-        raise InputError(
-            f"{network.uri}: the network has {size:.3g} parameters, more than"
-            f" {MAX_TRAINABLE_PARAMETERS:.0e}, which no GPU can train; make it smaller"
-        )
+    size = check_size(network, data_config, options)
     if size <= MAX_PARAMETERS_IN_MEMORY:
         with torch.random.fork_rng(devices=[]), limit_construction(network.uri):
             model, _ = network.build(data_config, options)

@@ -116,8 +116,10 @@ def train(options: TrainOptions) -> None:
 
     from weaver.feed.dataset import Dataset
     from weaver.fit.allocator import hint
+    from weaver.fit.checkpoint import read_weights
     from weaver.fit.data_configs import training_configs, validation_with_derived_numbers
     from weaver.fit.distributed import ranks, select_device
+    from weaver.network.construction_limit import check_size
     from weaver.network.network_file import load_network
 
     # All checks that need no data come before the data are opened.
@@ -130,6 +132,9 @@ def train(options: TrainOptions) -> None:
     folder.check_no_failure_marker(command)
     if not options.lr_finder and _is_finished(options, folder, configuration):
         return
+    check_size(network, data_config, options.network_option, options.weaver_options)
+    if options.load_model_weights:
+        read_weights(options.load_model_weights)
 
     device = select_device(options.gpus)
     if device.type == "cpu" and _is_first_rank():

@@ -16,6 +16,7 @@ import pytest
 
 from common import cli
 from common.errors import ClusterError, InputError
+from common.project import ROOT
 
 pytestmark = pytest.mark.faults
 
@@ -315,7 +316,7 @@ def place(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     for name, content in FILES.items():
         Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    own = Path(__file__).resolve().parents[2] / "data" / "jec_pfn_open.yaml"
+    own = ROOT / "data" / "jec_pfn_open.yaml"
     Path("regex.yaml").write_text(own.read_text() + "\nfile_magic: {is_qcd: {'qcd[': 1}}\n")
     Path("folder").mkdir()
     Path("dangling").symlink_to("nowhere")
@@ -355,6 +356,24 @@ def test_a_wrong_command_line_is_an_error_of_one_line(words, code, facts, place,
     assert len(messages) == 1
     assert messages[0].startswith("error: ")
     assert sorted(place.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "facts"),
+    [
+        ("--network-option num_fc_layers 100000000000", ["pfn_regressor_open.py", "layers"]),
+        ("--network-option fc_dim 10000000", ["pfn_regressor_open.py", "parameters"]),
+        ("--load-model-weights no-such.pt", ["no-such.pt"]),
+    ],
+)
+def test_weaver_train_refuses_network_and_weights_before_it_opens_data(flags, facts, place, capsys):
+    files = f"--data-config {ROOT}/data/jec_pfn_open.yaml --data-train no-such.root"
+    network = f"--network-config {ROOT}/networks/pfn_regressor_open.py --model-prefix m"
+    code, _, err = answer(capsys, f"weaver.train {files} {network} {flags}")
+    assert code == 2
+    for fact in facts:
+        assert fact in err
+    assert "no-such.root" not in err
 
 
 def test_a_wrong_endpoint_of_the_environment_is_named(place, capsys, monkeypatch):

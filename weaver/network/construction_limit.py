@@ -9,15 +9,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from common.errors import InputError
+from weaver.network.network_file import NetworkFile, check_is_module, num_parameters
 
 MOST_PARTS = 50_000
 """Modules, weights and buffers of a network; the largest published ones have some thousands."""
 MOST_BYTES = 4 * 2**30
 """Address space that construction may take in addition to what the process already has."""
+MAX_TRAINABLE_PARAMETERS = 10_000_000_000
+"""With gradients and the two moments of Adam these take 160 GB, more than any GPU has."""
 
 
 @dataclasses.dataclass
@@ -63,6 +66,50 @@ def limit_construction(uri: str) -> Iterator[ConstructionLimit]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def check_size(
+    network: NetworkFile,
+    data_config: Any,
+    options: Mapping[str, object],
+    weaver_options: Mapping[str, bool] | None = None,
+) -> int:
+    """Build the network on torch's meta device, and return its number of parameters.
+
+    It takes no memory for weights and leaves torch's random numbers as they are. A network that
+    uses numbers while it is built cannot be built there: then the number is 0.
+
+    Args:
+        network: The network file.
+        data_config: Data config that get_model gets.
+        options: Options of the network.
+        weaver_options: As in NetworkFile.build.
+
+    Raises:
+        InputError: If the network is too large to be built or trained.
+    """
+    import torch
+
+    limit = ConstructionLimit()
+    try:
+        with (
+            torch.random.fork_rng(devices=[]),
+            limit_construction(network.uri) as limit,
+            torch.device("meta"),
+        ):
+            model, _ = network.build(data_config, options, weaver_options)
+    except InputError:
+        if limit.excess:
+            raise
+        return 0
+    check_is_module(network.uri, model)
+    size = num_parameters(model)
+    if size > MAX_TRAINABLE_PARAMETERS:
+        raise InputError(
+            f"{network.uri}: the network has {size:.3g} parameters, more than"
+            f" {MAX_TRAINABLE_PARAMETERS:.0e}, which no GPU can train; make it smaller"
+        )
+    return size
 
 
 @contextlib.contextmanager
