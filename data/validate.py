@@ -58,7 +58,9 @@ def _summaries(uri: str, findings: list[Finding]) -> Iterator[Columns]:
     """Read a file's jets, a chunk at a time; append problems to `findings`."""
     with open_tree(uri, TREE, "python -m data.from_nanoaod makes one of NanoAOD") as tree:
         if not hasattr(tree, "branches"):
-            raise InputError(f"{uri}: {TREE} is a {tree.classname}; this command reads TTrees")
+            raise InputError(
+                f"{uri}: {TREE} is a {tree.classname}; give a file in which it is a TTree"
+            )
         present = {branch.name: type_name(branch.interpretation) for branch in tree.branches}
         schema = checks.schema(uri, present)
         findings += schema

@@ -316,12 +316,12 @@ class Client:
             for table in tables(jets, names) if is_path else [table_of(jets, names)]:
                 yield prepare(table, model.inputs, counters)
         except InputError as error:
-            raise InputError(f"model {self.model}: {error}{self._raw_model()}") from None
-
-    def _raw_model(self) -> str:
-        """Name the server's model of columns, as the end of an error, if this is another model."""
-        raw = f"{self.model}{RAW_SUFFIX}"
-        return f"; the model {raw} takes the columns of files" if raw in self.models() else ""
+            raw_model = f"{self.model}{RAW_SUFFIX}"
+            if raw_model in self.models():
+                raise InputError(
+                    f"model {self.model}: {error}; the model {raw_model} takes the columns of files"
+                ) from None
+            raise InputError(f"model {self.model}: {error}") from None
 
     def _answers(
         self, model: Model, inputs: Mapping[str, np.ndarray], count: int, ends: float
