@@ -325,7 +325,7 @@ def _prepare_standard_streams() -> None:
             os.fstat(number)
         except OSError:
             # the lowest free number, which is this one
-            os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     if sys.stdin is None:
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 (never closed)
     if sys.stdout is None:

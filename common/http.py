@@ -30,6 +30,8 @@ REASONS = {
     "ReadTimeout": "no answer in time",
     "ConnectTimeout": "no connection in time",
     "ProtocolError": "the connection broke off",
+    "LocationParseError": "the address is not valid",
+    "DecodeError": "the answer cannot be decompressed",
 }
 """Names of exceptions of requests and urllib3 -> the reason in words."""
 
@@ -100,7 +102,7 @@ def reason_of(error: BaseException) -> str:
     that of the innermost error of the system, or of `REASONS` if there is none.
     """
     import requests
-    from urllib3.exceptions import NameResolutionError
+    from urllib3.exceptions import MaxRetryError, NameResolutionError, ResponseError
 
     reason = f"the request failed ({type(error).__name__})"
     cause: BaseException | None = error
@@ -111,7 +113,10 @@ def reason_of(error: BaseException) -> str:
         name = type(cause).__name__
         if name in REASONS:
             reason = REASONS[name]
+        elif isinstance(cause, ResponseError):  # the status of the last answer, after all retries
+            reason = str(cause)
         elif isinstance(cause, OSError) and not isinstance(cause, requests.RequestException):
             reason = cause.strerror or str(cause)
-        cause = cause.__cause__ or cause.__context__
+        reason_of_retries = cause.reason if isinstance(cause, MaxRetryError) else None
+        cause = cause.__cause__ or cause.__context__ or reason_of_retries
     return reason

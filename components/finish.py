@@ -365,7 +365,11 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m components.finish", description=__doc__)
     for name, metavar in (("s3-bucket", "URI"), ("run-id", "ID"), ("network-config", "FILE")):
         parser.add_argument(
-            f"--{name}", required=True, metavar=metavar, help="the run's parameter of this name"
+            f"--{name}",
+            type=str,  # an empty field of the form is reported by prepare, and recorded here
+            required=True,
+            metavar=metavar,
+            help="the run's parameter of this name",
         )
     parser.add_argument(
         "--job-id",

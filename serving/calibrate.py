@@ -24,10 +24,11 @@ import sys
 from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from common import storage
 from common.cli import Parser, require, run_main
-from common.errors import ClusterError, InputError, JecError
+from common.errors import AccessError, ClusterError, InputError, JecError
 from common.machine import cores
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
 FORMATS = ("root", "parquet")
 NUM_CHECKERS = 8  # files that are opened in parallel
 MAX_LISTED = 5  # files that an error or a note lists
-SERVERS = ("http://", "https://", "grpc://", "grpcs://")  # begin the address of a model server
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,7 +129,11 @@ def check_duplicates(folder: str, outputs: dict[str, str]) -> None:
 
     stems = {storage.name(uri).rpartition(".")[0] for uri in outputs}
     new_outputs = set(outputs.values())
-    for entry in storage.entries(folder):
+    try:
+        existing = storage.entries(folder)
+    except AccessError:  # another user's folder in this one, as in /tmp
+        return
+    for entry in existing:
         stem, _, ending = storage.name(entry.uri).rpartition(".")
         alike = [other for other in stems if stem == other or stem.endswith(f"_{other}")]
         if entry.uri in new_outputs or ending not in FORMATS or not alike:
@@ -315,7 +319,10 @@ def _delete_if_alone(record: str, folder: str) -> None:
 
 def _is_alone(record: str, folder: str) -> bool:
     """Return whether a folder contains only its record."""
-    return all(entry.uri == record for entry in storage.entries(folder))
+    try:
+        return all(entry.uri == record for entry in storage.entries(folder))
+    except AccessError:  # of a folder in it, as in /tmp
+        return False
 
 
 def _model(options: Namespace) -> Model:
@@ -325,7 +332,7 @@ def _model(options: Namespace) -> Model:
 
         require(bool(options.model), "there is no --model; give --model RUN, or --url URL")
         require(
-            not options.model.startswith(SERVERS) or options.model.endswith(".onnx"),
+            not _is_server(options.model),
             f"--model {options.model} is the address of a server, not of a model.onnx; give --url"
             " http://HOST:PORT, and --model NAME-raw if it has several",
         )
@@ -334,6 +341,15 @@ def _model(options: Namespace) -> Model:
 
     login = {"token": options.token, "cookies": options.cookies}
     return served_model(options.url, options.model or "", **login)
+
+
+def _is_server(model: str) -> bool:
+    """Return whether an address is that of a server, and not of a file or folder on it."""
+    if model.startswith(("grpc://", "grpcs://")):
+        return True
+    path = urlsplit(model).path
+    is_web = model.startswith(("http://", "https://"))
+    return is_web and (path in ("", "/") or path.startswith("/v2"))
 
 
 def _report(
@@ -413,11 +429,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--token",
+        type=str,  # an error must not show a secret that was given in place of its file
         metavar="FILE",
         help="with --url: file with a token, or '$NAME' of an environment variable",
     )
     parser.add_argument(
         "--cookies",
+        type=str,
         metavar="FILE",
         help="with --url: file with cookies, or '$NAME' of an environment variable",
     )

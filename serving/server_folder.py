@@ -30,7 +30,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from common import storage
+from common import pids, storage
 from common.errors import InputError
 from common.exported_model import check_model
 from common.storage import space
@@ -78,7 +78,8 @@ class ServerFolder:
             else:
                 storage.download(uri, place)
                 copy = str(place / "1" / "model.onnx")
-            if storage.exists(copy):
+            # Triton also takes a folder of this name, with the weights in files of their own.
+            if storage.exists(copy) and not os.path.isdir(copy):
                 check_model(onnx, storage.read_bytes(copy))
 
     def record(self, running: Running) -> None:
@@ -155,7 +156,8 @@ def running() -> Iterator[Running]:
         # a server that is being started has none yet, and one may end while it is looked at
         with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
             record = Running(**json.loads((path / "server.json").read_text()))
-            if _in_use(path):
+            # a killed server's helper processes hold its lock for another moment
+            if _in_use(path) and pids.is_alive(record.pid):
                 yield record
 
 

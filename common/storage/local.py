@@ -28,6 +28,8 @@ USER_ERRORS = (
 """Errors that another path or other rights would avoid."""
 NO_RIGHTS = (errno.EACCES, errno.EPERM)
 """Errors that other rights would avoid; a token of a network disk may have expired."""
+LOST_AND_FOUND = "lost+found"
+"""Folder of the system at the top of an ext4 disk; only root may read it."""
 WILDCARD = re.compile(r"[*?[]")
 
 
@@ -230,7 +232,8 @@ def create(path: str, content: bytes) -> bool:
 def entries(path: str) -> list[Entry]:
     """Return the files below a folder, or the one file of that path.
 
-    Links to folders are followed, a loop of them once; a link without a target is no file.
+    Links to folders are followed, a loop of them once; a link without a target is no file. Raises
+    AccessError for a folder in it that may not be read, except lost+found.
     """
     with _translate_errors(path):
         is_folder = os.path.isdir(path)
@@ -251,7 +254,7 @@ def entries(path: str) -> list[Entry]:
 
 def _refuse_unreadable(error: OSError) -> None:
     """Raise AccessError for a folder that may not be listed; its files would be missing."""
-    if error.errno in NO_RIGHTS:
+    if error.errno in NO_RIGHTS and os.path.basename(error.filename) != LOST_AND_FOUND:
         raise explain(error, error.filename) from error
 
 

@@ -114,3 +114,7 @@ def test_errors_of_urllib3_are_given_in_words():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         assert http_module.reason_of(urllib3_error(silent.getsockname()[1])) == "timed out"
     assert http_module.reason_of(urllib3.exceptions.ProtocolError("x")) == REASONS["ProtocolError"]
+    throttled = urllib3.exceptions.MaxRetryError(
+        None, "/secret-part", urllib3.exceptions.ResponseError("too many 503 error responses")
+    )
+    assert http_module.reason_of(throttled) == "too many 503 error responses"

@@ -227,6 +227,13 @@ def test_an_unreadable_folder_is_not_an_empty_one(unreadable, use):
         use(unreadable)
 
 
+def test_lost_and_found_of_a_disk_is_left_out(unreadable, monkeypatch):
+    monkeypatch.setattr(storage.local, "LOST_AND_FOUND", unreadable.name)
+    (unreadable.parent / "b.root").touch()
+    (entry,) = storage.entries(str(unreadable.parent))
+    assert entry.uri == str(unreadable.parent / "b.root")
+
+
 @pytest.mark.parametrize(
     ("variable", "value"), [("AWS_PROFILE", "no-such"), ("AWS_ENDPOINT_URL", "foo")]
 )

@@ -328,6 +328,20 @@ def test_finish_reports_a_retryable_failure_of_prepare(
     assert (entry.state, entry.retryable) == ("failed", True)
 
 
+@pytest.mark.parametrize("name", ["run-id", "network-config"])
+def test_an_empty_field_of_the_form_does_not_stop_finish(s3_bucket, monkeypatch, name):
+    monkeypatch.delenv(step.LOCAL_DIR, raising=False)
+    values = {
+        "s3-bucket": f"{s3_bucket}/jec",
+        "run-id": "auto",
+        "network-config": RunConfig().network_config,
+        name: "",
+        "job-id": JOB,
+    }
+    words = [word for flag, value in values.items() for word in (f"--{flag}", value)]
+    assert finish.main(words) == 0
+
+
 def test_after_finish_prepare_does_its_work_under_the_same_job_id(s3_bucket, monkeypatch, tmp_path):
     """Retry in the UI keeps the job id, and comes after what was missing has been put there."""
     monkeypatch.delenv(step.LOCAL_DIR, raising=False)

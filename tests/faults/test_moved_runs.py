@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from common import storage
-from common.errors import InputError
+from common.errors import AccessError, InputError
 from tests.weaver.conftest import synthetic_jets, write_jets
 from weaver.config.data_config import DataConfig
 from weaver.feed.dataset import Dataset
@@ -33,6 +33,17 @@ def test_only_data_that_move_with_the_run_are_relative(data, reference, dataset,
     monkeypatch.setattr(columns, "is_prepared", lambda uri: True)
     assert reference_to(data, reference) == {"dataset": dataset}
     assert resolve_reference(reference, dataset) == data
+
+
+def test_a_run_is_used_whose_former_place_may_not_be_read(monkeypatch):
+    def exists(uri):
+        if uri.startswith("/home/alice/"):
+            raise AccessError(f"cannot read {uri}: Permission denied")
+        return uri == "/home/bob/runs/cache/k/dataset.json"
+
+    monkeypatch.setattr(storage, "exists", exists)
+    reference = "/home/bob/runs/r-1/data/train.json"
+    assert resolve_reference(reference, "/home/alice/runs/cache/k") == "/home/bob/runs/cache/k"
 
 
 @pytest.mark.parametrize("form", ["relative", "of an earlier version"])

@@ -502,11 +502,12 @@ def test_a_missing_module_of_the_project_is_an_internal_error(capsys, tmp_path, 
 def test_closed_standard_streams_are_replaced(tmp_path):
     """Else stdout is None, and the next file that is opened gets its number."""
     program = """if True:
-        import sys
+        import subprocess, sys
         from common import cli
 
         def body():
             print("lost" + sys.stdin.read())
+            subprocess.run(["echo", "a program that needs its stdout"], check=True)
             with open("file", "w") as file:
                 file.write(str(file.fileno()))
 

@@ -16,7 +16,7 @@ import pytest
 import uproot
 
 from common import storage
-from common.errors import InputError, StorageError
+from common.errors import AccessError, InputError, StorageError
 from serving import calibrate
 from serving.calibrate import FORMATS
 from serving.calibration import batches, model, outputs, work
@@ -586,12 +586,37 @@ def test_unusable_models_are_refused(tmp_path, run, onnx):
         tmp_path / "run": "no exported model yet",
         tmp_path / "empty": "there is no model at",
         "http://127.0.0.1:9/v2/models/pfn-raw": "give --url",
+        "https://127.0.0.1:9": "give --url",
         "grpc://127.0.0.1:9": "give --url",
     }.items():
         code, _, err = run(path, model=place)
         assert code == 2, place
         assert fact in err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_on_a_web_server_is_not_taken_for_a_model_server(run, tmp_path):
+    path = write_jets(tmp_path / "x.root", jets(10))
+    code, _, err = run(path, model="http://127.0.0.1:9/runs/pfn-1")
+    assert code == 1  # nobody answers at this port
+    assert "give --url" not in err
+
+
+@pytest.mark.parametrize("flag", ["--token", "--cookies"])
+def test_a_secret_in_place_of_its_file_is_not_shown(run, tmp_path, flag):
+    path = write_jets(tmp_path / "x.root", jets(10))
+    code, out, err = run(path, "--url", "http://127.0.0.1:9", flag, "name\tsecret-9a1\n", model="m")
+    assert code == 2
+    assert "secret-9a1" not in out + err
+
+
+def test_an_output_below_which_others_have_folders_is_used(monkeypatch, tmp_path):
+    def refuse(folder):
+        raise AccessError(f"cannot read {folder}/theirs: Permission denied")
+
+    monkeypatch.setattr(storage, "entries", refuse)
+    calibrate.check_duplicates(str(tmp_path), {"x.root": str(tmp_path / "x.root")})
+    assert not calibrate._is_alone(str(tmp_path / "calibration.json"), str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -529,6 +529,29 @@ def test_s3_without_rights_or_bucket_is_refused(run, s3_bucket, monkeypatch, cap
     storage.forget_client()
 
 
+def test_a_killed_server_whose_helpers_still_end_does_not_run():
+    folder = server_folder.create()
+    alive, ended = os.getpid(), 2**22 + 1  # beyond the largest pid that Linux gives
+    for pid in (alive, ended):
+        record = server_folder.Running(pid=pid, url="http://127.0.0.1:1", models={})
+        folder.record(record)
+        assert (record in list(server_folder.running())) == (pid == alive)
+    folder.leave()
+    server_folder.remove_abandoned()
+
+
+def test_a_model_in_the_form_of_a_folder_is_linked(tmp_path):
+    """Triton's ONNX backend takes model.onnx as a folder, with the weights in files beside it."""
+    version = tmp_path / "m" / "1"
+    (version / "model.onnx").mkdir(parents=True)
+    (version / "model.onnx" / "weights").write_bytes(b"0" * 8)
+    folder = server_folder.create()
+    folder.add_models({"m": str(tmp_path / "m")})
+    assert (folder.repository / "m" / "1" / "model.onnx" / "weights").is_file()
+    folder.leave()
+    server_folder.remove_abandoned()
+
+
 def test_folders_of_servers_that_were_killed_are_removed(tmp_path):
     folder = server_folder.create()
     folder_in_use = server_folder.create()

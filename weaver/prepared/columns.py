@@ -45,7 +45,7 @@ from urllib.parse import quote
 import numpy as np
 
 from common import private_folder, storage
-from common.errors import InputError, StorageError
+from common.errors import AccessError, InputError, StorageError
 from common.storage import durable, space
 from weaver.config.sections import Parameters
 from weaver.prepared.node_cache import CACHE_VARIABLE, node_cache
@@ -465,8 +465,11 @@ def _split(uri: str) -> tuple[str, str]:
 
 
 def is_prepared(uri: str) -> bool:
-    """Return True if there is a complete prepared folder at this address."""
-    return storage.exists(storage.join(uri, DESCRIPTION))
+    """Return True if there is a complete prepared folder at this address that may be read."""
+    try:
+        return storage.exists(storage.join(uri, DESCRIPTION))
+    except AccessError:
+        return False
 
 
 def digest_of(description: Mapping[str, Any]) -> str:
