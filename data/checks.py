@@ -134,7 +134,12 @@ def forms(where: str, arrays: Mapping[str, Any]) -> list[Finding]:
             is_list = "a list" if array.ndim > 1 else "one number"
             needed = "a list" if counter else "one number"
             problem = f"holds {is_list} for each jet, the schema has {needed}"
-        elif counter and (ak.to_numpy(ak.num(array)) != ak.to_numpy(arrays[counter])).any():
+        # a counter of another form has an error of its own
+        elif (
+            counter
+            and arrays[counter].ndim == 1
+            and (ak.to_numpy(ak.num(array)) != ak.to_numpy(arrays[counter])).any()
+        ):
             problem = f"holds lists whose lengths are not those in {counter}"
         if problem:
             findings.append(

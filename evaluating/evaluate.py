@@ -94,8 +94,11 @@ def evaluate(
     columns = test.observers()
     check_observers(columns, RunFolder(uri).data_config)
 
-    num_jets = {split: prepared.jets for split, prepared in records.run.record.data.items()}
-    if warning := memory_warning(len(test), num_jets.get("train", 0), num_jets.get("val", 0)):
+    num_train = num_val = 0
+    if records.run.record.jet_columns:  # else no trees are trained
+        data = records.run.record.data
+        num_train, num_val = round(data["train"].jets * records.data_fraction), data["val"].jets
+    if warning := memory_warning(len(test), num_train, num_val):
         print(warning, file=sys.stderr)
 
     batch_of_model = batch_size_for(test, records.export, batch_size)

@@ -7,7 +7,6 @@ settings and the seed, so that later runs on the same data do not train them aga
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import io
 import json
@@ -132,11 +131,9 @@ def _load_or_train(
     place = storage.join(folder, f"trees-{digest}.json")
     predictions_place = storage.join(folder, f"trees-{digest}.npy")
     if storage.exists(place) and storage.exists(predictions_place):
-        # a damaged file is written again
-        with contextlib.suppress(InputError, TypeError, ValueError, EOFError):
-            content = io.BytesIO(storage.read_bytes(predictions_place))
-            predictions = np.load(content, allow_pickle=False)
-            return Trees(**storage.read_object(place)), predictions
+        earlier = _read(place, predictions_place, len(test))
+        if earlier is not None:
+            return earlier
 
     record, predictions = _train(places, config, test, fraction, seed)
     content = io.BytesIO()
@@ -144,6 +141,23 @@ def _load_or_train(
     storage.write_bytes(predictions_place, content.getvalue())
     storage.write_json(place, plain(record))  # last: it counts only with predictions
     return record, predictions
+
+
+def _read(
+    place: str, predictions_place: str, num_jets: int
+) -> tuple[Trees, NDArray[np.float32]] | None:
+    """Read record and predictions (num_jets,); None if a file is damaged."""
+    content = io.BytesIO(storage.read_bytes(predictions_place))
+    try:
+        predictions = np.load(content, allow_pickle=False)
+    except Exception:  # NumPy raises anything for a damaged header, also a TokenError
+        return None
+    if not isinstance(predictions, np.ndarray) or predictions.shape != (num_jets,):
+        return None
+    try:
+        return Trees(**storage.read_object(place)), predictions
+    except (InputError, TypeError):
+        return None
 
 
 def _train(

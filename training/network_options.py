@@ -124,7 +124,7 @@ def _build(network: NetworkFile, data_config: Any, options: Mapping[str, object]
         with torch.random.fork_rng(devices=[]), limit_construction(network.uri):
             model, _ = network.build(data_config, options)
         check_is_module(network.uri, model)
-        size = num_parameters(model)
         check_shapes(model, data_config, network)
+        size = num_parameters(model)  # known after its first jets, if it has torch.nn.LazyLinear
     check_loss(network.uri, network.loss(data_config, options))
     return size

@@ -10,7 +10,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from weaver.config.data_config import DataConfig
 from weaver.fit.distributed import select_device
 from weaver.fit.options import TrainOptions
-from weaver.network.construction_limit import check_size
 from weaver.network.forward_check import PROBE_JETS, forward
 from weaver.network.network_file import load_network, num_parameters
 from weaver.onnx.onnx_export import input_shapes
@@ -66,7 +65,6 @@ def _network(options: TrainOptions) -> tuple[nn.Module, list[tuple[int, ...]]]:
     """
     data_config = DataConfig.load(options.data_config)
     network = load_network(options.network_config)
-    check_size(network, data_config, options.network_option, options.weaver_options)
     model, info = network.build(data_config, options.network_option, options.weaver_options)
     shapes = list(input_shapes(info, data_config).values())
     forward(model, [torch.ones(PROBE_JETS, *shape) for shape in shapes], data_config, network)

@@ -119,7 +119,6 @@ def train(options: TrainOptions) -> None:
     from weaver.fit.checkpoint import read_weights
     from weaver.fit.data_configs import training_configs, validation_with_derived_numbers
     from weaver.fit.distributed import ranks, select_device
-    from weaver.network.construction_limit import check_size
     from weaver.network.network_file import load_network
 
     # All checks that need no data come before the data are opened.
@@ -132,7 +131,6 @@ def train(options: TrainOptions) -> None:
     folder.check_no_failure_marker(command)
     if not options.lr_finder and _is_finished(options, folder, configuration):
         return
-    check_size(network, data_config, options.network_option, options.weaver_options)
     if options.load_model_weights:
         read_weights(options.load_model_weights)
 
@@ -260,14 +258,16 @@ def _network(
 ) -> torch.nn.Module:
     """Build the network, with its start weights and frozen parameters."""
     from weaver.fit.start_weights import freeze, start_from
+    from weaver.network.construction_limit import limit_construction
     from weaver.network.network_file import check_is_module
 
-    model, _ = network.build(
-        data_config,
-        options.network_option,
-        options.weaver_options,
-        mixed_precision=options.requested_precision not in ("auto", "float32"),
-    )
+    with limit_construction(network.uri, limits_memory=False):
+        model, _ = network.build(
+            data_config,
+            options.network_option,
+            options.weaver_options,
+            mixed_precision=options.requested_precision not in ("auto", "float32"),
+        )
     check_is_module(network.uri, model)
     if options.load_model_weights:
         start_from(model, options.load_model_weights, options.exclude_model_weights)

@@ -204,6 +204,7 @@ NUMBERS = {
         ("PF_pT", [["a"], ["b", "c"]], "no numbers"),
         ("PF_dR", [[0.1], [0.2]], "lengths"),
         ("nPF", [np.nan, np.nan], "lengths"),
+        ("nPF", [[1], [2, 3]], "a list for each jet"),
     ],
 )
 def test_a_branch_of_another_form_is_an_error(name, values, words):

@@ -413,6 +413,8 @@ def test_batches_are_as_large_as_the_memory_allows(monkeypatch, documents, room,
 
 @pytest.mark.usefixtures("without_figures")
 def test_an_evaluation_below_a_memory_limit_gives_the_same_results(run, monkeypatch, capsys):
+    for module in (inference, memory):
+        monkeypatch.setattr(module, "memory_room", lambda: None)
     assert command(run) == 0
     assert "warning" not in capsys.readouterr().err
     without_limit = read_strictly(run / "metrics.json")

@@ -358,21 +358,12 @@ def test_a_wrong_command_line_is_an_error_of_one_line(words, code, facts, place,
     assert sorted(place.rglob("*")) == before
 
 
-@pytest.mark.parametrize(
-    ("flags", "facts"),
-    [
-        ("--network-option num_fc_layers 100000000000", ["pfn_regressor_open.py", "layers"]),
-        ("--network-option fc_dim 10000000", ["pfn_regressor_open.py", "parameters"]),
-        ("--load-model-weights no-such.pt", ["no-such.pt"]),
-    ],
-)
-def test_weaver_train_refuses_network_and_weights_before_it_opens_data(flags, facts, place, capsys):
+def test_weaver_train_refuses_missing_start_weights_before_it_opens_data(place, capsys):
     files = f"--data-config {ROOT}/data/jec_pfn_open.yaml --data-train no-such.root"
     network = f"--network-config {ROOT}/networks/pfn_regressor_open.py --model-prefix m"
-    code, _, err = answer(capsys, f"weaver.train {files} {network} {flags}")
+    code, _, err = answer(capsys, f"weaver.train {files} {network} --load-model-weights no-such.pt")
     assert code == 2
-    for fact in facts:
-        assert fact in err
+    assert "no-such.pt" in err
     assert "no-such.root" not in err
 
 

@@ -7,6 +7,7 @@ meta device, where weights take no memory.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import resource
 from collections.abc import Iterator, Mapping
@@ -31,12 +32,19 @@ class ConstructionLimit:
 
 
 @contextlib.contextmanager
-def limit_construction(uri: str) -> Iterator[ConstructionLimit]:
+def limit_construction(uri: str, *, limits_memory: bool = True) -> Iterator[ConstructionLimit]:
     """Limit the modules, weights and memory of a network that the block builds.
 
-    Raises InputError above MOST_PARTS or MOST_BYTES. `excess` of the yielded object is then set,
-    which distinguishes it from other InputErrors. Compute nothing in the block: threads that
-    compute take address space of their own.
+    Args:
+        uri: Address of the network file, for errors.
+        limits_memory: Whether to limit the memory. If so, compute nothing in the block: threads and
+            GPUs take address space of their own.
+
+    Yields:
+        An object whose `excess` says which limit an InputError of this function is about.
+
+    Raises:
+        InputError: Above MOST_PARTS or MOST_BYTES.
     """
     from torch.nn.modules import module as hooks
 
@@ -56,7 +64,7 @@ def limit_construction(uri: str) -> Iterator[ConstructionLimit]:
         hooks.register_module_buffer_registration_hook(count),
     ]
     try:
-        with _limit_memory():
+        with _limit_memory() if limits_memory else contextlib.nullcontext():
             yield limit
     except InputError as error:
         if isinstance(error.__cause__, MemoryError):
@@ -68,22 +76,18 @@ def limit_construction(uri: str) -> Iterator[ConstructionLimit]:
             handle.remove()
 
 
-def check_size(
-    network: NetworkFile,
-    data_config: Any,
-    options: Mapping[str, object],
-    weaver_options: Mapping[str, bool] | None = None,
-) -> int:
+def check_size(network: NetworkFile, data_config: Any, options: Mapping[str, object]) -> int:
     """Build the network on torch's meta device, and return its number of parameters.
 
-    It takes no memory for weights and leaves torch's random numbers as they are. A network that
-    uses numbers while it is built cannot be built there: then the number is 0.
+    It takes no memory for weights and leaves torch's random numbers as they are. The number is 0
+    for a network that cannot be built there, because it uses numbers while it is built, and for one
+    whose sizes follow from its first jets (torch.nn.LazyLinear).
 
     Args:
-        network: The network file.
-        data_config: Data config that get_model gets.
-        options: Options of the network.
-        weaver_options: As in NetworkFile.build.
+        network: The network file. It is imported again afterwards, because its own tensors may be
+            on the meta device too.
+        data_config: Data config that get_model gets a copy of.
+        options: Options of the network, of which get_model gets a copy.
 
     Raises:
         InputError: If the network is too large to be built or trained.
@@ -97,12 +101,16 @@ def check_size(
             limit_construction(network.uri) as limit,
             torch.device("meta"),
         ):
-            model, _ = network.build(data_config, options, weaver_options)
+            model, _ = network.build(copy.deepcopy(data_config), copy.deepcopy(dict(options)))
     except InputError:
         if limit.excess:
             raise
         return 0
+    finally:
+        network.forget_module()
     check_is_module(network.uri, model)
+    if any(isinstance(tensor, torch.nn.UninitializedParameter) for tensor in model.parameters()):
+        return 0
     size = num_parameters(model)
     if size > MAX_TRAINABLE_PARAMETERS:
         raise InputError(

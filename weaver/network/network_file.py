@@ -148,8 +148,7 @@ class NetworkFile:
 
         Raises InputError where it cannot be imported, with the reason and the line.
         """
-        meaning = f"{self.uri}\0{self.address}\0{self.digest()}"
-        name = "_network_" + hashlib.sha256(meaning.encode()).hexdigest()[:16]
+        name = self._module_name()
         if name in sys.modules:
             return sys.modules[name]
         loader = _TextLoader(self)
@@ -168,6 +167,14 @@ class NetworkFile:
             del sys.modules[name]
             raise
         return module
+
+    def forget_module(self) -> None:
+        """Have the file imported again by the next use, without what this import has stored."""
+        sys.modules.pop(self._module_name(), None)
+
+    def _module_name(self) -> str:
+        meaning = f"{self.uri}\0{self.address}\0{self.digest()}"
+        return "_network_" + hashlib.sha256(meaning.encode()).hexdigest()[:16]
 
     def _call(self, name: str, data_config, options: Mapping[str, Any]):
         function = getattr(self.module(), name, None)

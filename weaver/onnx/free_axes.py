@@ -264,7 +264,9 @@ def constant_sources(network, names: Sequence[str], inputs: Inputs) -> str:
         try:
             torch.jit.trace(network, example, check_trace=False)
         except Exception as error:  # an error here must not hide the gate's result
-            return f"; its operations could not be traced again ({error or type(error).__name__})"
+            return (
+                f"; its operations could not be traced again ({str(error) or type(error).__name__})"
+            )
     for warning in tracer_warnings:
         if issubclass(warning.category, torch.jit.TracerWarning):
             text = linecache.getline(warning.filename, warning.lineno).strip()

@@ -41,7 +41,7 @@ def describe_layer_differences(
     try:
         differences = layer_differences(model, onnx_path, input_names, inputs, level)
     except Exception as error:  # an error here must not hide the gate's result
-        return f"its layers could not be compared ({error or type(error).__name__})"
+        return f"its layers could not be compared ({str(error) or type(error).__name__})"
     # "not <=", since a difference may be NaN
     diverging = [name for name, difference in differences.items() if not difference <= CLOSE]
     if not differences:
