@@ -112,20 +112,25 @@ def test_a_single_old_refusal_does_not_end_the_search(fake):
     katib = Katib(node, suggestion_refusal=f'pods "{{name}}" is forbidden: {PRIVILEGED}')
     backend = fake(node, katib=katib, poll=0.1)
     katib._refused_at = math.inf  # no further attempt
-    backend.api.event(
-        {
-            "kind": "ReplicaSet",
-            "metadata": {"name": f"{SEARCH}-grid-6797bffc9c", "uid": "rs-1"},
-        },
-        "FailedCreate",
-        f"Error creating: {PRIVILEGED}",
-    )
+
+    def refuse() -> None:
+        backend.api.event(
+            {
+                "kind": "ReplicaSet",
+                "metadata": {"name": f"{SEARCH}-grid-6797bffc9c", "uid": "rs-1"},
+            },
+            "FailedCreate",
+            f"Error creating: {PRIVILEGED}",
+        )
 
     def cure() -> None:
         katib.suggestion_refusal = ""
 
+    # Events are dated in whole seconds; those before the experiment do not count.
+    refused = later(refuse, lambda: backend.api.find("experiments", SEARCH), backend.api)
     cured = later(cure, lambda: PRIVILEGED in backend.text, backend.api)
     result = backend.run_experiment(experiment(["0.1"]))
+    refused.join()
     cured.join()
     assert len(result.trials) == 1
 
