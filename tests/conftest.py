@@ -27,6 +27,22 @@ def pytest_configure(config):
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol():
+    """Restore the handlers of signals after each test.
+
+    A command that a test runs in this process leaves its handlers behind. Processes that a later
+    test forks would inherit them, and not end by SIGTERM.
+    """
+    numbers = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    try:
+        return (yield)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
 def pytest_addoption(parser):
     """Add --update-golden, which writes tests/golden anew instead of failing."""
     parser.addoption("--update-golden", action="store_true", help="write the golden manifests anew")

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from common.errors import InputError
-from weaver.network.construction_limit import MOST_PARTS, check_size, limit_construction
+from weaver.network import construction_limit
+from weaver.network.construction_limit import check_size, limit_construction
 from weaver.network.network_file import load_network
 
 MODULE_TENSORS = """
@@ -43,6 +44,11 @@ def get_loss(data_config, **kwargs):
 """
 
 
+@pytest.fixture(autouse=True)
+def few_parts(monkeypatch):
+    monkeypatch.setattr(construction_limit, "MOST_PARTS", 100)
+
+
 def network_of(tmp_path, text: str):
     path = tmp_path / "network.py"
     path.write_text(text)
@@ -65,7 +71,7 @@ def test_the_build_after_the_check_has_its_own_tensors_and_options(tmp_path):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"layers": MOST_PARTS + 1}, "layers"),
+        ({"layers": 100}, "layers"),
         ({"layers": 10**11}, "layers"),
         ({"width": 10**10}, "parameters"),
     ],
